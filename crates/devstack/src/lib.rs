@@ -1,0 +1,22 @@
+//! A real Postgres and a real Kafka on this machine, without containers: throw-away servers for
+//! the tests, and the whole system for `make up` and `make demo`.
+//!
+//! Everything runs as a plain user, on free ports of the loopback, in a [`Home`] of its own, and is
+//! gone afterwards, also when the process that started it was killed.
+
+mod home;
+mod kafka;
+mod ports;
+mod postgres;
+mod processes;
+mod progress;
+mod servers;
+mod stack;
+
+pub use home::Home;
+pub use kafka::Kafka;
+pub use postgres::Postgres;
+pub use processes::{Process, Program};
+pub use progress::step;
+pub use servers::{Servers, TestServers};
+pub use stack::{Names, Stack};

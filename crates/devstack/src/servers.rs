@@ -1,0 +1,138 @@
+use std::{
+    env,
+    sync::{Arc, OnceLock},
+    thread,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::{
+    home::Home,
+    kafka::{self, Kafka},
+    postgres::{self, Postgres},
+};
+
+/// Where a Postgres is that already runs: its superuser's URL, with a database.
+const POSTGRES_VARIABLE: &str = "DEVSTACK_POSTGRES_URL";
+/// Where a Kafka is that already runs.
+const KAFKA_VARIABLE: &str = "DEVSTACK_KAFKA_BROKERS";
+
+/// A Postgres and a Kafka of this process's own.
+#[derive(Debug)]
+pub struct Servers {
+    /// The folder that they live in.
+    pub home: Arc<Home>,
+    /// The database server.
+    pub postgres: Postgres,
+    /// The broker.
+    pub kafka: Kafka,
+}
+
+impl Servers {
+    /// Starts both; `settings` are lines for Postgres' configuration.
+    ///
+    /// # Errors
+    /// If one of them is missing on this machine, or doesn't start.
+    pub async fn start(settings: &[&str]) -> Result<Self> {
+        let home = Arc::new(Home::new()?);
+        let (postgres, kafka) =
+            tokio::try_join!(Postgres::start(&home, settings), Kafka::start(&home))?;
+        Ok(Self { home, postgres, kafka })
+    }
+
+    /// Where they are.
+    pub fn addresses(&self) -> TestServers {
+        TestServers {
+            postgres_url: self.postgres.admin_url().to_owned(),
+            brokers: self.kafka.brokers().to_owned(),
+        }
+    }
+
+    /// Ends both, and clears their folder away.
+    pub async fn stop(self) {
+        tokio::join!(self.kafka.process.stop(), self.postgres.process.stop());
+    }
+}
+
+/// The servers that all tests of a run share; each test makes its own databases and topics there.
+#[derive(Clone, Debug)]
+pub struct TestServers {
+    postgres_url: String,
+    brokers: String,
+}
+
+impl TestServers {
+    /// The servers that the variables `DEVSTACK_POSTGRES_URL` and `DEVSTACK_KAFKA_BROKERS` name;
+    /// without these, servers that are started now and live as long as this process.
+    ///
+    /// # Panics
+    /// If they can't be started: a test can't go on.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<TestServers> = OnceLock::new();
+        SHARED.get_or_init(|| Self::from_variables().unwrap_or_else(Self::start_for_this_process))
+    }
+
+    /// The variables that let another process share these servers.
+    pub fn variables(&self) -> [(&'static str, &str); 2] {
+        [(POSTGRES_VARIABLE, &self.postgres_url), (KAFKA_VARIABLE, &self.brokers)]
+    }
+
+    /// The addresses of the brokers.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// A new, empty database; the result is its URL, as the superuser.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn create_database(&self, name: &str) -> Result<String> {
+        let client = postgres::connect(&self.postgres_url).await?;
+        client.batch_execute(&format!("create database \"{name}\"")).await?;
+        let (server, _) = self.postgres_url.rsplit_once('/').context("a URL has a path")?;
+        Ok(format!("{server}/{name}"))
+    }
+
+    /// A new, compacted topic.
+    ///
+    /// # Errors
+    /// If the broker refuses.
+    pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
+        kafka::create_topic(&self.brokers, name, partitions, "compact").await
+    }
+
+    /// A word that no other test uses, to begin the names of databases and topics with.
+    pub fn unique_name(test: &str) -> String {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        format!("{test}_{}", &id[..8])
+    }
+
+    fn from_variables() -> Option<Self> {
+        Some(Self {
+            postgres_url: env::var(POSTGRES_VARIABLE).ok()?,
+            brokers: env::var(KAFKA_VARIABLE).ok()?,
+        })
+    }
+
+    /// On a thread of their own, because every test has a runtime that ends with it.
+    fn start_for_this_process() -> Self {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let Ok(runtime) = runtime else { return };
+            runtime.block_on(async {
+                // What a test commits need not survive a power cut.
+                let servers = Servers::start(&["fsync=off"]).await;
+                let _ = sender.send(servers.as_ref().map(Servers::addresses).map_err(|err| {
+                    anyhow!("{err:#}")
+                }));
+                // The guard of their folder ends them with this process.
+                std::future::pending::<()>().await;
+            });
+        });
+        match receiver.recv().context("no runtime").flatten() {
+            Ok(servers) => servers,
+            Err(err) => panic!("no servers to test with: {err:#}"),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! x
+/// x
+#[derive(Debug)]
+pub struct Stack;
+/// x
+#[derive(Debug)]
+pub struct Names;

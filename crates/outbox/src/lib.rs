@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+
+mod enqueue;
+mod event;
+mod schema;
+
+pub use enqueue::enqueue;
+pub use event::Event;
+
+/// The migrations of the outbox and of the relay's checkpoints. Run them before the service's own.
+pub const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
+    diesel_migrations::embed_migrations!("migrations");

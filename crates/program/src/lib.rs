@@ -1,0 +1,12 @@
+//! What every program of this workspace starts with: options that are checked whole, logs, the
+//! signals that ask for its end, and exit codes that mean something.
+
+mod config;
+mod exit;
+mod shutdown;
+mod telemetry;
+
+pub use config::{ConfigError, Problems};
+pub use exit::{EXIT_CODES, parse, report};
+pub use shutdown::shutdown_signal;
+pub use telemetry::{LogFormat, LogOptions};

@@ -1,0 +1,176 @@
+//! Requests that can be repeated: the first answer is kept, in the transaction that it tells of,
+//! and given again. See <https://google.aip.dev/155>.
+
+use std::time::Duration;
+
+use diesel::{
+    ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, QueryableByName,
+    sql_types,
+};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use diesel_migrations::EmbeddedMigrations;
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::database::Pool;
+
+/// The table of the answers.
+pub const MIGRATIONS: EmbeddedMigrations = diesel_migrations::embed_migrations!("migrations");
+
+/// How long an answer is kept at least, as api documentation promises.
+const KEPT: &str = "24 hours";
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// So many old rows go in one statement: few enough to take a moment only.
+const SWEEP_BATCH: i64 = 1_000;
+/// How often, and how far apart, a repeat looks whether the first try is through. The whole is
+/// longer than a write takes and shorter than a caller's patience.
+const IN_FLIGHT_TRIES: u32 = 50;
+const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(10);
+
+diesel::table! {
+    request_ids (method, request_id) {
+        method -> Text,
+        request_id -> Uuid,
+        fingerprint -> Binary,
+        response -> Binary,
+    }
+}
+
+/// What tells a repeat from a new request.
+#[derive(Clone, Debug)]
+pub struct RequestKey {
+    method: &'static str,
+    request_id: Uuid,
+    fingerprint: Vec<u8>,
+}
+
+/// What [`RequestKey::claim`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nobody has sent this request before; the write is ours to make.
+    New,
+    /// It was answered before, with this response.
+    Answered(Vec<u8>),
+    /// The id was used for a request with another body.
+    Reused,
+    /// The same request is being worked on right now, and goes on for longer than we wait.
+    InFlight,
+}
+
+impl RequestKey {
+    /// The key of a request with the encoded `body`; the id `""` makes none.
+    ///
+    /// # Errors
+    /// If `request_id` is neither empty nor a UUID.
+    pub fn parse(
+        method: &'static str,
+        request_id: &str,
+        body: &[u8],
+    ) -> Result<Option<Self>, &'static str> {
+        if request_id.is_empty() {
+            return Ok(None);
+        }
+        let request_id = request_id.parse().map_err(|_| "must be a UUID, or empty")?;
+        Ok(Some(Self { method, request_id, fingerprint: Sha256::digest(body).to_vec() }))
+    }
+
+    /// Looks for an earlier answer. Keeps others with the same id waiting until the transaction of
+    /// `conn` ends; call it as the first of its statements.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn claim(&self, conn: &mut AsyncPgConnection) -> QueryResult<Claim> {
+        if !self.lock(conn).await? {
+            return Ok(Claim::InFlight);
+        }
+        let answer: Option<(Vec<u8>, Vec<u8>)> = request_ids::table
+            .find((self.method, self.request_id))
+            .select((request_ids::fingerprint, request_ids::response))
+            .first(conn)
+            .await
+            .optional()?;
+        Ok(match answer {
+            None => Claim::New,
+            Some((fingerprint, response)) if fingerprint == self.fingerprint => {
+                Claim::Answered(response)
+            }
+            Some(_) => Claim::Reused,
+        })
+    }
+
+    /// Keeps the answer, in the transaction of the write that it tells of.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn keep(&self, conn: &mut AsyncPgConnection, response: &[u8]) -> QueryResult<()> {
+        diesel::insert_into(request_ids::table)
+            .values((
+                request_ids::method.eq(self.method),
+                request_ids::request_id.eq(self.request_id),
+                request_ids::fingerprint.eq(&self.fingerprint),
+                request_ids::response.eq(response),
+            ))
+            .execute(conn)
+            .await?;
+        Ok(())
+    }
+
+    /// An advisory lock and not a row, because a wait for a row's insertion has no limit of its
+    /// own. Two ids with one hash only wait for each other.
+    async fn lock(&self, conn: &mut AsyncPgConnection) -> QueryResult<bool> {
+        let name = format!("{} {}", self.method, self.request_id);
+        for _ in 0..IN_FLIGHT_TRIES {
+            let Locked { locked } = diesel::sql_query(
+                "select pg_try_advisory_xact_lock(hashtextextended($1, 0)) as locked",
+            )
+            .bind::<sql_types::Text, _>(&name)
+            .get_result(conn)
+            .await?;
+            if locked {
+                return Ok(true);
+            }
+            tokio::time::sleep(IN_FLIGHT_PAUSE).await;
+        }
+        Ok(false)
+    }
+}
+
+#[derive(QueryableByName)]
+struct Locked {
+    #[diesel(sql_type = sql_types::Bool)]
+    locked: bool,
+}
+
+/// Deletes answers that need not be kept any longer, until `shutdown`.
+pub async fn sweep(pool: Pool, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+        loop {
+            match sweep_batch(&pool).await {
+                Ok(deleted) if deleted == SWEEP_BATCH => {}
+                Ok(_) => break,
+                Err(err) => {
+                    tracing::warn!(error = %err, "could not sweep old request ids, trying later");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+async fn sweep_batch(pool: &Pool) -> Result<i64, crate::database::DatabaseError> {
+    let mut conn = pool.get().await?;
+    let deleted = diesel::sql_query(format!(
+        "delete from request_ids where (method, request_id) in (
+             select method, request_id from request_ids
+             where created_at < now() - interval '{KEPT}'
+             order by created_at limit {SWEEP_BATCH} for update skip locked)"
+    ))
+    .execute(&mut conn)
+    .await?;
+    Ok(i64::try_from(deleted).unwrap_or(SWEEP_BATCH))
+}

@@ -1,0 +1,39 @@
+//! What a gRPC service over Postgres needs and no service wants to write: limits on the server,
+//! health that tells the truth, errors with details, requests that can be repeated, pages.
+
+pub mod database;
+mod deadline;
+mod health;
+pub mod idempotency;
+mod paging;
+mod refusal;
+mod server;
+mod trace_context;
+mod violations;
+
+pub use deadline::Deadline;
+pub use health::{Checks, PROJECTION, check_health};
+pub use paging::{BadPageToken, PageToken, page_size};
+pub use refusal::Refusal;
+pub use server::{HealthcheckOptions, Server, ServerOptions, ServerSettings};
+pub use trace_context::traceparent;
+pub use violations::Violations;
+
+/// Runs `write` to its end even when the caller goes away in the middle of it.
+///
+/// tonic drops a handler when its client cancels, and a transaction that is dropped between two of
+/// its statements costs a connection. With this the client's leaving changes nothing: the write
+/// commits or fails as if it had stayed.
+///
+/// # Panics
+/// If `write` does.
+pub async fn to_completion<T: Send + 'static>(write: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(write).await {
+        Ok(result) => result,
+        Err(err) => match err.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

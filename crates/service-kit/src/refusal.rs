@@ -1,0 +1,84 @@
+use std::time::Duration;
+
+use tonic::{Code, Status, metadata::MetadataValue};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::violations::Violations;
+
+/// An error as a client sees it: a code for its retry policy, a reason for its code, a message for
+/// its developer. Each part is there on every error.
+#[derive(Debug)]
+pub struct Refusal {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    details: ErrorDetails,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// An error that says no more than this.
+    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        let (message, details) = (message.into(), ErrorDetails::new());
+        Self { code, reason, message, details, retry_after: None }
+    }
+
+    /// Fields of the request that can't be accepted, all of them.
+    pub fn invalid(violations: Violations) -> Self {
+        let violations = violations.into_vec();
+        let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
+        let message = format!("invalid: {}", fields.join(", "));
+        let mut refusal = Self::new(Code::InvalidArgument, "VALIDATION_FAILED", message);
+        refusal.details.set_bad_request(violations);
+        refusal
+    }
+
+    /// Names the thing that the error is about.
+    #[must_use]
+    pub fn about(mut self, resource_type: &str, name: impl Into<String>) -> Self {
+        let description = self.message.clone();
+        self.details.set_resource_info(resource_type, name, "", description);
+        self
+    }
+
+    /// Says which condition must hold first.
+    #[must_use]
+    pub fn requires(mut self, kind: &str, subject: impl Into<String>) -> Self {
+        let description = self.message.clone();
+        self.details.add_precondition_failure_violation(kind, subject, description);
+        self
+    }
+
+    /// Says that the same call may succeed after a while.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// Gives the caller something to quote to the people who run the service.
+    #[must_use]
+    pub fn quoting(mut self, request_id: impl Into<String>) -> Self {
+        self.details.set_request_info(request_id, "");
+        self
+    }
+
+    /// The error on the wire; `domain` is the service that answers.
+    pub fn into_status(mut self, domain: &str) -> Status {
+        self.details.set_error_info(self.reason, domain, std::collections::HashMap::new());
+        if let Some(delay) = self.retry_after {
+            self.details.set_retry_info(Some(delay));
+        }
+        let mut status = Status::with_error_details(self.code, self.message, self.details);
+        // Clients that retry by themselves do so for these codes, and wait as long as this says.
+        if let (Some(delay), Code::Unavailable | Code::ResourceExhausted) =
+            (self.retry_after, self.code)
+        {
+            let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+            status
+                .metadata_mut()
+                .insert("grpc-retry-pushback-ms", MetadataValue::from(delay_ms));
+        }
+        status
+    }
+}

@@ -1,0 +1,180 @@
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use clap::Args;
+use program::Problems;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Endpoint, server::TcpIncoming},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::deadline::CallLayer;
+
+/// Calls that one connection may have under way; a client with more opens a second one.
+const MAX_CONCURRENT_STREAMS: u32 = 1_024;
+/// Far above what a client sends, far below what hurts.
+const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// A connection whose client has vanished without a word is noticed after these two.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections are renewed, so that clients spread over new replicas.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// Where and how a service is reached.
+#[derive(Args, Clone, Debug)]
+pub struct ServerOptions {
+    /// Where to listen; port 0 takes a free one, which the log tells
+    #[arg(long, env = "LISTEN_ADDR")]
+    listen_addr: String,
+    /// How long a call may take at most, in milliseconds; callers can ask for less
+    #[arg(long, env = "MAX_DEADLINE_MS", default_value = "10000")]
+    max_deadline_ms: String,
+    /// How long calls in flight may go on after SIGTERM, in milliseconds
+    #[arg(long, env = "DRAIN_TIMEOUT_MS", default_value = "10000")]
+    drain_timeout_ms: String,
+}
+
+/// [`ServerOptions`], checked.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    listen_addr: SocketAddr,
+    max_deadline: Duration,
+    drain_timeout: Duration,
+}
+
+impl ServerOptions {
+    /// The settings, or notes of what is wrong with them.
+    pub fn check(self, problems: &mut Problems) -> Option<ServerSettings> {
+        let listen_addr = problems.check(
+            "LISTEN_ADDR",
+            self.listen_addr
+                .parse()
+                .map_err(|_| format!("{:?} isn't an address like 0.0.0.0:50051", self.listen_addr)),
+        );
+        let max_deadline = problems.number("MAX_DEADLINE_MS", &self.max_deadline_ms, 1..=600_000);
+        let drain_timeout =
+            problems.number("DRAIN_TIMEOUT_MS", &self.drain_timeout_ms, 0..=600_000);
+        Some(ServerSettings {
+            listen_addr: listen_addr?,
+            max_deadline: Duration::from_millis(max_deadline?),
+            drain_timeout: Duration::from_millis(drain_timeout?),
+        })
+    }
+}
+
+/// A gRPC server that listens already and does not yet serve.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    settings: ServerSettings,
+}
+
+impl Server {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// If somebody else has it.
+    pub async fn bind(settings: ServerSettings) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(settings.listen_addr).await.map_err(|err| {
+            std::io::Error::new(err.kind(), format!("can't listen on {}: {err}", settings.listen_addr))
+        })?;
+        Ok(Self { local_addr: listener.local_addr()?, listener, settings })
+    }
+
+    /// The address that clients can use.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves `routes` until `shutdown`; calls in flight then have the drain timeout to end.
+    ///
+    /// `domain` names the service in its errors, `descriptors` describe it to reflection.
+    ///
+    /// # Errors
+    /// If `descriptors` can't be read, or the listener fails.
+    pub async fn serve(
+        self,
+        domain: &'static str,
+        routes: Routes,
+        descriptors: &'static [u8],
+        shutdown: CancellationToken,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(descriptors)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let routes = routes
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let serving = tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+            .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_connection_age(MAX_CONNECTION_AGE)
+            .layer(CallLayer { domain, max_deadline: self.settings.max_deadline })
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
+                shutdown.clone().cancelled_owned(),
+            );
+        tracing::info!(address = %self.local_addr, "ready");
+        let drained = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(self.settings.drain_timeout).await;
+        };
+        tokio::select! {
+            result = serving => result?,
+            // tonic would wait for open connections without a limit.
+            () = drained => tracing::warn!("calls were still in flight when the drain timeout passed"),
+        }
+        Ok(())
+    }
+}
+
+/// Which server to ask for its health.
+#[derive(Args, Clone, Debug)]
+pub struct HealthcheckOptions {
+    /// Where the server listens
+    #[arg(long, env = "LISTEN_ADDR")]
+    listen_addr: String,
+    /// Which part: empty for everything, "projection", or the full name of the gRPC service
+    #[arg(long, default_value = "")]
+    service: String,
+}
+
+impl HealthcheckOptions {
+    /// Asks a running server for its health, as a container engine does.
+    pub async fn run(self) -> ExitCode {
+        match self.ask().await {
+            Ok(ServingStatus::Serving) => ExitCode::SUCCESS,
+            Ok(status) => {
+                eprintln!("{}", status.as_str_name());
+                ExitCode::FAILURE
+            }
+            Err(err) => {
+                eprintln!("no answer from {}: {err}", self.listen_addr);
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<ServingStatus, Box<dyn std::error::Error + Send + Sync>> {
+        // A server that listens on every address is asked on the loopback.
+        let address = self.listen_addr.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
+        let channel = Endpoint::try_from(format!("http://{address}"))?
+            .timeout(Duration::from_secs(3))
+            .connect_timeout(Duration::from_secs(3))
+            .connect()
+            .await?;
+        let request = HealthCheckRequest { service: self.service.clone() };
+        let status = HealthClient::new(channel).check(request).await?.into_inner().status();
+        Ok(status)
+    }
+}

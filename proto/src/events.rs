@@ -1,0 +1,78 @@
+//! The events: topics, types and payloads. A payload is the aggregate's full state, so that a compacted topic is a
+//! complete copy. Within `v1` a field is added, never removed or retyped; readers ignore what they don't know.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The topic of [`User`] events, keyed by `user_id`, compacted.
+pub const USERS_TOPIC: &str = "users.v1";
+/// The topic of [`Order`] events, keyed by `order_id`, compacted.
+pub const ORDERS_TOPIC: &str = "orders.v1";
+
+/// The type of the event that a new user causes; its payload is a [`User`].
+pub const USER_CREATED: &str = "user_created";
+/// The type of the event that a new order causes; its payload is an [`Order`].
+pub const ORDER_CREATED: &str = "order_created";
+
+/// The names of the headers of a record: CloudEvents 1.0 in Kafka's binary mode.
+pub mod header {
+    /// What happened, as [`super::USER_CREATED`].
+    pub const TYPE: &str = "ce_type";
+    /// The UUID of the event, the same in every copy of it: the key to deduplicate by.
+    pub const ID: &str = "ce_id";
+    /// When the event was written.
+    pub const TIME: &str = "ce_time";
+    /// The aggregate's version after the event, a decimal number.
+    pub const AGGREGATE_VERSION: &str = "ce_aggregateversion";
+}
+
+/// A user as it was right after an event: the payload of every event in [`USERS_TOPIC`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// The key of the record, too.
+    pub user_id: Uuid,
+    /// As the user wrote it.
+    pub email: String,
+    /// The user's name.
+    pub name: String,
+    /// 1 for a new user, one more with every change.
+    pub version: i64,
+    /// Whether the user is gone; a deleted user stays as a record, so that no stale one can bring it back.
+    pub deleted: bool,
+    /// When the user was created.
+    pub create_time: DateTime<Utc>,
+    /// When this version was written.
+    pub update_time: DateTime<Utc>,
+}
+
+/// An order as it was right after an event: the payload of every event in [`ORDERS_TOPIC`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Order {
+    /// The key of the record, too.
+    pub order_id: Uuid,
+    /// Who ordered.
+    pub user_id: Uuid,
+    /// A decimal number with the currency's digits, as "19.90": a JSON number would become a float in many languages.
+    pub amount: String,
+    /// The ISO 4217 code.
+    pub currency: String,
+    /// What has become of the order.
+    pub state: OrderState,
+    /// 1 for a new order, one more with every change.
+    pub version: i64,
+    /// When the order was placed.
+    pub create_time: DateTime<Utc>,
+    /// When this version was written.
+    pub update_time: DateTime<Utc>,
+}
+
+/// What has become of an order.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderState {
+    /// Placed.
+    Created,
+    /// Called off, for good.
+    Cancelled,
+}
