@@ -1,1 +1,101 @@
-//! x
+//! Ships the committed rows of Postgres outbox tables to Kafka: every one of them, none that was
+//! not committed, in order per key.
+//!
+//! - `source` is one source's life, and the place to begin reading.
+//! - [`window`] says what is due, [`reader`] fetches it, [`route`] makes records of it, [`sink`]
+//!   sends them, `watermark` counts what is acknowledged, `checkpoint` keeps it.
+//! - `leader` makes sure that one relay at a time does so.
+//!
+//! **Invariant:** nothing here ever writes to the outbox, and the checkpoint is never ahead of the
+//! acknowledgements.
+
+mod admin;
+mod checkpoint;
+pub mod config;
+mod leader;
+pub mod reader;
+pub mod route;
+pub mod sink;
+mod source;
+mod status;
+mod watermark;
+pub mod window;
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, SourceConfig},
+    status::SharedStatus,
+};
+
+/// A relay that listens for questions already and does not yet ship.
+#[derive(Debug)]
+pub struct Relay {
+    config: Config,
+    listener: TcpListener,
+    admin_addr: SocketAddr,
+}
+
+impl Relay {
+    /// Takes the admin port.
+    ///
+    /// # Errors
+    /// If somebody else has it.
+    pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(config.admin_addr)
+            .await
+            .with_context(|| format!("can't listen on {}", config.admin_addr))?;
+        Ok(Self { admin_addr: listener.local_addr()?, config, listener })
+    }
+
+    /// Where `/livez`, `/readyz` and `/status` are.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
+    }
+
+    /// Ships every source until `shutdown`; then what is in flight is flushed and the checkpoints
+    /// are written, within a few seconds.
+    ///
+    /// # Errors
+    /// If a task panics. What goes wrong with a database or with Kafka is no error: it is logged,
+    /// told by `/readyz`, and tried again.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Config { kafka, sources, .. } = self.config;
+        tracing::info!(address = %self.admin_addr, sources = sources.len(), "ready");
+        let mut tasks = JoinSet::new();
+        let mut statuses = Vec::new();
+        for source in sources {
+            let status = SharedStatus::new(&source.name);
+            statuses.push(status.clone());
+            tasks.spawn(source::run(source, kafka.clone(), status, shutdown.clone()));
+        }
+        let admin = tokio::spawn(admin::serve(self.listener, statuses, shutdown));
+        while let Some(result) = tasks.join_next().await {
+            result.context("a source's task ended unexpectedly")?;
+        }
+        admin.abort();
+        Ok(())
+    }
+}
+
+/// Makes the next leader of a source begin with the oldest row that its outbox still holds.
+/// Returns whether there was a checkpoint to forget.
+///
+/// # Errors
+/// If the database can't be reached, or a relay leads the source.
+pub async fn reset(source: &SourceConfig) -> anyhow::Result<bool> {
+    let forgotten = leader::reset(&source.database_url, &source.name).await;
+    forgotten.with_context(|| format!("source {} was not reset; stop its relays first", source.name))
+}
+
+/// Asks the relay at `address` for `path`, as `/readyz`; returns the HTTP status and the body.
+///
+/// # Errors
+/// If no relay answers there.
+pub async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+    admin::ask(address, path).await
+}

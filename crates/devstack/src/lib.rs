@@ -10,6 +10,7 @@ mod ports;
 mod postgres;
 mod processes;
 mod progress;
+mod records;
 mod servers;
 mod stack;
 
@@ -18,5 +19,6 @@ pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use processes::{Process, Program};
 pub use progress::step;
+pub use records::{Record, read_topic};
 pub use servers::{Servers, TestServers};
 pub use stack::{Names, Stack};

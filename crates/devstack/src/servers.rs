@@ -10,6 +10,7 @@ use crate::{
     home::Home,
     kafka::{self, Kafka},
     postgres::{self, Postgres},
+    records::{Record, read_topic},
 };
 
 /// Where a Postgres is that already runs: its superuser's URL, with a database.
@@ -99,6 +100,14 @@ impl TestServers {
     /// If the broker refuses.
     pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
         kafka::create_topic(&self.brokers, name, partitions, "compact").await
+    }
+
+    /// Everything that stands in a topic now.
+    ///
+    /// # Errors
+    /// If the broker has no such topic or does not answer.
+    pub async fn read_topic(&self, name: &str) -> Result<Vec<Record>> {
+        read_topic(&self.brokers, name).await
     }
 
     /// A word that no other test uses, to begin the names of databases and topics with.

@@ -1,0 +1,78 @@
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rdkafka::{
+    ClientConfig, Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+    message::{BorrowedMessage, Headers as _},
+};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A record as it stands in a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Record {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: String,
+    pub payload: Option<Vec<u8>>,
+    pub headers: Vec<(String, String)>,
+}
+
+impl Record {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Everything that stands in a topic now; within a partition in the order of offsets.
+///
+/// # Errors
+/// If there is no such topic, or the brokers don't answer.
+pub async fn read_topic(brokers: &str, topic: &str) -> Result<Vec<Record>> {
+    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+    tokio::task::spawn_blocking(move || read(&brokers, &topic)).await?
+}
+
+fn read(brokers: &str, topic: &str) -> Result<Vec<Record>> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "devstack-reader")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+    let partitions = metadata.topics().first().context("no such topic")?.partitions();
+    let mut assignment = TopicPartitionList::new();
+    for partition in partitions {
+        assignment.add_partition_offset(topic, partition.id(), Offset::Beginning)?;
+    }
+    consumer.assign(&assignment)?;
+    let mut at_end = 0;
+    let mut records = Vec::new();
+    while at_end < partitions.len() {
+        match consumer.poll(TIMEOUT) {
+            Some(Ok(message)) => records.push(record(&message)),
+            Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => at_end += 1,
+            Some(Err(err)) => return Err(err.into()),
+            None => bail!("topic {topic} could not be read to its end within {TIMEOUT:?}"),
+        }
+    }
+    Ok(records)
+}
+
+fn record(message: &BorrowedMessage<'_>) -> Record {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        key: text(message.key().unwrap_or_default()),
+        payload: message.payload().map(<[u8]>::to_vec),
+        headers: headers
+            .map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default())))
+            .collect(),
+    }
+}

@@ -1,0 +1,112 @@
+//! How far a source was shipped: the SQL that claims, moves and gives back its checkpoint.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, Row};
+
+use crate::window::{Cursor, MalformedSnapshot};
+
+/// What a new leader takes over.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    /// The number of this leader. Updates by leaders before it change nothing from now on.
+    pub(crate) epoch: i64,
+    /// Everything up to here was shipped and acknowledged.
+    pub(crate) cursor: Cursor,
+    /// The age of the last sign of life of the leader before; none if it left nothing on its way.
+    pub(crate) predecessor_age: Option<Duration>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    #[error("can't reach the checkpoint")]
+    Database(#[from] tokio_postgres::Error),
+    #[error("the checkpoint can't be read")]
+    Malformed(#[from] MalformedSnapshot),
+    /// Another leader has taken over.
+    #[error("another relay leads this source now")]
+    Superseded,
+}
+
+/// Makes the caller, who holds the source's lock, its leader on record.
+pub(crate) async fn claim(client: &Client, source: &str) -> Result<Claim, CheckpointError> {
+    client
+        .execute(
+            "insert into relay_checkpoints
+                 (source, epoch, snapshot, max_seq, heartbeat_at, resigned)
+             values ($1, 0, '1:1:', 0, clock_timestamp(), true)
+             on conflict (source) do nothing",
+            &[&source],
+        )
+        .await?;
+    let row = client
+        .query_one(
+            "with before as (select * from relay_checkpoints where source = $1 for update)
+             update relay_checkpoints as now
+             set epoch = now.epoch + 1, resigned = false, heartbeat_at = clock_timestamp()
+             from before where now.source = before.source
+             returning now.epoch, before.snapshot::text, before.max_seq,
+                 before.window_snapshot::text, before.window_seq, before.resigned,
+                 date_part('epoch', clock_timestamp() - before.heartbeat_at)",
+            &[&source],
+        )
+        .await?;
+    let (resigned, age_s): (bool, f64) = (row.get(5), row.get(6));
+    Ok(Claim {
+        epoch: row.get(0),
+        cursor: cursor(&row)?,
+        predecessor_age: (!resigned)
+            .then(|| Duration::try_from_secs_f64(age_s).unwrap_or(Duration::ZERO)),
+    })
+}
+
+fn cursor(row: &Row) -> Result<Cursor, MalformedSnapshot> {
+    let (seen, max_seq): (&str, i64) = (row.get(1), row.get(2));
+    let (upto, done_seq): (Option<&str>, Option<i64>) = (row.get(3), row.get(4));
+    let window = match upto.zip(done_seq) {
+        Some((upto, done_seq)) => Some((upto.parse()?, done_seq)),
+        None => None,
+    };
+    Ok(Cursor::new(seen.parse()?, max_seq, window))
+}
+
+/// Moves the checkpoint, and shows that the leader is alive.
+///
+/// It is committed with a flush of the log, whatever the database's default: once stored, no crash
+/// can take back a transaction that the cursor counts as seen, and give its id to another.
+pub(crate) async fn advance(
+    client: &Client,
+    source: &str,
+    epoch: i64,
+    cursor: &Cursor,
+    resigned: bool,
+) -> Result<(), CheckpointError> {
+    let window = cursor.window();
+    let updated = client
+        .execute(
+            "update relay_checkpoints
+             set snapshot = $3::text::pg_snapshot, max_seq = $4,
+                 window_snapshot = $5::text::pg_snapshot, window_seq = $6,
+                 heartbeat_at = clock_timestamp(), resigned = $7
+             where source = $1 and epoch = $2",
+            &[
+                &source,
+                &epoch,
+                &cursor.seen().to_string(),
+                &cursor.max_seq(),
+                &window.map(|window| window.upto.to_string()),
+                &window.map(|window| window.done_seq),
+                &resigned,
+            ],
+        )
+        .await?;
+    if updated == 1 { Ok(()) } else { Err(CheckpointError::Superseded) }
+}
+
+/// Forgets the checkpoint: the next leader begins with the oldest row of the outbox. Returns
+/// whether there was one.
+pub(crate) async fn forget(client: &Client, source: &str) -> Result<bool, CheckpointError> {
+    let deleted =
+        client.execute("delete from relay_checkpoints where source = $1", &[&source]).await?;
+    Ok(deleted > 0)
+}

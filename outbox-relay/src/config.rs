@@ -1,0 +1,336 @@
+//! One TOML file with any number of sources. These variables take precedence over it:
+//!
+//! - `OUTBOX_RELAY_ADMIN_ADDR`: `admin_addr`
+//! - `OUTBOX_RELAY_KAFKA_BROKERS`: `kafka.brokers`
+//! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL`: `database_url` of the source with that name, in capital
+//!   letters and with `_` for everything that is neither letter nor digit
+//! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL_FILE`: `database_url_file` of that source
+
+use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Duration};
+
+use program::{ConfigError, Problems};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+/// A configuration that can be used.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where `/livez`, `/readyz` and `/status` are served.
+    pub admin_addr: SocketAddr,
+    /// Where records go.
+    pub kafka: KafkaConfig,
+    /// Where they come from.
+    pub sources: Vec<SourceConfig>,
+}
+
+/// Where records go, and how much may be on its way.
+#[derive(Clone, Debug)]
+pub struct KafkaConfig {
+    /// The brokers to begin with, `host:port`, separated by commas.
+    pub brokers: String,
+    /// A record that is not acknowledged after so long counts as lost, and shipping begins anew
+    /// from the checkpoint. Longer lengthens a failover by as much; shorter makes a busy broker
+    /// look like a dead one.
+    pub delivery_timeout: Duration,
+    /// Records in flight, a source. More keeps a fast broker busy; after a kill, so many may be
+    /// sent twice.
+    pub max_in_flight_records: usize,
+    /// Bytes in flight, a source.
+    pub max_in_flight_bytes: usize,
+    /// The largest record that is tried; the topic's `max.message.bytes` should be no less.
+    pub max_record_bytes: usize,
+}
+
+/// One outbox.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    /// Names the source in logs, in its checkpoint and in its lock. Two relays with the same name
+    /// and database share the work: one ships, the other stands by.
+    pub name: String,
+    /// The database with the outbox.
+    pub database_url: SecretString,
+    /// The CloudEvents attribute `source` of its events.
+    pub ce_source: String,
+    /// The content type of its payloads.
+    pub content_type: String,
+    /// The longest pause between two looks at an idle outbox. It bounds the latency of the first
+    /// event after a quiet time; shorter costs the database more empty looks.
+    pub max_poll_interval: Duration,
+    /// Rows of a page at most. Larger pages cost less per row and more memory.
+    pub max_page_rows: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    admin_addr: Option<String>,
+    #[serde(default)]
+    kafka: KafkaTable,
+    #[serde(default)]
+    source: Vec<SourceTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KafkaTable {
+    brokers: Option<String>,
+    delivery_timeout_ms: u64,
+    max_in_flight_records: usize,
+    max_in_flight_bytes: usize,
+    max_record_bytes: usize,
+}
+
+impl Default for KafkaTable {
+    fn default() -> Self {
+        Self {
+            brokers: None,
+            delivery_timeout_ms: 2_000,
+            max_in_flight_records: 20_000,
+            max_in_flight_bytes: 32 * 1024 * 1024,
+            max_record_bytes: 1_000_000,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceTable {
+    name: String,
+    database_url: Option<SecretString>,
+    database_url_file: Option<std::path::PathBuf>,
+    ce_source: Option<String>,
+    #[serde(default = "default_content_type")]
+    content_type: String,
+    #[serde(default = "default_max_poll_interval_ms")]
+    max_poll_interval_ms: u64,
+    #[serde(default = "default_max_page_rows")]
+    max_page_rows: usize,
+}
+
+fn default_content_type() -> String {
+    "application/json".to_owned()
+}
+
+fn default_max_poll_interval_ms() -> u64 {
+    20
+}
+
+fn default_max_page_rows() -> usize {
+    20_000
+}
+
+const DEFAULT_ADMIN_ADDR: &str = "127.0.0.1:9600";
+
+impl Config {
+    /// Reads the file and the variables.
+    ///
+    /// # Errors
+    /// With every mistake that is found.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut problems = Problems::default();
+        let name = path.display().to_string();
+        let text = problems.check(&name, fs::read_to_string(path));
+        let file = text.and_then(|text| problems.check(&name, toml::from_str::<File>(&text)));
+        match file {
+            Some(file) => Self::check(file, &|name| env::var(name).ok(), problems),
+            None => Err(problems.into_error()),
+        }
+    }
+
+    fn check(
+        file: File,
+        variable: &dyn Fn(&str) -> Option<String>,
+        mut problems: Problems,
+    ) -> Result<Self, ConfigError> {
+        let admin_addr = variable("OUTBOX_RELAY_ADMIN_ADDR")
+            .or(file.admin_addr)
+            .unwrap_or_else(|| DEFAULT_ADMIN_ADDR.to_owned());
+        let admin_addr = problems.check(
+            "admin_addr",
+            admin_addr.parse().map_err(|_| format!("{admin_addr:?} isn't like {DEFAULT_ADMIN_ADDR}")),
+        );
+        let kafka = file.kafka.check(variable, &mut problems);
+        if file.source.is_empty() {
+            problems.add("source", "there is none; add a table [[source]] with name and database_url");
+        }
+        let mut names = HashSet::new();
+        let mut sources = Vec::new();
+        for source in file.source {
+            if !names.insert(variable_part(&source.name)) {
+                problems.add(&source.name, "two sources have this name");
+            }
+            sources.extend(source.check(variable, &mut problems));
+        }
+        match (admin_addr, kafka) {
+            (Some(admin_addr), Some(kafka)) if problems.is_empty() => {
+                Ok(Self { admin_addr, kafka, sources })
+            }
+            _ => Err(problems.into_error()),
+        }
+    }
+
+    /// The source of this name.
+    ///
+    /// # Errors
+    /// If there is none, with the names that there are.
+    pub fn source(&self, name: &str) -> Result<&SourceConfig, ConfigError> {
+        self.sources.iter().find(|source| source.name == name).ok_or_else(|| {
+            let known: Vec<&str> = self.sources.iter().map(|s| s.name.as_str()).collect();
+            let mut problems = Problems::default();
+            problems.add("source", format!("there is no {name:?}, only {}", known.join(", ")));
+            problems.into_error()
+        })
+    }
+}
+
+impl KafkaTable {
+    fn check(
+        self,
+        variable: &dyn Fn(&str) -> Option<String>,
+        problems: &mut Problems,
+    ) -> Option<KafkaConfig> {
+        let brokers = variable("OUTBOX_RELAY_KAFKA_BROKERS").or(self.brokers).unwrap_or_default();
+        if brokers.trim().is_empty() {
+            problems.add("kafka.brokers", "is missing: set it to host:port, or OUTBOX_RELAY_KAFKA_BROKERS");
+        }
+        let mut within = |name: &str, value: usize, low: usize, high: usize| {
+            if !(low..=high).contains(&value) {
+                problems.add(format!("kafka.{name}"), format!("{value} isn't from {low} to {high}"));
+            }
+        };
+        let delivery_timeout_ms = usize::try_from(self.delivery_timeout_ms).unwrap_or(usize::MAX);
+        within("delivery_timeout_ms", delivery_timeout_ms, 100, 300_000);
+        within("max_in_flight_records", self.max_in_flight_records, 1, 1_000_000);
+        within("max_in_flight_bytes", self.max_in_flight_bytes, 1024 * 1024, 1 << 30);
+        within("max_record_bytes", self.max_record_bytes, 1_000, 100_000_000);
+        Some(KafkaConfig {
+            brokers,
+            delivery_timeout: Duration::from_millis(self.delivery_timeout_ms),
+            max_in_flight_records: self.max_in_flight_records,
+            max_in_flight_bytes: self.max_in_flight_bytes,
+            max_record_bytes: self.max_record_bytes,
+        })
+    }
+}
+
+impl SourceTable {
+    fn check(
+        self,
+        variable: &dyn Fn(&str) -> Option<String>,
+        problems: &mut Problems,
+    ) -> Option<SourceConfig> {
+        let name = self.name;
+        if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
+            problems.add("source.name", format!("{name:?} isn't a name of 1 to 100 characters"));
+        }
+        let variable_name = format!("OUTBOX_RELAY_{}_DATABASE_URL", variable_part(&name));
+        // A variable of either kind replaces both settings of the file.
+        let (url, file) = (variable(&variable_name), variable(&format!("{variable_name}_FILE")));
+        let (url, file) = if url.is_some() || file.is_some() {
+            (url, file.map(Into::into))
+        } else {
+            (self.database_url.map(|url| url.expose_secret().to_owned()), self.database_url_file)
+        };
+        let database_url = problems.secret(&variable_name, url, file)?;
+        // The error says where the URL is wrong and not what it says.
+        let parsed = database_url.expose_secret().parse::<tokio_postgres::Config>();
+        problems.check(&variable_name, parsed.map_err(|err| format!("isn't a Postgres URL: {err}")))?;
+        if !(1..=60_000).contains(&self.max_poll_interval_ms) {
+            problems.add(format!("{name}.max_poll_interval_ms"), "isn't from 1 to 60000");
+        }
+        if !(1..=1_000_000).contains(&self.max_page_rows) {
+            problems.add(format!("{name}.max_page_rows"), "isn't from 1 to 1000000");
+        }
+        Some(SourceConfig {
+            ce_source: self.ce_source.unwrap_or_else(|| format!("/{name}")),
+            name,
+            database_url,
+            content_type: self.content_type,
+            max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
+            max_page_rows: self.max_page_rows,
+        })
+    }
+}
+
+/// A source's name as a part of the name of a variable.
+fn variable_part(name: &str) -> String {
+    let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    name.chars().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let file = toml::from_str(text).map_err(|err| err.to_string())?;
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Config::check(file, &variable, Problems::default()).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn a_short_file_is_enough() {
+        let config = check(
+            r#"
+            kafka.brokers = "localhost:9092"
+            [[source]]
+            name = "orders"
+            database_url = "postgres://relay:secret@localhost/orders"
+            "#,
+            &[],
+        )
+        .unwrap();
+        assert_eq!(config.sources[0].ce_source, "/orders");
+        assert_eq!(config.kafka.delivery_timeout, Duration::from_secs(2));
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn variables_take_precedence() {
+        let config = check(
+            r#"
+            [[source]]
+            name = "my-orders"
+            database_url = "postgres://wrong"
+            "#,
+            &[
+                ("OUTBOX_RELAY_KAFKA_BROKERS", "kafka:9092"),
+                ("OUTBOX_RELAY_MY_ORDERS_DATABASE_URL", "postgres://right/db"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.kafka.brokers, "kafka:9092");
+        assert_eq!(config.sources[0].database_url.expose_secret(), "postgres://right/db");
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let text = check(
+            r#"
+            admin_addr = "nowhere"
+            kafka.delivery_timeout_ms = 1
+            [[source]]
+            name = "a"
+            [[source]]
+            name = "A"
+            database_url = "http://user:hunter2@host/"
+            "#,
+            &[],
+        )
+        .unwrap_err();
+        for part in ["admin_addr", "kafka.brokers", "delivery_timeout_ms", "OUTBOX_RELAY_A_DATABASE_URL", "two sources"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn a_misspelt_setting_is_refused() {
+        let err = check("kafka.broker = 'x'", &[]).unwrap_err();
+        assert!(err.contains("unknown field `broker`"), "{err}");
+    }
+}

@@ -1,0 +1,289 @@
+//! Reads what is due: the SQL of windows and pages, and the decoding of what comes back.
+
+use std::{fmt::Write as _, pin::pin};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use tokio_postgres::{Client, SimpleQueryMessage};
+use uuid::Uuid;
+
+use crate::window::{Cursor, MalformedSnapshot, Snapshot};
+
+/// A page that grows beyond this is cut there; the rest is read again with the next page. It
+/// bounds the memory of a page by this much and one row.
+const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Plans for the outbox must not depend on statistics, which are wrong right after a partition was
+/// filled or emptied: rows are found by the two indexes, whatever the planner believes.
+const SESSION: &str = "set enable_seqscan = off;
+    set enable_bitmapscan = off;
+    set max_parallel_workers_per_gather = 0;
+    set jit = off;
+    set statement_timeout = '60s';
+    set application_name = 'outbox-relay reader'";
+
+const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
+     traceparent, created_at";
+
+/// Reads an outbox, a page at a time.
+#[derive(Debug)]
+pub struct Reader {
+    client: Client,
+}
+
+/// Why a page could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The database can't be reached, or refuses the statement.
+    #[error("can't read the outbox")]
+    Database(#[from] tokio_postgres::Error),
+    /// The answer is not what a COPY of the outbox looks like.
+    #[error("the outbox isn't as it should be: {0}")]
+    Layout(&'static str),
+}
+
+impl From<MalformedSnapshot> for ReadError {
+    fn from(_: MalformedSnapshot) -> Self {
+        Self::Layout("Postgres sent a snapshot that can't be read")
+    }
+}
+
+impl Reader {
+    /// Reads through this connection from now on.
+    ///
+    /// # Errors
+    /// If the database refuses the settings that reading needs.
+    pub async fn new(client: Client) -> Result<Self, ReadError> {
+        client.batch_execute(SESSION).await?;
+        Ok(Self { client })
+    }
+
+    /// What is visible now.
+    ///
+    /// # Errors
+    /// If the database can't be asked.
+    pub async fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        let messages = self.client.simple_query("select pg_current_snapshot()").await?;
+        let text = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        Ok(text.ok_or(ReadError::Layout("no snapshot"))?.parse()?)
+    }
+
+    /// The next rows of the open window, at most `max_rows`, in the order of seq. The whole page is
+    /// in memory when this returns: a slow broker must not keep a statement open, for its snapshot
+    /// would hold back vacuum in the whole database.
+    ///
+    /// # Errors
+    /// If the database can't be asked or answers nonsense.
+    pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
+        let mut messages = pin!(self.client.copy_out(&page_sql(cursor, max_rows)).await?);
+        let mut page = Page { rows: Vec::new(), bytes: 0, is_last: false };
+        while let Some(message) = messages.try_next().await? {
+            let Some(row) = without_framing(message)? else { continue };
+            page.bytes += row.len();
+            page.rows.push(row);
+            if page.bytes > MAX_PAGE_BYTES {
+                return Ok(page);
+            }
+        }
+        page.is_last = page.rows.len() < max_rows;
+        Ok(page)
+    }
+}
+
+/// The rows of `cursor`'s window that come next. What is put into the text are numbers only.
+///
+/// A row is due if its transaction is visible in the window's snapshot and was not in the one
+/// before. With `seq` that splits in two: new rows above the highest seq seen, and stragglers up to
+/// it. A straggler's transaction was in progress, so it was either listed as such or has an id from
+/// xmax on. Leaving the latter out looks right and loses rows.
+fn page_sql(cursor: &Cursor, max_rows: usize) -> String {
+    let (seen, max_seq) = (cursor.seen(), cursor.max_seq());
+    let (upto, done_seq) = match cursor.window() {
+        Some(window) => (window.upto.as_ref(), window.done_seq),
+        None => (seen, max_seq),
+    };
+    let visible = format!("pg_visible_in_snapshot(xid, '{upto}')");
+    let mut sql = format!(
+        "copy (select * from (
+             select {COLUMNS} from outbox
+             where seq > {} and not pg_visible_in_snapshot(xid, '{seen}') and {visible}",
+        max_seq.max(done_seq),
+    );
+    // The planner merges ordered branches, and has two less of them to plan for most pages.
+    if cursor.expects_stragglers() {
+        let mut listed = String::new();
+        for xid in seen.in_progress() {
+            let _ = write!(listed, "{}{xid}", if listed.is_empty() { "" } else { "," });
+        }
+        for straggler in
+            [format!("xid = any ('{{{listed}}}'::xid8[])"), format!("xid >= '{}'", seen.xmax())]
+        {
+            let _ = write!(
+                sql,
+                " union all select {COLUMNS} from outbox
+                  where {straggler} and seq > {done_seq} and seq <= {max_seq} and {visible}"
+            );
+        }
+    }
+    let _ = write!(sql, ") due order by seq limit {max_rows}) to stdout (format binary)");
+    sql
+}
+
+/// Rows of one page, as they came.
+#[derive(Debug)]
+pub struct Page {
+    rows: Vec<Bytes>,
+    bytes: usize,
+    is_last: bool,
+}
+
+impl Page {
+    /// The rows, in the order of seq.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = Result<Row<'_>, ReadError>> {
+        self.rows.iter().map(|bytes| Row::parse(bytes))
+    }
+
+    /// How large the rows are together, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether the window ends with this page.
+    pub fn is_last(&self) -> bool {
+        self.is_last
+    }
+}
+
+/// A row of the outbox.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Row<'a> {
+    pub seq: i64,
+    pub event_id: Uuid,
+    pub topic: &'a str,
+    pub key: &'a str,
+    pub event_type: &'a str,
+    pub aggregate_version: i64,
+    pub payload: Option<&'a [u8]>,
+    /// A JSON object.
+    pub headers: Option<&'a [u8]>,
+    pub traceparent: Option<&'a str>,
+    /// Microseconds since 1970.
+    pub created_at_us: i64,
+}
+
+/// `PGCOPY`, and bytes that show when something on the way has changed line ends or the eighth bit.
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+const FIELDS: i16 = 10;
+/// Postgres counts from 2000-01-01.
+const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
+
+/// Takes off what a COPY begins and ends with. Postgres sends every row in a message of its own,
+/// the first with the header before it; the trailer has no row. See "COPY Operations" in
+/// <https://www.postgresql.org/docs/current/protocol-flow.html>.
+fn without_framing(mut message: Bytes) -> Result<Option<Bytes>, ReadError> {
+    if message.starts_with(SIGNATURE) {
+        let mut header = Fields(&message[SIGNATURE.len()..]);
+        let (_flags, extension) = (header.i32()?, header.i32()?);
+        let extension = usize::try_from(extension).map_err(|_| TOO_SHORT)?;
+        let length = SIGNATURE.len() + 8 + extension;
+        if message.len() < length {
+            return Err(TOO_SHORT);
+        }
+        message = message.split_off(length);
+    }
+    Ok((message.len() > 2).then_some(message))
+}
+
+const TOO_SHORT: ReadError = ReadError::Layout("a row is cut off");
+const IS_NULL: ReadError = ReadError::Layout("a column is null that can't be");
+
+impl<'a> Row<'a> {
+    /// Reads a row in Postgres' binary format, without copying anything.
+    fn parse(bytes: &'a [u8]) -> Result<Self, ReadError> {
+        let mut fields = Fields(bytes);
+        if fields.i16()? != FIELDS {
+            return Err(ReadError::Layout("a row has another number of columns"));
+        }
+        let row = Self {
+            seq: fields.required_i64()?,
+            event_id: Uuid::from_slice(fields.required()?)
+                .map_err(|_| ReadError::Layout("column event_id is no uuid"))?,
+            topic: fields.required_text()?,
+            key: fields.required_text()?,
+            event_type: fields.required_text()?,
+            aggregate_version: fields.required_i64()?,
+            payload: fields.next()?,
+            headers: match fields.next()? {
+                None => None,
+                // jsonb in binary is a version, 1, and the text.
+                Some([1, json @ ..]) => Some(json),
+                Some(_) => return Err(ReadError::Layout("column headers is no jsonb")),
+            },
+            traceparent: fields.next()?.map(text).transpose()?,
+            created_at_us: fields.required_i64()?.saturating_add(POSTGRES_EPOCH_UNIX_US),
+        };
+        Ok(row)
+    }
+}
+
+/// What is left of a row: each field is its length, -1 for null, and so many bytes.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], ReadError> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(TOO_SHORT)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn i16(&mut self) -> Result<i16, ReadError> {
+        Ok(i16::from_be_bytes(self.take(2)?.try_into().map_err(|_| TOO_SHORT)?))
+    }
+
+    fn i32(&mut self) -> Result<i32, ReadError> {
+        Ok(i32::from_be_bytes(self.take(4)?.try_into().map_err(|_| TOO_SHORT)?))
+    }
+
+    fn next(&mut self) -> Result<Option<&'a [u8]>, ReadError> {
+        match self.i32()? {
+            -1 => Ok(None),
+            length => self.take(usize::try_from(length).map_err(|_| TOO_SHORT)?).map(Some),
+        }
+    }
+
+    fn required(&mut self) -> Result<&'a [u8], ReadError> {
+        self.next()?.ok_or(IS_NULL)
+    }
+
+    fn required_i64(&mut self) -> Result<i64, ReadError> {
+        let bytes = self.required()?;
+        bytes.try_into().map(i64::from_be_bytes).map_err(|_| ReadError::Layout("no bigint"))
+    }
+
+    fn required_text(&mut self) -> Result<&'a str, ReadError> {
+        text(self.required()?)
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, ReadError> {
+    std::str::from_utf8(bytes).map_err(|_| ReadError::Layout("the database isn't in UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Row::parse(&bytes);
+            let _ = without_framing([SIGNATURE, &bytes].concat().into());
+        }
+    }
+}

@@ -1,0 +1,140 @@
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use super::SinkError;
+use crate::watermark::Watermark;
+
+/// The records that are on their way: shared by the task that sends and checkpoints, and the
+/// client's thread that learns of deliveries.
+#[derive(Clone, Debug)]
+pub struct InFlight(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Records that may be in flight at once.
+    capacity: u64,
+    sent: AtomicU64,
+    acknowledged: AtomicU64,
+    watermark: Mutex<Watermark>,
+    failure: Mutex<Option<SinkError>>,
+    /// Told upon the first failure, when a good part of the room is free again, and when nothing is
+    /// in flight any more. Not upon every delivery: a sender that is woken for a single place is
+    /// asleep again at once.
+    changed: Notify,
+}
+
+impl InFlight {
+    /// Room for `capacity` records.
+    pub fn new(capacity: usize) -> Self {
+        Self(Arc::new(Inner {
+            capacity: capacity.max(1) as u64,
+            sent: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            watermark: Mutex::new(Watermark::new(capacity)),
+            failure: Mutex::new(None),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// How many records were sent.
+    pub fn sent(&self) -> u64 {
+        self.0.sent.load(Ordering::Acquire)
+    }
+
+    /// How many records, from the first, are acknowledged without a gap.
+    pub fn acknowledged(&self) -> u64 {
+        self.0.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// Why the sink is of no use any more, once it is.
+    ///
+    /// # Errors
+    /// That reason.
+    pub fn check(&self) -> Result<(), SinkError> {
+        lock(&self.0.failure).clone().map_or(Ok(()), Err)
+    }
+
+    /// Waits until a record more may be sent.
+    ///
+    /// # Errors
+    /// When the sink fails meanwhile.
+    pub async fn wait_for_room(&self) -> Result<(), SinkError> {
+        self.wait_until(|inner, in_flight| in_flight < inner.capacity).await
+    }
+
+    /// Waits until everything sent is acknowledged.
+    ///
+    /// # Errors
+    /// When the sink fails meanwhile.
+    pub async fn wait_until_empty(&self) -> Result<(), SinkError> {
+        self.wait_until(|_, in_flight| in_flight == 0).await
+    }
+
+    /// Waits until the sink fails.
+    pub async fn failed(&self) -> SinkError {
+        loop {
+            if let Err(err) = self.wait_until(|_, _| false).await {
+                return err;
+            }
+        }
+    }
+
+    /// Takes the number of the next record.
+    pub(super) fn begin(&self) -> u64 {
+        self.0.sent.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Gives the last number back: its record was not taken after all.
+    pub(super) fn take_back(&self) {
+        self.0.sent.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A record is acknowledged.
+    pub(super) fn acknowledge(&self, number: u64) {
+        let acknowledged = {
+            let mut watermark = lock(&self.0.watermark);
+            watermark.acknowledge(number);
+            watermark.acknowledged()
+        };
+        let before = self.0.acknowledged.swap(acknowledged, Ordering::AcqRel);
+        let sent = self.sent();
+        let (was, is) = (sent.saturating_sub(before), sent.saturating_sub(acknowledged));
+        let low_water = self.0.capacity / 2;
+        if is == 0 || (was > low_water && is <= low_water) {
+            self.0.changed.notify_waiters();
+        }
+    }
+
+    /// The sink is of no use any more.
+    pub(super) fn fail(&self, err: SinkError) {
+        lock(&self.0.failure).get_or_insert(err);
+        self.0.changed.notify_waiters();
+    }
+
+    async fn wait_until(&self, done: impl Fn(&Inner, u64) -> bool) -> Result<(), SinkError> {
+        loop {
+            let changed = self.0.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            self.check()?;
+            if done(&self.0, self.sent().saturating_sub(self.acknowledged())) {
+                return Ok(());
+            }
+            // The net under it: a byte bound of the client has no notice of its own.
+            let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
+        }
+    }
+}
+
+/// A panic under one of these locks leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,210 @@
+//! Where a relay stands, and what is due next: arithmetic on Postgres snapshots, and nothing else.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+/// A Postgres snapshot, `pg_snapshot`: which transactions were completed when it was taken.
+///
+/// Transactions below `xmax` were, but for those in `in_progress`; those from `xmax` on were not.
+/// Note that a transaction that was in progress can also have an id from `xmax` on, because `xmax`
+/// is the last *completed* id plus one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    xmin: u64,
+    xmax: u64,
+    in_progress: Vec<u64>,
+}
+
+/// The text is no `pg_snapshot`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a pg_snapshot")]
+pub struct MalformedSnapshot;
+
+impl Snapshot {
+    /// The snapshot in which nothing has happened yet.
+    pub fn beginning() -> Self {
+        Self { xmin: 1, xmax: 1, in_progress: Vec::new() }
+    }
+
+    /// The first id that was assigned to no completed transaction.
+    pub fn xmax(&self) -> u64 {
+        self.xmax
+    }
+
+    /// The transactions below `xmax` that were in progress.
+    pub fn in_progress(&self) -> &[u64] {
+        &self.in_progress
+    }
+
+    /// Whether this snapshot can't have been taken in a database that is only as far as `now`:
+    /// the database was restored from a dump, or is another one.
+    pub fn lies_in_the_future_of(&self, now: &Self) -> bool {
+        self.xmax > now.xmax
+    }
+}
+
+impl FromStr for Snapshot {
+    type Err = MalformedSnapshot;
+
+    fn from_str(text: &str) -> Result<Self, MalformedSnapshot> {
+        let number = |text: &str| text.parse::<u64>().map_err(|_| MalformedSnapshot);
+        let mut parts = text.splitn(3, ':');
+        let mut next = || parts.next().ok_or(MalformedSnapshot);
+        let (xmin, xmax, in_progress) = (number(next()?)?, number(next()?)?, next()?);
+        let in_progress: Result<_, _> =
+            in_progress.split(',').filter(|part| !part.is_empty()).map(number).collect();
+        Ok(Self { xmin, xmax, in_progress: in_progress? })
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:", self.xmin, self.xmax)?;
+        for (index, xid) in self.in_progress.iter().enumerate() {
+            write!(f, "{}{xid}", if index == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// How far the outbox was read: everything visible in one snapshot, and, while a window is open,
+/// the part of the window up to a seq.
+///
+/// A window is what became visible between two snapshots. It is read in the order of seq, so a
+/// seq alone says how far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    seen: Arc<Snapshot>,
+    max_seq: i64,
+    window: Option<Window>,
+}
+
+/// The part of a window that is still to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Rows visible in this snapshot belong to the window.
+    pub upto: Arc<Snapshot>,
+    /// Rows up to this seq were read.
+    pub done_seq: i64,
+}
+
+impl Cursor {
+    /// Nothing was read yet.
+    pub fn beginning() -> Self {
+        Self { seen: Arc::new(Snapshot::beginning()), max_seq: 0, window: None }
+    }
+
+    /// A cursor that was stored.
+    pub fn new(seen: Snapshot, max_seq: i64, window: Option<(Snapshot, i64)>) -> Self {
+        let window =
+            window.map(|(upto, done_seq)| Window { upto: Arc::new(upto), done_seq });
+        Self { seen: Arc::new(seen), max_seq, window }
+    }
+
+    /// Everything visible in this snapshot was read.
+    pub fn seen(&self) -> &Snapshot {
+        &self.seen
+    }
+
+    /// The highest seq of what is visible in [`seen`](Self::seen). Rows above it are new; a row up
+    /// to it that was not visible then is a straggler, whose transaction took its time.
+    pub fn max_seq(&self) -> i64 {
+        self.max_seq
+    }
+
+    /// The window that is open.
+    pub fn window(&self) -> Option<&Window> {
+        self.window.as_ref()
+    }
+
+    /// Opens the window that reaches from what was seen to `now`. An open one must be read first.
+    pub fn open(&mut self, now: Snapshot) {
+        debug_assert!(self.window.is_none(), "a window is open");
+        // No row has a seq below 1.
+        self.window = Some(Window { upto: Arc::new(now), done_seq: 0 });
+    }
+
+    /// A row of the window was read. Rows come in the order of seq.
+    pub fn advance(&mut self, seq: i64) {
+        if let Some(window) = &mut self.window {
+            debug_assert!(window.done_seq < seq, "{seq} after {}", window.done_seq);
+            window.done_seq = seq;
+        }
+    }
+
+    /// The window was read to its end.
+    pub fn close(&mut self) {
+        if let Some(Window { upto, done_seq }) = self.window.take() {
+            self.seen = upto;
+            self.max_seq = self.max_seq.max(done_seq);
+        }
+    }
+
+    /// Whether a straggler can still come in this window. They are the first of it, because they
+    /// have the lowest seqs.
+    pub fn expects_stragglers(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| window.done_seq < self.max_seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_snapshot_survives_its_text(
+            xmin in 1..u64::MAX / 2,
+            ahead in 0..1_000_u64,
+            in_progress in prop::collection::vec(1..u64::MAX, 0..20),
+        ) {
+            let snapshot = Snapshot { xmin, xmax: xmin + ahead, in_progress };
+            prop_assert_eq!(snapshot.to_string().parse(), Ok(snapshot));
+        }
+
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _ = text.parse::<Snapshot>();
+        }
+    }
+
+    #[test]
+    fn snapshots_of_postgres_are_read() {
+        for text in ["1:1:", "10:20:", "10:20:10", "10:20:10,14,15"] {
+            assert_eq!(text.parse::<Snapshot>().unwrap().to_string(), text);
+        }
+        for text in ["", "1", "1:2", "a:2:", "1:2:x", "-1:2:", "1:2:3:4"] {
+            assert_eq!(text.parse::<Snapshot>(), Err(MalformedSnapshot), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_window_of_stragglers_leaves_the_highest_seq() {
+        let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
+        cursor.open("9:9:".parse().unwrap());
+        assert!(cursor.expects_stragglers());
+        cursor.advance(12);
+        assert!(cursor.expects_stragglers());
+        cursor.close();
+        assert_eq!(cursor, Cursor::new("9:9:".parse().unwrap(), 40, None));
+    }
+
+    #[test]
+    fn behind_the_highest_seq_only_new_rows_come() {
+        let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
+        cursor.open("9:12:".parse().unwrap());
+        cursor.advance(40);
+        assert!(!cursor.expects_stragglers());
+        cursor.advance(41);
+        cursor.close();
+        assert_eq!(cursor.max_seq(), 41);
+    }
+
+    #[test]
+    fn a_first_window_expects_no_stragglers() {
+        let mut cursor = Cursor::beginning();
+        cursor.open("9:12:".parse().unwrap());
+        assert!(!cursor.expects_stragglers());
+    }
+}

@@ -1,0 +1,312 @@
+//! From a committed row to a record in Kafka, and what happens when something goes wrong between.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use devstack::{Record, TestServers};
+use outbox_relay::{
+    Relay,
+    config::{Config, KafkaConfig, SourceConfig},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Database, Session};
+
+/// How long anything may take here; far longer than it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A database, a topic, and a relay between them.
+struct Setup {
+    database: Database,
+    topic: String,
+}
+
+struct Running {
+    admin_addr: std::net::SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Setup {
+    async fn new(test: &str) -> Result<Self> {
+        let topic = TestServers::unique_name(test);
+        TestServers::shared().create_topic(&topic, 3).await?;
+        Ok(Self { database: Database::new(test).await?, topic })
+    }
+
+    async fn start(&self) -> Result<Running> {
+        let config = Config {
+            admin_addr: "127.0.0.1:0".parse()?,
+            kafka: KafkaConfig {
+                brokers: TestServers::shared().brokers().to_owned(),
+                delivery_timeout: Duration::from_secs(2),
+                max_in_flight_records: 1_000,
+                max_in_flight_bytes: 8 << 20,
+                max_record_bytes: 100_000,
+            },
+            sources: vec![SourceConfig {
+                name: "test".into(),
+                database_url: self.database.url.as_str().into(),
+                ce_source: "/test".into(),
+                content_type: "application/json".into(),
+                max_poll_interval: Duration::from_millis(20),
+                // Few, so that a test of some hundred rows has many pages.
+                max_page_rows: 50,
+            }],
+        };
+        let relay = Relay::bind(config).await?;
+        let (admin_addr, shutdown) = (relay.admin_addr(), CancellationToken::new());
+        let task = tokio::spawn(relay.run(shutdown.clone()));
+        Ok(Running { admin_addr, shutdown, task })
+    }
+
+    /// Changes `key` and tells of it, in a transaction.
+    async fn write(&self, session: &Session, key: &str) -> Result<()> {
+        session.client.batch_execute("begin").await?;
+        let version = session.change(key).await?;
+        session.enqueue(&self.topic, key, version).await?;
+        Ok(session.client.batch_execute("commit").await?)
+    }
+
+    /// The topic's records, once there are at least so many.
+    async fn records(&self, at_least: usize) -> Result<Vec<Record>> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let records = TestServers::shared().read_topic(&self.topic).await?;
+            if records.len() >= at_least {
+                return Ok(records);
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("only {} of {at_least} records", records.len());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Running {
+    async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.task).await.context("did not end")??
+    }
+
+    /// Waits until `/readyz` answers with `code`, and returns what it says.
+    async fn wait_for_readiness(&self, code: u16) -> Result<String> {
+        let asking = async {
+            loop {
+                match outbox_relay::ask(self.admin_addr, "/readyz").await {
+                    Ok((answer, text)) if answer == code => return text,
+                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.context("never")
+    }
+}
+
+fn version(record: &Record) -> i64 {
+    record.header("ce_aggregateversion").unwrap().parse().unwrap()
+}
+
+/// The versions of each key, in the order in which they stand in the topic.
+fn versions(records: &[Record]) -> HashMap<&str, Vec<i64>> {
+    let mut versions: HashMap<&str, Vec<i64>> = HashMap::new();
+    for record in records {
+        versions.entry(&record.key).or_default().push(version(record));
+    }
+    versions
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_arrives_once_in_order_and_nothing_else_does() -> Result<()> {
+    let setup = Setup::new("committed").await?;
+    let session = Session::new(&setup.database).await?;
+    for _ in 0..100 {
+        for key in ["a", "b", "c"] {
+            setup.write(&session, key).await?;
+        }
+        session.client.batch_execute("begin").await?;
+        let version = session.change("a").await?;
+        session.enqueue(&setup.topic, "a", version).await?;
+        session.client.batch_execute("rollback").await?;
+    }
+    let relay = setup.start().await?;
+    let records = setup.records(300).await?;
+    relay.stop().await?;
+    let in_order: Vec<i64> = (1..=100).collect();
+    for key in ["a", "b", "c"] {
+        assert_eq!(versions(&records)[key], in_order, "{key}");
+    }
+
+    // A clean end leaves nothing to be sent again.
+    let relay = setup.start().await?;
+    setup.write(&session, "a").await?;
+    let records = setup.records(301).await?;
+    relay.stop().await?;
+    assert_eq!(records.len(), 301);
+    assert_eq!(versions(&records)["a"].last(), Some(&101));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_carries_what_its_row_says() -> Result<()> {
+    let setup = Setup::new("headers").await?;
+    let client = setup.database.connect().await?;
+    let sql = format!(
+        "insert into outbox (event_id, topic, key, event_type, aggregate_version, payload, headers,
+             traceparent, created_at)
+         values ('0199d0a0-0000-7000-8000-000000000001', '{0}', 'ключ', 'made', 7, '\\x00ff', null,
+             '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', '2026-01-02 03:04:05+00'),
+         ('0199d0a0-0000-7000-8000-000000000002', '{0}', 'ключ', 'deleted', 8, null,
+             '{{\"reason\":\"asked\"}}', null, '2026-01-02 03:04:05.25+00')",
+        setup.topic
+    );
+    client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    let records = setup.records(2).await?;
+    relay.stop().await?;
+    let [made, deleted] = &records[..] else { bail!("{records:?}") };
+    assert_eq!((made.key.as_str(), made.payload.as_deref()), ("ключ", Some(&[0, 255][..])));
+    let expected = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", "0199d0a0-0000-7000-8000-000000000001"),
+        ("ce_source", "/test"),
+        ("ce_type", "made"),
+        ("ce_time", "2026-01-02T03:04:05.000000Z"),
+        ("ce_aggregateversion", "7"),
+        ("content-type", "application/json"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ];
+    assert_eq!(made.headers, expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
+    assert_eq!(deleted.payload, None, "a tombstone");
+    assert_eq!(deleted.header("reason"), Some("asked"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_stays_open_delays_nobody_and_is_not_forgotten() -> Result<()> {
+    let setup = Setup::new("open").await?;
+    let relay = setup.start().await?;
+    let (slow, fast) =
+        (Session::new(&setup.database).await?, Session::new(&setup.database).await?);
+    slow.client.batch_execute("begin").await?;
+    let version = slow.change("slow").await?;
+    slow.enqueue(&setup.topic, "slow", version).await?;
+    for _ in 0..200 {
+        setup.write(&fast, "fast").await?;
+    }
+    let records = setup.records(200).await?;
+    assert!(records.iter().all(|record| record.key == "fast"));
+    // Another relay takes over meanwhile: the straggler is in the checkpoint, not in memory.
+    relay.stop().await?;
+    let relay = setup.start().await?;
+    setup.write(&fast, "fast").await?;
+    setup.records(201).await?;
+    slow.client.batch_execute("commit").await?;
+    let records = setup.records(202).await?;
+    relay.stop().await?;
+    assert_eq!(versions(&records)["slow"], [1]);
+    assert_eq!(versions(&records)["fast"], (1..=201).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over_and_sends_nothing_twice_after_a_clean_end() -> Result<()> {
+    let setup = Setup::new("standby").await?;
+    let session = Session::new(&setup.database).await?;
+    let first = setup.start().await?;
+    setup.write(&session, "a").await?;
+    setup.records(1).await?;
+    let second = setup.start().await?;
+    assert_eq!(second.wait_for_readiness(200).await?, "test: Standby\n");
+    first.stop().await?;
+    setup.write(&session, "a").await?;
+    let records = setup.records(2).await?;
+    assert_eq!(versions(&records)["a"], [1, 2]);
+    assert_eq!(second.wait_for_readiness(200).await?, "test: Leader\n");
+    second.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint() -> Result<()> {
+    let setup = Setup::new("cut").await?;
+    let session = Session::new(&setup.database).await?;
+    let relay = setup.start().await?;
+    for round in 1..=3 {
+        for _ in 0..50 {
+            setup.write(&session, "a").await?;
+        }
+        setup.records(round * 50).await?;
+        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+                   where datname = current_database() and application_name like 'outbox-relay%'";
+        session.client.query(cut, &[]).await?;
+    }
+    setup.write(&session, "a").await?;
+    // What was shipped since the last checkpoint may come twice, but never out of order for a
+    // reader who ignores what he knows.
+    let mut newest = 0;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while newest < 151 {
+        let records = setup.records(151).await?;
+        newest = 0;
+        for version in &versions(&records)["a"] {
+            assert!(*version <= newest + 1, "{version} after {newest}");
+            newest = newest.max(*version);
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{newest} of 151");
+    }
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset() -> Result<()> {
+    let setup = Setup::new("future").await?;
+    let session = Session::new(&setup.database).await?;
+    setup.write(&session, "a").await?;
+    let sql = "insert into relay_checkpoints
+               values ('test', 9, '999999999:999999999:', 0, null, null, now(), true)";
+    session.client.batch_execute(sql).await?;
+    let relay = setup.start().await?;
+    let text = relay.wait_for_readiness(503).await?;
+    let says = async {
+        while !relay.wait_for_readiness(503).await?.contains("outbox-relay reset --source test") {}
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::time::timeout(PATIENCE, says).await.with_context(|| text)??;
+    assert_eq!(setup.records(0).await?, []);
+    relay.stop().await?;
+    // What `outbox-relay reset` does, which refuses only while a relay leads.
+    session.client.batch_execute("delete from relay_checkpoints").await?;
+    let relay = setup.start().await?;
+    assert_eq!(setup.records(1).await?.len(), 1);
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_too_large_halts_its_source_and_repeats_nothing() -> Result<()> {
+    let setup = Setup::new("large").await?;
+    let session = Session::new(&setup.database).await?;
+    for _ in 0..20 {
+        setup.write(&session, "a").await?;
+    }
+    let large = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, payload)
+         values ('{}', 'a', 'large', 21, convert_to(repeat('x', 200000), 'UTF8'))",
+        setup.topic
+    );
+    session.client.batch_execute(&large).await?;
+    setup.write(&session, "b").await?;
+    let relay = setup.start().await?;
+    setup.records(20).await?;
+    let mut refusals = 0;
+    while refusals < 5 {
+        let text = relay.wait_for_readiness(503).await?;
+        refusals += usize::from(text.contains("refuses a record of topic"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    relay.stop().await?;
+    // Tried again and again, and neither passed by nor preceded by repeats.
+    assert_eq!(setup.records(20).await?.len(), 20);
+    Ok(())
+}
