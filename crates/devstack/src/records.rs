@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, bail};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
-    message::{BorrowedMessage, Headers as _},
+    message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -25,6 +26,29 @@ impl Record {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
+}
+
+/// Writes a record, and waits until the brokers have it.
+///
+/// # Errors
+/// If they refuse it.
+pub(crate) async fn write_record(
+    brokers: &str,
+    topic: &str,
+    key: Option<&[u8]>,
+    payload: Option<&[u8]>,
+    headers: &[(&str, &str)],
+) -> Result<()> {
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", brokers).set("linger.ms", "0").create()?;
+    let mut own_headers = OwnedHeaders::new();
+    for &(key, value) in headers {
+        own_headers = own_headers.insert(Header { key, value: Some(value) });
+    }
+    let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(own_headers);
+    (record.key, record.payload) = (key, payload);
+    producer.send(record, TIMEOUT).await.map_err(|(err, _)| err)?;
+    Ok(())
 }
 
 /// Everything that stands in a topic now; within a partition in the order of offsets.

@@ -10,7 +10,7 @@ use crate::{
     home::Home,
     kafka::{self, Kafka},
     postgres::{self, Postgres},
-    records::{Record, read_topic},
+    records::{Record, read_topic, write_record},
 };
 
 /// Where a Postgres is that already runs: its superuser's URL, with a database.
@@ -100,6 +100,20 @@ impl TestServers {
     /// If the broker refuses.
     pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
         kafka::create_topic(&self.brokers, name, partitions, "compact").await
+    }
+
+    /// Writes a record, and waits until the broker has it.
+    ///
+    /// # Errors
+    /// If it refuses it.
+    pub async fn write_record(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: &[(&str, &str)],
+    ) -> Result<()> {
+        write_record(&self.brokers, topic, key, payload, headers).await
     }
 
     /// Everything that stands in a topic now.

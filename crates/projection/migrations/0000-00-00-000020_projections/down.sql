@@ -1,0 +1,2 @@
+drop table dead_letters;
+drop table projection_offsets;

@@ -1,0 +1,76 @@
+//! The SQL of the offsets.
+
+use std::collections::BTreeMap;
+
+use diesel::{QueryResult, QueryableByName, sql_types::*};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+
+/// From which offset to which, by partition.
+pub(crate) type Moves = BTreeMap<i32, (i64, i64)>;
+
+/// What of the topic a projection has applied.
+#[derive(Debug)]
+pub(crate) struct Offsets<'a> {
+    pub(crate) projection: &'a str,
+    pub(crate) topic: &'a str,
+}
+
+#[derive(QueryableByName)]
+struct NextOffset {
+    #[diesel(sql_type = BigInt)]
+    next_offset: i64,
+}
+
+impl Offsets<'_> {
+    /// The next offset of a partition; a partition that was never read begins at `earliest`.
+    pub(crate) async fn load(
+        &self,
+        conn: &mut AsyncPgConnection,
+        partition: i32,
+        earliest: i64,
+    ) -> QueryResult<i64> {
+        diesel::sql_query(
+            "insert into projection_offsets (projection, topic, partition, next_offset)
+             values ($1, $2, $3, $4) on conflict do nothing",
+        )
+        .bind::<Text, _>(self.projection)
+        .bind::<Text, _>(self.topic)
+        .bind::<Integer, _>(partition)
+        .bind::<BigInt, _>(earliest)
+        .execute(conn)
+        .await?;
+        let NextOffset { next_offset } = diesel::sql_query(
+            "select next_offset from projection_offsets
+             where projection = $1 and topic = $2 and partition = $3",
+        )
+        .bind::<Text, _>(self.projection)
+        .bind::<Text, _>(self.topic)
+        .bind::<Integer, _>(partition)
+        .get_result(conn)
+        .await?;
+        Ok(next_offset)
+    }
+
+    /// Moves the offsets of all these partitions, or, if one is not where it was, returns false.
+    /// The rows stay locked until the transaction ends, so that nobody else moves them meanwhile.
+    pub(crate) async fn compare_and_set(
+        &self,
+        conn: &mut AsyncPgConnection,
+        moves: &Moves,
+    ) -> QueryResult<bool> {
+        let moved = diesel::sql_query(
+            "update projection_offsets as o set next_offset = m.new, updated_at = now()
+             from unnest($3::integer[], $4::bigint[], $5::bigint[]) as m (partition, expected, new)
+             where o.projection = $1 and o.topic = $2 and o.partition = m.partition
+               and o.next_offset = m.expected",
+        )
+        .bind::<Text, _>(self.projection)
+        .bind::<Text, _>(self.topic)
+        .bind::<Array<Integer>, _>(moves.keys().copied().collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(moves.values().map(|(from, _)| *from).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(moves.values().map(|(_, to)| *to).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
+        Ok(moved == moves.len())
+    }
+}
