@@ -4,7 +4,11 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = ["money/v1/money.proto", "order/v1/order.proto", "user/v1/user.proto"];
+const FILES: [&str; 3] = [
+    "money/v1/money.proto",
+    "order/v1/order.proto",
+    "user/v1/user.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for file in FILES {

@@ -1,1 +1,85 @@
-//! x
+//! order-service: owns the orders, and follows the users of user-service.
+//!
+//! - [`grpc`] is the door: it decodes a request into the [`domain`], asks the [`store`], encodes
+//!   the answer.
+//! - [`store`] has all SQL: an order and the event that tells of it are written in one transaction.
+//! - [`error`] is the one place where an error becomes a gRPC status.
+//! - [`users_projection`] applies user events to `users_cache`; [`consistency`] lets calls wait for
+//!   them.
+//!
+//! **Invariant:** nothing here knows where user-service is. An order is validated against
+//! `users_cache`, and against nothing else.
+
+pub mod config;
+pub mod consistency;
+pub mod domain;
+pub mod error;
+pub mod grpc;
+mod schema;
+pub mod store;
+pub mod users_projection;
+
+use std::{error::Error, sync::Arc};
+
+use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+use proto::order::v1::order_service_server::{OrderServiceServer, SERVICE_NAME};
+use service_kit::{Checks, Server, Service, database, idempotency};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{
+    config::Config, consistency::Waiters, grpc::Orders, store::Store,
+    users_projection::UsersProjection,
+};
+
+/// The schema of this service's database, in the order in which it is built.
+pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
+    outbox::MIGRATIONS,
+    idempotency::MIGRATIONS,
+    projection::MIGRATIONS,
+    embed_migrations!("migrations"),
+];
+
+/// The service's name in its errors, and in Kafka.
+pub const NAME: &str = "order-service";
+
+/// Far above the largest request.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// Serves gRPC and follows the users until `shutdown`.
+///
+/// # Errors
+/// If the address can't be listened on. A database or a Kafka that is away is no error: health
+/// tells, and calls are refused with a hint.
+pub async fn serve(
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let server = Server::bind(config.server).await?;
+    let pool = database::pool(&config.database_url, config.database_pool_size);
+    let waiters = Arc::new(Waiters::new(config.max_waiters));
+    let following = projection::follow(
+        config.users,
+        Arc::new(UsersProjection::new(Arc::clone(&waiters))),
+        pool.clone(),
+        shutdown.clone(),
+    );
+    let state = following.state();
+    let store = Store::new(pool.clone(), config.orders_topic);
+    let orders = Orders::new(store, waiters, config.wait_limits);
+    let service = OrderServiceServer::new(orders).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let service = Service {
+        domain: NAME,
+        routes: Routes::new(service),
+        descriptors: proto::DESCRIPTORS,
+        checks: Checks {
+            service: SERVICE_NAME,
+            pool,
+            migrations: &MIGRATIONS,
+            projection: move || state.borrow().check(),
+        },
+    };
+    server.serve(service, shutdown).await?;
+    following.ended().await;
+    Ok(())
+}

@@ -25,7 +25,9 @@ pub(crate) async fn serve(
         .route("/readyz", get(ready))
         .route("/status", get(status))
         .with_state(Arc::new(sources));
-    axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    axum::serve(listener, app)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
 }
 
 async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, String) {
@@ -36,7 +38,10 @@ async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, St
             code = StatusCode::SERVICE_UNAVAILABLE;
         }
         let role = source.role;
-        let error = source.error.map(|error| format!(": {error}")).unwrap_or_default();
+        let error = source
+            .error
+            .map(|error| format!(": {error}"))
+            .unwrap_or_default();
         lines += &format!("{}: {role:?}{error}\n", source.source);
     }
     (code, lines)
@@ -58,7 +63,8 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16,
             });
         }
         let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -68,7 +74,13 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16,
         .await
         .context("no answer in time")?
         .with_context(|| format!("no relay answers at {address}"))?;
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("no HTTP answer") };
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no HTTP status")?;
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        bail!("no HTTP answer")
+    };
+    let code = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("no HTTP status")?;
     Ok((code, body.to_owned()))
 }

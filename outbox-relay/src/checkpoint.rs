@@ -100,13 +100,21 @@ pub(crate) async fn advance(
             ],
         )
         .await?;
-    if updated == 1 { Ok(()) } else { Err(CheckpointError::Superseded) }
+    if updated == 1 {
+        Ok(())
+    } else {
+        Err(CheckpointError::Superseded)
+    }
 }
 
 /// Forgets the checkpoint: the next leader begins with the oldest row of the outbox. Returns
 /// whether there was one.
 pub(crate) async fn forget(client: &Client, source: &str) -> Result<bool, CheckpointError> {
-    let deleted =
-        client.execute("delete from relay_checkpoints where source = $1", &[&source]).await?;
+    let deleted = client
+        .execute(
+            "delete from relay_checkpoints where source = $1",
+            &[&source],
+        )
+        .await?;
     Ok(deleted > 0)
 }

@@ -148,11 +148,16 @@ impl Config {
             .unwrap_or_else(|| DEFAULT_ADMIN_ADDR.to_owned());
         let admin_addr = problems.check(
             "admin_addr",
-            admin_addr.parse().map_err(|_| format!("{admin_addr:?} isn't like {DEFAULT_ADMIN_ADDR}")),
+            admin_addr
+                .parse()
+                .map_err(|_| format!("{admin_addr:?} isn't like {DEFAULT_ADMIN_ADDR}")),
         );
         let kafka = file.kafka.check(variable, &mut problems);
         if file.source.is_empty() {
-            problems.add("source", "there is none; add a table [[source]] with name and database_url");
+            problems.add(
+                "source",
+                "there is none; add a table [[source]] with name and database_url",
+            );
         }
         let mut names = HashSet::new();
         let mut sources = Vec::new();
@@ -163,9 +168,11 @@ impl Config {
             sources.extend(source.check(variable, &mut problems));
         }
         match (admin_addr, kafka) {
-            (Some(admin_addr), Some(kafka)) if problems.is_empty() => {
-                Ok(Self { admin_addr, kafka, sources })
-            }
+            (Some(admin_addr), Some(kafka)) if problems.is_empty() => Ok(Self {
+                admin_addr,
+                kafka,
+                sources,
+            }),
             _ => Err(problems.into_error()),
         }
     }
@@ -175,12 +182,18 @@ impl Config {
     /// # Errors
     /// If there is none, with the names that there are.
     pub fn source(&self, name: &str) -> Result<&SourceConfig, ConfigError> {
-        self.sources.iter().find(|source| source.name == name).ok_or_else(|| {
-            let known: Vec<&str> = self.sources.iter().map(|s| s.name.as_str()).collect();
-            let mut problems = Problems::default();
-            problems.add("source", format!("there is no {name:?}, only {}", known.join(", ")));
-            problems.into_error()
-        })
+        self.sources
+            .iter()
+            .find(|source| source.name == name)
+            .ok_or_else(|| {
+                let known: Vec<&str> = self.sources.iter().map(|s| s.name.as_str()).collect();
+                let mut problems = Problems::default();
+                problems.add(
+                    "source",
+                    format!("there is no {name:?}, only {}", known.join(", ")),
+                );
+                problems.into_error()
+            })
     }
 }
 
@@ -190,20 +203,43 @@ impl KafkaTable {
         variable: &dyn Fn(&str) -> Option<String>,
         problems: &mut Problems,
     ) -> Option<KafkaConfig> {
-        let brokers = variable("OUTBOX_RELAY_KAFKA_BROKERS").or(self.brokers).unwrap_or_default();
+        let brokers = variable("OUTBOX_RELAY_KAFKA_BROKERS")
+            .or(self.brokers)
+            .unwrap_or_default();
         if brokers.trim().is_empty() {
-            problems.add("kafka.brokers", "is missing: set it to host:port, or OUTBOX_RELAY_KAFKA_BROKERS");
+            problems.add(
+                "kafka.brokers",
+                "is missing: set it to host:port, or OUTBOX_RELAY_KAFKA_BROKERS",
+            );
         }
         let mut within = |name: &str, value: usize, low: usize, high: usize| {
             if !(low..=high).contains(&value) {
-                problems.add(format!("kafka.{name}"), format!("{value} isn't from {low} to {high}"));
+                problems.add(
+                    format!("kafka.{name}"),
+                    format!("{value} isn't from {low} to {high}"),
+                );
             }
         };
         let delivery_timeout_ms = usize::try_from(self.delivery_timeout_ms).unwrap_or(usize::MAX);
         within("delivery_timeout_ms", delivery_timeout_ms, 100, 300_000);
-        within("max_in_flight_records", self.max_in_flight_records, 1, 1_000_000);
-        within("max_in_flight_bytes", self.max_in_flight_bytes, 1024 * 1024, 1 << 30);
-        within("max_record_bytes", self.max_record_bytes, 1_000, 100_000_000);
+        within(
+            "max_in_flight_records",
+            self.max_in_flight_records,
+            1,
+            1_000_000,
+        );
+        within(
+            "max_in_flight_bytes",
+            self.max_in_flight_bytes,
+            1024 * 1024,
+            1 << 30,
+        );
+        within(
+            "max_record_bytes",
+            self.max_record_bytes,
+            1_000,
+            100_000_000,
+        );
         Some(KafkaConfig {
             brokers,
             delivery_timeout: Duration::from_millis(self.delivery_timeout_ms),
@@ -222,22 +258,39 @@ impl SourceTable {
     ) -> Option<SourceConfig> {
         let name = self.name;
         if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
-            problems.add("source.name", format!("{name:?} isn't a name of 1 to 100 characters"));
+            problems.add(
+                "source.name",
+                format!("{name:?} isn't a name of 1 to 100 characters"),
+            );
         }
         let variable_name = format!("OUTBOX_RELAY_{}_DATABASE_URL", variable_part(&name));
         // A variable of either kind replaces both settings of the file.
-        let (url, file) = (variable(&variable_name), variable(&format!("{variable_name}_FILE")));
+        let (url, file) = (
+            variable(&variable_name),
+            variable(&format!("{variable_name}_FILE")),
+        );
         let (url, file) = if url.is_some() || file.is_some() {
             (url, file.map(Into::into))
         } else {
-            (self.database_url.map(|url| url.expose_secret().to_owned()), self.database_url_file)
+            (
+                self.database_url.map(|url| url.expose_secret().to_owned()),
+                self.database_url_file,
+            )
         };
         let database_url = problems.secret(&variable_name, url, file)?;
         // The error says where the URL is wrong and not what it says.
-        let parsed = database_url.expose_secret().parse::<tokio_postgres::Config>();
-        problems.check(&variable_name, parsed.map_err(|err| format!("isn't a Postgres URL: {err}")))?;
+        let parsed = database_url
+            .expose_secret()
+            .parse::<tokio_postgres::Config>();
+        problems.check(
+            &variable_name,
+            parsed.map_err(|err| format!("isn't a Postgres URL: {err}")),
+        )?;
         if !(1..=60_000).contains(&self.max_poll_interval_ms) {
-            problems.add(format!("{name}.max_poll_interval_ms"), "isn't from 1 to 60000");
+            problems.add(
+                format!("{name}.max_poll_interval_ms"),
+                "isn't from 1 to 60000",
+            );
         }
         if !(1..=1_000_000).contains(&self.max_page_rows) {
             problems.add(format!("{name}.max_page_rows"), "isn't from 1 to 1000000");
@@ -255,7 +308,13 @@ impl SourceTable {
 
 /// A source's name as a part of the name of a variable.
 fn variable_part(name: &str) -> String {
-    let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    let part = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    };
     name.chars().map(part).collect()
 }
 
@@ -304,7 +363,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.kafka.brokers, "kafka:9092");
-        assert_eq!(config.sources[0].database_url.expose_secret(), "postgres://right/db");
+        assert_eq!(
+            config.sources[0].database_url.expose_secret(),
+            "postgres://right/db"
+        );
     }
 
     #[test]
@@ -322,7 +384,13 @@ mod tests {
             &[],
         )
         .unwrap_err();
-        for part in ["admin_addr", "kafka.brokers", "delivery_timeout_ms", "OUTBOX_RELAY_A_DATABASE_URL", "two sources"] {
+        for part in [
+            "admin_addr",
+            "kafka.brokers",
+            "delivery_timeout_ms",
+            "OUTBOX_RELAY_A_DATABASE_URL",
+            "two sources",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("hunter2"), "{text}");

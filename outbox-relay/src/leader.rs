@@ -53,7 +53,10 @@ impl Candidate {
         source: &str,
     ) -> Result<Self, tokio_postgres::Error> {
         let client = connect(database_url, "outbox-relay leader").await?;
-        Ok(Self { client, source: source.to_owned() })
+        Ok(Self {
+            client,
+            source: source.to_owned(),
+        })
     }
 
     /// Takes the lock, unless another session has it.
@@ -69,12 +72,26 @@ impl Candidate {
         delivery_timeout: Duration,
     ) -> Result<Election, CheckpointError> {
         let Self { client, source } = self;
-        let Claim { epoch, cursor, predecessor_age } = checkpoint::claim(&client, &source).await?;
-        let wait = predecessor_age
-            .map_or(Duration::ZERO, |age| (SEND_LEASE + delivery_timeout).saturating_sub(age));
+        let Claim {
+            epoch,
+            cursor,
+            predecessor_age,
+        } = checkpoint::claim(&client, &source).await?;
+        let wait = predecessor_age.map_or(Duration::ZERO, |age| {
+            (SEND_LEASE + delivery_timeout).saturating_sub(age)
+        });
         let last_heartbeat = Mutex::new(Instant::now());
-        let leadership = Leadership { client, source, epoch, last_heartbeat };
-        Ok(Election { leadership, cursor, wait })
+        let leadership = Leadership {
+            client,
+            source,
+            epoch,
+            last_heartbeat,
+        };
+        Ok(Election {
+            leadership,
+            cursor,
+            wait,
+        })
     }
 }
 
@@ -88,7 +105,10 @@ impl Leadership {
         // The time before the statement: it may take effect the moment it is sent.
         let sent_at = Instant::now();
         checkpoint::advance(&self.client, &self.source, self.epoch, cursor, false).await?;
-        *self.last_heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = sent_at;
+        *self
+            .last_heartbeat
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = sent_at;
         Ok(())
     }
 
@@ -99,7 +119,12 @@ impl Leadership {
 
     /// Waits until it is certain that no other leader ships yet.
     pub(crate) async fn wait_for_lease(&self) {
-        let age = || self.last_heartbeat.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let age = || {
+            self.last_heartbeat
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .elapsed()
+        };
         while age() > SEND_LEASE {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

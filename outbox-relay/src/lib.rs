@@ -49,7 +49,11 @@ impl Relay {
         let listener = TcpListener::bind(config.admin_addr)
             .await
             .with_context(|| format!("can't listen on {}", config.admin_addr))?;
-        Ok(Self { admin_addr: listener.local_addr()?, config, listener })
+        Ok(Self {
+            admin_addr: listener.local_addr()?,
+            config,
+            listener,
+        })
     }
 
     /// Where `/livez`, `/readyz` and `/status` are.
@@ -89,7 +93,12 @@ impl Relay {
 /// If the database can't be reached, or a relay leads the source.
 pub async fn reset(source: &SourceConfig) -> anyhow::Result<bool> {
     let forgotten = leader::reset(&source.database_url, &source.name).await;
-    forgotten.with_context(|| format!("source {} was not reset; stop its relays first", source.name))
+    forgotten.with_context(|| {
+        format!(
+            "source {} was not reset; stop its relays first",
+            source.name
+        )
+    })
 }
 
 /// Asks the relay at `address` for `path`, as `/readyz`; returns the HTTP status and the body.

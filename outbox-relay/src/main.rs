@@ -11,7 +11,12 @@ use program::LogOptions;
 #[command(version, after_help = program::EXIT_CODES)]
 struct Cli {
     /// The configuration; outbox-relay/README.md has every setting
-    #[arg(long, env = "OUTBOX_RELAY_CONFIG", default_value = "outbox-relay.toml", global = true)]
+    #[arg(
+        long,
+        env = "OUTBOX_RELAY_CONFIG",
+        default_value = "outbox-relay.toml",
+        global = true
+    )]
     config: PathBuf,
     #[command(flatten)]
     log: LogOptions,
@@ -52,12 +57,23 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Healthcheck => {
             let (code, body) = outbox_relay::ask(config.admin_addr, "/readyz").await?;
             print!("{body}");
-            return Ok(if code == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if code == 200 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
-        Command::Status => print!("{}", outbox_relay::ask(config.admin_addr, "/status").await?.1),
+        Command::Status => print!(
+            "{}",
+            outbox_relay::ask(config.admin_addr, "/status").await?.1
+        ),
         Command::Reset { source } => {
             let forgotten = outbox_relay::reset(config.source(&source)?).await?;
-            let found = if forgotten { "forgotten" } else { "there was none" };
+            let found = if forgotten {
+                "forgotten"
+            } else {
+                "there was none"
+            };
             println!("checkpoint of {source}: {found}; the relay begins with the oldest row");
         }
     }

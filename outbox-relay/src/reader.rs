@@ -63,7 +63,10 @@ impl Reader {
     /// # Errors
     /// If the database can't be asked.
     pub async fn snapshot(&self) -> Result<Snapshot, ReadError> {
-        let messages = self.client.simple_query("select pg_current_snapshot()").await?;
+        let messages = self
+            .client
+            .simple_query("select pg_current_snapshot()")
+            .await?;
         let text = messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0),
             _ => None,
@@ -79,9 +82,15 @@ impl Reader {
     /// If the database can't be asked or answers nonsense.
     pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
         let mut messages = pin!(self.client.copy_out(&page_sql(cursor, max_rows)).await?);
-        let mut page = Page { rows: Vec::new(), bytes: 0, is_last: false };
+        let mut page = Page {
+            rows: Vec::new(),
+            bytes: 0,
+            is_last: false,
+        };
         while let Some(message) = messages.try_next().await? {
-            let Some(row) = without_framing(message)? else { continue };
+            let Some(row) = without_framing(message)? else {
+                continue;
+            };
             page.bytes += row.len();
             page.rows.push(row);
             if page.bytes > MAX_PAGE_BYTES {
@@ -118,9 +127,10 @@ fn page_sql(cursor: &Cursor, max_rows: usize) -> String {
         for xid in seen.in_progress() {
             let _ = write!(listed, "{}{xid}", if listed.is_empty() { "" } else { "," });
         }
-        for straggler in
-            [format!("xid = any ('{{{listed}}}'::xid8[])"), format!("xid >= '{}'", seen.xmax())]
-        {
+        for straggler in [
+            format!("xid = any ('{{{listed}}}'::xid8[])"),
+            format!("xid >= '{}'", seen.xmax()),
+        ] {
             let _ = write!(
                 sql,
                 " union all select {COLUMNS} from outbox
@@ -128,7 +138,10 @@ fn page_sql(cursor: &Cursor, max_rows: usize) -> String {
             );
         }
     }
-    let _ = write!(sql, ") due order by seq limit {max_rows}) to stdout (format binary)");
+    let _ = write!(
+        sql,
+        ") due order by seq limit {max_rows}) to stdout (format binary)"
+    );
     sql
 }
 
@@ -224,7 +237,9 @@ impl<'a> Row<'a> {
                 Some(_) => return Err(ReadError::Layout("column headers is no jsonb")),
             },
             traceparent: fields.next()?.map(text).transpose()?,
-            created_at_us: fields.required_i64()?.saturating_add(POSTGRES_EPOCH_UNIX_US),
+            created_at_us: fields
+                .required_i64()?
+                .saturating_add(POSTGRES_EPOCH_UNIX_US),
         };
         Ok(row)
     }
@@ -241,17 +256,23 @@ impl<'a> Fields<'a> {
     }
 
     fn i16(&mut self) -> Result<i16, ReadError> {
-        Ok(i16::from_be_bytes(self.take(2)?.try_into().map_err(|_| TOO_SHORT)?))
+        Ok(i16::from_be_bytes(
+            self.take(2)?.try_into().map_err(|_| TOO_SHORT)?,
+        ))
     }
 
     fn i32(&mut self) -> Result<i32, ReadError> {
-        Ok(i32::from_be_bytes(self.take(4)?.try_into().map_err(|_| TOO_SHORT)?))
+        Ok(i32::from_be_bytes(
+            self.take(4)?.try_into().map_err(|_| TOO_SHORT)?,
+        ))
     }
 
     fn next(&mut self) -> Result<Option<&'a [u8]>, ReadError> {
         match self.i32()? {
             -1 => Ok(None),
-            length => self.take(usize::try_from(length).map_err(|_| TOO_SHORT)?).map(Some),
+            length => self
+                .take(usize::try_from(length).map_err(|_| TOO_SHORT)?)
+                .map(Some),
         }
     }
 
@@ -261,7 +282,10 @@ impl<'a> Fields<'a> {
 
     fn required_i64(&mut self) -> Result<i64, ReadError> {
         let bytes = self.required()?;
-        bytes.try_into().map(i64::from_be_bytes).map_err(|_| ReadError::Layout("no bigint"))
+        bytes
+            .try_into()
+            .map(i64::from_be_bytes)
+            .map_err(|_| ReadError::Layout("no bigint"))
     }
 
     fn required_text(&mut self) -> Result<&'a str, ReadError> {

@@ -30,11 +30,18 @@ pub struct Headers {
 impl Headers {
     /// Name and value of each header, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
-        self.ends.iter().enumerate().map(|(index, &(name_end, value_end))| {
-            let start = if index == 0 { 0 } else { self.ends[index - 1].1 };
-            let name = std::str::from_utf8(&self.text[start..name_end]).unwrap_or_default();
-            (name, &self.text[name_end..value_end])
-        })
+        self.ends
+            .iter()
+            .enumerate()
+            .map(|(index, &(name_end, value_end))| {
+                let start = if index == 0 {
+                    0
+                } else {
+                    self.ends[index - 1].1
+                };
+                let name = std::str::from_utf8(&self.text[start..name_end]).unwrap_or_default();
+                (name, &self.text[name_end..value_end])
+            })
     }
 
     fn clear(&mut self) {
@@ -73,7 +80,12 @@ pub struct BadHeaders;
 impl Router {
     /// `ce_source` names the system that the events come from, `content_type` is that of payloads.
     pub fn new(ce_source: String, content_type: String) -> Self {
-        Self { ce_source, content_type, headers: Headers::default(), clock: ClockText::default() }
+        Self {
+            ce_source,
+            content_type,
+            headers: Headers::default(),
+            clock: ClockText::default(),
+        }
     }
 
     /// The record of a row.
@@ -84,7 +96,13 @@ impl Router {
         let headers = &mut self.headers;
         headers.clear();
         headers.push("ce_specversion", b"1.0");
-        headers.push("ce_id", row.event_id.hyphenated().encode_lower(&mut [0; 36]).as_bytes());
+        headers.push(
+            "ce_id",
+            row.event_id
+                .hyphenated()
+                .encode_lower(&mut [0; 36])
+                .as_bytes(),
+        );
         headers.push("ce_source", self.ce_source.as_bytes());
         headers.push("ce_type", row.event_type.as_bytes());
         headers.push_with("ce_time", |text| self.clock.write(row.created_at_us, text));
@@ -103,7 +121,12 @@ impl Router {
             }
         }
         let (topic, key, payload) = (row.topic, row.key.as_bytes(), row.payload);
-        Ok(Record { topic, key, payload, headers })
+        Ok(Record {
+            topic,
+            key,
+            payload,
+            headers,
+        })
     }
 }
 
@@ -150,9 +173,18 @@ mod tests {
         let mut router = Router::new("/users".into(), "application/json".into());
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
         // Twice, because a record must not inherit anything from the one before.
-        router.route(&Row { headers: Some(br#"{"other":"x"}"#), ..ROW }).unwrap();
+        router
+            .route(&Row {
+                headers: Some(br#"{"other":"x"}"#),
+                ..ROW
+            })
+            .unwrap();
         let record = router.route(row).unwrap();
-        record.headers.iter().map(|(name, value)| (name.to_owned(), text(value))).collect()
+        record
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_owned(), text(value)))
+            .collect()
     }
 
     #[test]
@@ -166,28 +198,54 @@ mod tests {
             ("ce_aggregateversion", "3"),
             ("content-type", "application/json"),
         ];
-        assert_eq!(headers_of(&ROW), expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
+        assert_eq!(
+            headers_of(&ROW),
+            expected.map(|(n, v)| (n.to_owned(), v.to_owned()))
+        );
     }
 
     #[test]
     fn trace_and_own_headers_follow() {
-        let row = Row { traceparent: Some("00-1-2-01"), headers: Some(br#"{"a":"1"}"#), ..ROW };
+        let row = Row {
+            traceparent: Some("00-1-2-01"),
+            headers: Some(br#"{"a":"1"}"#),
+            ..ROW
+        };
         let expected = [("traceparent", "00-1-2-01"), ("a", "1")];
-        assert_eq!(headers_of(&row)[7..], expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
+        assert_eq!(
+            headers_of(&row)[7..],
+            expected.map(|(n, v)| (n.to_owned(), v.to_owned()))
+        );
     }
 
     #[test]
     fn headers_that_are_no_strings_are_refused() {
         let mut router = Router::new("/users".into(), "application/json".into());
         for json in [r#"{"a":1}"#, "[]", "1", ""] {
-            assert!(router.route(&Row { headers: Some(json.as_bytes()), ..ROW }).is_err(), "{json}");
+            assert!(
+                router
+                    .route(&Row {
+                        headers: Some(json.as_bytes()),
+                        ..ROW
+                    })
+                    .is_err(),
+                "{json}"
+            );
         }
     }
 
     #[test]
     fn times_are_written_as_chrono_writes_them() {
         let mut clock = ClockText::default();
-        for unix_us in [0, 1, 999_999, 1_000_000, 1_767_323_045_678_901, 1_767_323_045_678_902, -1] {
+        for unix_us in [
+            0,
+            1,
+            999_999,
+            1_000_000,
+            1_767_323_045_678_901,
+            1_767_323_045_678_902,
+            -1,
+        ] {
             let mut text = Vec::new();
             clock.write(unix_us, &mut text);
             let time = DateTime::from_timestamp_micros(unix_us).unwrap();

@@ -13,10 +13,7 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// When the sink is of no use any more. What was not acknowledged may or may not arrive.
-    fn send(
-        &mut self,
-        record: &Record<'_>,
-    ) -> impl Future<Output = Result<(), SinkError>> + Send;
+    fn send(&mut self, record: &Record<'_>) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// What became of the records; stays valid beside [`send`](Self::send).
     fn in_flight(&self) -> &InFlight;

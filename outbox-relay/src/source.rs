@@ -56,13 +56,20 @@ enum SourceError {
     #[error(transparent)]
     Sink(#[from] SinkError),
     #[error("event {event_id} can't be shipped")]
-    BadRow { event_id: uuid::Uuid, source: BadHeaders },
+    BadRow {
+        event_id: uuid::Uuid,
+        source: BadHeaders,
+    },
     #[error(
         "the checkpoint {checkpoint} is ahead of the database, which is at {now}: was it restored \
          from a dump? If so, run `outbox-relay reset --source {name}`, which ships every row that \
          the outbox still holds once more"
     )]
-    CheckpointFromTheFuture { name: String, checkpoint: String, now: String },
+    CheckpointFromTheFuture {
+        name: String,
+        checkpoint: String,
+        now: String,
+    },
     #[error("what was in flight was not acknowledged within {FLUSH_TIMEOUT:?}")]
     FlushTimeout,
 }
@@ -124,7 +131,12 @@ impl Source {
 
     /// Waits to be the leader, then ships until the end or an error.
     async fn lead(&mut self) -> Result<(), SourceError> {
-        let Some(Election { leadership, cursor, wait }) = self.elect().await? else {
+        let Some(Election {
+            leadership,
+            cursor,
+            wait,
+        }) = self.elect().await?
+        else {
             return Ok(());
         };
         let epoch = leadership.epoch();
@@ -207,10 +219,13 @@ impl Source {
             let rows = page.rows().len();
             for row in page.rows() {
                 let row = row?;
-                let record = self.router.route(&row).map_err(|source| SourceError::BadRow {
-                    event_id: row.event_id,
-                    source,
-                })?;
+                let record = self
+                    .router
+                    .route(&row)
+                    .map_err(|source| SourceError::BadRow {
+                        event_id: row.event_id,
+                        source,
+                    })?;
                 leadership.wait_for_lease().await;
                 sink.send(&record).await?;
                 cursor.advance(row.seq);
@@ -228,7 +243,11 @@ impl Source {
             marks.add(sink.in_flight().sent(), cursor);
             page_rows = next_page_rows(page_rows, rows, page.bytes(), self.config.max_page_rows);
             if page.is_last() {
-                poll_interval = if rows > 0 { MIN_POLL_INTERVAL } else { poll_interval };
+                poll_interval = if rows > 0 {
+                    MIN_POLL_INTERVAL
+                } else {
+                    poll_interval
+                };
                 self.pause(poll_interval).await;
                 poll_interval = (poll_interval * 2).min(self.config.max_poll_interval);
             }
@@ -373,7 +392,10 @@ mod tests {
     #[test]
     fn pages_follow_the_size_of_rows() {
         assert_eq!(next_page_rows(1_000, 1_000, 1_000 * 400, 20_000), 2_000);
-        assert_eq!(next_page_rows(20_000, 20_000, 20_000 * 4_096, 20_000), 1_024);
+        assert_eq!(
+            next_page_rows(20_000, 20_000, 20_000 * 4_096, 20_000),
+            1_024
+        );
         assert_eq!(next_page_rows(1_000, 1, 64 << 20, 20_000), 1);
         assert_eq!(next_page_rows(500, 0, 0, 20_000), 500);
     }

@@ -51,7 +51,10 @@ impl SharedStatus {
 
     /// What the source is doing now.
     pub(crate) fn get(&self) -> SourceStatus {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut SourceStatus)) {

@@ -14,7 +14,10 @@ pub(crate) struct Watermark {
 impl Watermark {
     /// A watermark over at most `capacity` records in flight, rounded up to a multiple of 64.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { bits: vec![0; capacity.div_ceil(64).max(1)].into(), base: 0 }
+        Self {
+            bits: vec![0; capacity.div_ceil(64).max(1)].into(),
+            base: 0,
+        }
     }
 
     /// How many records from the first are acknowledged without a gap.
@@ -43,7 +46,10 @@ impl Watermark {
 
     fn place(&self, number: u64) -> (usize, u64) {
         let slot = number % self.capacity();
-        (usize::try_from(slot / 64).unwrap_or(usize::MAX), 1 << (slot % 64))
+        (
+            usize::try_from(slot / 64).unwrap_or(usize::MAX),
+            1 << (slot % 64),
+        )
     }
 }
 

@@ -22,7 +22,11 @@ pub struct MalformedSnapshot;
 impl Snapshot {
     /// The snapshot in which nothing has happened yet.
     pub fn beginning() -> Self {
-        Self { xmin: 1, xmax: 1, in_progress: Vec::new() }
+        Self {
+            xmin: 1,
+            xmax: 1,
+            in_progress: Vec::new(),
+        }
     }
 
     /// The first id that was assigned to no completed transaction.
@@ -50,9 +54,16 @@ impl FromStr for Snapshot {
         let mut parts = text.splitn(3, ':');
         let mut next = || parts.next().ok_or(MalformedSnapshot);
         let (xmin, xmax, in_progress) = (number(next()?)?, number(next()?)?, next()?);
-        let in_progress: Result<_, _> =
-            in_progress.split(',').filter(|part| !part.is_empty()).map(number).collect();
-        Ok(Self { xmin, xmax, in_progress: in_progress? })
+        let in_progress: Result<_, _> = in_progress
+            .split(',')
+            .filter(|part| !part.is_empty())
+            .map(number)
+            .collect();
+        Ok(Self {
+            xmin,
+            xmax,
+            in_progress: in_progress?,
+        })
     }
 }
 
@@ -90,14 +101,24 @@ pub struct Window {
 impl Cursor {
     /// Nothing was read yet.
     pub fn beginning() -> Self {
-        Self { seen: Arc::new(Snapshot::beginning()), max_seq: 0, window: None }
+        Self {
+            seen: Arc::new(Snapshot::beginning()),
+            max_seq: 0,
+            window: None,
+        }
     }
 
     /// A cursor that was stored.
     pub fn new(seen: Snapshot, max_seq: i64, window: Option<(Snapshot, i64)>) -> Self {
-        let window =
-            window.map(|(upto, done_seq)| Window { upto: Arc::new(upto), done_seq });
-        Self { seen: Arc::new(seen), max_seq, window }
+        let window = window.map(|(upto, done_seq)| Window {
+            upto: Arc::new(upto),
+            done_seq,
+        });
+        Self {
+            seen: Arc::new(seen),
+            max_seq,
+            window,
+        }
     }
 
     /// Everything visible in this snapshot was read.
@@ -120,7 +141,10 @@ impl Cursor {
     pub fn open(&mut self, now: Snapshot) {
         debug_assert!(self.window.is_none(), "a window is open");
         // No row has a seq below 1.
-        self.window = Some(Window { upto: Arc::new(now), done_seq: 0 });
+        self.window = Some(Window {
+            upto: Arc::new(now),
+            done_seq: 0,
+        });
     }
 
     /// A row of the window was read. Rows come in the order of seq.
@@ -142,7 +166,9 @@ impl Cursor {
     /// Whether a straggler can still come in this window. They are the first of it, because they
     /// have the lowest seqs.
     pub fn expects_stragglers(&self) -> bool {
-        self.window.as_ref().is_some_and(|window| window.done_seq < self.max_seq)
+        self.window
+            .as_ref()
+            .is_some_and(|window| window.done_seq < self.max_seq)
     }
 }
 

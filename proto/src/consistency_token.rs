@@ -52,7 +52,9 @@ impl ConsistencyToken {
     /// # Errors
     /// [`MalformedToken`] for anything that [`encode`](Self::encode) can't have made.
     pub fn decode(token: &str) -> Result<Self, MalformedToken> {
-        let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).map_err(|_| MalformedToken)?;
+        let bytes = BASE64_URL_SAFE_NO_PAD
+            .decode(token)
+            .map_err(|_| MalformedToken)?;
         let bytes: [u8; ENCODED_BYTES] = bytes.try_into().map_err(|_| MalformedToken)?;
         let [LAYOUT, kind, rest @ ..] = bytes else {
             return Err(MalformedToken);
@@ -68,7 +70,11 @@ impl ConsistencyToken {
         if version < 1 {
             return Err(MalformedToken);
         }
-        Ok(Self { aggregate, id, version })
+        Ok(Self {
+            aggregate,
+            id,
+            version,
+        })
     }
 }
 
@@ -78,17 +84,43 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_round_trip_and_is_url_safe() {
-        let token = ConsistencyToken { aggregate: Aggregate::User, id: Uuid::max(), version: i64::MAX };
+        let token = ConsistencyToken {
+            aggregate: Aggregate::User,
+            id: Uuid::max(),
+            version: i64::MAX,
+        };
         let text = token.encode();
-        assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{text}");
+        assert!(
+            text.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
+            "{text}"
+        );
         assert_eq!(ConsistencyToken::decode(&text), Ok(token));
     }
 
     #[test]
     fn what_nobody_issued_is_refused() {
-        let good = ConsistencyToken { aggregate: Aggregate::Order, id: Uuid::nil(), version: 7 }.encode();
-        let no_version = ConsistencyToken { aggregate: Aggregate::Order, id: Uuid::nil(), version: 0 }.encode();
-        for bad in ["", "x", "%%%", &good[1..], &format!("{good}AA"), &good.to_lowercase(), &no_version] {
+        let good = ConsistencyToken {
+            aggregate: Aggregate::Order,
+            id: Uuid::nil(),
+            version: 7,
+        }
+        .encode();
+        let no_version = ConsistencyToken {
+            aggregate: Aggregate::Order,
+            id: Uuid::nil(),
+            version: 0,
+        }
+        .encode();
+        for bad in [
+            "",
+            "x",
+            "%%%",
+            &good[1..],
+            &format!("{good}AA"),
+            &good.to_lowercase(),
+            &no_version,
+        ] {
             assert_eq!(ConsistencyToken::decode(bad), Err(MalformedToken), "{bad}");
         }
     }

@@ -4,10 +4,22 @@
 mod consistency_token;
 pub mod events;
 
+use chrono::{DateTime, Utc};
+
 pub use consistency_token::{Aggregate, ConsistencyToken, MalformedToken};
 
 /// Every message and service as a serialized `FileDescriptorSet`, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// A time, as protobuf has it.
+pub fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
+    // Less than 10^9 but for a leap second, which is 10^9 and more.
+    let nanos = i32::try_from(time.timestamp_subsec_nanos().min(999_999_999)).unwrap_or_default();
+    prost_types::Timestamp {
+        seconds: time.timestamp(),
+        nanos,
+    }
+}
 
 /// `money.v1`: an amount in one currency.
 pub mod money {

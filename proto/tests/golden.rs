@@ -33,14 +33,23 @@ fn order() -> Order {
 
 #[test]
 fn user_created_is_written_and_read_as_released() {
-    assert_eq!(serde_json::to_string(&user()).unwrap(), USER_CREATED.trim_end());
+    assert_eq!(
+        serde_json::to_string(&user()).unwrap(),
+        USER_CREATED.trim_end()
+    );
     assert_eq!(serde_json::from_str::<User>(USER_CREATED).unwrap(), user());
 }
 
 #[test]
 fn order_created_is_written_and_read_as_released() {
-    assert_eq!(serde_json::to_string(&order()).unwrap(), ORDER_CREATED.trim_end());
-    assert_eq!(serde_json::from_str::<Order>(ORDER_CREATED).unwrap(), order());
+    assert_eq!(
+        serde_json::to_string(&order()).unwrap(),
+        ORDER_CREATED.trim_end()
+    );
+    assert_eq!(
+        serde_json::from_str::<Order>(ORDER_CREATED).unwrap(),
+        order()
+    );
 }
 
 #[test]

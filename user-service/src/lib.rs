@@ -1,1 +1,77 @@
-//! x
+//! user-service: owns the users, and follows the orders of order-service.
+//!
+//! - [`grpc`] is the door: it decodes a request into the [`domain`], asks the [`store`], encodes
+//!   the answer.
+//! - [`store`] has all SQL: a user and the event that tells of it are written in one transaction.
+//! - [`error`] is the one place where an error becomes a gRPC status.
+//! - [`orders_projection`] applies order events to per-user summaries.
+//!
+//! **Invariant:** nothing here knows where order-service is.
+
+pub mod config;
+pub mod domain;
+pub mod error;
+pub mod grpc;
+pub mod orders_projection;
+mod schema;
+pub mod store;
+
+use std::{error::Error, sync::Arc};
+
+use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+use proto::user::v1::user_service_server::{SERVICE_NAME, UserServiceServer};
+use service_kit::{Checks, Server, Service, database, idempotency};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{config::Config, grpc::Users, orders_projection::OrdersProjection, store::Store};
+
+/// The schema of this service's database, in the order in which it is built.
+pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
+    outbox::MIGRATIONS,
+    idempotency::MIGRATIONS,
+    projection::MIGRATIONS,
+    embed_migrations!("migrations"),
+];
+
+/// The service's name in its errors, and in Kafka.
+pub const NAME: &str = "user-service";
+
+/// Far above the largest request.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// Serves gRPC and follows the orders until `shutdown`.
+///
+/// # Errors
+/// If the address can't be listened on. A database or a Kafka that is away is no error: health
+/// tells, and calls are refused with a hint.
+pub async fn serve(
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let server = Server::bind(config.server).await?;
+    let pool = database::pool(&config.database_url, config.database_pool_size);
+    let following = projection::follow(
+        config.orders,
+        Arc::new(OrdersProjection),
+        pool.clone(),
+        shutdown.clone(),
+    );
+    let state = following.state();
+    let users = Users::new(Store::new(pool.clone(), config.users_topic));
+    let service = UserServiceServer::new(users).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let service = Service {
+        domain: NAME,
+        routes: Routes::new(service),
+        descriptors: proto::DESCRIPTORS,
+        checks: Checks {
+            service: SERVICE_NAME,
+            pool,
+            migrations: &MIGRATIONS,
+            projection: move || state.borrow().check(),
+        },
+    };
+    server.serve(service, shutdown).await?;
+    following.ended().await;
+    Ok(())
+}

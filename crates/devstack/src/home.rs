@@ -61,7 +61,12 @@ impl Home {
             .tempdir()
             .context("no folder for the servers")?
             .keep();
-        for folder in [path.clone(), path.join("bin"), path.join("logs"), path.join("run")] {
+        for folder in [
+            path.clone(),
+            path.join("bin"),
+            path.join("logs"),
+            path.join("run"),
+        ] {
             fs::create_dir_all(&folder)?;
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
             if let Some(user) = user {
@@ -78,7 +83,12 @@ impl Home {
             .process_group(0)
             .spawn()
             .context("can't run sh, which clears up after the servers")?;
-        Ok(Self { path, user, guard, changed: Arc::default() })
+        Ok(Self {
+            path,
+            user,
+            guard,
+            changed: Arc::default(),
+        })
     }
 
     /// Where the folder is.
@@ -126,7 +136,10 @@ impl Home {
 
     /// Makes `command` run as the plain user, out of reach of the terminal's signals.
     pub(crate) fn confine(&self, command: &mut tokio::process::Command) {
-        command.current_dir(&self.path).env("HOME", &self.path).process_group(0);
+        command
+            .current_dir(&self.path)
+            .env("HOME", &self.path)
+            .process_group(0);
         if let Some(PlainUser { uid, gid }) = self.user {
             command.uid(uid).gid(gid);
         }
@@ -148,13 +161,18 @@ impl PlainUser {
         let users = fs::read_to_string("/etc/passwd").context("can't read /etc/passwd")?;
         ["postgres", "nobody"]
             .iter()
-            .find_map(|name| Self::parse(users.lines().find(|l| l.starts_with(&format!("{name}:")))?))
+            .find_map(|name| {
+                Self::parse(users.lines().find(|l| l.starts_with(&format!("{name}:")))?)
+            })
             .map(Some)
             .context("the servers don't run as root, and there is no user postgres or nobody")
     }
 
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split(':').skip(2);
-        Some(Self { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+        Some(Self {
+            uid: fields.next()?.parse().ok()?,
+            gid: fields.next()?.parse().ok()?,
+        })
     }
 }

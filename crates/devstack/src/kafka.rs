@@ -51,18 +51,37 @@ impl Kafka {
         let properties = home.write("kafka.properties", &properties)?;
         let java = |name| {
             Program::new(name, "java")
-                .args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
-                .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", &class_path])
+                .args([
+                    "-Xmx512m",
+                    "-XX:+UseSerialGC",
+                    "-XX:TieredStopAtLevel=1",
+                    "-Xshare:auto",
+                ])
+                .args([
+                    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+                    "-cp",
+                    &class_path,
+                ])
         };
         java("kafka-format")
-            .args(["kafka.tools.StorageTool", "format", "-t", "devstack-cluster-id-00", "-c"])
+            .args([
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                "devstack-cluster-id-00",
+                "-c",
+            ])
             .args([&properties])
             .run_once(home)
             .await?;
-        let process =
-            Process::start(home, java("kafka").args(["kafka.Kafka"]).args([&properties]));
+        let process = Process::start(
+            home,
+            java("kafka").args(["kafka.Kafka"]).args([&properties]),
+        );
         let brokers = format!("127.0.0.1:{port}");
-        process.wait_ready(START_TIMEOUT, async || ask_for_metadata(&brokers).await).await?;
+        process
+            .wait_ready(START_TIMEOUT, async || ask_for_metadata(&brokers).await)
+            .await?;
         Ok(Self { process, brokers })
     }
 
@@ -79,12 +98,15 @@ pub(crate) async fn create_topic(
     partitions: i32,
     cleanup_policy: &str,
 ) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()?;
     let new_topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1))
         .set("cleanup.policy", cleanup_policy);
     let timeout = Some(Duration::from_secs(20));
-    let options = AdminOptions::new().operation_timeout(timeout).request_timeout(timeout);
+    let options = AdminOptions::new()
+        .operation_timeout(timeout)
+        .request_timeout(timeout);
     for result in admin.create_topics([&new_topic], &options).await? {
         match result {
             Ok(_) | Err((_, rdkafka::types::RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -95,10 +117,15 @@ pub(crate) async fn create_topic(
 }
 
 async fn ask_for_metadata(brokers: &str) -> Result<()> {
-    let producer: BaseProducer =
-        ClientConfig::new().set("bootstrap.servers", brokers).set("log_level", "0").create()?;
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("log_level", "0")
+        .create()?;
     tokio::task::spawn_blocking(move || {
-        producer.client().fetch_metadata(None, Duration::from_secs(1)).map(drop)
+        producer
+            .client()
+            .fetch_metadata(None, Duration::from_secs(1))
+            .map(drop)
     })
     .await?
     .context("no answer")
@@ -124,7 +151,11 @@ async fn fetch_jars() -> Result<PathBuf> {
     let partial = jars.with_extension(format!("partial-{}", std::process::id()));
     fs::create_dir_all(&partial).with_context(|| format!("can't make {}", partial.display()))?;
     fs::write(partial.join("pom.xml"), POM)?;
-    step("fetching Apache Kafka from Maven Central", run_maven(&partial)).await?;
+    step(
+        "fetching Apache Kafka from Maven Central",
+        run_maven(&partial),
+    )
+    .await?;
     match fs::rename(partial.join("jars"), &jars) {
         // Somebody else was faster.
         Err(_) if jars.is_dir() => {}

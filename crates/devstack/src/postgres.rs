@@ -36,7 +36,11 @@ impl Postgres {
         let (port, password) = (free_port()?, uuid::Uuid::new_v4().simple().to_string());
         let (data, password_file) = (home.path().join("postgres"), home.write("pw", &password)?);
         Program::new("initdb", bin.join("initdb"))
-            .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8"])
+            .args([
+                "--username=postgres",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+            ])
             .args(["--locale=C", "--no-sync"])
             .args([format!("--pgdata={}", data.display())])
             .args([format!("--pwfile={}", password_file.display())])
@@ -54,7 +58,9 @@ impl Postgres {
         }
         let process = Process::start(home, program);
         let admin_url = format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres");
-        process.wait_ready(START_TIMEOUT, async || connect(&admin_url).await.map(drop)).await?;
+        process
+            .wait_ready(START_TIMEOUT, async || connect(&admin_url).await.map(drop))
+            .await?;
         Ok(Self { process, admin_url })
     }
 
@@ -67,8 +73,9 @@ impl Postgres {
 /// Connects, and lets the connection run in the background.
 pub(crate) async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
-    let (client, connection) =
-        tokio::time::timeout(Duration::from_secs(5), connecting).await.context("timed out")??;
+    let (client, connection) = tokio::time::timeout(Duration::from_secs(5), connecting)
+        .await
+        .context("timed out")??;
     tokio::spawn(connection);
     Ok(client)
 }

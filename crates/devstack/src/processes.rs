@@ -73,13 +73,20 @@ impl Program {
     pub async fn run_once(&self, home: &Home) -> Result<()> {
         let status = self.spawn(home)?.wait().await?;
         if !status.success() {
-            bail!("{} ended with {status}:\n{}", self.name, tail(&home.log(&self.name)));
+            bail!(
+                "{} ended with {status}:\n{}",
+                self.name,
+                tail(&home.log(&self.name))
+            );
         }
         Ok(())
     }
 
     fn spawn(&self, home: &Home) -> Result<Child> {
-        let log = OpenOptions::new().create(true).append(true).open(home.log(&self.name))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(home.log(&self.name))?;
         let mut command = Command::new(&self.executable);
         command
             .args(&self.args)
@@ -153,7 +160,13 @@ impl Process {
                 }
             }
         });
-        Self { name, log, wanted, pid, keeper }
+        Self {
+            name,
+            log,
+            wanted,
+            pid,
+            keeper,
+        }
     }
 
     /// The id of the process that runs now, if one does.
@@ -219,7 +232,9 @@ impl Process {
     ) -> Result<()> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
-            let Err(reason) = ready().await else { return Ok(()) };
+            let Err(reason) = ready().await else {
+                return Ok(());
+            };
             if tokio::time::Instant::now() > deadline {
                 let (name, log) = (&self.name, tail(&self.log));
                 bail!("{name} isn't ready after {limit:?} ({reason:#}); its log ends:\n{log}");
@@ -251,7 +266,10 @@ async fn run_until_unwanted(
 
 async fn unwanted(wanted: &mut watch::Receiver<Wanted>) {
     // An error means that nobody can ask any more: its `Process` was dropped.
-    let _ = wanted.wait_for(|wanted| *wanted != Wanted::Running).await.map(drop);
+    let _ = wanted
+        .wait_for(|wanted| *wanted != Wanted::Running)
+        .await
+        .map(drop);
 }
 
 fn report(name: &str, status: &std::io::Result<ExitStatus>) {
@@ -262,7 +280,9 @@ fn report(name: &str, status: &std::io::Result<ExitStatus>) {
 }
 
 fn send(pid: u32, signal: Signal) {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
     // It may have ended in this moment, which is as good.
     let _ = kill_process(pid, signal);
 }

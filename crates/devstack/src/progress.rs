@@ -18,7 +18,11 @@ pub async fn step<T, E>(what: &str, work: impl Future<Output = Result<T, E>>) ->
             work.await
         }
     };
-    let (mark, colour) = if result.is_ok() { ("ok", "32") } else { ("failed", "31") };
+    let (mark, colour) = if result.is_ok() {
+        ("ok", "32")
+    } else {
+        ("failed", "31")
+    };
     let seconds = started.elapsed().as_secs_f64();
     if stderr().is_terminal() {
         eprintln!("   {what}: \x1b[{colour}m{mark}\x1b[0m ({seconds:.1} s)");

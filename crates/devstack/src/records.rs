@@ -24,7 +24,10 @@ pub struct Record {
 impl Record {
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -39,15 +42,23 @@ pub(crate) async fn write_record(
     payload: Option<&[u8]>,
     headers: &[(&str, &str)],
 ) -> Result<()> {
-    let producer: FutureProducer =
-        ClientConfig::new().set("bootstrap.servers", brokers).set("linger.ms", "0").create()?;
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("linger.ms", "0")
+        .create()?;
     let mut own_headers = OwnedHeaders::new();
     for &(key, value) in headers {
-        own_headers = own_headers.insert(Header { key, value: Some(value) });
+        own_headers = own_headers.insert(Header {
+            key,
+            value: Some(value),
+        });
     }
     let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(own_headers);
     (record.key, record.payload) = (key, payload);
-    producer.send(record, TIMEOUT).await.map_err(|(err, _)| err)?;
+    producer
+        .send(record, TIMEOUT)
+        .await
+        .map_err(|(err, _)| err)?;
     Ok(())
 }
 
@@ -68,7 +79,11 @@ fn read(brokers: &str, topic: &str) -> Result<Vec<Record>> {
         .set("enable.partition.eof", "true")
         .create()?;
     let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
-    let partitions = metadata.topics().first().context("no such topic")?.partitions();
+    let partitions = metadata
+        .topics()
+        .first()
+        .context("no such topic")?
+        .partitions();
     let mut assignment = TopicPartitionList::new();
     for partition in partitions {
         assignment.add_partition_offset(topic, partition.id(), Offset::Beginning)?;
@@ -89,14 +104,22 @@ fn read(brokers: &str, topic: &str) -> Result<Vec<Record>> {
 
 fn record(message: &BorrowedMessage<'_>) -> Record {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    let headers = message
+        .headers()
+        .into_iter()
+        .flat_map(|headers| headers.iter());
     Record {
         partition: message.partition(),
         offset: message.offset(),
         key: text(message.key().unwrap_or_default()),
         payload: message.payload().map(<[u8]>::to_vec),
         headers: headers
-            .map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default())))
+            .map(|header| {
+                (
+                    header.key.to_owned(),
+                    text(header.value.unwrap_or_default()),
+                )
+            })
             .collect(),
     }
 }

@@ -38,7 +38,11 @@ impl Servers {
         let home = Arc::new(Home::new()?);
         let (postgres, kafka) =
             tokio::try_join!(Postgres::start(&home, settings), Kafka::start(&home))?;
-        Ok(Self { home, postgres, kafka })
+        Ok(Self {
+            home,
+            postgres,
+            kafka,
+        })
     }
 
     /// Where they are.
@@ -75,7 +79,10 @@ impl TestServers {
 
     /// The variables that let another process share these servers.
     pub fn variables(&self) -> [(&'static str, &str); 2] {
-        [(POSTGRES_VARIABLE, &self.postgres_url), (KAFKA_VARIABLE, &self.brokers)]
+        [
+            (POSTGRES_VARIABLE, &self.postgres_url),
+            (KAFKA_VARIABLE, &self.brokers),
+        ]
     }
 
     /// The addresses of the brokers.
@@ -89,8 +96,13 @@ impl TestServers {
     /// If the server refuses.
     pub async fn create_database(&self, name: &str) -> Result<String> {
         let client = postgres::connect(&self.postgres_url).await?;
-        client.batch_execute(&format!("create database \"{name}\"")).await?;
-        let (server, _) = self.postgres_url.rsplit_once('/').context("a URL has a path")?;
+        client
+            .batch_execute(&format!("create database \"{name}\""))
+            .await?;
+        let (server, _) = self
+            .postgres_url
+            .rsplit_once('/')
+            .context("a URL has a path")?;
         Ok(format!("{server}/{name}"))
     }
 
@@ -141,14 +153,19 @@ impl TestServers {
     fn start_for_this_process() -> Self {
         let (sender, receiver) = std::sync::mpsc::channel();
         thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
             let Ok(runtime) = runtime else { return };
             runtime.block_on(async {
                 // What a test commits need not survive a power cut.
                 let servers = Servers::start(&["fsync=off"]).await;
-                let _ = sender.send(servers.as_ref().map(Servers::addresses).map_err(|err| {
-                    anyhow!("{err:#}")
-                }));
+                let _ = sender.send(
+                    servers
+                        .as_ref()
+                        .map(Servers::addresses)
+                        .map_err(|err| anyhow!("{err:#}")),
+                );
                 // The guard of their folder ends them with this process.
                 std::future::pending::<()>().await;
             });

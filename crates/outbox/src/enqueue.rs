@@ -1,7 +1,5 @@
 use diesel::QueryResult;
-use diesel_async::{
-    AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, TransactionManager,
-};
+use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, TransactionManager};
 
 use crate::{event::Event, schema::outbox};
 
@@ -19,6 +17,9 @@ pub async fn enqueue(conn: &mut AsyncPgConnection, event: &Event) -> QueryResult
     if status.transaction_depth()?.is_none() {
         return Err(diesel::result::Error::NotInTransaction);
     }
-    diesel::insert_into(outbox::table).values(event).execute(conn).await?;
+    diesel::insert_into(outbox::table)
+        .values(event)
+        .execute(conn)
+        .await?;
     Ok(())
 }

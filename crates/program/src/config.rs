@@ -32,10 +32,17 @@ impl Problems {
     where
         T: FromStr + PartialOrd + Display,
     {
-        let number = text.trim().parse().ok().filter(|number| range.contains(number));
+        let number = text
+            .trim()
+            .parse()
+            .ok()
+            .filter(|number| range.contains(number));
         if number.is_none() {
             let (low, high) = (range.start(), range.end());
-            self.add(name, format!("{text:?} isn't a number from {low} to {high}"));
+            self.add(
+                name,
+                format!("{text:?} isn't a number from {low} to {high}"),
+            );
         }
         number
     }
@@ -57,11 +64,17 @@ impl Problems {
                 }
             },
             (Some(_), Some(_)) => {
-                self.add(name, format!("is given twice, by {name} and by {name}_FILE"));
+                self.add(
+                    name,
+                    format!("is given twice, by {name} and by {name}_FILE"),
+                );
                 None
             }
             _ => {
-                self.add(name, format!("is missing: set {name}, or {name}_FILE to a file with it"));
+                self.add(
+                    name,
+                    format!("is missing: set {name}, or {name}_FILE to a file with it"),
+                );
                 None
             }
         }
@@ -98,6 +111,9 @@ mod tests {
         assert!(problems.secret("DATABASE_URL", None, None).is_none());
         let text = problems.into_error().to_string();
         assert_eq!(text.lines().count(), 2, "{text}");
-        assert!(text.contains("from 1 to 100") && text.contains("DATABASE_URL_FILE"), "{text}");
+        assert!(
+            text.contains("from 1 to 100") && text.contains("DATABASE_URL_FILE"),
+            "{text}"
+        );
     }
 }

@@ -20,7 +20,11 @@ pub const EXIT_CODES: &str = "Exit codes:
 pub fn parse<C: clap::Parser>() -> C {
     C::try_parse().unwrap_or_else(|err| {
         let _ = err.print();
-        std::process::exit(if err.use_stderr() { BAD_CONFIGURATION.into() } else { 0 })
+        std::process::exit(if err.use_stderr() {
+            BAD_CONFIGURATION.into()
+        } else {
+            0
+        })
     })
 }
 

@@ -8,11 +8,14 @@ use tokio_util::sync::CancellationToken;
 /// If the signals can't be listened for.
 pub fn shutdown_signal() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let asked = token.clone();
     tokio::spawn(async move {
-        let mut next = async || tokio::select! { _ = terminate.recv() => 15, _ = interrupt.recv() => 2 };
+        let mut next =
+            async || tokio::select! { _ = terminate.recv() => 15, _ = interrupt.recv() => 2 };
         next().await;
         tracing::info!("asked to end");
         asked.cancel();

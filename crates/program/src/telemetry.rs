@@ -30,7 +30,9 @@ impl LogOptions {
         match self.log_format {
             LogFormat::Text => {
                 let colours = std::io::stderr().is_terminal();
-                registry.with(lines.with_ansi(colours).with_target(false)).init();
+                registry
+                    .with(lines.with_ansi(colours).with_target(false))
+                    .init();
             }
             LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
         }

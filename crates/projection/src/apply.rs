@@ -70,7 +70,9 @@ pub(crate) async fn apply<P: Projection>(
 pub(crate) fn moves(from: &Moves, messages: &[BorrowedMessage<'_>]) -> Moves {
     let mut moves = Moves::new();
     for message in messages {
-        let start = from.get(&message.partition()).map_or(message.offset(), |(next, _)| *next);
+        let start = from
+            .get(&message.partition())
+            .map_or(message.offset(), |(next, _)| *next);
         moves.entry(message.partition()).or_insert((start, 0)).1 = message.offset() + 1;
     }
     moves

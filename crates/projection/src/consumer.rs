@@ -106,7 +106,13 @@ pub fn follow<P: Projection>(
     let (state_now, state) = watch::channel(State::Starting);
     let runtime = Handle::current();
     let follower = Follower {
-        shared: Arc::new(Shared { options, pool, runtime, shutdown, state: state_now }),
+        shared: Arc::new(Shared {
+            options,
+            pool,
+            runtime,
+            shutdown,
+            state: state_now,
+        }),
         projection,
     };
     let thread = thread::spawn(move || follower.run());
@@ -211,9 +217,15 @@ impl<P: Projection> Follower<P> {
         while !shared.shutdown.is_cancelled() {
             let applied = shared.runtime.block_on(async {
                 let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-                apply::apply(&*self.projection, &shared.offsets(), &mut conn, &from, batch)
-                    .await
-                    .map_err(|err| err.to_string())
+                apply::apply(
+                    &*self.projection,
+                    &shared.offsets(),
+                    &mut conn,
+                    &from,
+                    batch,
+                )
+                .await
+                .map_err(|err| err.to_string())
             });
             match applied {
                 Ok(outcome) => {
@@ -251,7 +263,9 @@ fn next_batch(consumer: &BaseConsumer<Assignment>) -> Result<Vec<BorrowedMessage
     // A rebalance in one of these polls can have taken partitions away, or given them anew.
     let positions = consumer.context().positions();
     batch.retain(|message| {
-        positions.get(&message.partition()).is_some_and(|(next, _)| message.offset() >= *next)
+        positions
+            .get(&message.partition())
+            .is_some_and(|(next, _)| message.offset() >= *next)
     });
     Ok(batch)
 }
@@ -268,7 +282,10 @@ fn tell_kafka(consumer: &BaseConsumer<Assignment>, batch: &[BorrowedMessage<'_>]
 
 impl Shared {
     fn offsets(&self) -> Offsets<'_> {
-        Offsets { projection: &self.options.name, topic: &self.options.topic }
+        Offsets {
+            projection: &self.options.name,
+            topic: &self.options.topic,
+        }
     }
 
     fn consumer(self: &Arc<Self>) -> Result<BaseConsumer<Assignment>, KafkaError> {
@@ -291,7 +308,10 @@ impl Shared {
         if let Some(instance_id) = &self.options.instance_id {
             config.set("group.instance.id", instance_id);
         }
-        let context = Assignment { shared: Arc::clone(self), positions: Mutex::default() };
+        let context = Assignment {
+            shared: Arc::clone(self),
+            positions: Mutex::default(),
+        };
         let consumer: BaseConsumer<Assignment> = config.create_with_context(context)?;
         consumer.subscribe(&[&self.options.topic])?;
         Ok(consumer)
@@ -348,12 +368,22 @@ struct Assignment {
 
 impl Assignment {
     fn positions(&self) -> Moves {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn moved(&self, moves: &Moves) {
-        let mut positions = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
-        positions.extend(moves.iter().map(|(partition, (_, to))| (*partition, (*to, *to))));
+        let mut positions = self
+            .positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        positions.extend(
+            moves
+                .iter()
+                .map(|(partition, (_, to))| (*partition, (*to, *to))),
+        );
     }
 
     /// Waits for Kafka and the database as long as it takes; none if it is asked to end.
@@ -388,9 +418,15 @@ impl Assignment {
         consumer: &BaseConsumer<Self>,
         partitions: &mut TopicPartitionList,
     ) -> Result<(), KafkaError> {
-        let numbers: Vec<i32> = partitions.elements().iter().map(|e| e.partition()).collect();
+        let numbers: Vec<i32> = partitions
+            .elements()
+            .iter()
+            .map(|e| e.partition())
+            .collect();
         for partition in numbers {
-            let Some(next) = self.next_offset(consumer, partition) else { return Ok(()) };
+            let Some(next) = self.next_offset(consumer, partition) else {
+                return Ok(());
+            };
             let topic = &self.shared.options.topic;
             partitions.set_partition_offset(topic, partition, Offset::Offset(next))?;
             self.moved(&Moves::from([(partition, (next, next))]));
@@ -403,7 +439,10 @@ impl Assignment {
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
     ) -> Result<(), KafkaError> {
-        let mut positions = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut positions = self
+            .positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for element in partitions.elements() {
             positions.remove(&element.partition());
         }

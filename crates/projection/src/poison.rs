@@ -35,7 +35,10 @@ impl Poison {
     /// `class` groups such records in statistics; `reason` is for a person, and must not hold what
     /// the payload says of people.
     pub fn new(class: &'static str, reason: impl ToString) -> Self {
-        Self { class, reason: reason.to_string() }
+        Self {
+            class,
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -54,7 +57,10 @@ pub(crate) fn in_change(err: &diesel::result::Error) -> Option<Poison> {
             info,
         ) => {
             // The message names the constraint; the detail would name the values.
-            Some(Poison::new("constraint", info.constraint_name().unwrap_or("unnamed")))
+            Some(Poison::new(
+                "constraint",
+                info.constraint_name().unwrap_or("unnamed"),
+            ))
         }
         _ => None,
     }
@@ -70,7 +76,9 @@ pub(crate) async fn set_aside(
     let headers = message.headers();
     let headers = || headers.into_iter().flat_map(|headers| headers.iter());
     let names: Vec<&str> = headers().map(|header| header.key).collect();
-    let values: Vec<&[u8]> = headers().map(|header| header.value.unwrap_or_default()).collect();
+    let values: Vec<&[u8]> = headers()
+        .map(|header| header.value.unwrap_or_default())
+        .collect();
     diesel::insert_into(dead_letters::table)
         .values((
             dead_letters::projection.eq(projection),

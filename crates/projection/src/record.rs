@@ -12,7 +12,11 @@ pub struct Record<'a>(pub(crate) &'a BorrowedMessage<'a>);
 impl<'a> Record<'a> {
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.0.headers()?.iter().find(|header| header.key == name)?.value
+        self.0
+            .headers()?
+            .iter()
+            .find(|header| header.key == name)?
+            .value
     }
 
     /// The key.
@@ -20,7 +24,12 @@ impl<'a> Record<'a> {
     /// # Errors
     /// [`Poison`] if there is none, or it is no text.
     pub fn key_text(&self) -> Result<&'a str, Poison> {
-        text(self.0.key().ok_or_else(|| Poison::new("key", "there is no key"))?, "key")
+        text(
+            self.0
+                .key()
+                .ok_or_else(|| Poison::new("key", "there is no key"))?,
+            "key",
+        )
     }
 
     /// The payload, or none for a tombstone.
@@ -33,7 +42,10 @@ impl<'a> Record<'a> {
     /// # Errors
     /// [`Poison`] if there is none, or it is no text.
     pub fn payload_text(&self) -> Result<&'a str, Poison> {
-        let payload = self.0.payload().ok_or_else(|| Poison::new("payload", "it is empty"))?;
+        let payload = self
+            .0
+            .payload()
+            .ok_or_else(|| Poison::new("payload", "it is empty"))?;
         text(payload, "payload")
     }
 

@@ -12,19 +12,18 @@ use diesel::{
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
     SimpleAsyncConnection as _,
-    pooled_connection::{
-        AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod, deadpool::PoolError,
-    },
+    pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod},
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _};
 use program::Problems;
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use diesel_async::pooled_connection::deadpool::PoolError;
+
 /// A pool of connections.
 pub type Pool = diesel_async::pooled_connection::deadpool::Pool<AsyncPgConnection>;
 /// A connection of a [`Pool`].
-pub type PooledConnection =
-    diesel_async::pooled_connection::deadpool::Object<AsyncPgConnection>;
+pub type PooledConnection = diesel_async::pooled_connection::deadpool::Object<AsyncPgConnection>;
 
 /// How long a call waits for a connection of its own. Longer only moves the queue from the caller
 /// into this process.
@@ -53,8 +52,7 @@ pub struct DatabaseOptions {
 impl DatabaseOptions {
     /// The URL, or a note of what is wrong with it.
     pub fn check(self, problems: &mut Problems) -> Option<SecretString> {
-        let url =
-            problems.secret("DATABASE_URL", self.database_url, self.database_url_file)?;
+        let url = problems.secret("DATABASE_URL", self.database_url, self.database_url_file)?;
         if url.expose_secret().starts_with("postgres://")
             || url.expose_secret().starts_with("postgresql://")
         {
@@ -87,7 +85,9 @@ pub fn pool(url: &SecretString, max_size: usize) -> Pool {
 
 async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
     let mut conn = AsyncPgConnection::establish(url).await?;
-    conn.batch_execute(SESSION).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    conn.batch_execute(SESSION)
+        .await
+        .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
 }
 
@@ -112,17 +112,23 @@ impl From<diesel::result::Error> for DatabaseError {
                 }
                 // diesel keeps no SQLSTATE for these, so that only the text can tell: a shutdown,
                 // a session that an administrator ended, a timeout of ours, a deadlock.
-                DatabaseErrorKind::Unknown => {
-                    ["terminating connection", "canceling statement", "deadlock detected"]
-                        .iter()
-                        .any(|text| info.message().starts_with(text))
-                }
+                DatabaseErrorKind::Unknown => [
+                    "terminating connection",
+                    "canceling statement",
+                    "deadlock detected",
+                ]
+                .iter()
+                .any(|text| info.message().starts_with(text)),
                 _ => false,
             },
             Error::BrokenTransactionManager => true,
             _ => false,
         };
-        if unavailable { Self::Unavailable(err.into()) } else { Self::Failed(err) }
+        if unavailable {
+            Self::Unavailable(err.into())
+        } else {
+            Self::Failed(err)
+        }
     }
 }
 
@@ -158,17 +164,25 @@ pub async fn migrate(
 /// # Errors
 /// What is wrong, for a person to read.
 pub async fn probe(pool: &Pool, migrations: &[EmbeddedMigrations]) -> Result<(), String> {
-    let mut conn = pool.get().await.map_err(|err| format!("no connection: {err}"))?;
-    let applied: Vec<Version> =
-        diesel::sql_query("select version from __diesel_schema_migrations")
-            .load(&mut conn)
-            .await
-            .map_err(|err| format!("no schema ({err}): run the subcommand migrate"))?;
+    let mut conn = pool
+        .get()
+        .await
+        .map_err(|err| format!("no connection: {err}"))?;
+    let applied: Vec<Version> = diesel::sql_query("select version from __diesel_schema_migrations")
+        .load(&mut conn)
+        .await
+        .map_err(|err| format!("no schema ({err}): run the subcommand migrate"))?;
     for source in migrations {
-        for migration in Borrowed(source).migrations().map_err(|err| err.to_string())? {
+        for migration in Borrowed(source)
+            .migrations()
+            .map_err(|err| err.to_string())?
+        {
             let version = migration.name().version().to_string();
             if !applied.iter().any(|row| row.version == version) {
-                return Err(format!("{} is missing: run the subcommand migrate", migration.name()));
+                return Err(format!(
+                    "{} is missing: run the subcommand migrate",
+                    migration.name()
+                ));
             }
         }
     }

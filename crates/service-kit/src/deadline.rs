@@ -37,7 +37,10 @@ impl<S> Layer<S> for CallLayer {
     type Service = Call<S>;
 
     fn layer(&self, inner: S) -> Call<S> {
-        Call { inner, layer: self.clone() }
+        Call {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -49,15 +52,17 @@ where
 {
     type Response = Response<Body>;
     type Error = BoxError;
-    type Future =
-        std::pin::Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let CallLayer { domain, max_deadline } = self.layer;
+        let CallLayer {
+            domain,
+            max_deadline,
+        } = self.layer;
         let asked = grpc_timeout(request.headers());
         // A health watch or a reflection stream lasts as long as its client likes.
         let limit = if request.uri().path().starts_with("/grpc.") {
@@ -78,7 +83,9 @@ where
                     Err(_) => return Ok(deadline_exceeded(domain).into_http()),
                 },
             };
-            answer.map(|answer| explain(answer, domain)).map_err(Into::into)
+            answer
+                .map(|answer| explain(answer, domain))
+                .map_err(Into::into)
         })
     }
 }
@@ -94,7 +101,9 @@ fn deadline_exceeded(domain: &'static str) -> Status {
 
 /// Adds the details that tonic's own errors lack, and mends the code of some.
 fn explain(answer: Response<Body>, domain: &'static str) -> Response<Body> {
-    let Some(status) = Status::from_header_map(answer.headers()) else { return answer };
+    let Some(status) = Status::from_header_map(answer.headers()) else {
+        return answer;
+    };
     if status.code() == Code::Ok || !status.details().is_empty() {
         return answer;
     }
@@ -148,7 +157,10 @@ mod tests {
     #[test]
     fn a_timeout_is_read_as_specified() {
         assert_eq!(parsed("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parsed("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(
+            parsed("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
         for bad in ["", "m", "1", "1x", "-1S", "123456789S", "1.5S"] {
             assert_eq!(parsed(bad), None, "{bad}");
         }

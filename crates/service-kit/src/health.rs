@@ -13,6 +13,10 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the health of a service depends on.
+///
+/// The health service knows three names, which answer three questions: the gRPC service's own
+/// (will calls be answered? for load balancers), [`PROJECTION`] (does it hear of others?), and the
+/// empty one (is everything well? for people and tests).
 pub struct Checks<P> {
     /// The full name of the gRPC service. It serves while its database answers: its callers need
     /// nothing else.
@@ -26,11 +30,7 @@ pub struct Checks<P> {
 }
 
 /// Keeps the health service up to date until `shutdown`, then says NOT_SERVING for all.
-///
-/// Three names, because they answer three questions: the gRPC service's own (will calls be
-/// answered? for load balancers), [`PROJECTION`] (does it hear of others?), and the empty one (is
-/// everything well? for people and tests).
-pub async fn check_health<P>(
+pub(crate) async fn check_health<P>(
     mut reporter: HealthReporter,
     checks: Checks<P>,
     shutdown: CancellationToken,
@@ -66,7 +66,11 @@ pub async fn check_health<P>(
 }
 
 async fn set(reporter: &HealthReporter, name: &str, serving: bool) {
-    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    let status = if serving {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
     reporter.set_service_status(name, status).await;
 }
 

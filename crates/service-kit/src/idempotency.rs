@@ -13,7 +13,11 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::database::Pool;
+use crate::{
+    call_error::CallError,
+    database::{DatabaseError, Pool},
+    schema::request_ids,
+};
 
 /// The table of the answers.
 pub const MIGRATIONS: EmbeddedMigrations = diesel_migrations::embed_migrations!("migrations");
@@ -28,15 +32,6 @@ const SWEEP_BATCH: i64 = 1_000;
 const IN_FLIGHT_TRIES: u32 = 50;
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(10);
 
-diesel::table! {
-    request_ids (method, request_id) {
-        method -> Text,
-        request_id -> Uuid,
-        fingerprint -> Binary,
-        response -> Binary,
-    }
-}
-
 /// What tells a repeat from a new request.
 #[derive(Clone, Debug)]
 pub struct RequestKey {
@@ -45,17 +40,55 @@ pub struct RequestKey {
     fingerprint: Vec<u8>,
 }
 
-/// What [`RequestKey::claim`] found.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// Nobody has sent this request before; the write is ours to make.
-    New,
-    /// It was answered before, with this response.
-    Answered(Vec<u8>),
-    /// The id was used for a request with another body.
-    Reused,
-    /// The same request is being worked on right now, and goes on for longer than we wait.
-    InFlight,
+/// What surrounds a request to write.
+#[derive(Clone, Debug, Default)]
+pub struct WriteContext {
+    /// Tells a repeat from a new request; none if the caller gave no request id.
+    pub request: Option<RequestKey>,
+    /// The W3C trace context of the request.
+    pub traceparent: Option<String>,
+}
+
+/// The answer to a request to write.
+#[derive(Clone, Debug)]
+pub enum Answer<T> {
+    /// It was done now.
+    Done(T),
+    /// It was done before, with this response.
+    Repeated(Vec<u8>),
+}
+
+impl WriteContext {
+    /// The response that the same request got before, if it did. Keeps others with the same id
+    /// waiting until the transaction of `conn` ends; call it as the first of its statements.
+    ///
+    /// # Errors
+    /// If the id was used with another body, if the first try goes on for longer than we wait, or
+    /// if the database fails.
+    pub async fn earlier_response(
+        &self,
+        conn: &mut AsyncPgConnection,
+    ) -> Result<Option<Vec<u8>>, CallError> {
+        match &self.request {
+            Some(request) => request.earlier_response(conn).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps the response, in the transaction of the write that it tells of.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn keep_response(
+        &self,
+        conn: &mut AsyncPgConnection,
+        response: impl FnOnce() -> Vec<u8>,
+    ) -> QueryResult<()> {
+        match &self.request {
+            Some(request) => request.keep_response(conn, &response()).await,
+            None => Ok(()),
+        }
+    }
 }
 
 impl RequestKey {
@@ -72,17 +105,19 @@ impl RequestKey {
             return Ok(None);
         }
         let request_id = request_id.parse().map_err(|_| "must be a UUID, or empty")?;
-        Ok(Some(Self { method, request_id, fingerprint: Sha256::digest(body).to_vec() }))
+        Ok(Some(Self {
+            method,
+            request_id,
+            fingerprint: Sha256::digest(body).to_vec(),
+        }))
     }
 
-    /// Looks for an earlier answer. Keeps others with the same id waiting until the transaction of
-    /// `conn` ends; call it as the first of its statements.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn claim(&self, conn: &mut AsyncPgConnection) -> QueryResult<Claim> {
+    async fn earlier_response(
+        &self,
+        conn: &mut AsyncPgConnection,
+    ) -> Result<Option<Vec<u8>>, CallError> {
         if !self.lock(conn).await? {
-            return Ok(Claim::InFlight);
+            return Err(CallError::RequestInFlight);
         }
         let answer: Option<(Vec<u8>, Vec<u8>)> = request_ids::table
             .find((self.method, self.request_id))
@@ -90,20 +125,18 @@ impl RequestKey {
             .first(conn)
             .await
             .optional()?;
-        Ok(match answer {
-            None => Claim::New,
-            Some((fingerprint, response)) if fingerprint == self.fingerprint => {
-                Claim::Answered(response)
-            }
-            Some(_) => Claim::Reused,
-        })
+        match answer {
+            None => Ok(None),
+            Some((fingerprint, response)) if fingerprint == self.fingerprint => Ok(Some(response)),
+            Some(_) => Err(CallError::RequestIdReused),
+        }
     }
 
-    /// Keeps the answer, in the transaction of the write that it tells of.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn keep(&self, conn: &mut AsyncPgConnection, response: &[u8]) -> QueryResult<()> {
+    async fn keep_response(
+        &self,
+        conn: &mut AsyncPgConnection,
+        response: &[u8],
+    ) -> QueryResult<()> {
         diesel::insert_into(request_ids::table)
             .values((
                 request_ids::method.eq(self.method),
@@ -162,7 +195,7 @@ pub async fn sweep(pool: Pool, shutdown: CancellationToken) {
     }
 }
 
-async fn sweep_batch(pool: &Pool) -> Result<i64, crate::database::DatabaseError> {
+async fn sweep_batch(pool: &Pool) -> Result<i64, DatabaseError> {
     let mut conn = pool.get().await?;
     let deleted = diesel::sql_query(format!(
         "delete from request_ids where (method, request_id) in (

@@ -1,21 +1,24 @@
 //! What a gRPC service over Postgres needs and no service wants to write: limits on the server,
 //! health that tells the truth, errors with details, requests that can be repeated, pages.
 
+mod call_error;
 pub mod database;
 mod deadline;
 mod health;
 pub mod idempotency;
 mod paging;
 mod refusal;
+mod schema;
 mod server;
 mod trace_context;
 mod violations;
 
+pub use call_error::CallError;
 pub use deadline::Deadline;
-pub use health::{Checks, PROJECTION, check_health};
-pub use paging::{BadPageToken, PageToken, page_size};
+pub use health::{Checks, PROJECTION};
+pub use paging::{PageToken, cut_page, page_size};
 pub use refusal::Refusal;
-pub use server::{HealthcheckOptions, Server, ServerOptions, ServerSettings};
+pub use server::{HealthcheckOptions, Server, ServerOptions, ServerSettings, Service};
 pub use trace_context::traceparent;
 pub use violations::Violations;
 
@@ -27,7 +30,9 @@ pub use violations::Violations;
 ///
 /// # Panics
 /// If `write` does.
-pub async fn to_completion<T: Send + 'static>(write: impl Future<Output = T> + Send + 'static) -> T {
+pub async fn to_completion<T: Send + 'static>(
+    write: impl Future<Output = T> + Send + 'static,
+) -> T {
     match tokio::spawn(write).await {
         Ok(result) => result,
         Err(err) => match err.try_into_panic() {

@@ -2,6 +2,8 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use crate::call_error::CallError;
+
 const DEFAULT_PAGE_SIZE: i32 = 50;
 const MAX_PAGE_SIZE: i32 = 1000;
 const LAYOUT: u8 = 1;
@@ -16,10 +18,6 @@ const ENCODED_BYTES: usize = 1 + 16 + 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageToken(pub Uuid);
 
-/// The text is not the token of a page of this list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadPageToken;
-
 impl PageToken {
     /// The token as callers see it; `query` is everything that they ask for, but the page.
     pub fn encode(self, query: &str) -> String {
@@ -33,22 +31,27 @@ impl PageToken {
     /// Reads a token that a caller gives back; an empty one asks for the first page.
     ///
     /// # Errors
-    /// [`BadPageToken`] for anything but a token that was given for the same `query`.
-    pub fn decode(token: &str, query: &str) -> Result<Option<Self>, BadPageToken> {
+    /// [`CallError::BadPageToken`] for anything but a token that was given for the same `query`.
+    pub fn decode(token: &str, query: &str) -> Result<Option<Self>, CallError> {
         if token.is_empty() {
             return Ok(None);
         }
-        let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).map_err(|_| BadPageToken)?;
-        let bytes: [u8; ENCODED_BYTES] = bytes.try_into().map_err(|_| BadPageToken)?;
-        let token = Self(Uuid::from_slice(&bytes[1..17]).map_err(|_| BadPageToken)?);
+        let bytes = BASE64_URL_SAFE_NO_PAD
+            .decode(token)
+            .map_err(|_| CallError::BadPageToken)?;
+        let bytes: [u8; ENCODED_BYTES] = bytes.try_into().map_err(|_| CallError::BadPageToken)?;
+        let token = Self(Uuid::from_slice(&bytes[1..17]).map_err(|_| CallError::BadPageToken)?);
         if bytes[0] != LAYOUT || bytes[17..] != token.digest(query) {
-            return Err(BadPageToken);
+            return Err(CallError::BadPageToken);
         }
         Ok(Some(token))
     }
 
     fn digest(self, query: &str) -> [u8; 8] {
-        let digest = Sha256::new().chain_update(self.0).chain_update(query).finalize();
+        let digest = Sha256::new()
+            .chain_update(self.0)
+            .chain_update(query)
+            .finalize();
         let mut head = [0; 8];
         head.copy_from_slice(&digest[..8]);
         head
@@ -58,7 +61,24 @@ impl PageToken {
 /// How many rows to read for a request's `page_size`, one of the most frequent mistakes to be
 /// generous about: 0 and less mean the default, too much means the maximum.
 pub fn page_size(asked: i32) -> i64 {
-    if asked <= 0 { DEFAULT_PAGE_SIZE.into() } else { asked.min(MAX_PAGE_SIZE).into() }
+    if asked <= 0 {
+        DEFAULT_PAGE_SIZE.into()
+    } else {
+        asked.min(MAX_PAGE_SIZE).into()
+    }
+}
+
+/// Cuts `rows`, of which one more than the page takes was read, to the page; returns the token of
+/// the next one, empty if there is none.
+pub fn cut_page<T>(rows: &mut Vec<T>, size: i64, query: &str, id: impl Fn(&T) -> Uuid) -> String {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if rows.len() <= size {
+        return String::new();
+    }
+    rows.truncate(size);
+    rows.last()
+        .map(|last| PageToken(id(last)).encode(query))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -69,11 +89,17 @@ mod tests {
     fn a_token_serves_its_own_list_only() {
         let token = PageToken(Uuid::max());
         let text = token.encode("user=1");
-        assert_eq!(PageToken::decode(&text, "user=1"), Ok(Some(token)));
-        assert_eq!(PageToken::decode("", "user=1"), Ok(None));
-        assert_eq!(PageToken::decode(&text, "user=2"), Err(BadPageToken));
-        for bad in ["x", "%%%", &text[1..], &text.to_lowercase(), &format!("{text}AAAA")] {
-            assert_eq!(PageToken::decode(bad, "user=1"), Err(BadPageToken), "{bad}");
+        assert_eq!(PageToken::decode(&text, "user=1").unwrap(), Some(token));
+        assert_eq!(PageToken::decode("", "user=1").unwrap(), None);
+        assert!(PageToken::decode(&text, "user=2").is_err());
+        for bad in [
+            "x",
+            "%%%",
+            &text[1..],
+            &text.to_lowercase(),
+            &format!("{text}AAAA"),
+        ] {
+            assert!(PageToken::decode(bad, "user=1").is_err(), "{bad}");
         }
     }
 }

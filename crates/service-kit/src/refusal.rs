@@ -1,7 +1,8 @@
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use uuid::Uuid;
 
 use crate::violations::Violations;
 
@@ -20,7 +21,13 @@ impl Refusal {
     /// An error that says no more than this.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
         let (message, details) = (message.into(), ErrorDetails::new());
-        Self { code, reason, message, details, retry_after: None }
+        Self {
+            code,
+            reason,
+            message,
+            details,
+            retry_after: None,
+        }
     }
 
     /// Fields of the request that can't be accepted, all of them.
@@ -33,11 +40,22 @@ impl Refusal {
         refusal
     }
 
+    /// An error that is ours. The caller gets a number to quote, under which the log has the rest.
+    pub fn bug(err: &(dyn std::error::Error + 'static)) -> Self {
+        let quote = Uuid::new_v4();
+        tracing::error!(%quote, error = %Chain(err), "internal error");
+        let message = format!("internal error; quote {quote} when you report it");
+        let mut refusal = Self::new(Code::Internal, "INTERNAL", message);
+        refusal.details.set_request_info(quote, "");
+        refusal
+    }
+
     /// Names the thing that the error is about.
     #[must_use]
     pub fn about(mut self, resource_type: &str, name: impl Into<String>) -> Self {
         let description = self.message.clone();
-        self.details.set_resource_info(resource_type, name, "", description);
+        self.details
+            .set_resource_info(resource_type, name, "", description);
         self
     }
 
@@ -45,7 +63,8 @@ impl Refusal {
     #[must_use]
     pub fn requires(mut self, kind: &str, subject: impl Into<String>) -> Self {
         let description = self.message.clone();
-        self.details.add_precondition_failure_violation(kind, subject, description);
+        self.details
+            .add_precondition_failure_violation(kind, subject, description);
         self
     }
 
@@ -56,16 +75,10 @@ impl Refusal {
         self
     }
 
-    /// Gives the caller something to quote to the people who run the service.
-    #[must_use]
-    pub fn quoting(mut self, request_id: impl Into<String>) -> Self {
-        self.details.set_request_info(request_id, "");
-        self
-    }
-
     /// The error on the wire; `domain` is the service that answers.
     pub fn into_status(mut self, domain: &str) -> Status {
-        self.details.set_error_info(self.reason, domain, std::collections::HashMap::new());
+        self.details
+            .set_error_info(self.reason, domain, std::collections::HashMap::new());
         if let Some(delay) = self.retry_after {
             self.details.set_retry_info(Some(delay));
         }
@@ -80,5 +93,20 @@ impl Refusal {
                 .insert("grpc-retry-pushback-ms", MetadataValue::from(delay_ms));
         }
         status
+    }
+}
+
+/// An error with its reasons, on one line.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(err) = source {
+            write!(f, ": {err}")?;
+            source = err.source();
+        }
+        Ok(())
     }
 }

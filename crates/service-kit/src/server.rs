@@ -12,7 +12,11 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::deadline::CallLayer;
+use crate::{
+    deadline::CallLayer,
+    health::{Checks, check_health},
+    idempotency,
+};
 
 /// Calls that one connection may have under way; a client with more opens a second one.
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
@@ -66,6 +70,18 @@ impl ServerOptions {
     }
 }
 
+/// What a server serves.
+pub struct Service<P> {
+    /// Names the service in its errors.
+    pub domain: &'static str,
+    /// Its methods.
+    pub routes: Routes,
+    /// Describe it to reflection: an encoded `FileDescriptorSet`.
+    pub descriptors: &'static [u8],
+    /// What its health depends on.
+    pub checks: Checks<P>,
+}
+
 /// A gRPC server that listens already and does not yet serve.
 #[derive(Debug)]
 pub struct Server {
@@ -80,10 +96,19 @@ impl Server {
     /// # Errors
     /// If somebody else has it.
     pub async fn bind(settings: ServerSettings) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(settings.listen_addr).await.map_err(|err| {
-            std::io::Error::new(err.kind(), format!("can't listen on {}: {err}", settings.listen_addr))
-        })?;
-        Ok(Self { local_addr: listener.local_addr()?, listener, settings })
+        let listener = TcpListener::bind(settings.listen_addr)
+            .await
+            .map_err(|err| {
+                std::io::Error::new(
+                    err.kind(),
+                    format!("can't listen on {}: {err}", settings.listen_addr),
+                )
+            })?;
+        Ok(Self {
+            local_addr: listener.local_addr()?,
+            listener,
+            settings,
+        })
     }
 
     /// The address that clients can use.
@@ -91,34 +116,49 @@ impl Server {
         self.local_addr
     }
 
-    /// Serves `routes` until `shutdown`; calls in flight then have the drain timeout to end.
+    /// Serves `service` until `shutdown`; calls in flight then have the drain timeout to end.
     ///
-    /// `domain` names the service in its errors, `descriptors` describe it to reflection.
+    /// Health and reflection are served beside it, and answers that need not be kept any longer
+    /// are swept.
     ///
     /// # Errors
-    /// If `descriptors` can't be read, or the listener fails.
-    pub async fn serve(
+    /// If the descriptors can't be read, or the listener fails.
+    pub async fn serve<P>(
         self,
-        domain: &'static str,
-        routes: Routes,
-        descriptors: &'static [u8],
+        service: Service<P>,
         shutdown: CancellationToken,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+    where
+        P: Fn() -> Result<(), String> + Send + 'static,
+    {
+        let Service {
+            domain,
+            routes,
+            descriptors,
+            checks,
+        } = service;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(descriptors)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
+        let (reporter, health) = tonic_health::server::health_reporter();
         let routes = routes
+            .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
+        tokio::spawn(idempotency::sweep(checks.pool.clone(), shutdown.clone()));
+        let checking = tokio::spawn(check_health(reporter, checks, shutdown.clone()));
         let serving = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_connection_age(MAX_CONNECTION_AGE)
-            .layer(CallLayer { domain, max_deadline: self.settings.max_deadline })
+            .layer(CallLayer {
+                domain,
+                max_deadline: self.settings.max_deadline,
+            })
             .add_routes(routes)
             .serve_with_incoming_shutdown(
                 TcpIncoming::from(self.listener).with_nodelay(Some(true)),
@@ -134,6 +174,7 @@ impl Server {
             // tonic would wait for open connections without a limit.
             () = drained => tracing::warn!("calls were still in flight when the drain timeout passed"),
         }
+        checking.await?;
         Ok(())
     }
 }
@@ -167,14 +208,23 @@ impl HealthcheckOptions {
 
     async fn ask(&self) -> Result<ServingStatus, Box<dyn std::error::Error + Send + Sync>> {
         // A server that listens on every address is asked on the loopback.
-        let address = self.listen_addr.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
+        let address = self
+            .listen_addr
+            .replace("0.0.0.0:", "127.0.0.1:")
+            .replace("[::]:", "[::1]:");
         let channel = Endpoint::try_from(format!("http://{address}"))?
             .timeout(Duration::from_secs(3))
             .connect_timeout(Duration::from_secs(3))
             .connect()
             .await?;
-        let request = HealthCheckRequest { service: self.service.clone() };
-        let status = HealthClient::new(channel).check(request).await?.into_inner().status();
+        let request = HealthCheckRequest {
+            service: self.service.clone(),
+        };
+        let status = HealthClient::new(channel)
+            .check(request)
+            .await?
+            .into_inner()
+            .status();
         Ok(status)
     }
 }

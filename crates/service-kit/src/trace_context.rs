@@ -10,7 +10,9 @@ pub fn traceparent(metadata: &MetadataMap) -> Option<String> {
 /// Version 00: its number, trace id, parent id and flags in lower-case hex; neither id is zero.
 fn is_valid(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
-    let [version, trace_id, parent_id, flags] = parts[..] else { return false };
+    let [version, trace_id, parent_id, flags] = parts[..] else {
+        return false;
+    };
     let is_hex = |part: &str, length| {
         part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
@@ -24,7 +26,9 @@ mod tests {
 
     #[test]
     fn only_a_valid_context_is_passed_on() {
-        assert!(is_valid("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        assert!(is_valid(
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        ));
         for bad in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",

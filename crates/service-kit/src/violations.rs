@@ -1,6 +1,9 @@
 use std::fmt::Display;
 
 use tonic_types::FieldViolation;
+use uuid::Uuid;
+
+use crate::call_error::CallError;
 
 /// Collects what is wrong with a request, so that the caller learns of all of it at once.
 #[derive(Debug, Default)]
@@ -12,14 +15,19 @@ impl Violations {
         value.map_err(|reason| self.add(field, reason)).ok()
     }
 
+    /// The id in `text`, or a note that there is none.
+    pub fn id(&mut self, field: &str, text: &str) -> Option<Uuid> {
+        self.check(field, text.parse().map_err(|_| "must be a UUID"))
+    }
+
     /// Notes what is wrong with a field; `field` is a path, as `amount.nanos`.
     pub fn add(&mut self, field: &str, reason: impl Display) {
         self.0.push(FieldViolation::new(field, reason.to_string()));
     }
 
-    /// Whether nothing is wrong.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// The error that tells of them.
+    pub fn into_error(self) -> CallError {
+        CallError::Invalid(self)
     }
 
     pub(crate) fn into_vec(self) -> Vec<FieldViolation> {

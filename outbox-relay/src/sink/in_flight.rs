@@ -66,7 +66,8 @@ impl InFlight {
     /// # Errors
     /// When the sink fails meanwhile.
     pub async fn wait_for_room(&self) -> Result<(), SinkError> {
-        self.wait_until(|inner, in_flight| in_flight < inner.capacity).await
+        self.wait_until(|inner, in_flight| in_flight < inner.capacity)
+            .await
     }
 
     /// Waits until everything sent is acknowledged.
@@ -105,7 +106,10 @@ impl InFlight {
         };
         let before = self.0.acknowledged.swap(acknowledged, Ordering::AcqRel);
         let sent = self.sent();
-        let (was, is) = (sent.saturating_sub(before), sent.saturating_sub(acknowledged));
+        let (was, is) = (
+            sent.saturating_sub(before),
+            sent.saturating_sub(acknowledged),
+        );
         let low_water = self.0.capacity / 2;
         if is == 0 || (was > low_water && is <= low_water) {
             self.0.changed.notify_waiters();

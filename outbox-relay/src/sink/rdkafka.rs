@@ -48,9 +48,15 @@ impl RdKafkaSink {
             .set("linger.ms", LINGER_MS)
             // A record that is given up makes a gap that later records of its key would fill, so
             // the whole producer is given up with it. Short, because a successor waits for as long.
-            .set("message.timeout.ms", kafka.delivery_timeout.as_millis().to_string())
+            .set(
+                "message.timeout.ms",
+                kafka.delivery_timeout.as_millis().to_string(),
+            )
             .set("queue.buffering.max.messages", "0")
-            .set("queue.buffering.max.kbytes", (kafka.max_in_flight_bytes / 1024).to_string())
+            .set(
+                "queue.buffering.max.kbytes",
+                (kafka.max_in_flight_bytes / 1024).to_string(),
+            )
             .set("message.max.bytes", kafka.max_record_bytes.to_string());
         let context = Deliveries(in_flight.clone());
         let producer = tokio::task::spawn_blocking(move || {
@@ -61,7 +67,10 @@ impl RdKafkaSink {
         .await
         .map_err(|err| SinkError::Unavailable(err.to_string()))?
         .map_err(|err| SinkError::Unavailable(err.to_string()))?;
-        Ok(Self { producer: Some(producer), in_flight })
+        Ok(Self {
+            producer: Some(producer),
+            in_flight,
+        })
     }
 }
 
@@ -72,7 +81,10 @@ impl Sink for RdKafkaSink {
         };
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.iter().len());
         for (key, value) in record.headers.iter() {
-            headers = headers.insert(Header { key, value: Some(value) });
+            headers = headers.insert(Header {
+                key,
+                value: Some(value),
+            });
         }
         self.in_flight.wait_for_room().await?;
         let number = usize::try_from(self.in_flight.begin()).unwrap_or(usize::MAX);

@@ -13,10 +13,13 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn new(test: &str) -> Result<Self> {
-        let url =
-            TestServers::shared().create_database(&TestServers::unique_name(test)).await?;
+        let url = TestServers::shared()
+            .create_database(&TestServers::unique_name(test))
+            .await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
-        harness.run_pending_migrations(outbox::MIGRATIONS).map_err(anyhow::Error::from_boxed)?;
+        harness
+            .run_pending_migrations(outbox::MIGRATIONS)
+            .map_err(anyhow::Error::from_boxed)?;
         let database = Self { url };
         let sql = "create table aggregates (key text primary key, version bigint not null)";
         database.connect().await?.batch_execute(sql).await?;
@@ -50,7 +53,11 @@ impl Session {
              values ($1, $2, 'changed', $3, $4) returning seq",
         );
         let (change, enqueue) = tokio::try_join!(change, enqueue)?;
-        Ok(Self { client, change, enqueue })
+        Ok(Self {
+            client,
+            change,
+            enqueue,
+        })
     }
 
     /// Changes an aggregate, which locks its row, and returns its new version.
@@ -61,7 +68,10 @@ impl Session {
     /// Writes the event of a change; returns its seq.
     pub(crate) async fn enqueue(&self, topic: &str, key: &str, version: i64) -> Result<i64> {
         let payload = format!(r#"{{"version":{version}}}"#).into_bytes();
-        let row = self.client.query_one(&self.enqueue, &[&topic, &key, &version, &payload]).await?;
+        let row = self
+            .client
+            .query_one(&self.enqueue, &[&topic, &key, &version, &payload])
+            .await?;
         Ok(row.get(0))
     }
 }

@@ -30,7 +30,10 @@ struct SnapshotDifference {
 impl SnapshotDifference {
     async fn new(database: &Database) -> Result<Self> {
         let reader = Reader::new(database.connect().await?).await?;
-        Ok(Self { reader, cursor: Cursor::beginning() })
+        Ok(Self {
+            reader,
+            cursor: Cursor::beginning(),
+        })
     }
 }
 
@@ -40,9 +43,11 @@ impl Reading for SnapshotDifference {
             self.cursor.open(self.reader.snapshot().await?);
         }
         // As after a restart, at any page: through the checkpoint's form.
-        let window = self.cursor.window().map(|w| ((*w.upto).clone(), w.done_seq));
-        self.cursor =
-            Cursor::new(self.cursor.seen().clone(), self.cursor.max_seq(), window);
+        let window = self
+            .cursor
+            .window()
+            .map(|w| ((*w.upto).clone(), w.done_seq));
+        self.cursor = Cursor::new(self.cursor.seen().clone(), self.cursor.max_seq(), window);
         let page = self.reader.page(&self.cursor, PAGE_ROWS).await?;
         let mut found = Vec::new();
         for row in page.rows() {
@@ -109,7 +114,10 @@ async fn select(client: &Client, condition: &str) -> Result<Vec<Found>> {
          order by seq limit {PAGE_ROWS}"
     );
     let rows = client.query(&sql, &[]).await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect())
 }
 
 /// The present snapshot, and the highest seq in it.
@@ -128,10 +136,17 @@ fn every_committed_row_is_read_once_and_in_order_per_key() -> Result<()> {
         let reading = RefCell::new(SnapshotDifference::new(&database).await?);
         Ok::<_, anyhow::Error>((writers, reading))
     })?;
-    let config = Config { cases: SCHEDULES, failure_persistence: None, ..Config::default() };
+    let config = Config {
+        cases: SCHEDULES,
+        failure_persistence: None,
+        ..Config::default()
+    };
     let result = TestRunner::new(config).run(&schedules(STEPS), |steps| {
         let verdict: Result<Verdict> = runtime.block_on(async {
-            writers.borrow_mut().run(&steps, &mut *reading.borrow_mut()).await
+            writers
+                .borrow_mut()
+                .run(&steps, &mut *reading.borrow_mut())
+                .await
         });
         proptest::prop_assert_eq!(verdict.unwrap(), Verdict::default());
         Ok(())
@@ -176,7 +191,11 @@ async fn a_reader_that_trusts_the_list_of_a_snapshot_is_caught() -> Result<()> {
     let caught = is_caught("listed_only", async |database| {
         let client = database.connect().await?;
         let (seen, max_seq) = position(&client).await?;
-        Ok(ListedOnly { client, seen, max_seq })
+        Ok(ListedOnly {
+            client,
+            seen,
+            max_seq,
+        })
     });
     assert!(caught.await?);
     Ok(())

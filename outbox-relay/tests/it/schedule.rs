@@ -81,7 +81,10 @@ impl Writers {
                 half_done: None,
             });
         }
-        Ok(Self { sessions, schedules: 0 })
+        Ok(Self {
+            sessions,
+            schedules: 0,
+        })
     }
 
     /// Runs a schedule with `reading` beside it, ends all transactions, and judges the reading.
@@ -135,7 +138,10 @@ impl Writers {
         let writer = &mut self.sessions[number];
         // An event comes right after its change, but any other session may act in between.
         if let Some((key, version)) = writer.half_done.take() {
-            let seq = writer.session.enqueue("topic", &key.to_string(), version).await?;
+            let seq = writer
+                .session
+                .enqueue("topic", &key.to_string(), version)
+                .await?;
             writer.rows.push((seq, key.to_string(), version));
             return Ok(());
         }
@@ -148,7 +154,11 @@ impl Writers {
             (State::Open, 0..25) => writer.end("commit", Some(committed)).await,
             (State::Open, 25..32) => writer.end("rollback", None).await,
             (State::Open, 32..38) => {
-                writer.session.client.batch_execute(&format!("prepare transaction '{gid}'")).await?;
+                writer
+                    .session
+                    .client
+                    .batch_execute(&format!("prepare transaction '{gid}'"))
+                    .await?;
                 writer.state = State::Prepared;
                 Ok(())
             }
@@ -159,7 +169,11 @@ impl Writers {
                     Ok(())
                 }
                 Some((rows, keys)) => {
-                    writer.session.client.batch_execute("rollback to savepoint s").await?;
+                    writer
+                        .session
+                        .client
+                        .batch_execute("rollback to savepoint s")
+                        .await?;
                     writer.rows.truncate(rows);
                     writer.keys = keys;
                     Ok(())
@@ -167,7 +181,9 @@ impl Writers {
             },
             (State::Open, _) => {
                 // A key that another transaction has locked would make this one wait.
-                let free = (0..KEYS).map(|n| (key + n) % KEYS).find(|key| !others.contains(key));
+                let free = (0..KEYS)
+                    .map(|n| (key + n) % KEYS)
+                    .find(|key| !others.contains(key));
                 if let Some(key) = free {
                     writer.keys.insert(key);
                     let version = writer.session.change(&key.to_string()).await?;
@@ -176,9 +192,15 @@ impl Writers {
                 Ok(())
             }
             (State::Prepared, 0..70) => {
-                writer.end(&format!("commit prepared '{gid}'"), Some(committed)).await
+                writer
+                    .end(&format!("commit prepared '{gid}'"), Some(committed))
+                    .await
             }
-            (State::Prepared, _) => writer.end(&format!("rollback prepared '{gid}'"), None).await,
+            (State::Prepared, _) => {
+                writer
+                    .end(&format!("rollback prepared '{gid}'"), None)
+                    .await
+            }
         }
     }
 }
@@ -197,7 +219,10 @@ impl Writer {
     /// Ends the transaction; its rows are committed where there is somewhere to note them.
     async fn end(&mut self, sql: &str, committed: Option<&mut Committed>) -> Result<()> {
         self.session.client.batch_execute(sql).await?;
-        let rows = self.rows.drain(..).map(|(seq, key, version)| (seq, (key, version)));
+        let rows = self
+            .rows
+            .drain(..)
+            .map(|(seq, key, version)| (seq, (key, version)));
         match committed {
             Some(committed) => committed.extend(rows),
             None => drop(rows),
@@ -217,7 +242,10 @@ fn judge(committed: &Committed, found: &[Found]) -> Verdict {
         if !seen.insert(*seq) {
             verdict.repeated += 1;
         }
-        if committed.get(seq).is_none_or(|row| *row != (key.clone(), *version)) {
+        if committed
+            .get(seq)
+            .is_none_or(|row| *row != (key.clone(), *version))
+        {
             verdict.phantom += 1;
         }
         let newest = newest.entry(key).or_default();

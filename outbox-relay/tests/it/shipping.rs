@@ -32,7 +32,10 @@ impl Setup {
     async fn new(test: &str) -> Result<Self> {
         let topic = TestServers::unique_name(test);
         TestServers::shared().create_topic(&topic, 3).await?;
-        Ok(Self { database: Database::new(test).await?, topic })
+        Ok(Self {
+            database: Database::new(test).await?,
+            topic,
+        })
     }
 
     async fn start(&self) -> Result<Running> {
@@ -58,7 +61,11 @@ impl Setup {
         let relay = Relay::bind(config).await?;
         let (admin_addr, shutdown) = (relay.admin_addr(), CancellationToken::new());
         let task = tokio::spawn(relay.run(shutdown.clone()));
-        Ok(Running { admin_addr, shutdown, task })
+        Ok(Running {
+            admin_addr,
+            shutdown,
+            task,
+        })
     }
 
     /// Changes `key` and tells of it, in a transaction.
@@ -88,7 +95,9 @@ impl Setup {
 impl Running {
     async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.task).await.context("did not end")??
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .context("did not end")??
     }
 
     /// Waits until `/readyz` answers with `code`, and returns what it says.
@@ -101,19 +110,28 @@ impl Running {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, asking).await.context("never")
+        tokio::time::timeout(PATIENCE, asking)
+            .await
+            .context("never")
     }
 }
 
 fn version(record: &Record) -> i64 {
-    record.header("ce_aggregateversion").unwrap().parse().unwrap()
+    record
+        .header("ce_aggregateversion")
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 /// The versions of each key, in the order in which they stand in the topic.
 fn versions(records: &[Record]) -> HashMap<&str, Vec<i64>> {
     let mut versions: HashMap<&str, Vec<i64>> = HashMap::new();
     for record in records {
-        versions.entry(&record.key).or_default().push(version(record));
+        versions
+            .entry(&record.key)
+            .or_default()
+            .push(version(record));
     }
     versions
 }
@@ -166,8 +184,13 @@ async fn a_record_carries_what_its_row_says() -> Result<()> {
     let relay = setup.start().await?;
     let records = setup.records(2).await?;
     relay.stop().await?;
-    let [made, deleted] = &records[..] else { bail!("{records:?}") };
-    assert_eq!((made.key.as_str(), made.payload.as_deref()), ("ключ", Some(&[0, 255][..])));
+    let [made, deleted] = &records[..] else {
+        bail!("{records:?}")
+    };
+    assert_eq!(
+        (made.key.as_str(), made.payload.as_deref()),
+        ("ключ", Some(&[0, 255][..]))
+    );
     let expected = [
         ("ce_specversion", "1.0"),
         ("ce_id", "0199d0a0-0000-7000-8000-000000000001"),
@@ -176,9 +199,15 @@ async fn a_record_carries_what_its_row_says() -> Result<()> {
         ("ce_time", "2026-01-02T03:04:05.000000Z"),
         ("ce_aggregateversion", "7"),
         ("content-type", "application/json"),
-        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        (
+            "traceparent",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ),
     ];
-    assert_eq!(made.headers, expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
+    assert_eq!(
+        made.headers,
+        expected.map(|(n, v)| (n.to_owned(), v.to_owned()))
+    );
     assert_eq!(deleted.payload, None, "a tombstone");
     assert_eq!(deleted.header("reason"), Some("asked"));
     Ok(())
@@ -188,8 +217,10 @@ async fn a_record_carries_what_its_row_says() -> Result<()> {
 async fn a_transaction_that_stays_open_delays_nobody_and_is_not_forgotten() -> Result<()> {
     let setup = Setup::new("open").await?;
     let relay = setup.start().await?;
-    let (slow, fast) =
-        (Session::new(&setup.database).await?, Session::new(&setup.database).await?);
+    let (slow, fast) = (
+        Session::new(&setup.database).await?,
+        Session::new(&setup.database).await?,
+    );
     slow.client.batch_execute("begin").await?;
     let version = slow.change("slow").await?;
     slow.enqueue(&setup.topic, "slow", version).await?;
@@ -270,14 +301,23 @@ async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset() -> Re
     let relay = setup.start().await?;
     let text = relay.wait_for_readiness(503).await?;
     let says = async {
-        while !relay.wait_for_readiness(503).await?.contains("outbox-relay reset --source test") {}
+        while !relay
+            .wait_for_readiness(503)
+            .await?
+            .contains("outbox-relay reset --source test")
+        {}
         Ok::<_, anyhow::Error>(())
     };
-    tokio::time::timeout(PATIENCE, says).await.with_context(|| text)??;
+    tokio::time::timeout(PATIENCE, says)
+        .await
+        .with_context(|| text)??;
     assert_eq!(setup.records(0).await?, []);
     relay.stop().await?;
     // What `outbox-relay reset` does, which refuses only while a relay leads.
-    session.client.batch_execute("delete from relay_checkpoints").await?;
+    session
+        .client
+        .batch_execute("delete from relay_checkpoints")
+        .await?;
     let relay = setup.start().await?;
     assert_eq!(setup.records(1).await?.len(), 1);
     relay.stop().await

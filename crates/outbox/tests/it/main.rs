@@ -15,18 +15,30 @@ async fn database() -> Result<AsyncPgConnection> {
     let name = TestServers::unique_name("outbox");
     let url = TestServers::shared().create_database(&name).await?;
     let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
-    harness.run_pending_migrations(outbox::MIGRATIONS).map_err(anyhow::Error::from_boxed)?;
+    harness
+        .run_pending_migrations(outbox::MIGRATIONS)
+        .map_err(anyhow::Error::from_boxed)?;
     let mut conn = harness.into_inner();
-    conn.batch_execute("create table things (id bigint primary key)").await?;
+    conn.batch_execute("create table things (id bigint primary key)")
+        .await?;
     Ok(conn)
 }
 
 fn event(key: i64) -> Event {
-    Event::new("things.v1", key, "thing_created", 1, &serde_json::json!({ "id": key })).unwrap()
+    Event::new(
+        "things.v1",
+        key,
+        "thing_created",
+        1,
+        &serde_json::json!({ "id": key }),
+    )
+    .unwrap()
 }
 
 async fn create_thing(conn: &mut AsyncPgConnection, id: i64) -> Result<(), Error> {
-    diesel::sql_query(format!("insert into things values ({id})")).execute(conn).await?;
+    diesel::sql_query(format!("insert into things values ({id})"))
+        .execute(conn)
+        .await?;
     outbox::enqueue(conn, &event(id)).await
 }
 
@@ -80,8 +92,11 @@ async fn a_rolled_back_transaction_leaves_no_event() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_goes_when_its_change_is_refused() -> Result<()> {
     let mut conn = database().await?;
-    conn.transaction(async |conn| create_thing(conn, 1).await).await?;
-    let again = conn.transaction(async |conn| create_thing(conn, 1).await).await;
+    conn.transaction(async |conn| create_thing(conn, 1).await)
+        .await?;
+    let again = conn
+        .transaction(async |conn| create_thing(conn, 1).await)
+        .await;
     assert!(matches!(again, Err(Error::DatabaseError(..))), "{again:?}");
     assert_eq!(rows(&mut conn).await?.len(), 1);
     Ok(())
@@ -151,10 +166,13 @@ async fn a_row_carries_its_transaction_its_bucket_and_its_trace() -> Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_migrations_can_be_taken_back_and_run_again() -> Result<()> {
     let mut harness = AsyncMigrationHarness::new(database().await?);
-    let reverted =
-        harness.revert_all_migrations(outbox::MIGRATIONS).map_err(anyhow::Error::from_boxed)?;
+    let reverted = harness
+        .revert_all_migrations(outbox::MIGRATIONS)
+        .map_err(anyhow::Error::from_boxed)?;
     assert_eq!(reverted.len(), 2);
-    harness.run_pending_migrations(outbox::MIGRATIONS).map_err(anyhow::Error::from_boxed)?;
+    harness
+        .run_pending_migrations(outbox::MIGRATIONS)
+        .map_err(anyhow::Error::from_boxed)?;
     assert_eq!(rows(&mut harness.into_inner()).await?, []);
     Ok(())
 }

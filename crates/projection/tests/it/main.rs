@@ -60,12 +60,16 @@ impl Setup {
         servers.create_topic(&name, 3).await?;
         let url = servers.create_database(&name).await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
-        harness.run_pending_migrations(projection::MIGRATIONS).map_err(anyhow::Error::from_boxed)?;
+        harness
+            .run_pending_migrations(projection::MIGRATIONS)
+            .map_err(anyhow::Error::from_boxed)?;
         let sql = "create table counts (
                        key text primary key constraint counts_key_short check (length(key) < 10),
                        count integer not null)";
         harness.into_inner().batch_execute(sql).await?;
-        let pool = Pool::builder(AsyncDieselConnectionManager::new(url)).max_size(4).build()?;
+        let pool = Pool::builder(AsyncDieselConnectionManager::new(url))
+            .max_size(4)
+            .build()?;
         Ok(Self { name, pool })
     }
 
@@ -77,18 +81,30 @@ impl Setup {
             instance_id: Some("only".into()),
         };
         let shutdown = CancellationToken::new();
-        let following = follow(options, Arc::new(Counts), self.pool.clone(), shutdown.clone());
-        Running { following, shutdown }
+        let following = follow(
+            options,
+            Arc::new(Counts),
+            self.pool.clone(),
+            shutdown.clone(),
+        );
+        Running {
+            following,
+            shutdown,
+        }
     }
 
     async fn count(&self, key: &str) -> Result<()> {
         let payload = Some(&b"{}"[..]);
         let headers = [("ce_type", "count")];
-        TestServers::shared().write_record(&self.name, Some(key.as_bytes()), payload, &headers).await
+        TestServers::shared()
+            .write_record(&self.name, Some(key.as_bytes()), payload, &headers)
+            .await
     }
 
     async fn run_sql(&self, sql: &str) -> Result<usize> {
-        Ok(diesel::sql_query(sql).execute(&mut self.pool.get().await?).await?)
+        Ok(diesel::sql_query(sql)
+            .execute(&mut self.pool.get().await?)
+            .await?)
     }
 
     /// Waits until `sql` counts `wanted`.
@@ -140,7 +156,9 @@ async fn each_record_is_applied_once_from_the_earliest_on_and_across_restarts() 
             setup.count(key).await?;
         }
     }
-    setup.wait_for("select count(*) from counts where count = 3", 3).await
+    setup
+        .wait_for("select count(*) from counts where count = 3", 3)
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,10 +166,26 @@ async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Resu
     let setup = Setup::new("poison").await?;
     let servers = TestServers::shared();
     let running = setup.follow();
-    servers.write_record(&setup.name, Some(b"a"), Some(b"\xff\x00"), &[("other", "x")]).await?;
+    servers
+        .write_record(
+            &setup.name,
+            Some(b"a"),
+            Some(b"\xff\x00"),
+            &[("other", "x")],
+        )
+        .await?;
     // A compacted topic takes no record without a key, but any bytes for one.
-    servers.write_record(&setup.name, Some(b"\xff"), Some(b"{}"), &[("ce_type", "count")]).await?;
-    servers.write_record(&setup.name, Some(b"a"), None, &[("ce_type", "unheard of")]).await?;
+    servers
+        .write_record(
+            &setup.name,
+            Some(b"\xff"),
+            Some(b"{}"),
+            &[("ce_type", "count")],
+        )
+        .await?;
+    servers
+        .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "unheard of")])
+        .await?;
     setup.count("a").await?;
     setup.wait_for(TOTAL, 1).await?;
     setup.wait_for(DEAD, 2).await?;
@@ -173,7 +207,12 @@ async fn a_record_that_a_constraint_refuses_goes_aside_alone() -> Result<()> {
     setup.wait_for(TOTAL, 3).await?;
     setup.wait_for(DEAD, 2).await?;
     running.stop().await;
-    setup.wait_for("select count(*) from dead_letters where error = 'counts_key_short'", 2).await
+    setup
+        .wait_for(
+            "select count(*) from dead_letters where error = 'counts_key_short'",
+            2,
+        )
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,11 +223,15 @@ async fn a_consumer_that_was_overtaken_applies_nothing_twice() -> Result<()> {
     setup.wait_for(TOTAL, 1).await?;
     // What a second consumer of the partition does: it has already applied the next record.
     setup
-        .run_sql("update projection_offsets set next_offset = next_offset + 1 where next_offset > 0")
+        .run_sql(
+            "update projection_offsets set next_offset = next_offset + 1 where next_offset > 0",
+        )
         .await?;
     setup.count("a").await?;
     setup.count("a").await?;
-    setup.wait_for("select max(next_offset) from projection_offsets", 3).await?;
+    setup
+        .wait_for("select max(next_offset) from projection_offsets", 3)
+        .await?;
     setup.wait_for(TOTAL, 2).await?;
     running.stop().await;
     Ok(())
@@ -201,11 +244,15 @@ async fn an_offset_that_the_topic_does_not_have_stops_the_projection() -> Result
     let running = setup.follow();
     setup.wait_for(TOTAL, 1).await?;
     running.stop().await;
-    setup.run_sql("update projection_offsets set next_offset = 1000").await?;
+    setup
+        .run_sql("update projection_offsets set next_offset = 1000")
+        .await?;
     let running = setup.follow();
     let mut state = running.following.state();
     let stopped = state.wait_for(|state| matches!(state, State::Stopped(_)));
-    tokio::time::timeout(PATIENCE, stopped).await.context("went on")??;
+    tokio::time::timeout(PATIENCE, stopped)
+        .await
+        .context("went on")??;
     running.stop().await;
     setup.wait_for(TOTAL, 1).await
 }
@@ -218,12 +265,16 @@ async fn a_database_that_fails_is_waited_for() -> Result<()> {
     setup.count("a").await?;
     let mut state = running.following.state();
     let failing = state.wait_for(|s| matches!(s, State::Failing(why) if why.contains("counts")));
-    tokio::time::timeout(PATIENCE, failing).await.context("no failure")??;
+    tokio::time::timeout(PATIENCE, failing)
+        .await
+        .context("no failure")??;
     setup.run_sql("alter table away rename to counts").await?;
     setup.wait_for(TOTAL, 1).await?;
     let mut state = running.following.state();
     let again = state.wait_for(|state| *state == State::Following);
-    tokio::time::timeout(PATIENCE, again).await.context("still failing")??;
+    tokio::time::timeout(PATIENCE, again)
+        .await
+        .context("still failing")??;
     running.stop().await;
     setup.wait_for(DEAD, 0).await
 }

@@ -1,0 +1,85 @@
+use std::time::Duration;
+
+use tonic::Code;
+
+use crate::{
+    database::{DatabaseError, PoolError},
+    refusal::Refusal,
+    violations::Violations,
+};
+
+/// A repeat is likely through by then.
+const IN_FLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// After so long a database that was restarted is mostly back.
+const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// What a call of any service can be refused for. A service adds reasons of its own.
+#[derive(Debug)]
+pub enum CallError {
+    /// Fields of the request, all that are wrong.
+    Invalid(Violations),
+    /// The page token is none of ours, or of another list.
+    BadPageToken,
+    /// The request id was used with another body.
+    RequestIdReused,
+    /// The same request is being worked on.
+    RequestInFlight,
+    /// The database.
+    Database(DatabaseError),
+    /// A fault of our own.
+    Bug(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl CallError {
+    /// A fault of our own; the caller sees a number to quote, the log has the rest.
+    pub fn bug(err: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Bug(err.into())
+    }
+}
+
+impl From<CallError> for Refusal {
+    fn from(err: CallError) -> Self {
+        match err {
+            CallError::Invalid(violations) => Self::invalid(violations),
+            CallError::BadPageToken => Self::new(
+                Code::InvalidArgument,
+                "PAGE_TOKEN_INVALID",
+                "page_token is not of this list; begin again without one",
+            ),
+            CallError::RequestIdReused => Self::new(
+                Code::InvalidArgument,
+                "REQUEST_ID_REUSED",
+                "this request_id was used with another body; take a new one",
+            ),
+            CallError::RequestInFlight => Self::new(
+                Code::Aborted,
+                "REQUEST_IN_FLIGHT",
+                "the same request is being worked on; repeat it for its answer",
+            )
+            .retry_after(IN_FLIGHT_RETRY_DELAY),
+            CallError::Database(DatabaseError::Unavailable(err)) => {
+                tracing::warn!(error = %err, "database unavailable");
+                Self::new(
+                    Code::Unavailable,
+                    "DATABASE_UNAVAILABLE",
+                    "the service can't reach its database; try again",
+                )
+                .retry_after(DATABASE_RETRY_DELAY)
+            }
+            CallError::Database(err @ DatabaseError::Failed(_)) => Self::bug(&err),
+            CallError::Bug(err) => Self::bug(&*err),
+        }
+    }
+}
+
+impl From<diesel::result::Error> for CallError {
+    fn from(err: diesel::result::Error) -> Self {
+        Self::Database(err.into())
+    }
+}
+
+impl From<PoolError> for CallError {
+    fn from(err: PoolError) -> Self {
+        Self::Database(err.into())
+    }
+}

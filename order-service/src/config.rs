@@ -1,0 +1,122 @@
+//! How the service is run. Every option is also a variable:
+//!
+//! - `LISTEN_ADDR`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`: see [`ServerOptions`]
+//! - `DATABASE_URL` or `DATABASE_URL_FILE`: see [`DatabaseOptions`]
+//! - `DATABASE_POOL_SIZE`: connections at most
+//! - `KAFKA_BROKERS`: the brokers to begin with
+//! - `ORDERS_TOPIC`, `USERS_TOPIC`: where events go, where they come from
+//! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
+//! - `TOKEN_WAIT_MS`, `UNKNOWN_USER_WAIT_MS`, `MAX_WAITERS`: how CreateOrder waits for events
+
+use std::time::Duration;
+
+use clap::Args;
+use program::{ConfigError, Problems};
+use proto::events;
+use secrecy::SecretString;
+use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
+
+use crate::grpc::WaitLimits;
+
+/// The name of the projection, and of its consumer group.
+const PROJECTION: &str = "order_service_group";
+
+/// The options of `serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeOptions {
+    #[command(flatten)]
+    server: ServerOptions,
+    #[command(flatten)]
+    database: DatabaseOptions,
+    /// Connections to the database at most; more than its cores can use only queue there
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "16")]
+    database_pool_size: String,
+    /// The Kafka brokers to begin with, as host:port, separated by commas
+    #[arg(long, env = "KAFKA_BROKERS")]
+    kafka_brokers: String,
+    /// The topic of this service's events
+    #[arg(long, env = "ORDERS_TOPIC", default_value = events::ORDERS_TOPIC)]
+    orders_topic: String,
+    /// The topic of the users that are followed
+    #[arg(long, env = "USERS_TOPIC", default_value = events::USERS_TOPIC)]
+    users_topic: String,
+    /// Names this replica among those of the service, so that a restart follows on at once
+    #[arg(long, env = "INSTANCE_ID")]
+    instance_id: Option<String>,
+    /// How long CreateOrder waits at most for what a consistency token names, in milliseconds
+    #[arg(long, env = "TOKEN_WAIT_MS", default_value = "2000")]
+    token_wait_ms: String,
+    /// How long CreateOrder waits for a user that is not known yet, in milliseconds; 0 for not at all
+    #[arg(long, env = "UNKNOWN_USER_WAIT_MS", default_value = "250")]
+    unknown_user_wait_ms: String,
+    /// How many calls may wait at once; others are told at once to retry
+    #[arg(long, env = "MAX_WAITERS", default_value = "1000")]
+    max_waiters: String,
+}
+
+/// [`ServeOptions`], checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) server: ServerSettings,
+    pub(crate) database_url: SecretString,
+    pub(crate) database_pool_size: usize,
+    pub(crate) orders_topic: String,
+    pub(crate) users: projection::Options,
+    pub(crate) wait_limits: WaitLimits,
+    pub(crate) max_waiters: usize,
+}
+
+impl ServeOptions {
+    /// The configuration.
+    ///
+    /// # Errors
+    /// With every mistake.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let mut problems = Problems::default();
+        let server = self.server.check(&mut problems);
+        let database_url = self.database.check(&mut problems);
+        let pool_size = problems.number("DATABASE_POOL_SIZE", &self.database_pool_size, 1..=1_000);
+        let token = problems.number("TOKEN_WAIT_MS", &self.token_wait_ms, 0..=60_000);
+        let unknown_user = problems.number(
+            "UNKNOWN_USER_WAIT_MS",
+            &self.unknown_user_wait_ms,
+            0..=60_000,
+        );
+        let max_waiters = problems.number("MAX_WAITERS", &self.max_waiters, 0..=1_000_000);
+        let (
+            Some(server),
+            Some(database_url),
+            Some(database_pool_size),
+            Some(token),
+            Some(unknown_user),
+            Some(max_waiters),
+        ) = (
+            server,
+            database_url,
+            pool_size,
+            token,
+            unknown_user,
+            max_waiters,
+        )
+        else {
+            return Err(problems.into_error());
+        };
+        Ok(Config {
+            server,
+            database_url,
+            database_pool_size,
+            orders_topic: self.orders_topic,
+            users: projection::Options {
+                brokers: self.kafka_brokers,
+                name: PROJECTION.to_owned(),
+                topic: self.users_topic,
+                instance_id: self.instance_id,
+            },
+            wait_limits: WaitLimits {
+                token: Duration::from_millis(token),
+                unknown_user: Duration::from_millis(unknown_user),
+            },
+            max_waiters,
+        })
+    }
+}

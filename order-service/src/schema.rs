@@ -1,0 +1,22 @@
+diesel::table! {
+    users_cache (user_id) {
+        user_id -> Uuid,
+        email -> Nullable<Text>,
+        name -> Nullable<Text>,
+        version -> BigInt,
+        deleted -> Bool,
+    }
+}
+
+diesel::table! {
+    orders (order_id) {
+        order_id -> Uuid,
+        user_id -> Uuid,
+        amount_minor -> BigInt,
+        currency -> Text,
+        state -> Text,
+        version -> BigInt,
+        create_time -> Timestamptz,
+        update_time -> Timestamptz,
+    }
+}

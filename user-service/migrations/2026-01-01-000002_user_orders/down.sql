@@ -1,0 +1,2 @@
+drop table user_order_summaries;
+drop table user_orders;

@@ -1,0 +1,23 @@
+-- What this service has heard of orders, which order-service owns: the newest version of each.
+create table user_orders (
+    order_id uuid constraint user_orders_pkey primary key,
+    user_id uuid not null,
+    -- In the currency's units, with its digits: 19.90.
+    amount numeric(38, 9) not null,
+    currency text not null constraint user_orders_currency_code check (currency ~ '^[A-Z]{3}$'),
+    cancelled boolean not null,
+    version bigint not null,
+    update_time timestamptz not null
+);
+
+-- The same, summed up by user and currency, in the transaction that changes user_orders.
+create table user_order_summaries (
+    user_id uuid not null,
+    currency text not null,
+    order_count bigint not null,
+    cancelled_count bigint not null,
+    -- Of the orders that are not cancelled.
+    total numeric(38, 9) not null,
+    as_of_time timestamptz not null,
+    constraint user_order_summaries_pkey primary key (user_id, currency)
+);

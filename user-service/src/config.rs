@@ -1,0 +1,81 @@
+//! How the service is run. Every option is also a variable:
+//!
+//! - `LISTEN_ADDR`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`: see [`ServerOptions`]
+//! - `DATABASE_URL` or `DATABASE_URL_FILE`: see [`DatabaseOptions`]
+//! - `DATABASE_POOL_SIZE`: connections at most
+//! - `KAFKA_BROKERS`: the brokers to begin with
+//! - `USERS_TOPIC`, `ORDERS_TOPIC`: where events go, where they come from
+//! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
+
+use clap::Args;
+use program::{ConfigError, Problems};
+use proto::events;
+use secrecy::SecretString;
+use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
+
+/// The name of the projection, and of its consumer group.
+const PROJECTION: &str = "user_service_group";
+
+/// The options of `serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeOptions {
+    #[command(flatten)]
+    server: ServerOptions,
+    #[command(flatten)]
+    database: DatabaseOptions,
+    /// Connections to the database at most; more than its cores can use only queue there
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "16")]
+    database_pool_size: String,
+    /// The Kafka brokers to begin with, as host:port, separated by commas
+    #[arg(long, env = "KAFKA_BROKERS")]
+    kafka_brokers: String,
+    /// The topic of this service's events
+    #[arg(long, env = "USERS_TOPIC", default_value = events::USERS_TOPIC)]
+    users_topic: String,
+    /// The topic of the orders that are followed
+    #[arg(long, env = "ORDERS_TOPIC", default_value = events::ORDERS_TOPIC)]
+    orders_topic: String,
+    /// Names this replica among those of the service, so that a restart follows on at once
+    #[arg(long, env = "INSTANCE_ID")]
+    instance_id: Option<String>,
+}
+
+/// [`ServeOptions`], checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) server: ServerSettings,
+    pub(crate) database_url: SecretString,
+    pub(crate) database_pool_size: usize,
+    pub(crate) users_topic: String,
+    pub(crate) orders: projection::Options,
+}
+
+impl ServeOptions {
+    /// The configuration.
+    ///
+    /// # Errors
+    /// With every mistake.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let mut problems = Problems::default();
+        let server = self.server.check(&mut problems);
+        let database_url = self.database.check(&mut problems);
+        let pool_size = problems.number("DATABASE_POOL_SIZE", &self.database_pool_size, 1..=1_000);
+        let (Some(server), Some(database_url), Some(database_pool_size)) =
+            (server, database_url, pool_size)
+        else {
+            return Err(problems.into_error());
+        };
+        Ok(Config {
+            server,
+            database_url,
+            database_pool_size,
+            users_topic: self.users_topic,
+            orders: projection::Options {
+                brokers: self.kafka_brokers,
+                name: PROJECTION.to_owned(),
+                topic: self.orders_topic,
+                instance_id: self.instance_id,
+            },
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! Everything that a call can be refused for, and what the caller then sees.
+
+use service_kit::{CallError, Refusal, database::PoolError};
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::NAME;
+
+/// Why a call is refused.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no user with this id.
+    UserNotFound(Uuid),
+    /// Another user has the e-mail address.
+    EmailTaken,
+    /// What any call can be refused for.
+    Call(CallError),
+}
+
+impl From<Error> for Status {
+    fn from(err: Error) -> Self {
+        let refusal = match err {
+            Error::UserNotFound(id) => Refusal::new(
+                Code::NotFound,
+                "USER_NOT_FOUND",
+                format!("there is no user {id}"),
+            )
+            .about("user.v1.User", id),
+            // Says nothing of whose it is.
+            Error::EmailTaken => Refusal::new(
+                Code::AlreadyExists,
+                "EMAIL_TAKEN",
+                "another user has this e-mail",
+            )
+            .about("user.v1.User", ""),
+            Error::Call(err) => err.into(),
+        };
+        refusal.into_status(NAME)
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(err: CallError) -> Self {
+        Self::Call(err)
+    }
+}
+
+impl From<diesel::result::Error> for Error {
+    fn from(err: diesel::result::Error) -> Self {
+        Self::Call(err.into())
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(err: PoolError) -> Self {
+        Self::Call(err.into())
+    }
+}

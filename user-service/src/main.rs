@@ -1,0 +1,63 @@
+//! `user-service`: owns the users.
+
+use std::process::ExitCode;
+
+use anyhow::{Error, anyhow};
+use clap::{Parser, Subcommand};
+use program::{LogOptions, Problems};
+use service_kit::{
+    HealthcheckOptions,
+    database::{self, DatabaseOptions},
+};
+use user_service::{MIGRATIONS, config::ServeOptions};
+
+/// Owns the users: gRPC, a database of its own, and an outbox that tells others.
+#[derive(Parser)]
+#[command(version, after_help = program::EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    log: LogOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve gRPC and follow the orders, until SIGTERM
+    Serve(ServeOptions),
+    /// Bring the schema of the database up to date
+    Migrate(DatabaseOptions),
+    /// Ask a running server for its health; ends with 0 if it serves, with 1 if not
+    Healthcheck(HealthcheckOptions),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli: Cli = program::parse();
+    cli.log.install();
+    program::report(run(cli.command).await)
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(options) => {
+            let config = options.check()?;
+            let shutdown = program::shutdown_signal()?;
+            user_service::serve(config, shutdown)
+                .await
+                .map_err(Error::from_boxed)?;
+        }
+        Command::Migrate(options) => {
+            let mut problems = Problems::default();
+            let url = options
+                .check(&mut problems)
+                .ok_or_else(|| problems.into_error())?;
+            let names = database::migrate(&url, &MIGRATIONS)
+                .await
+                .map_err(|err| anyhow!("can't migrate: {err}"))?;
+            println!("{} migrations run", names.len());
+        }
+        Command::Healthcheck(options) => return Ok(options.run().await),
+    }
+    Ok(ExitCode::SUCCESS)
+}

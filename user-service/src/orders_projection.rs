@@ -1,0 +1,104 @@
+//! Follows the orders of order-service: keeps the newest version of each, and summaries by user.
+
+use diesel::{QueryResult, sql_types::*};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use projection::{Poison, Projection, Record};
+use proto::events::{self, Order, OrderState};
+
+/// The projection into `user_orders` and `user_order_summaries`.
+pub struct OrdersProjection;
+
+/// The newest version of each order wins. The summaries move by the difference between the order
+/// before and the order now, in the same statement. Rows are changed in the order of their keys, so
+/// that two transactions can't wait for each other.
+const APPLY: &str = "
+    with incoming as (
+        select distinct on (order_id) * from unnest(
+            $1::uuid[], $2::uuid[], $3::text[]::numeric[], $4::text[], $5::boolean[],
+            $6::bigint[], $7::timestamptz[]
+        ) as i (order_id, user_id, amount, currency, cancelled, version, update_time)
+        order by order_id, version desc
+    ), before as (
+        select order_id, amount, cancelled from user_orders where order_id = any ($1)
+    ), applied as (
+        insert into user_orders
+            (order_id, user_id, amount, currency, cancelled, version, update_time)
+        select order_id, user_id, amount, currency, cancelled, version, update_time
+        from incoming order by order_id
+        on conflict on constraint user_orders_pkey do update set
+            amount = excluded.amount, cancelled = excluded.cancelled,
+            version = excluded.version, update_time = excluded.update_time
+        where excluded.version > user_orders.version
+        returning order_id, user_id, amount, currency, cancelled, update_time
+    ), difference as (
+        select applied.user_id, applied.currency,
+            count(*) filter (where before.order_id is null) as orders,
+            sum(applied.cancelled::int - coalesce(before.cancelled::int, 0)) as cancelled,
+            sum(case when applied.cancelled then 0 else applied.amount end
+                - case when coalesce(before.cancelled, true) then 0 else before.amount end)
+                as total,
+            max(applied.update_time) as as_of_time
+        from applied left join before using (order_id)
+        group by applied.user_id, applied.currency
+    )
+    insert into user_order_summaries as s
+        (user_id, currency, order_count, cancelled_count, total, as_of_time)
+    select user_id, currency, orders, cancelled, total, as_of_time
+    from difference order by user_id, currency
+    on conflict on constraint user_order_summaries_pkey do update set
+        order_count = s.order_count + excluded.order_count,
+        cancelled_count = s.cancelled_count + excluded.cancelled_count,
+        total = s.total + excluded.total,
+        as_of_time = greatest(s.as_of_time, excluded.as_of_time)";
+
+impl Projection for OrdersProjection {
+    type Change = Order;
+
+    fn decode(&self, record: &Record<'_>) -> Result<Option<Order>, Poison> {
+        // A tombstone only tells compaction to forget the key; the state was said before it.
+        let Some(payload) = record.payload() else {
+            return Ok(None);
+        };
+        if !record
+            .required_header(events::header::TYPE)?
+            .starts_with("order_")
+        {
+            return Ok(None);
+        }
+        let order: Order =
+            serde_json::from_slice(payload).map_err(|err| Poison::new("payload", err))?;
+        if record.key_text()? != order.order_id.to_string() {
+            return Err(Poison::new("key", "it is not the payload's order_id"));
+        }
+        if !is_decimal(&order.amount) {
+            return Err(Poison::new("payload", "amount is no decimal number"));
+        }
+        Ok(Some(order))
+    }
+
+    async fn apply(&self, conn: &mut AsyncPgConnection, orders: &[Order]) -> QueryResult<()> {
+        fn column<'a, T>(orders: &'a [Order], of: impl Fn(&'a Order) -> T) -> Vec<T> {
+            orders.iter().map(of).collect()
+        }
+        diesel::sql_query(APPLY)
+            .bind::<Array<Uuid>, _>(column(orders, |o| o.order_id))
+            .bind::<Array<Uuid>, _>(column(orders, |o| o.user_id))
+            .bind::<Array<Text>, _>(column(orders, |o| o.amount.as_str()))
+            .bind::<Array<Text>, _>(column(orders, |o| o.currency.as_str()))
+            .bind::<Array<Bool>, _>(column(orders, |o| o.state == OrderState::Cancelled))
+            .bind::<Array<BigInt>, _>(column(orders, |o| o.version))
+            .bind::<Array<Timestamptz>, _>(column(orders, |o| o.update_time))
+            .execute(conn)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Digits with at most nine places: what the column holds, and nothing like "NaN" or "1e9".
+fn is_decimal(text: &str) -> bool {
+    let (units, places) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str, most| {
+        (1..=most).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit())
+    };
+    digits(units, 20) && digits(places, 9)
+}
