@@ -5,6 +5,7 @@
 //! - `DATABASE_POOL_SIZE`: connections at most
 //! - `KAFKA_BROKERS`: the brokers to begin with
 //! - `ORDERS_TOPIC`, `USERS_TOPIC`: where events go, where they come from
+//! - `CONSUMER_GROUP`: names the projection, and its group in Kafka
 //! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
 //! - `TOKEN_WAIT_MS`, `UNKNOWN_USER_WAIT_MS`, `MAX_WAITERS`: how CreateOrder waits for events
 
@@ -18,8 +19,7 @@ use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
 
 use crate::grpc::WaitLimits;
 
-/// The name of the projection, and of its consumer group.
-const PROJECTION: &str = "order_service_group";
+const DEFAULT_CONSUMER_GROUP: &str = "order_service_group";
 
 /// The options of `serve`.
 #[derive(Args, Clone, Debug)]
@@ -40,6 +40,9 @@ pub struct ServeOptions {
     /// The topic of the users that are followed
     #[arg(long, env = "USERS_TOPIC", default_value = events::USERS_TOPIC)]
     users_topic: String,
+    /// Names the projection, its offsets and its group in Kafka; another name begins from the start
+    #[arg(long, env = "CONSUMER_GROUP", default_value = DEFAULT_CONSUMER_GROUP)]
+    consumer_group: String,
     /// Names this replica among those of the service, so that a restart follows on at once
     #[arg(long, env = "INSTANCE_ID")]
     instance_id: Option<String>,
@@ -108,7 +111,7 @@ impl ServeOptions {
             orders_topic: self.orders_topic,
             users: projection::Options {
                 brokers: self.kafka_brokers,
-                name: PROJECTION.to_owned(),
+                name: self.consumer_group,
                 topic: self.users_topic,
                 instance_id: self.instance_id,
             },

@@ -19,7 +19,7 @@ mod schema;
 pub mod store;
 pub mod users_projection;
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, io, net::SocketAddr, sync::Arc};
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::order::v1::order_service_server::{OrderServiceServer, SERVICE_NAME};
@@ -46,40 +46,65 @@ pub const NAME: &str = "order-service";
 /// Far above the largest request.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// Serves gRPC and follows the users until `shutdown`.
-///
-/// # Errors
-/// If the address can't be listened on. A database or a Kafka that is away is no error: health
-/// tells, and calls are refused with a hint.
-pub async fn serve(
+/// A order-service that listens already and does not yet serve.
+#[derive(Debug)]
+pub struct OrderService {
+    server: Server,
     config: Config,
-    shutdown: CancellationToken,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let server = Server::bind(config.server).await?;
-    let pool = database::pool(&config.database_url, config.database_pool_size);
-    let waiters = Arc::new(Waiters::new(config.max_waiters));
-    let following = projection::follow(
-        config.users,
-        Arc::new(UsersProjection::new(Arc::clone(&waiters))),
-        pool.clone(),
-        shutdown.clone(),
-    );
-    let state = following.state();
-    let store = Store::new(pool.clone(), config.orders_topic);
-    let orders = Orders::new(store, waiters, config.wait_limits);
-    let service = OrderServiceServer::new(orders).max_decoding_message_size(MAX_REQUEST_BYTES);
-    let service = Service {
-        domain: NAME,
-        routes: Routes::new(service),
-        descriptors: proto::DESCRIPTORS,
-        checks: Checks {
-            service: SERVICE_NAME,
-            pool,
-            migrations: &MIGRATIONS,
-            projection: move || state.borrow().check(),
-        },
-    };
-    server.serve(service, shutdown).await?;
-    following.ended().await;
-    Ok(())
+}
+
+impl OrderService {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// If somebody else has it.
+    pub async fn bind(config: Config) -> io::Result<Self> {
+        Ok(Self {
+            server: Server::bind(config.server.clone()).await?,
+            config,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Serves gRPC and follows the users until `shutdown`.
+    ///
+    /// # Errors
+    /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
+    /// calls are refused with a hint.
+    pub async fn run(
+        self,
+        shutdown: CancellationToken,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Self { server, config } = self;
+        let pool = database::pool(&config.database_url, config.database_pool_size);
+        let waiters = Arc::new(Waiters::new(config.max_waiters));
+        let following = projection::follow(
+            config.users,
+            Arc::new(UsersProjection::new(Arc::clone(&waiters))),
+            pool.clone(),
+            shutdown.clone(),
+        );
+        let state = following.state();
+        let store = Store::new(pool.clone(), config.orders_topic);
+        let orders = Orders::new(store, waiters, config.wait_limits);
+        let service = OrderServiceServer::new(orders).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let service = Service {
+            domain: NAME,
+            routes: Routes::new(service),
+            descriptors: proto::DESCRIPTORS,
+            checks: Checks {
+                service: SERVICE_NAME,
+                pool,
+                migrations: &MIGRATIONS,
+                projection: move || state.borrow().check(),
+            },
+        };
+        server.serve(service, shutdown).await?;
+        following.ended().await;
+        Ok(())
+    }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Error, anyhow};
 use clap::{Parser, Subcommand};
-use order_service::{MIGRATIONS, config::ServeOptions};
+use order_service::{MIGRATIONS, OrderService, config::ServeOptions};
 use program::{LogOptions, Problems};
 use service_kit::{
     HealthcheckOptions,
@@ -43,9 +43,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(options) => {
             let config = options.check()?;
             let shutdown = program::shutdown_signal()?;
-            order_service::serve(config, shutdown)
-                .await
-                .map_err(Error::from_boxed)?;
+            let service = OrderService::bind(config).await?;
+            service.run(shutdown).await.map_err(Error::from_boxed)?;
         }
         Command::Migrate(options) => {
             let mut problems = Problems::default();

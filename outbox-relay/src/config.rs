@@ -129,13 +129,33 @@ impl Config {
     /// With every mistake that is found.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut problems = Problems::default();
-        let name = path.display().to_string();
-        let text = problems.check(&name, fs::read_to_string(path));
-        let file = text.and_then(|text| problems.check(&name, toml::from_str::<File>(&text)));
-        match file {
+        match Self::read(path, &mut problems) {
             Some(file) => Self::check(file, &|name| env::var(name).ok(), problems),
             None => Err(problems.into_error()),
         }
+    }
+
+    /// Where the relay with this configuration answers questions. The rest is not looked at, so that
+    /// whoever asks needs no secrets.
+    ///
+    /// # Errors
+    /// If the file can't be read, or the address is none.
+    pub fn load_admin_addr(path: &Path) -> Result<SocketAddr, ConfigError> {
+        let mut problems = Problems::default();
+        let given = match env::var("OUTBOX_RELAY_ADMIN_ADDR") {
+            Ok(text) => Some(text),
+            Err(_) => Self::read(path, &mut problems).and_then(|file| file.admin_addr),
+        };
+        let admin_addr = admin_addr(given, &mut problems);
+        admin_addr
+            .filter(|_| problems.is_empty())
+            .ok_or_else(|| problems.into_error())
+    }
+
+    fn read(path: &Path, problems: &mut Problems) -> Option<File> {
+        let name = path.display().to_string();
+        let text = problems.check(&name, fs::read_to_string(path))?;
+        problems.check(&name, toml::from_str(&text))
     }
 
     fn check(
@@ -143,15 +163,8 @@ impl Config {
         variable: &dyn Fn(&str) -> Option<String>,
         mut problems: Problems,
     ) -> Result<Self, ConfigError> {
-        let admin_addr = variable("OUTBOX_RELAY_ADMIN_ADDR")
-            .or(file.admin_addr)
-            .unwrap_or_else(|| DEFAULT_ADMIN_ADDR.to_owned());
-        let admin_addr = problems.check(
-            "admin_addr",
-            admin_addr
-                .parse()
-                .map_err(|_| format!("{admin_addr:?} isn't like {DEFAULT_ADMIN_ADDR}")),
-        );
+        let given = variable("OUTBOX_RELAY_ADMIN_ADDR").or(file.admin_addr);
+        let admin_addr = admin_addr(given, &mut problems);
         let kafka = file.kafka.check(variable, &mut problems);
         if file.source.is_empty() {
             problems.add(
@@ -195,6 +208,14 @@ impl Config {
                 problems.into_error()
             })
     }
+}
+
+fn admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAddr> {
+    let text = given.unwrap_or_else(|| DEFAULT_ADMIN_ADDR.to_owned());
+    let parsed = text
+        .parse()
+        .map_err(|_| format!("{text:?} isn't like {DEFAULT_ADMIN_ADDR}"));
+    problems.check("admin_addr", parsed)
 }
 
 impl KafkaTable {

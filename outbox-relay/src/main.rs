@@ -1,6 +1,9 @@
 //! `outbox-relay`: ships committed outbox rows from Postgres to Kafka.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use outbox_relay::{Relay, config::Config};
@@ -48,26 +51,19 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&cli.config)?;
     match cli.command {
         Command::Run => {
+            let config = Config::load(&cli.config)?;
             let shutdown = program::shutdown_signal()?;
             Relay::bind(config).await?.run(shutdown).await?;
         }
-        Command::Healthcheck => {
-            let (code, body) = outbox_relay::ask(config.admin_addr, "/readyz").await?;
-            print!("{body}");
-            return Ok(if code == 200 {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
+        Command::Healthcheck => return Ok(healthcheck(&cli.config).await),
+        Command::Status => {
+            let admin_addr = Config::load_admin_addr(&cli.config)?;
+            print!("{}", outbox_relay::ask(admin_addr, "/status").await?.1);
         }
-        Command::Status => print!(
-            "{}",
-            outbox_relay::ask(config.admin_addr, "/status").await?.1
-        ),
         Command::Reset { source } => {
+            let config = Config::load(&cli.config)?;
             let forgotten = outbox_relay::reset(config.source(&source)?).await?;
             let found = if forgotten {
                 "forgotten"
@@ -78,4 +74,22 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn healthcheck(config: &Path) -> ExitCode {
+    let asking = async {
+        let admin_addr = Config::load_admin_addr(config)?;
+        outbox_relay::ask(admin_addr, "/readyz").await
+    };
+    match asking.await {
+        Ok((200, _)) => ExitCode::SUCCESS,
+        Ok((_, body)) => {
+            eprint!("{body}");
+            ExitCode::FAILURE
+        }
+        Err(err) => {
+            eprintln!("{err:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

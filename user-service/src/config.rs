@@ -5,6 +5,7 @@
 //! - `DATABASE_POOL_SIZE`: connections at most
 //! - `KAFKA_BROKERS`: the brokers to begin with
 //! - `USERS_TOPIC`, `ORDERS_TOPIC`: where events go, where they come from
+//! - `CONSUMER_GROUP`: names the projection, and its group in Kafka
 //! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
 
 use clap::Args;
@@ -13,8 +14,7 @@ use proto::events;
 use secrecy::SecretString;
 use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
 
-/// The name of the projection, and of its consumer group.
-const PROJECTION: &str = "user_service_group";
+const DEFAULT_CONSUMER_GROUP: &str = "user_service_group";
 
 /// The options of `serve`.
 #[derive(Args, Clone, Debug)]
@@ -35,6 +35,9 @@ pub struct ServeOptions {
     /// The topic of the orders that are followed
     #[arg(long, env = "ORDERS_TOPIC", default_value = events::ORDERS_TOPIC)]
     orders_topic: String,
+    /// Names the projection, its offsets and its group in Kafka; another name begins from the start
+    #[arg(long, env = "CONSUMER_GROUP", default_value = DEFAULT_CONSUMER_GROUP)]
+    consumer_group: String,
     /// Names this replica among those of the service, so that a restart follows on at once
     #[arg(long, env = "INSTANCE_ID")]
     instance_id: Option<String>,
@@ -72,7 +75,7 @@ impl ServeOptions {
             users_topic: self.users_topic,
             orders: projection::Options {
                 brokers: self.kafka_brokers,
-                name: PROJECTION.to_owned(),
+                name: self.consumer_group,
                 topic: self.orders_topic,
                 instance_id: self.instance_id,
             },

@@ -16,7 +16,7 @@ pub mod orders_projection;
 mod schema;
 pub mod store;
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, io, net::SocketAddr, sync::Arc};
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::user::v1::user_service_server::{SERVICE_NAME, UserServiceServer};
@@ -40,38 +40,63 @@ pub const NAME: &str = "user-service";
 /// Far above the largest request.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// Serves gRPC and follows the orders until `shutdown`.
-///
-/// # Errors
-/// If the address can't be listened on. A database or a Kafka that is away is no error: health
-/// tells, and calls are refused with a hint.
-pub async fn serve(
+/// A user-service that listens already and does not yet serve.
+#[derive(Debug)]
+pub struct UserService {
+    server: Server,
     config: Config,
-    shutdown: CancellationToken,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let server = Server::bind(config.server).await?;
-    let pool = database::pool(&config.database_url, config.database_pool_size);
-    let following = projection::follow(
-        config.orders,
-        Arc::new(OrdersProjection),
-        pool.clone(),
-        shutdown.clone(),
-    );
-    let state = following.state();
-    let users = Users::new(Store::new(pool.clone(), config.users_topic));
-    let service = UserServiceServer::new(users).max_decoding_message_size(MAX_REQUEST_BYTES);
-    let service = Service {
-        domain: NAME,
-        routes: Routes::new(service),
-        descriptors: proto::DESCRIPTORS,
-        checks: Checks {
-            service: SERVICE_NAME,
-            pool,
-            migrations: &MIGRATIONS,
-            projection: move || state.borrow().check(),
-        },
-    };
-    server.serve(service, shutdown).await?;
-    following.ended().await;
-    Ok(())
+}
+
+impl UserService {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// If somebody else has it.
+    pub async fn bind(config: Config) -> io::Result<Self> {
+        Ok(Self {
+            server: Server::bind(config.server.clone()).await?,
+            config,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Serves gRPC and follows the orders until `shutdown`.
+    ///
+    /// # Errors
+    /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
+    /// calls are refused with a hint.
+    pub async fn run(
+        self,
+        shutdown: CancellationToken,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Self { server, config } = self;
+        let pool = database::pool(&config.database_url, config.database_pool_size);
+        let following = projection::follow(
+            config.orders,
+            Arc::new(OrdersProjection),
+            pool.clone(),
+            shutdown.clone(),
+        );
+        let state = following.state();
+        let users = Users::new(Store::new(pool.clone(), config.users_topic));
+        let service = UserServiceServer::new(users).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let service = Service {
+            domain: NAME,
+            routes: Routes::new(service),
+            descriptors: proto::DESCRIPTORS,
+            checks: Checks {
+                service: SERVICE_NAME,
+                pool,
+                migrations: &MIGRATIONS,
+                projection: move || state.borrow().check(),
+            },
+        };
+        server.serve(service, shutdown).await?;
+        following.ended().await;
+        Ok(())
+    }
 }

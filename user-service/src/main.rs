@@ -9,7 +9,7 @@ use service_kit::{
     HealthcheckOptions,
     database::{self, DatabaseOptions},
 };
-use user_service::{MIGRATIONS, config::ServeOptions};
+use user_service::{MIGRATIONS, UserService, config::ServeOptions};
 
 /// Owns the users: gRPC, a database of its own, and an outbox that tells others.
 #[derive(Parser)]
@@ -43,9 +43,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(options) => {
             let config = options.check()?;
             let shutdown = program::shutdown_signal()?;
-            user_service::serve(config, shutdown)
-                .await
-                .map_err(Error::from_boxed)?;
+            let service = UserService::bind(config).await?;
+            service.run(shutdown).await.map_err(Error::from_boxed)?;
         }
         Command::Migrate(options) => {
             let mut problems = Problems::default();

@@ -4,6 +4,7 @@
 //! Everything runs as a plain user, on free ports of the loopback, in a [`Home`] of its own, and is
 //! gone afterwards, also when the process that started it was killed.
 
+mod audit;
 mod home;
 mod kafka;
 mod ports;
@@ -14,11 +15,12 @@ mod records;
 mod servers;
 mod stack;
 
+pub use audit::Audit;
 pub use home::Home;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use processes::{Process, Program};
 pub use progress::step;
 pub use records::{Record, read_topic};
-pub use servers::{Servers, TestServers};
+pub use servers::{Addresses, Servers};
 pub use stack::{Names, Stack};

@@ -29,6 +29,17 @@ impl Record {
             .find(|(known, _)| known == name)
             .map(|(_, value)| value.as_str())
     }
+
+    /// The version of its aggregate that the record tells of.
+    ///
+    /// # Panics
+    /// If it doesn't say.
+    pub fn version(&self) -> i64 {
+        let version = self
+            .header("ce_aggregateversion")
+            .and_then(|text| text.parse().ok());
+        version.unwrap_or_else(|| panic!("no version in {self:?}"))
+    }
 }
 
 /// Writes a record, and waits until the brokers have it.

@@ -10,6 +10,7 @@ use crate::{
     home::Home,
     kafka::{self, Kafka},
     postgres::{self, Postgres},
+    progress::step,
     records::{Record, read_topic, write_record},
 };
 
@@ -36,8 +37,9 @@ impl Servers {
     /// If one of them is missing on this machine, or doesn't start.
     pub async fn start(settings: &[&str]) -> Result<Self> {
         let home = Arc::new(Home::new()?);
-        let (postgres, kafka) =
-            tokio::try_join!(Postgres::start(&home, settings), Kafka::start(&home))?;
+        let starting =
+            async { tokio::try_join!(Postgres::start(&home, settings), Kafka::start(&home)) };
+        let (postgres, kafka) = step("starting Postgres and Apache Kafka", starting).await?;
         Ok(Self {
             home,
             postgres,
@@ -46,8 +48,8 @@ impl Servers {
     }
 
     /// Where they are.
-    pub fn addresses(&self) -> TestServers {
-        TestServers {
+    pub fn addresses(&self) -> Addresses {
+        Addresses {
             postgres_url: self.postgres.admin_url().to_owned(),
             brokers: self.kafka.brokers().to_owned(),
         }
@@ -59,21 +61,22 @@ impl Servers {
     }
 }
 
-/// The servers that all tests of a run share; each test makes its own databases and topics there.
+/// Where a Postgres and a Kafka are. The tests of a run share them; each test makes databases and
+/// topics of its own there.
 #[derive(Clone, Debug)]
-pub struct TestServers {
+pub struct Addresses {
     postgres_url: String,
     brokers: String,
 }
 
-impl TestServers {
+impl Addresses {
     /// The servers that the variables `DEVSTACK_POSTGRES_URL` and `DEVSTACK_KAFKA_BROKERS` name;
     /// without these, servers that are started now and live as long as this process.
     ///
     /// # Panics
     /// If they can't be started: a test can't go on.
     pub fn shared() -> &'static Self {
-        static SHARED: OnceLock<TestServers> = OnceLock::new();
+        static SHARED: OnceLock<Addresses> = OnceLock::new();
         SHARED.get_or_init(|| Self::from_variables().unwrap_or_else(Self::start_for_this_process))
     }
 

@@ -1,7 +1,243 @@
-//! x
-/// x
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    home::Home,
+    ports::free_port,
+    processes::{Process, Program},
+    progress::step,
+    servers::Addresses,
+};
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Chosen once: another count would put the records of a key into two partitions.
+const PARTITIONS: i32 = 6;
+
+/// The whole system but its servers: both services and the relay, on free ports, over databases and
+/// topics of their own.
 #[derive(Debug)]
-pub struct Stack;
-/// x
-#[derive(Debug)]
-pub struct Names;
+pub struct Stack {
+    /// Owns the users.
+    pub user_service: Process,
+    /// Owns the orders.
+    pub order_service: Process,
+    /// Ships the events of both.
+    pub outbox_relay: Process,
+    names: Names,
+    home: Arc<Home>,
+}
+
+/// Where the parts of a [`Stack`] are, and what they call their things.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Names {
+    pub user_service_addr: String,
+    pub order_service_addr: String,
+    pub relay_admin_addr: String,
+    pub brokers: String,
+    pub users_database_url: String,
+    pub orders_database_url: String,
+    pub users_topic: String,
+    pub orders_topic: String,
+}
+
+impl Stack {
+    /// Starts everything and waits until it is well. `prefix` begins the names of databases and
+    /// topics, so that several stacks can share servers.
+    ///
+    /// # Errors
+    /// If the programs were not built, or one of them is not well in time.
+    pub async fn start(home: &Arc<Home>, servers: &Addresses, prefix: &str) -> Result<Self> {
+        let names = Names::create(servers, prefix).await?;
+        let bin = Executables::stage(home)?;
+        let migrate = |service: &str, url: &str| {
+            Program::new(&format!("{service}-migrate"), bin.of(service))
+                .args(["migrate"])
+                .env("DATABASE_URL", url)
+        };
+        let (users, orders) = (&names.users_database_url, &names.orders_database_url);
+        step("migrating both databases", async {
+            migrate("user-service", users).run_once(home).await?;
+            migrate("order-service", orders).run_once(home).await
+        })
+        .await?;
+
+        let serve = |service: &str, addr: &str, url: &str| {
+            Program::new(service, bin.of(service))
+                .args(["serve"])
+                .env("LISTEN_ADDR", addr)
+                .env("DATABASE_URL", url)
+                .env("KAFKA_BROKERS", &names.brokers)
+                .env("USERS_TOPIC", &names.users_topic)
+                .env("ORDERS_TOPIC", &names.orders_topic)
+                .env("CONSUMER_GROUP", format!("{prefix}{service}"))
+                .env("INSTANCE_ID", "1")
+        };
+        let stack = Self {
+            user_service: Process::start(
+                home,
+                serve("user-service", &names.user_service_addr, users),
+            ),
+            order_service: Process::start(
+                home,
+                serve("order-service", &names.order_service_addr, orders),
+            ),
+            outbox_relay: Process::start(home, names.relay(home, &bin)?),
+            names,
+            home: Arc::clone(home),
+        };
+        step(
+            "starting user-service, order-service and outbox-relay",
+            stack.wait_healthy(&bin),
+        )
+        .await?;
+        Ok(stack)
+    }
+
+    /// Where everything is.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// The lines of `endpoints.env`, but those of the servers' processes.
+    pub fn endpoints(&self) -> Vec<(&'static str, String)> {
+        let pid = |process: &Process| process.pid().map(|pid| pid.to_string()).unwrap_or_default();
+        let names = self.names.clone();
+        vec![
+            ("USER_SERVICE_ADDR", names.user_service_addr),
+            ("ORDER_SERVICE_ADDR", names.order_service_addr),
+            ("RELAY_ADMIN_ADDR", names.relay_admin_addr),
+            ("KAFKA_BROKERS", names.brokers),
+            ("USERS_DATABASE_URL", names.users_database_url),
+            ("ORDERS_DATABASE_URL", names.orders_database_url),
+            ("USER_SERVICE_PID", pid(&self.user_service)),
+            ("ORDER_SERVICE_PID", pid(&self.order_service)),
+            ("OUTBOX_RELAY_PID", pid(&self.outbox_relay)),
+        ]
+    }
+
+    /// Ends all parts, each as it is meant to end.
+    pub async fn stop(self) {
+        tokio::join!(
+            self.user_service.stop(),
+            self.order_service.stop(),
+            self.outbox_relay.stop(),
+        );
+    }
+
+    async fn wait_healthy(&self, bin: &Executables) -> Result<()> {
+        let ask = |process: &str, addr: &str| {
+            Program::new(&format!("{process}-healthcheck"), bin.of(process))
+                .args(["healthcheck"])
+                .env("LISTEN_ADDR", addr)
+                .env(
+                    "OUTBOX_RELAY_CONFIG",
+                    self.home.path().join(RELAY_CONFIG).display(),
+                )
+        };
+        let wait = async |process: &Process, name: &str, addr: &str| {
+            let program = ask(name, addr);
+            process
+                .wait_ready(START_TIMEOUT, async || program.run_once(&self.home).await)
+                .await
+        };
+        let Names {
+            user_service_addr,
+            order_service_addr,
+            ..
+        } = &self.names;
+        tokio::try_join!(
+            wait(&self.user_service, "user-service", user_service_addr),
+            wait(&self.order_service, "order-service", order_service_addr),
+            wait(&self.outbox_relay, "outbox-relay", ""),
+        )?;
+        Ok(())
+    }
+}
+
+const RELAY_CONFIG: &str = "outbox-relay.toml";
+
+impl Names {
+    /// Makes the databases and the topics, and finds free ports.
+    async fn create(servers: &Addresses, prefix: &str) -> Result<Self> {
+        let addr = || free_port().map(|port| format!("127.0.0.1:{port}"));
+        let (users_topic, orders_topic) =
+            (format!("{prefix}users.v1"), format!("{prefix}orders.v1"));
+        step("creating topics and databases", async {
+            for topic in [&users_topic, &orders_topic] {
+                servers.create_topic(topic, PARTITIONS).await?;
+            }
+            Ok::<_, anyhow::Error>(Self {
+                user_service_addr: addr()?,
+                order_service_addr: addr()?,
+                relay_admin_addr: addr()?,
+                brokers: servers.brokers().to_owned(),
+                users_database_url: servers.create_database(&format!("{prefix}users")).await?,
+                orders_database_url: servers.create_database(&format!("{prefix}orders")).await?,
+                users_topic: users_topic.clone(),
+                orders_topic: orders_topic.clone(),
+            })
+        })
+        .await
+    }
+
+    fn relay(&self, home: &Home, bin: &Executables) -> Result<Program> {
+        // The secrets come by variables, as in compose.yaml.
+        let config = format!(
+            "admin_addr = \"{}\"\n[kafka]\nbrokers = \"{}\"\n\
+             [[source]]\nname = \"users\"\nce_source = \"/user-service\"\n\
+             [[source]]\nname = \"orders\"\nce_source = \"/order-service\"\n",
+            self.relay_admin_addr, self.brokers,
+        );
+        let config = home.write(RELAY_CONFIG, &config)?;
+        Ok(Program::new("outbox-relay", bin.of("outbox-relay"))
+            .args(["run"])
+            .env("OUTBOX_RELAY_CONFIG", config.display())
+            .env("OUTBOX_RELAY_USERS_DATABASE_URL", &self.users_database_url)
+            .env(
+                "OUTBOX_RELAY_ORDERS_DATABASE_URL",
+                &self.orders_database_url,
+            ))
+    }
+}
+
+/// The programs, copied to where the plain user can run them.
+struct Executables(PathBuf);
+
+impl Executables {
+    fn stage(home: &Home) -> Result<Self> {
+        let built = built_programs()?;
+        let mut folder = None;
+        for program in ["user-service", "order-service", "outbox-relay"] {
+            folder = home
+                .stage(&built.join(program))?
+                .parent()
+                .map(Path::to_owned);
+        }
+        Ok(Self(folder.context("no folder for programs")?))
+    }
+
+    fn of(&self, program: &str) -> PathBuf {
+        self.0.join(program)
+    }
+}
+
+/// The folder in which cargo puts programs, beside the one that runs now.
+fn built_programs() -> Result<PathBuf> {
+    let own = env::current_exe()?;
+    let folder = own.parent().context("a program is in a folder")?;
+    // Tests are one folder further down.
+    let is_test = folder.file_name().is_some_and(|name| name == "deps");
+    let folder = if is_test {
+        folder.parent().context("deps is in a folder")?
+    } else {
+        folder
+    };
+    Ok(folder.to_owned())
+}

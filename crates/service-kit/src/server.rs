@@ -141,6 +141,10 @@ impl Server {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(descriptors)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // Lets clients with reflection, as grpcurl, read the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+                .with_service_name(checks.service)
+                .with_service_name("grpc.health.v1.Health")
         };
         let (reporter, health) = tonic_health::server::health_reporter();
         let routes = routes

@@ -1,7 +1,7 @@
 //! A database with an outbox, and what the tests do to it.
 
 use anyhow::Result;
-use devstack::TestServers;
+use devstack::Addresses;
 use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection};
 use diesel_migrations::MigrationHarness as _;
 use tokio_postgres::{Client, NoTls, Statement};
@@ -13,8 +13,8 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn new(test: &str) -> Result<Self> {
-        let url = TestServers::shared()
-            .create_database(&TestServers::unique_name(test))
+        let url = Addresses::shared()
+            .create_database(&Addresses::unique_name(test))
             .await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
         harness

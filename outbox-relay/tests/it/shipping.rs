@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Record, TestServers};
+use devstack::{Addresses, Record};
 use outbox_relay::{
     Relay,
     config::{Config, KafkaConfig, SourceConfig},
@@ -30,8 +30,8 @@ struct Running {
 
 impl Setup {
     async fn new(test: &str) -> Result<Self> {
-        let topic = TestServers::unique_name(test);
-        TestServers::shared().create_topic(&topic, 3).await?;
+        let topic = Addresses::unique_name(test);
+        Addresses::shared().create_topic(&topic, 3).await?;
         Ok(Self {
             database: Database::new(test).await?,
             topic,
@@ -42,7 +42,7 @@ impl Setup {
         let config = Config {
             admin_addr: "127.0.0.1:0".parse()?,
             kafka: KafkaConfig {
-                brokers: TestServers::shared().brokers().to_owned(),
+                brokers: Addresses::shared().brokers().to_owned(),
                 delivery_timeout: Duration::from_secs(2),
                 max_in_flight_records: 1_000,
                 max_in_flight_bytes: 8 << 20,
@@ -80,7 +80,7 @@ impl Setup {
     async fn records(&self, at_least: usize) -> Result<Vec<Record>> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let records = TestServers::shared().read_topic(&self.topic).await?;
+            let records = Addresses::shared().read_topic(&self.topic).await?;
             if records.len() >= at_least {
                 return Ok(records);
             }
@@ -116,14 +116,6 @@ impl Running {
     }
 }
 
-fn version(record: &Record) -> i64 {
-    record
-        .header("ce_aggregateversion")
-        .unwrap()
-        .parse()
-        .unwrap()
-}
-
 /// The versions of each key, in the order in which they stand in the topic.
 fn versions(records: &[Record]) -> HashMap<&str, Vec<i64>> {
     let mut versions: HashMap<&str, Vec<i64>> = HashMap::new();
@@ -131,7 +123,7 @@ fn versions(records: &[Record]) -> HashMap<&str, Vec<i64>> {
         versions
             .entry(&record.key)
             .or_default()
-            .push(version(record));
+            .push(record.version());
     }
     versions
 }

@@ -1,7 +1,7 @@
 //! The promises of the outbox table, on a real Postgres.
 
 use anyhow::Result;
-use devstack::TestServers;
+use devstack::Addresses;
 use diesel::{QueryableByName, result::Error, sql_types};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
@@ -12,8 +12,8 @@ use outbox::Event;
 
 /// A connection to a new database with the outbox and a table of the domain.
 async fn database() -> Result<AsyncPgConnection> {
-    let name = TestServers::unique_name("outbox");
-    let url = TestServers::shared().create_database(&name).await?;
+    let name = Addresses::unique_name("outbox");
+    let url = Addresses::shared().create_database(&name).await?;
     let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
     harness
         .run_pending_migrations(outbox::MIGRATIONS)

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use devstack::TestServers;
+use devstack::Addresses;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
@@ -55,8 +55,8 @@ struct Running {
 
 impl Setup {
     async fn new(test: &str) -> Result<Self> {
-        let name = TestServers::unique_name(test);
-        let servers = TestServers::shared();
+        let name = Addresses::unique_name(test);
+        let servers = Addresses::shared();
         servers.create_topic(&name, 3).await?;
         let url = servers.create_database(&name).await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
@@ -75,7 +75,7 @@ impl Setup {
 
     fn follow(&self) -> Running {
         let options = Options {
-            brokers: TestServers::shared().brokers().to_owned(),
+            brokers: Addresses::shared().brokers().to_owned(),
             name: self.name.clone(),
             topic: self.name.clone(),
             instance_id: Some("only".into()),
@@ -96,7 +96,7 @@ impl Setup {
     async fn count(&self, key: &str) -> Result<()> {
         let payload = Some(&b"{}"[..]);
         let headers = [("ce_type", "count")];
-        TestServers::shared()
+        Addresses::shared()
             .write_record(&self.name, Some(key.as_bytes()), payload, &headers)
             .await
     }
@@ -164,7 +164,7 @@ async fn each_record_is_applied_once_from_the_earliest_on_and_across_restarts() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Result<()> {
     let setup = Setup::new("poison").await?;
-    let servers = TestServers::shared();
+    let servers = Addresses::shared();
     let running = setup.follow();
     servers
         .write_record(

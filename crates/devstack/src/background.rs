@@ -1,0 +1,178 @@
+//! `up` and `down`: a supervisor in the background, and what it leaves for others to read.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use devstack::{Process, Servers, Stack, step};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tokio::signal::unix::{SignalKind, signal};
+
+const ENDPOINTS: &str = "endpoints.env";
+const PID: &str = "supervisor.pid";
+const LOG: &str = "supervisor.log";
+/// How long the end may take: every program has its own limit, this is above all of them.
+const DOWN_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Starts the supervisor, and waits until the system is well.
+pub(crate) async fn up(folder: &Path) -> Result<ExitCode> {
+    if running(folder).is_some() {
+        eprintln!("It is up already; `make down` ends it.");
+        print!("{}", introduction(folder)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let _ = fs::remove_file(folder.join(ENDPOINTS));
+    let log = File::create(folder.join(LOG))?;
+    let mut supervisor = Command::new(std::env::current_exe()?)
+        .arg("--folder")
+        .arg(fs::canonicalize(folder)?)
+        .arg("supervise")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // It stays when this terminal goes.
+        .process_group(0)
+        .spawn()?;
+    fs::write(folder.join(PID), supervisor.id().to_string())?;
+    let mut shown = File::open(folder.join(LOG))?;
+    loop {
+        let is_up = folder.join(ENDPOINTS).exists();
+        let mut text = String::new();
+        shown.read_to_string(&mut text)?;
+        eprint!("{text}");
+        if is_up {
+            print!("{}", introduction(folder)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(status) = supervisor.try_wait()? {
+            shown.seek(SeekFrom::End(0))?;
+            bail!("the system did not start ({status})");
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Ends the supervisor, and with it everything.
+pub(crate) async fn down(folder: &Path) -> Result<ExitCode> {
+    let Some(pid) = running(folder) else {
+        eprintln!("It is not up.");
+        return Ok(ExitCode::SUCCESS);
+    };
+    kill_process(pid, Signal::TERM).context("can't end the supervisor")?;
+    let ending = async {
+        while running(folder).is_some() {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    step("ending everything", async {
+        tokio::time::timeout(DOWN_TIMEOUT, ending)
+            .await
+            .context("it does not end")?
+    })
+    .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the system until SIGTERM.
+pub(crate) async fn supervise(folder: &Path) -> Result<ExitCode> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let starting = async {
+        let servers = Servers::start(&[]).await?;
+        let stack = Stack::start(&servers.home, &servers.addresses(), "").await?;
+        Ok::<_, anyhow::Error>((servers, stack))
+    };
+    let (servers, stack) = tokio::select! {
+        started = starting => started?,
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    loop {
+        let changed = servers.home.changed().notified();
+        write_endpoints(folder, &servers, &stack)?;
+        tokio::select! {
+            () = changed => {}
+            _ = terminate.recv() => break,
+        }
+    }
+    let _ = fs::remove_file(folder.join(ENDPOINTS));
+    stack.stop().await;
+    servers.stop().await;
+    let _ = fs::remove_file(folder.join(PID));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Replaces the file as a whole, so that nobody reads half of it; it holds passwords.
+fn write_endpoints(folder: &Path, servers: &Servers, stack: &Stack) -> Result<()> {
+    let pid = |process: &Process| process.pid().map(|pid| pid.to_string()).unwrap_or_default();
+    let mut lines = stack.endpoints();
+    lines.push(("KAFKA_PID", pid(&servers.kafka.process)));
+    lines.push(("POSTGRES_PID", pid(&servers.postgres.process)));
+    let text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    let new = folder.join("endpoints.env.new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(new, folder.join(ENDPOINTS))?;
+    Ok(())
+}
+
+/// The supervisor that runs, if one does. A number alone proves nothing: it may be in use again.
+fn running(folder: &Path) -> Option<Pid> {
+    let pid = fs::read_to_string(folder.join(PID))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let pid = Pid::from_raw(pid)?;
+    let is_ours = command.contains("supervise") || !Path::new("/proc/self").exists();
+    (is_ours && test_kill_process(pid).is_ok()).then_some(pid)
+}
+
+fn introduction(folder: &Path) -> Result<String> {
+    let endpoints = folder.join(ENDPOINTS);
+    let text = fs::read_to_string(&endpoints)?;
+    let value = |name: &str| {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default().to_owned()
+    };
+    let (users, orders) = (value("USER_SERVICE_ADDR"), value("ORDER_SERVICE_ADDR"));
+    let (relay, kafka) = (value("RELAY_ADMIN_ADDR"), value("KAFKA_BROKERS"));
+    let endpoints = endpoints.display();
+    Ok(format!(
+        "
+  user-service   {users}
+  order-service  {orders}
+  outbox-relay   http://{relay}/status
+  Kafka          {kafka}
+
+All addresses and process ids are in {endpoints}; a part that you kill is started again.
+
+  . {endpoints}
+  grpcurl -plaintext -d '{{\"email\":\"ada@example.com\",\"name\":\"Ada\"}}' $USER_SERVICE_ADDR user.v1.UserService/CreateUser
+
+`make down` ends everything.
+"
+    ))
+}
