@@ -141,17 +141,18 @@ impl Source {
         };
         let epoch = leadership.epoch();
         tracing::info!(source = %self.config.name, epoch, ?wait, "leading");
-        self.status.update(|status| {
-            status.role = Role::Leader;
-            status.epoch = Some(epoch);
-        });
         let reader =
             Reader::new(leader::connect(&self.config.database_url, "outbox-relay reader").await?)
                 .await?;
         let sink = RdKafkaSink::open(&self.kafka, self.max_in_flight);
         // While the last leader's records may still arrive, this one gets ready.
         let (sink, ()) = tokio::join!(sink, self.pause(wait));
-        self.ship(leadership, &reader, cursor, sink?).await
+        let sink = sink?;
+        self.status.update(|status| {
+            status.role = Role::Leader;
+            status.epoch = Some(epoch);
+        });
+        self.ship(leadership, &reader, cursor, sink).await
     }
 
     /// Stands by until this relay is the leader; none if it is asked to end before.

@@ -4,7 +4,10 @@
 //! assigns partitions has to ask the database where they begin.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -197,7 +200,9 @@ impl<P: Projection> Follower<P> {
                 }
                 self.shared.succeed();
                 last_contact = Some(Instant::now());
-            } else if last_contact.is_none_or(|at: Instant| at.elapsed() > HEALTH_INTERVAL) {
+            } else if last_contact.is_none_or(|at: Instant| at.elapsed() > HEALTH_INTERVAL)
+                || self.shared.is_starting()
+            {
                 self.shared.look_for_topic(&consumer);
                 last_contact = Some(Instant::now());
             }
@@ -311,6 +316,7 @@ impl Shared {
         let context = Assignment {
             shared: Arc::clone(self),
             positions: Mutex::default(),
+            has_joined: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<Assignment> = config.create_with_context(context)?;
         consumer.subscribe(&[&self.options.topic])?;
@@ -321,11 +327,17 @@ impl Shared {
         let topic = &self.options.topic;
         match consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT) {
             Ok(metadata) if metadata.topics().iter().any(|t| !t.partitions().is_empty()) => {
-                self.succeed();
+                if consumer.context().has_joined.load(Ordering::Acquire) {
+                    self.succeed();
+                }
             }
             Ok(_) => self.fail(&format!("Kafka has no topic {topic}")),
             Err(err) => self.fail(&format!("Kafka does not answer: {err}")),
         }
+    }
+
+    fn is_starting(&self) -> bool {
+        *self.state.borrow() == State::Starting
     }
 
     fn succeed(&self) {
@@ -364,6 +376,8 @@ struct Assignment {
     shared: Arc<Shared>,
     /// The next offset of each partition that is ours.
     positions: Mutex<Moves>,
+    /// Whether the group has given us our part, be it nothing: before that, records are not heard.
+    has_joined: AtomicBool,
 }
 
 impl Assignment {
@@ -431,7 +445,9 @@ impl Assignment {
             partitions.set_partition_offset(topic, partition, Offset::Offset(next))?;
             self.moved(&Moves::from([(partition, (next, next))]));
         }
-        consumer.incremental_assign(partitions)
+        consumer.incremental_assign(partitions)?;
+        self.has_joined.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn unassign(

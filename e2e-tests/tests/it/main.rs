@@ -1,1 +1,40 @@
-//! x
+//! The whole system, as real processes, from the outside: what users of it rely on, and what is
+//! left of that when parts of it are killed.
+
+mod kills;
+mod orders;
+mod outages;
+
+use anyhow::Result;
+use demo::System;
+
+/// Makes users whom order-service knows already.
+async fn known_users(system: &System, count: usize) -> Result<Vec<String>> {
+    let mut user_ids = Vec::new();
+    for number in 0..count {
+        let created = system
+            .create_user(&format!("u{number}@example.com"), "U")
+            .await?;
+        let user_id = created.user.unwrap_or_default().user_id;
+        system
+            .create_order(&user_id, &created.consistency_token)
+            .await?;
+        user_ids.push(user_id);
+    }
+    Ok(user_ids)
+}
+
+/// Every order that a caller was told of is there, every row has its record, nothing else is told,
+/// the order holds, and user-service has counted everything once.
+async fn assert_nothing_lost(system: &System, accepted: &[String]) -> Result<()> {
+    let (users, orders) = system.wait_until_shipped().await?;
+    assert!(users.is_clean(), "users: {users}");
+    assert!(orders.is_clean(), "orders: {orders}");
+    let placed = system.order_ids().await?;
+    let missing: Vec<&String> = accepted.iter().filter(|id| !placed.contains(*id)).collect();
+    assert!(missing.is_empty(), "accepted and gone: {missing:?}");
+    let counted = system.wait_until_followed().await?;
+    assert_eq!(counted, i64::try_from(placed.len())?);
+    println!("users: {users}; orders: {orders}");
+    Ok(())
+}

@@ -1,0 +1,240 @@
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use devstack::{Addresses, Audit, Home, Servers, Stack, read_topic};
+use proto::{
+    money::v1::Money,
+    order::v1::{
+        CreateOrderRequest, CreateOrderResponse, order_service_client::OrderServiceClient,
+    },
+    user::v1::{
+        CreateUserRequest, CreateUserResponse, GetUserOrderSummaryRequest, ListUsersRequest,
+        user_service_client::UserServiceClient,
+    },
+};
+use tonic::{Status, transport::Channel};
+
+/// How long what is eventually consistent may take; far longer than it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The whole system and its clients.
+#[derive(Debug)]
+pub struct System {
+    /// Postgres and Kafka, where they are this system's own.
+    pub servers: Option<Servers>,
+    /// The programs.
+    pub stack: Stack,
+    users: UserServiceClient<Channel>,
+    orders: OrderServiceClient<Channel>,
+}
+
+impl System {
+    /// Starts everything, servers too.
+    ///
+    /// # Errors
+    /// If something does not start.
+    pub async fn start() -> Result<Self> {
+        let servers = Servers::start(&[]).await?;
+        let stack = Stack::start(&servers.home, &servers.addresses(), "").await?;
+        Self::connect(Some(servers), stack)
+    }
+
+    /// Starts the programs on the servers that all tests of a run share.
+    ///
+    /// # Errors
+    /// If something does not start.
+    pub async fn start_on_shared_servers(test: &str) -> Result<Self> {
+        let prefix = format!("{}_", Addresses::unique_name(test));
+        let home = Arc::new(Home::new()?);
+        let stack = Stack::start(&home, Addresses::shared(), &prefix).await?;
+        Self::connect(None, stack)
+    }
+
+    fn connect(servers: Option<Servers>, stack: Stack) -> Result<Self> {
+        let channel = |addr: &str| {
+            let endpoint = Channel::from_shared(format!("http://{addr}"))?;
+            // A service that was killed is tried again with the next call.
+            Ok::<_, anyhow::Error>(endpoint.timeout(Duration::from_secs(10)).connect_lazy())
+        };
+        let users = UserServiceClient::new(channel(&stack.names().user_service_addr)?);
+        let orders = OrderServiceClient::new(channel(&stack.names().order_service_addr)?);
+        Ok(Self {
+            servers,
+            stack,
+            users,
+            orders,
+        })
+    }
+
+    /// Ends everything.
+    pub async fn stop(self) {
+        self.stack.stop().await;
+        if let Some(servers) = self.servers {
+            servers.stop().await;
+        }
+    }
+
+    /// A client of user-service.
+    pub fn users(&self) -> UserServiceClient<Channel> {
+        self.users.clone()
+    }
+
+    /// A client of order-service.
+    pub fn orders(&self) -> OrderServiceClient<Channel> {
+        self.orders.clone()
+    }
+
+    /// Makes a user.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn create_user(&self, email: &str, name: &str) -> Result<CreateUserResponse, Status> {
+        let (email, name) = (email.to_owned(), name.to_owned());
+        let request = CreateUserRequest {
+            email,
+            name,
+            ..CreateUserRequest::default()
+        };
+        Ok(self.users().create_user(request).await?.into_inner())
+    }
+
+    /// Places an order of 19.90 EUR; `token` is that of CreateUser, or empty.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn create_order(
+        &self,
+        user_id: &str,
+        token: &str,
+    ) -> Result<CreateOrderResponse, Status> {
+        let request = CreateOrderRequest {
+            user_id: user_id.to_owned(),
+            amount: Some(money("EUR", 19, 900_000_000)),
+            consistency_token: token.to_owned(),
+            ..CreateOrderRequest::default()
+        };
+        Ok(self.orders().create_order(request).await?.into_inner())
+    }
+
+    /// Compares users and orders with the records that tell of them.
+    ///
+    /// # Errors
+    /// If a database or a topic can't be read.
+    pub async fn audit(&self) -> Result<(Audit, Audit)> {
+        let names = self.stack.names();
+        let compare = async |url: &str, sql: &str, topic: &str| {
+            let rows = query(url, sql).await?;
+            let rows: Vec<(String, i64)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
+            Ok::<_, anyhow::Error>(Audit::new(&rows, &read_topic(&names.brokers, topic).await?))
+        };
+        let users = "select user_id::text, version from users";
+        let orders = "select order_id::text, version from orders";
+        tokio::try_join!(
+            compare(&names.users_database_url, users, &names.users_topic),
+            compare(&names.orders_database_url, orders, &names.orders_topic),
+        )
+    }
+
+    /// Waits until every row has its record, and returns what else the audits of users and orders
+    /// say.
+    ///
+    /// # Errors
+    /// If that does not come about.
+    pub async fn wait_until_shipped(&self) -> Result<(Audit, Audit)> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let (users, orders) = self.audit().await?;
+            if users.lost + orders.lost == 0 {
+                return Ok((users, orders));
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("still not shipped after {PATIENCE:?}: users {users}; orders {orders}");
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Waits until user-service counts as many orders as order-service has, over all users.
+    ///
+    /// # Errors
+    /// If that does not come about, or more are counted than there are.
+    pub async fn wait_until_followed(&self) -> Result<i64> {
+        let placed = self.count("orders").await?;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let counted = self.orders_counted().await?;
+            if counted == placed {
+                return Ok(counted);
+            }
+            if counted > placed || tokio::time::Instant::now() > deadline {
+                bail!("user-service counts {counted} orders, and there are {placed}");
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// The ids of all orders.
+    ///
+    /// # Errors
+    /// If the database can't be read.
+    pub async fn order_ids(&self) -> Result<HashSet<String>> {
+        let url = &self.stack.names().orders_database_url;
+        let rows = query(url, "select order_id::text from orders").await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// How many rows a table of one of the services has.
+    ///
+    /// # Errors
+    /// If there is no such table.
+    pub async fn count(&self, table: &str) -> Result<i64> {
+        let names = self.stack.names();
+        let url = match table {
+            "users" | "user_orders" => &names.users_database_url,
+            _ => &names.orders_database_url,
+        };
+        let rows = query(url, &format!("select count(*) from {table}")).await?;
+        Ok(rows.first().context("a count is a row")?.get(0))
+    }
+
+    /// What user-service says, by the door that everybody uses.
+    async fn orders_counted(&self) -> Result<i64> {
+        let mut counted = 0;
+        let mut page_token = String::new();
+        loop {
+            let request = ListUsersRequest {
+                page_size: 1000,
+                page_token,
+                show_deleted: true,
+            };
+            let page = self.users().list_users(request).await?.into_inner();
+            for user in page.users {
+                let request = GetUserOrderSummaryRequest {
+                    user_id: user.user_id,
+                };
+                let summary = self.users().get_user_order_summary(request).await?;
+                counted += summary.into_inner().order_count;
+            }
+            if page.next_page_token.is_empty() {
+                return Ok(counted);
+            }
+            page_token = page.next_page_token;
+        }
+    }
+}
+
+/// An amount.
+pub fn money(currency_code: &str, units: i64, nanos: i32) -> Money {
+    Money {
+        currency_code: currency_code.to_owned(),
+        units,
+        nanos,
+    }
+}
+
+async fn query(url: &str, sql: &str) -> Result<Vec<tokio_postgres::Row>> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client.query(sql, &[]).await?)
+}

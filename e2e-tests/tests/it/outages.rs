@@ -1,0 +1,97 @@
+//! Servers that go away and come back. These have servers of their own: others would notice.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use demo::{Load, System};
+use devstack::Process;
+use futures_util::future::try_join_all;
+use tonic::transport::Channel;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{assert_nothing_lost, known_users};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until both services say this of themselves as a whole.
+async fn wait_for_health(system: &System, wanted: ServingStatus) -> Result<()> {
+    let names = system.stack.names();
+    let asking = [&names.user_service_addr, &names.order_service_addr].map(|addr| async move {
+        let endpoint = Channel::from_shared(format!("http://{addr}"))?.connect_lazy();
+        let mut client = HealthClient::new(endpoint);
+        loop {
+            let request = HealthCheckRequest {
+                service: String::new(),
+            };
+            match client.check(request).await {
+                Ok(answer) if answer.get_ref().status() == wanted => return Ok(()),
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+        #[allow(unreachable_code)]
+        Ok::<_, anyhow::Error>(())
+    });
+    tokio::time::timeout(PATIENCE, try_join_all(asking))
+        .await
+        .context("health never changed")??;
+    Ok(())
+}
+
+async fn away_and_back(server: impl Fn(&mut System) -> &mut Process) -> Result<()> {
+    let mut system = System::start().await?;
+    let user_ids = known_users(&system, 8).await?;
+    wait_for_health(&system, ServingStatus::Serving).await?;
+    let load = Load::start(&system, &user_ids);
+    load.accept(100).await;
+    server(&mut system).kill_and_hold().await;
+    wait_for_health(&system, ServingStatus::NotServing).await?;
+    server(&mut system).release().await;
+    wait_for_health(&system, ServingStatus::Serving).await?;
+    load.accept(100).await;
+    let placed = load.stop().await?;
+    assert_nothing_lost(&system, &placed.order_ids).await?;
+    system.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_kafka_is_killed_and_health_says_so() -> Result<()> {
+    away_and_back(|system| &mut system.servers.as_mut().unwrap().kafka.process).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_postgres_is_killed_and_health_says_so() -> Result<()> {
+    away_and_back(|system| &mut system.servers.as_mut().unwrap().postgres.process).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_accepted_while_kafka_is_away() -> Result<()> {
+    let mut system = System::start().await?;
+    let user_ids = known_users(&system, 4).await?;
+    system
+        .servers
+        .as_mut()
+        .unwrap()
+        .kafka
+        .process
+        .kill_and_hold()
+        .await;
+    let mut accepted = Vec::new();
+    for user_id in user_ids.iter().cycle().take(100) {
+        let placed = system.create_order(user_id, "").await?;
+        accepted.push(placed.order.unwrap_or_default().order_id);
+    }
+    system
+        .servers
+        .as_mut()
+        .unwrap()
+        .kafka
+        .process
+        .release()
+        .await;
+    assert_nothing_lost(&system, &accepted).await?;
+    system.stop().await;
+    Ok(())
+}
