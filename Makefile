@@ -33,7 +33,7 @@ setup:
 	@scripts/setup
 
 tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also use: buf, cargo-deny, cargo-machete; and grpcurl
-	cargo install --locked --quiet --root .tools cargo-deny@0.18.6 cargo-machete@0.9.1
+	cargo install --locked --quiet --root .tools cargo-deny@0.20.2 cargo-machete@0.9.2
 
 .tools/bin/buf:
 	GOBIN=$(CURDIR)/.tools/bin go install github.com/bufbuild/buf/cmd/buf@v1.57.2

@@ -24,7 +24,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve gRPC and follow the users, until SIGTERM
-    Serve(ServeOptions),
+    Serve(Box<ServeOptions>),
     /// Bring the schema of the database up to date
     Migrate(DatabaseOptions),
     /// Ask a running server for its health; ends with 0 if it serves, with 1 if not

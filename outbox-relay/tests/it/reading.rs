@@ -1,14 +1,13 @@
 //! The reading rule: every committed row once, in order per key, whatever the writers do. The
 //! product's reader passes; two readers that look right fail the same test.
 
-use std::cell::RefCell;
-
 use anyhow::Result;
 use outbox_relay::{reader::Reader, window::Cursor};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, TestRunner},
 };
+use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
 use crate::{
@@ -132,8 +131,8 @@ fn every_committed_row_is_read_once_and_in_order_per_key() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let (writers, reading) = runtime.block_on(async {
         let database = Database::new("reading").await?;
-        let writers = RefCell::new(Writers::new(&database).await?);
-        let reading = RefCell::new(SnapshotDifference::new(&database).await?);
+        let writers = Mutex::new(Writers::new(&database).await?);
+        let reading = Mutex::new(SnapshotDifference::new(&database).await?);
         Ok::<_, anyhow::Error>((writers, reading))
     })?;
     let config = Config {
@@ -144,8 +143,9 @@ fn every_committed_row_is_read_once_and_in_order_per_key() -> Result<()> {
     let result = TestRunner::new(config).run(&schedules(STEPS), |steps| {
         let verdict: Result<Verdict> = runtime.block_on(async {
             writers
-                .borrow_mut()
-                .run(&steps, &mut *reading.borrow_mut())
+                .lock()
+                .await
+                .run(&steps, &mut *reading.lock().await)
                 .await
         });
         proptest::prop_assert_eq!(verdict.unwrap(), Verdict::default());

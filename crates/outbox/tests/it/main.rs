@@ -24,22 +24,17 @@ async fn database() -> Result<AsyncPgConnection> {
     Ok(conn)
 }
 
-fn event(key: i64) -> Event {
-    Event::new(
-        "things.v1",
-        key,
-        "thing_created",
-        1,
-        &serde_json::json!({ "id": key }),
-    )
-    .unwrap()
+fn event(key: i64) -> Result<Event, Error> {
+    let state = serde_json::json!({ "id": key });
+    Event::new("things.v1", key, "thing_created", 1, &state)
+        .map_err(|err| Error::SerializationError(err.into()))
 }
 
 async fn create_thing(conn: &mut AsyncPgConnection, id: i64) -> Result<(), Error> {
     diesel::sql_query(format!("insert into things values ({id})"))
         .execute(conn)
         .await?;
-    outbox::enqueue(conn, &event(id)).await
+    outbox::enqueue(conn, &event(id)?).await
 }
 
 #[derive(Debug, QueryableByName, PartialEq, Eq)]
@@ -124,7 +119,7 @@ async fn an_event_of_a_rolled_back_savepoint_is_gone() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn outside_of_a_transaction_enqueue_is_refused() -> Result<()> {
     let mut conn = database().await?;
-    let result = outbox::enqueue(&mut conn, &event(1)).await;
+    let result = outbox::enqueue(&mut conn, &event(1)?).await;
     assert!(matches!(result, Err(Error::NotInTransaction)), "{result:?}");
     assert_eq!(rows(&mut conn).await?, []);
     Ok(())
@@ -144,7 +139,7 @@ struct Defaults {
 async fn a_row_carries_its_transaction_its_bucket_and_its_trace() -> Result<()> {
     let mut conn = database().await?;
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let event = event(1).with_traceparent(Some(traceparent.into()));
+    let event = event(1)?.with_traceparent(Some(traceparent.into()));
     let defaults: Defaults = conn
         .transaction(async |conn| {
             outbox::enqueue(conn, &event).await?;
