@@ -35,8 +35,16 @@ impl System {
     /// # Errors
     /// If something does not start.
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts everything, with further variables for both services.
+    ///
+    /// # Errors
+    /// If something does not start.
+    pub async fn start_with(variables: &[(&str, &str)]) -> Result<Self> {
         let servers = Servers::start(&[]).await?;
-        let stack = Stack::start(&servers.home, &servers.addresses(), "").await?;
+        let stack = Stack::start(&servers.home, &servers.addresses(), "", variables).await?;
         Self::connect(Some(servers), stack)
     }
 
@@ -47,7 +55,7 @@ impl System {
     pub async fn start_on_shared_servers(test: &str) -> Result<Self> {
         let prefix = format!("{}_", Addresses::unique_name(test));
         let home = Arc::new(Home::new()?);
-        let stack = Stack::start(&home, Addresses::shared(), &prefix).await?;
+        let stack = Stack::start(&home, Addresses::shared(), &prefix, &[]).await?;
         Self::connect(None, stack)
     }
 

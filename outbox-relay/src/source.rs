@@ -180,16 +180,26 @@ impl Source {
     ) -> Result<(), SourceError> {
         let (in_flight, status) = (sink.in_flight().clone(), self.status.clone());
         let marks = Marks::new(cursor.clone());
-        let pumped = tokio::select! {
+        let ended = tokio::select! {
             result = self.pump(&leadership, reader, &mut cursor, &mut sink, &marks) => result,
-            err = keep_checkpoint(&leadership, &in_flight, &marks, &status) => return Err(err),
+            err = keep_checkpoint(&leadership, &in_flight, &marks, &status) => match err {
+                SourceError::Sink(_) => Err(err),
+                // The lead is lost: what is in the sink's queue must not be sent any more.
+                _ => return Err(err),
+            },
         };
-        // Asked to end, or stopped by a row. What is in flight arrives first and is noted, so that
-        // the next leader, or the next try, begins right behind it and sends nothing twice.
-        let flushed = tokio::time::timeout(FLUSH_TIMEOUT, in_flight.wait_until_empty()).await;
-        flushed.map_err(|_| SourceError::FlushTimeout)??;
-        leadership.resign(&cursor).await?;
-        pumped?;
+        // Asked to end, stopped by a row, or let down by the sink. What is on its way gets the time
+        // to arrive, and what did is noted, so that whoever goes on sends it no second time.
+        match tokio::time::timeout(FLUSH_TIMEOUT, in_flight.wait_until_empty()).await {
+            Ok(Ok(())) => leadership.resign(&cursor).await?,
+            unfinished => {
+                let (reached, _) = marks.reached(in_flight.acknowledged());
+                leadership.advance(&reached).await?;
+                unfinished.map_err(|_| SourceError::FlushTimeout)??;
+            }
+        }
+        status.update(|status| status.in_flight = 0);
+        ended?;
         tracing::info!(source = %self.config.name, shipped = in_flight.sent(), "ended cleanly");
         Ok(())
     }

@@ -91,7 +91,7 @@ pub(crate) async fn supervise(folder: &Path) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let starting = async {
         let servers = Servers::start(&[]).await?;
-        let stack = Stack::start(&servers.home, &servers.addresses(), "").await?;
+        let stack = Stack::start(&servers.home, &servers.addresses(), "", &[]).await?;
         Ok::<_, anyhow::Error>((servers, stack))
     };
     let (servers, stack) = tokio::select! {

@@ -49,11 +49,16 @@ pub struct Names {
 
 impl Stack {
     /// Starts everything and waits until it is well. `prefix` begins the names of databases and
-    /// topics, so that several stacks can share servers.
+    /// topics, so that several stacks can share servers; `variables` are set for both services.
     ///
     /// # Errors
     /// If the programs were not built, or one of them is not well in time.
-    pub async fn start(home: &Arc<Home>, servers: &Addresses, prefix: &str) -> Result<Self> {
+    pub async fn start(
+        home: &Arc<Home>,
+        servers: &Addresses,
+        prefix: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let names = Names::create(servers, prefix).await?;
         let bin = Executables::stage(home)?;
         let migrate = |service: &str, url: &str| {
@@ -69,8 +74,11 @@ impl Stack {
         .await?;
 
         let serve = |service: &str, addr: &str, url: &str| {
-            Program::new(service, bin.of(service))
-                .args(["serve"])
+            let mut program = Program::new(service, bin.of(service)).args(["serve"]);
+            for (name, value) in variables {
+                program = program.env(name, value);
+            }
+            program
                 .env("LISTEN_ADDR", addr)
                 .env("DATABASE_URL", url)
                 .env("KAFKA_BROKERS", &names.brokers)

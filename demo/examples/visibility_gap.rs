@@ -1,0 +1,60 @@
+//! How long a new user stays unknown to order-service: create a user, order at once without a token,
+//! try again every millisecond until the order is accepted. Prints percentiles over 200 users.
+//!
+//!     cargo build --release --workspace && cargo run --release -p demo --example visibility_gap
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use demo::System;
+use tonic::Code;
+
+const USERS: usize = 200;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    // Without the short wait of order-service itself, which would hide what is measured.
+    for (title, unknown_user_wait_ms) in [("no wait in order-service", "0"), ("as shipped", "250")]
+    {
+        let system = System::start_with(&[("UNKNOWN_USER_WAIT_MS", unknown_user_wait_ms)]).await?;
+        // The first calls open connections.
+        measure(&system, "warm").await?;
+        let (mut took, refused) = measure(&system, "run").await?;
+        took.sort();
+        let at = |percent: usize| took[(took.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+        println!(
+            "{title}: {refused} of {USERS} first tries refused; accepted after p50 {:.1} ms, \
+             p99 {:.1} ms, at most {:.1} ms",
+            at(50),
+            at(99),
+            at(100),
+        );
+        system.stop().await;
+    }
+    Ok(())
+}
+
+/// From the answer to CreateUser to the answer of the CreateOrder that is accepted.
+async fn measure(system: &System, run: &str) -> Result<(Vec<Duration>, usize)> {
+    let mut took = Vec::new();
+    let mut refused = 0;
+    for number in 0..USERS {
+        let created = system
+            .create_user(&format!("{run}{number}@example.com"), "N")
+            .await?;
+        let user_id = created.user.context("a user")?.user_id;
+        let started = Instant::now();
+        for attempt in 0.. {
+            match system.create_order(&user_id, "").await {
+                Ok(_) => break,
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    refused += usize::from(attempt == 0);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(status) => return Err(status.into()),
+            }
+        }
+        took.push(started.elapsed());
+    }
+    Ok((took, refused))
+}
