@@ -13,7 +13,7 @@ use crate::{
     checkpoint::CheckpointError,
     config::{KafkaConfig, SourceConfig},
     leader::{self, Candidate, Election, HEARTBEAT_INTERVAL, Leadership},
-    reader::{ReadError, Reader},
+    reader::{Page, ReadError, Reader},
     route::{BadHeaders, Router},
     sink::{InFlight, RdKafkaSink, Sink, SinkError},
     status::{Role, SharedStatus},
@@ -24,12 +24,13 @@ use crate::{
 const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
 /// The pause after an error; it doubles with every further one, up to the second.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// Shipping without an error for so long makes the next error a first one.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
-/// The pause before the next look when the last one found something: few rows a look cost the
-/// database more than they gain.
+/// The shortest pause between two looks: fewer rows a look cost the database more than they gain.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// The pause is this part of the time since there was work: 2 ms after 100 ms, 20 ms after a second.
+const REST_PART: u32 = 50;
 /// How often the checkpoint follows the acknowledgements. After a kill, what was shipped since is
 /// shipped again.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
@@ -214,56 +215,70 @@ impl Source {
         marks: &Marks,
     ) -> Result<(), SourceError> {
         let mut page_rows = FIRST_PAGE_ROWS.min(self.config.max_page_rows);
-        let mut poll_interval = MIN_POLL_INTERVAL;
+        let mut last_work = Instant::now();
         while !self.shutdown.is_cancelled() {
             if cursor.window().is_none() {
                 let now = reader.snapshot().await?;
                 self.refuse_the_future(cursor, &now)?;
                 if now == *cursor.seen() {
-                    self.pause(poll_interval).await;
-                    poll_interval = (poll_interval * 2).min(self.config.max_poll_interval);
+                    self.rest(last_work).await;
                     continue;
                 }
                 cursor.open(now);
             }
             let page = reader.page(cursor, page_rows).await?;
             let rows = page.rows().len();
-            for row in page.rows() {
-                let row = row?;
-                let record = self
-                    .router
-                    .route(&row)
-                    .map_err(|source| SourceError::BadRow {
-                        event_id: row.event_id,
-                        source,
-                    })?;
-                leadership.wait_for_lease().await;
-                sink.send(&record).await?;
-                cursor.advance(row.seq);
-                let sent = sink.in_flight().sent();
-                if sent.is_multiple_of(MARK_ROWS) {
-                    marks.add(sent, cursor);
-                }
-                if self.shutdown.is_cancelled() {
-                    return Ok(());
-                }
+            if !self.send(&page, leadership, cursor, sink, marks).await? {
+                return Ok(());
+            }
+            page_rows = next_page_rows(page_rows, rows, page.bytes(), self.config.max_page_rows);
+            if rows > 0 {
+                last_work = Instant::now();
             }
             if page.is_last() {
                 cursor.close();
-            }
-            marks.add(sink.in_flight().sent(), cursor);
-            page_rows = next_page_rows(page_rows, rows, page.bytes(), self.config.max_page_rows);
-            if page.is_last() {
-                poll_interval = if rows > 0 {
-                    MIN_POLL_INTERVAL
-                } else {
-                    poll_interval
-                };
-                self.pause(poll_interval).await;
-                poll_interval = (poll_interval * 2).min(self.config.max_poll_interval);
+                marks.add(sink.in_flight().sent(), cursor);
+                self.rest(last_work).await;
             }
         }
         Ok(())
+    }
+
+    /// Sends a page; false if it was asked to end in the middle of it.
+    async fn send(
+        &mut self,
+        page: &Page,
+        leadership: &Leadership,
+        cursor: &mut Cursor,
+        sink: &mut impl Sink,
+        marks: &Marks,
+    ) -> Result<bool, SourceError> {
+        for row in page.rows() {
+            if self.shutdown.is_cancelled() {
+                return Ok(false);
+            }
+            let row = row?;
+            let event_id = row.event_id;
+            let record = self.router.route(&row);
+            let record = record.map_err(|source| SourceError::BadRow { event_id, source })?;
+            leadership.wait_for_lease().await;
+            sink.send(&record).await?;
+            cursor.advance(row.seq);
+            let sent = sink.in_flight().sent();
+            if sent.is_multiple_of(MARK_ROWS) {
+                marks.add(sent, cursor);
+            }
+        }
+        marks.add(sink.in_flight().sent(), cursor);
+        Ok(true)
+    }
+
+    /// Pauses before the next look at the outbox: for a part of the time since there was work, so
+    /// that a lively outbox is looked at often and an idle one rarely.
+    async fn rest(&self, last_work: Instant) {
+        let length = last_work.elapsed() / REST_PART;
+        self.pause(length.clamp(MIN_POLL_INTERVAL, self.config.max_poll_interval))
+            .await;
     }
 
     fn refuse_the_future(

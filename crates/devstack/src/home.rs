@@ -119,8 +119,12 @@ impl Home {
     pub fn stage(&self, executable: &Path) -> Result<PathBuf> {
         let name = executable.file_name().context("an executable has a name")?;
         let copy = self.path.join("bin").join(name);
-        fs::copy(executable, &copy)
-            .with_context(|| format!("can't copy {}; build it first", executable.display()))?;
+        fs::copy(executable, &copy).with_context(|| {
+            format!(
+                "can't copy {}: run `cargo build --workspace` first",
+                executable.display()
+            )
+        })?;
         Ok(copy)
     }
 

@@ -240,12 +240,10 @@ impl Executables {
 fn built_programs() -> Result<PathBuf> {
     let own = env::current_exe()?;
     let folder = own.parent().context("a program is in a folder")?;
-    // Tests are one folder further down.
-    let is_test = folder.file_name().is_some_and(|name| name == "deps");
-    let folder = if is_test {
-        folder.parent().context("deps is in a folder")?
-    } else {
-        folder
+    // Tests and examples are one folder further down.
+    let folder = match folder.file_name().and_then(|name| name.to_str()) {
+        Some("deps" | "examples") => folder.parent().context("it is in cargo's folder")?,
+        _ => folder,
     };
     Ok(folder.to_owned())
 }

@@ -175,23 +175,7 @@ impl<P: Projection> Follower<P> {
             if self.shared.shutdown.is_cancelled() {
                 return Ok(End::Shutdown);
             }
-            let batch = match next_batch(&consumer) {
-                Ok(batch) => batch,
-                Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
-                    return Ok(End::Stopped(format!(
-                        "topic {} no longer has the stored offset; was it deleted and made anew?",
-                        self.shared.options.topic
-                    )));
-                }
-                Err(KafkaError::MessageConsumptionFatal(code)) => {
-                    return Err(KafkaError::MessageConsumptionFatal(code));
-                }
-                Err(err) => {
-                    self.shared.fail(&format!("Kafka: {err}"));
-                    self.shared.pause(MIN_BACKOFF);
-                    continue;
-                }
-            };
+            let (batch, error) = next_batch(&consumer);
             if !batch.is_empty() {
                 match self.apply_until_done(&consumer, &batch) {
                     Some(Outcome::Applied) => {}
@@ -200,11 +184,37 @@ impl<P: Projection> Follower<P> {
                 }
                 self.shared.succeed();
                 last_contact = Some(Instant::now());
-            } else if last_contact.is_none_or(|at: Instant| at.elapsed() > HEALTH_INTERVAL)
-                || self.shared.is_starting()
+            } else if error.is_none()
+                && (self.shared.is_starting()
+                    || last_contact.is_none_or(|at: Instant| at.elapsed() > HEALTH_INTERVAL))
             {
-                self.shared.look_for_topic(&consumer);
+                self.shared.look_around(&consumer);
                 last_contact = Some(Instant::now());
+            }
+            match error {
+                None => {}
+                Some(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
+                    return Ok(End::Stopped(format!(
+                        "topic {} no longer has the stored offset; was it deleted and made anew?",
+                        self.shared.options.topic
+                    )));
+                }
+                // librdkafka mends these by itself, and tells of them one after the other.
+                Some(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::AllBrokersDown
+                    | RDKafkaErrorCode::BrokerTransportFailure
+                    | RDKafkaErrorCode::Resolve,
+                )) => self.shared.fail("no connection to Kafka"),
+                Some(KafkaError::MessageConsumptionFatal(code)) => {
+                    return Err(KafkaError::MessageConsumptionFatal(code));
+                }
+                Some(err) => {
+                    self.shared.fail(&format!("Kafka: {err}"));
+                    self.shared.pause(MIN_BACKOFF);
+                }
+            }
+            if consumer.context().has_failed.load(Ordering::Acquire) {
+                return Err(KafkaError::Rebalance(RDKafkaErrorCode::AssignmentLost));
             }
         }
     }
@@ -251,16 +261,21 @@ impl<P: Projection> Follower<P> {
     }
 }
 
-/// What is there, up to the bound; waits a little for the first record only.
-fn next_batch(consumer: &BaseConsumer<Assignment>) -> Result<Vec<BorrowedMessage<'_>>, KafkaError> {
+/// What is there, up to the bound, and the error that came behind it, if one did. Waits a little for
+/// the first record only.
+fn next_batch(
+    consumer: &BaseConsumer<Assignment>,
+) -> (Vec<BorrowedMessage<'_>>, Option<KafkaError>) {
     let mut batch = Vec::new();
+    let mut error = None;
     let mut timeout = POLL_TIMEOUT;
     while batch.len() < MAX_BATCH_RECORDS {
         match consumer.poll(timeout) {
             Some(Ok(message)) => batch.push(message),
-            // What came before the error is applied first; the error comes again if it stays.
-            Some(Err(_)) if !batch.is_empty() => break,
-            Some(Err(err)) => return Err(err),
+            Some(Err(err)) => {
+                error = Some(err);
+                break;
+            }
             None => break,
         }
         timeout = Duration::ZERO;
@@ -272,7 +287,7 @@ fn next_batch(consumer: &BaseConsumer<Assignment>) -> Result<Vec<BorrowedMessage
             .get(&message.partition())
             .is_some_and(|(next, _)| message.offset() >= *next)
     });
-    Ok(batch)
+    (batch, error)
 }
 
 /// Stores the offsets with the group, for tools that show lag. Nothing depends on them.
@@ -317,22 +332,24 @@ impl Shared {
             shared: Arc::clone(self),
             positions: Mutex::default(),
             has_joined: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<Assignment> = config.create_with_context(context)?;
         consumer.subscribe(&[&self.options.topic])?;
         Ok(consumer)
     }
 
-    fn look_for_topic(&self, consumer: &BaseConsumer<Assignment>) {
+    /// Finds out, where no record comes that would tell, whether one could.
+    fn look_around(&self, consumer: &BaseConsumer<Assignment>) {
         let topic = &self.options.topic;
         match consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT) {
-            Ok(metadata) if metadata.topics().iter().any(|t| !t.partitions().is_empty()) => {
-                if consumer.context().has_joined.load(Ordering::Acquire) {
-                    self.succeed();
-                }
+            Ok(metadata) if metadata.topics().iter().all(|t| t.partitions().is_empty()) => {
+                self.fail(&format!("Kafka has no topic {topic}"));
             }
-            Ok(_) => self.fail(&format!("Kafka has no topic {topic}")),
-            Err(err) => self.fail(&format!("Kafka does not answer: {err}")),
+            Ok(_) if consumer.context().has_joined.load(Ordering::Acquire) => self.succeed(),
+            Ok(_) if self.is_starting() => {}
+            Ok(_) => self.fail("waiting for the consumer group to give out its partitions"),
+            Err(_) => self.fail("no connection to Kafka"),
         }
     }
 
@@ -378,6 +395,8 @@ struct Assignment {
     positions: Mutex<Moves>,
     /// Whether the group has given us our part, be it nothing: before that, records are not heard.
     has_joined: AtomicBool,
+    /// Whether partitions could not be taken, which only a new consumer can mend.
+    has_failed: AtomicBool,
 }
 
 impl Assignment {
@@ -462,6 +481,9 @@ impl Assignment {
         for element in partitions.elements() {
             positions.remove(&element.partition());
         }
+        if positions.is_empty() {
+            self.has_joined.store(false, Ordering::Release);
+        }
         drop(positions);
         consumer.incremental_unassign(partitions)
     }
@@ -490,7 +512,10 @@ impl ConsumerContext for Assignment {
         };
         match result {
             Ok(()) => tracing::info!(%projection, partitions = count, "{what}"),
-            Err(error) => tracing::warn!(%projection, %error, "rebalance failed"),
+            Err(error) => {
+                tracing::warn!(%projection, %error, "rebalance failed");
+                self.has_failed.store(true, Ordering::Release);
+            }
         }
     }
 }

@@ -128,7 +128,10 @@ struct Deliveries(InFlight);
 impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka");
-        if let KafkaError::Global(RDKafkaErrorCode::Fatal) = error {
+        // An idle relay would not notice by itself that nobody is there to ship to.
+        if let Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::AllBrokersDown) =
+            error.rdkafka_error_code()
+        {
             self.0.fail(SinkError::Unavailable(reason.to_owned()));
         }
     }
