@@ -156,7 +156,7 @@ impl OrderService for Orders {
         let mut violations = Violations::default();
         let order_id = violations
             .id("order_id", &request.get_ref().order_id)
-            .ok_or_else(|| Error::from(violations.into_error()))?;
+            .ok_or_else(|| Error::from(CallError::Invalid(violations)))?;
         let order = self.store.order(order_id).await?;
         Ok(Response::new(GetOrderResponse {
             order: Some(encode(&order)),
@@ -178,7 +178,7 @@ impl OrderService for Orders {
             text => Some(
                 violations
                     .id("user_id", text)
-                    .ok_or_else(|| Error::from(violations.into_error()))?,
+                    .ok_or_else(|| Error::from(CallError::Invalid(violations)))?,
             ),
         };
         let query = format!("orders user_id={user_id:?}");
@@ -228,7 +228,7 @@ fn decode_create(request: &CreateOrderRequest) -> Result<CreateOrder, Error> {
             token,
             request,
         }),
-        _ => Err(violations.into_error().into()),
+        _ => Err(CallError::Invalid(violations).into()),
     }
 }
 

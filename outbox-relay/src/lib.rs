@@ -3,7 +3,8 @@
 //!
 //! - `source` is one source's life, and the place to begin reading.
 //! - [`window`] says what is due, [`reader`] fetches it, [`route`] makes records of it, [`sink`]
-//!   sends them, `watermark` counts what is acknowledged, `checkpoint` keeps it.
+//!   sends them, `watermark` counts what is acknowledged, `marks` says which cursor that is,
+//!   `checkpoint` keeps it.
 //! - `leader` makes sure that one relay at a time does so.
 //!
 //! **Invariant:** nothing here ever writes to the outbox, and the checkpoint is never ahead of the
@@ -13,6 +14,7 @@ mod admin;
 mod checkpoint;
 pub mod config;
 mod leader;
+mod marks;
 pub mod reader;
 pub mod route;
 pub mod sink;

@@ -1,10 +1,6 @@
 //! One source's life: become the leader, read, ship, move the checkpoint; begin anew upon any error.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +9,7 @@ use crate::{
     checkpoint::CheckpointError,
     config::{KafkaConfig, SourceConfig},
     leader::{self, Candidate, Election, HEARTBEAT_INTERVAL, Leadership},
+    marks::Marks,
     reader::{Page, ReadError, Reader},
     route::{BadHeaders, Router},
     sink::{InFlight, RdKafkaSink, Sink, SinkError},
@@ -118,7 +115,7 @@ impl Source {
             } else if let SourceError::Sink(SinkError::Unavailable(_)) = err {
                 self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
             }
-            let error = chain(&err);
+            let error = program::chain(&err);
             tracing::warn!(source = %name, %error, ?backoff, "shipping begins anew");
             self.status.update(|status| {
                 status.role = Role::Starting;
@@ -338,34 +335,6 @@ async fn keep_checkpoint(
     }
 }
 
-/// Places in the stream of records that a checkpoint can name: so many records sent, this cursor.
-struct Marks(Mutex<VecDeque<(u64, Cursor)>>);
-
-impl Marks {
-    fn new(start: Cursor) -> Self {
-        Self(Mutex::new([(0, start)].into()))
-    }
-
-    fn add(&self, sent: u64, cursor: &Cursor) {
-        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // An idle source moves on in snapshots without a record.
-        if marks.len() > 1 && marks.back().is_some_and(|(count, _)| *count == sent) {
-            marks.pop_back();
-        }
-        marks.push_back((sent, cursor.clone()));
-    }
-
-    /// The last place whose records are all acknowledged, and how many these are.
-    fn reached(&self, acknowledged: u64) -> (Cursor, u64) {
-        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while marks.len() > 1 && marks[1].0 <= acknowledged {
-            marks.pop_front();
-        }
-        let (count, cursor) = &marks[0];
-        (cursor.clone(), *count)
-    }
-}
-
 /// As many rows as made [`PAGE_BYTES`] on the last page, but at most twice as many as were asked for
 /// then: rows can suddenly be much larger.
 fn next_page_rows(asked: usize, rows: usize, bytes: usize, max: usize) -> usize {
@@ -376,44 +345,9 @@ fn next_page_rows(asked: usize, rows: usize, bytes: usize, max: usize) -> usize 
     fitting.clamp(1, asked.saturating_mul(2).min(max))
 }
 
-/// An error with its reasons, on one line.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(err) = source {
-        text = format!("{text}: {err}");
-        source = err.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn cursor(max_seq: i64) -> Cursor {
-        Cursor::new(crate::window::Snapshot::beginning(), max_seq, None)
-    }
-
-    #[test]
-    fn a_mark_is_reached_when_all_before_it_is_acknowledged() {
-        let marks = Marks::new(cursor(0));
-        marks.add(10, &cursor(10));
-        marks.add(20, &cursor(20));
-        assert_eq!(marks.reached(9), (cursor(0), 0));
-        assert_eq!(marks.reached(19), (cursor(10), 10));
-        assert_eq!(marks.reached(20), (cursor(20), 20));
-    }
-
-    #[test]
-    fn an_idle_source_keeps_a_bounded_number_of_marks() {
-        let marks = Marks::new(cursor(0));
-        for seq in 0..1_000 {
-            marks.add(7, &cursor(seq));
-        }
-        assert!(marks.0.lock().unwrap().len() <= 2);
-        assert_eq!(marks.reached(7), (cursor(999), 7));
-    }
 
     #[test]
     fn pages_follow_the_size_of_rows() {

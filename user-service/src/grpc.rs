@@ -121,7 +121,7 @@ fn decode_create(request: &CreateUserRequest) -> Result<(NewUser, Option<Request
     );
     match (email, name, key) {
         (Some(email), Some(name), Some(key)) => Ok((NewUser { email, name }, key)),
-        _ => Err(violations.into_error().into()),
+        _ => Err(CallError::Invalid(violations).into()),
     }
 }
 
@@ -129,7 +129,7 @@ fn decode_user_id(text: &str) -> Result<Uuid, Error> {
     let mut violations = Violations::default();
     violations
         .id("user_id", text)
-        .ok_or_else(|| violations.into_error().into())
+        .ok_or_else(|| CallError::Invalid(violations).into())
 }
 
 fn create_response(user: &User) -> CreateUserResponse {

@@ -44,3 +44,14 @@ pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
     eprintln!("error: {err:#}");
     ExitCode::from(FAILED)
 }
+
+/// An error with its reasons, on one line.
+pub fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(err) = source {
+        text = format!("{text}: {err}");
+        source = err.source();
+    }
+    text
+}

@@ -7,6 +7,6 @@ mod shutdown;
 mod telemetry;
 
 pub use config::{ConfigError, Problems};
-pub use exit::{EXIT_CODES, parse, report};
+pub use exit::{EXIT_CODES, chain, parse, report};
 pub use shutdown::shutdown_signal;
 pub use telemetry::{LogFormat, LogOptions};

@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
 mod apply;
+mod assignment;
 mod consumer;
+mod following;
 mod offsets;
 mod poison;
 mod record;
@@ -10,7 +12,8 @@ use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 
 pub use self::{
-    consumer::{Following, Options, State, follow},
+    consumer::follow,
+    following::{Following, Options, State},
     poison::Poison,
     record::Record,
 };

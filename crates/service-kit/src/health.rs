@@ -58,10 +58,18 @@ pub(crate) async fn check_health<P>(
             () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
     }
+    say_not_serving(&reporter, checks.service).await;
     for name in [checks.service, PROJECTION, ""] {
-        set(&reporter, name, false).await;
         // Ends the streams of those who watch it, which would hold up the end of the server.
         reporter.clear_service_status(name).await;
+    }
+}
+
+/// Says NOT_SERVING for all. Also where a server begins: tonic says SERVING for the empty name
+/// before anybody has looked.
+pub(crate) async fn say_not_serving(reporter: &HealthReporter, service: &str) {
+    for name in [service, PROJECTION, ""] {
+        set(reporter, name, false).await;
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -43,7 +43,7 @@ impl Refusal {
     /// An error that is ours. The caller gets a number to quote, under which the log has the rest.
     pub fn bug(err: &(dyn std::error::Error + 'static)) -> Self {
         let quote = Uuid::new_v4();
-        tracing::error!(%quote, error = %Chain(err), "internal error");
+        tracing::error!(%quote, error = %program::chain(err), "internal error");
         let message = format!("internal error; quote {quote} when you report it");
         let mut refusal = Self::new(Code::Internal, "INTERNAL", message);
         refusal.details.set_request_info(quote, "");
@@ -93,20 +93,5 @@ impl Refusal {
                 .insert("grpc-retry-pushback-ms", MetadataValue::from(delay_ms));
         }
         status
-    }
-}
-
-/// An error with its reasons, on one line.
-struct Chain<'a>(&'a (dyn std::error::Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(err) = source {
-            write!(f, ": {err}")?;
-            source = err.source();
-        }
-        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use tonic_health::pb::{
 
 use crate::{
     deadline::CallLayer,
-    health::{Checks, check_health},
+    health::{Checks, check_health, say_not_serving},
     idempotency,
 };
 
@@ -147,6 +147,7 @@ impl Server {
                 .with_service_name("grpc.health.v1.Health")
         };
         let (reporter, health) = tonic_health::server::health_reporter();
+        say_not_serving(&reporter, checks.service).await;
         let routes = routes
             .add_service(health)
             .add_service(reflection().build_v1()?)

@@ -3,8 +3,6 @@ use std::fmt::Display;
 use tonic_types::FieldViolation;
 use uuid::Uuid;
 
-use crate::call_error::CallError;
-
 /// Collects what is wrong with a request, so that the caller learns of all of it at once.
 #[derive(Debug, Default)]
 pub struct Violations(Vec<FieldViolation>);
@@ -23,11 +21,6 @@ impl Violations {
     /// Notes what is wrong with a field; `field` is a path, as `amount.nanos`.
     pub fn add(&mut self, field: &str, reason: impl Display) {
         self.0.push(FieldViolation::new(field, reason.to_string()));
-    }
-
-    /// The error that tells of them.
-    pub fn into_error(self) -> CallError {
-        CallError::Invalid(self)
     }
 
     pub(crate) fn into_vec(self) -> Vec<FieldViolation> {

@@ -1,0 +1,202 @@
+//! Which partitions are ours, and where they begin: librdkafka's callbacks.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientConfig, ClientContext, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
+    error::KafkaError,
+    types::RDKafkaRespErr,
+};
+
+use crate::{
+    following::{MAX_BACKOFF, MIN_BACKOFF, Shared},
+    offsets::Moves,
+};
+
+/// How long Kafka may take to say where a partition begins.
+const WATERMARK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Assigns partitions from the offsets in the database, while the consumer is polled.
+pub(crate) struct Assignment {
+    shared: Arc<Shared>,
+    /// The next offset of each partition that is ours.
+    positions: Mutex<Moves>,
+    has_joined: AtomicBool,
+    has_failed: AtomicBool,
+}
+
+impl Assignment {
+    /// A consumer that subscribes to the topic, and is assigned its partitions by us.
+    ///
+    /// # Errors
+    /// If the configuration can't be used.
+    pub(crate) fn consumer(shared: &Arc<Shared>) -> Result<BaseConsumer<Self>, KafkaError> {
+        let options = &shared.options;
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &options.brokers)
+            .set("group.id", &options.name)
+            .set("client.id", &options.name)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            // Offsets come from the database; an offset that the topic does not have is an error.
+            .set("auto.offset.reset", "error")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", "1000")
+            .set("session.timeout.ms", "10000")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("fetch.error.backoff.ms", "100")
+            // Bounds what waits in memory to be applied.
+            .set("queued.max.messages.kbytes", "16384");
+        if let Some(instance_id) = &options.instance_id {
+            config.set("group.instance.id", instance_id);
+        }
+        let context = Self {
+            shared: Arc::clone(shared),
+            positions: Mutex::default(),
+            has_joined: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+        };
+        let consumer: BaseConsumer<Self> = config.create_with_context(context)?;
+        consumer.subscribe(&[&options.topic])?;
+        Ok(consumer)
+    }
+
+    /// Whether the group has given us our part, be it nothing: before that, no record comes.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.has_joined.load(Ordering::Acquire)
+    }
+
+    /// Whether partitions could not be taken, which only a new consumer can mend.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
+    }
+
+    /// The next offset of each partition that is ours.
+    pub(crate) fn positions(&self) -> Moves {
+        self.positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The offsets were moved, in the database.
+    pub(crate) fn moved(&self, moves: &Moves) {
+        let mut positions = self
+            .positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        positions.extend(
+            moves
+                .iter()
+                .map(|(partition, (_, to))| (*partition, (*to, *to))),
+        );
+    }
+
+    /// Waits for Kafka and the database as long as it takes; none if it is asked to end.
+    fn next_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<i64> {
+        let shared = &self.shared;
+        let mut backoff = MIN_BACKOFF;
+        while !shared.shutdown.is_cancelled() {
+            let topic = &shared.options.topic;
+            let loaded = consumer
+                .fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)
+                .map_err(|err| format!("Kafka does not answer: {err}"))
+                .and_then(|(earliest, _)| {
+                    shared.runtime.block_on(async {
+                        let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
+                        let offsets = shared.offsets();
+                        let loading = offsets.load(&mut conn, partition, earliest);
+                        loading.await.map_err(|err| err.to_string())
+                    })
+                });
+            match loaded {
+                Ok(next) => return Some(next),
+                Err(reason) => shared.fail(&format!("can't load offsets: {reason}")),
+            }
+            shared.pause(backoff);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+        None
+    }
+
+    fn assign(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &mut TopicPartitionList,
+    ) -> Result<(), KafkaError> {
+        let numbers: Vec<i32> = partitions
+            .elements()
+            .iter()
+            .map(|e| e.partition())
+            .collect();
+        for partition in numbers {
+            let Some(next) = self.next_offset(consumer, partition) else {
+                return Ok(());
+            };
+            let topic = &self.shared.options.topic;
+            partitions.set_partition_offset(topic, partition, Offset::Offset(next))?;
+            self.moved(&Moves::from([(partition, (next, next))]));
+        }
+        consumer.incremental_assign(partitions)?;
+        self.has_joined.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn unassign(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+    ) -> Result<(), KafkaError> {
+        let mut positions = self
+            .positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for element in partitions.elements() {
+            positions.remove(&element.partition());
+        }
+        if positions.is_empty() {
+            self.has_joined.store(false, Ordering::Release);
+        }
+        drop(positions);
+        consumer.incremental_unassign(partitions)
+    }
+}
+
+impl ClientContext for Assignment {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+impl ConsumerContext for Assignment {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        err: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let projection = &self.shared.options.name;
+        let count = partitions.count();
+        let (what, result) = match err {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                ("assigned", self.assign(consumer, partitions))
+            }
+            _ => ("revoked", self.unassign(consumer, partitions)),
+        };
+        match result {
+            Ok(()) => tracing::info!(%projection, partitions = count, "{what}"),
+            Err(error) => {
+                tracing::warn!(%projection, %error, "rebalance failed");
+                self.has_failed.store(true, Ordering::Release);
+            }
+        }
+    }
+}
