@@ -121,16 +121,16 @@ fn page_sql(cursor: &Cursor, max_rows: usize) -> String {
              where seq > {} and not pg_visible_in_snapshot(xid, '{seen}') and {visible}",
         max_seq.max(done_seq),
     );
-    // The planner merges ordered branches, and has two less of them to plan for most pages.
+    // A branch costs the planner more than a small page costs to read, so none is there in vain: a
+    // transaction that is still open is no straggler yet.
     if cursor.expects_stragglers() {
-        let mut listed = String::new();
-        for xid in seen.in_progress() {
-            let _ = write!(listed, "{}{xid}", if listed.is_empty() { "" } else { "," });
-        }
-        for straggler in [
-            format!("xid = any ('{{{listed}}}'::xid8[])"),
-            format!("xid >= '{}'", seen.xmax()),
-        ] {
+        let listed = seen.in_progress().iter().filter(|xid| upto.sees(**xid));
+        let listed: Vec<String> = listed.map(ToString::to_string).collect();
+        let late = [
+            (!listed.is_empty()).then(|| format!("xid = any ('{{{}}}'::xid8[])", listed.join(","))),
+            (upto.xmax() > seen.xmax()).then(|| format!("xid >= '{}'", seen.xmax())),
+        ];
+        for straggler in late.iter().flatten() {
             let _ = write!(
                 sql,
                 " union all select {COLUMNS} from outbox

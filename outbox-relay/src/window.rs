@@ -39,6 +39,12 @@ impl Snapshot {
         &self.in_progress
     }
 
+    /// Whether the transaction was completed when this snapshot was taken. (Postgres' own
+    /// `pg_visible_in_snapshot`.)
+    pub fn sees(&self, xid: u64) -> bool {
+        xid < self.xmax && !self.in_progress.contains(&xid)
+    }
+
     /// Whether this snapshot can't have been taken in a database that is only as far as `now`:
     /// the database was restored from a dump, or is another one.
     pub fn lies_in_the_future_of(&self, now: &Self) -> bool {
@@ -203,6 +209,13 @@ mod tests {
         for text in ["", "1", "1:2", "a:2:", "1:2:x", "-1:2:", "1:2:3:4"] {
             assert_eq!(text.parse::<Snapshot>(), Err(MalformedSnapshot), "{text}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_sees_what_was_completed() {
+        let snapshot: Snapshot = "10:20:10,15".parse().unwrap();
+        let seen: Vec<u64> = (8..22).filter(|xid| snapshot.sees(*xid)).collect();
+        assert_eq!(seen, [8, 9, 11, 12, 13, 14, 16, 17, 18, 19]);
     }
 
     #[test]
