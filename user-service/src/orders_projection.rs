@@ -1,5 +1,6 @@
 //! Follows the orders of order-service: keeps the newest version of each, and summaries by user.
 
+use chrono::Datelike as _;
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use projection::{Poison, Projection, Record};
@@ -72,6 +73,15 @@ impl Projection for OrdersProjection {
         }
         if !is_decimal(&order.amount) {
             return Err(Poison::new("payload", "amount is no decimal number"));
+        }
+        // JSON can hold these, and Postgres can't: without this they would be tried for ever.
+        if order.currency.contains('\0') {
+            let reason = "currency has a character with the number 0";
+            return Err(Poison::new("payload", reason));
+        }
+        if !(1..=9999).contains(&order.update_time.year()) {
+            let reason = "update_time is not of the years 1 to 9999";
+            return Err(Poison::new("payload", reason));
         }
         Ok(Some(order))
     }

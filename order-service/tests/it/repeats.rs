@@ -1,0 +1,92 @@
+//! Requests with a `request_id` can be repeated.
+
+use anyhow::Result;
+use futures_util::future::try_join_all;
+use proto::order::v1::CreateOrderRequest;
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::harness::{
+    EVENTS, ORDERS, TestService, assert_refused, money, next_version, request, user,
+};
+
+const KEPT_ANSWERS: &str = "select count(*) from request_ids";
+
+fn repeatable(user_id: Uuid) -> CreateOrderRequest {
+    CreateOrderRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..request(user_id)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_gets_the_first_answer_also_when_the_user_is_gone() -> Result<()> {
+    let service = TestService::start("repeat").await?;
+    let user = service.known_user().await?;
+    let request = repeatable(user.user_id);
+    let first = service.create(request.clone()).await?;
+    assert_eq!(service.create(request.clone()).await?, first);
+    let deleted = next_version(&user, true);
+    service.tell(&deleted).await?;
+    service.wait_for_version(&deleted).await?;
+    assert_eq!(service.create(request).await?, first);
+    assert_eq!(service.count(ORDERS).await?, 1);
+    assert_eq!(service.count(EVENTS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_with_another_body_is_refused() -> Result<()> {
+    let service = TestService::start("reused").await?;
+    let (ada, bob) = (service.known_user().await?, service.known_user().await?);
+    let first = repeatable(ada.user_id);
+    service.create(first.clone()).await?;
+    let other_amount = CreateOrderRequest {
+        amount: Some(money("EUR", 20, 0)),
+        ..first.clone()
+    };
+    let other_user = CreateOrderRequest {
+        user_id: bob.user_id.to_string(),
+        ..first
+    };
+    for other in [other_amount, other_user] {
+        assert_refused(
+            service.create(other).await,
+            Code::InvalidArgument,
+            "REQUEST_ID_REUSED",
+        );
+    }
+    assert_eq!(service.count(ORDERS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeats_at_once_make_one_order_and_get_one_answer() -> Result<()> {
+    let service = TestService::start("at_once").await?;
+    let request = repeatable(service.known_user().await?.user_id);
+    let answers = try_join_all((0..16).map(|_| service.create_at_last(&request))).await?;
+    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    assert_eq!(service.count(ORDERS).await?, 1);
+    assert_eq!(service.count(EVENTS).await?, 1);
+    assert_eq!(service.count(KEPT_ANSWERS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<()> {
+    let service = TestService::start_with("refused", &["--unknown-user-wait-ms=0"]).await?;
+    let user = user();
+    let request = repeatable(user.user_id);
+    assert_refused(
+        service.create(request.clone()).await,
+        Code::FailedPrecondition,
+        "USER_UNKNOWN",
+    );
+    assert_eq!(service.count(KEPT_ANSWERS).await?, 0);
+    service.tell(&user).await?;
+    service.wait_for_version(&user).await?;
+    let created = service.create(request.clone()).await?;
+    assert_eq!(service.create(request).await?, created);
+    assert_eq!(service.count(ORDERS).await?, 1);
+    service.stop().await
+}

@@ -1,0 +1,123 @@
+//! Who may order: an order is checked against what was heard of its user.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::harness::{
+    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, next_version, request, user,
+};
+
+const DEAD: &str = "select count(*) from dead_letters";
+/// How many records were looked at, in all partitions.
+const SEEN: &str = "select sum(next_offset) from projection_offsets";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_user_is_refused_with_a_hint_that_it_may_pass() -> Result<()> {
+    for wait in ["--unknown-user-wait-ms=0", "--unknown-user-wait-ms=100"] {
+        let service = TestService::start_with("unknown", &[wait]).await?;
+        let user_id = Uuid::now_v7();
+        let status = service.create(request(user_id)).await;
+        let status = status.expect_err("nobody knows this user");
+        let details = assert_refusal(&status, Code::FailedPrecondition, "USER_UNKNOWN");
+        let conditions = details.precondition_failure().context("no condition")?;
+        let condition = &conditions.violations[0];
+        assert_eq!(condition.r#type, "USER_KNOWN");
+        assert_eq!(condition.subject, format!("users/{user_id}"));
+        let retry = details.retry_info().context("no RetryInfo")?;
+        assert_eq!(retry.retry_delay, Some(Duration::from_millis(250)));
+        // Who retries by himself must not do so for this code.
+        assert_eq!(status.metadata().get("grpc-retry-pushback-ms"), None);
+        assert_eq!(service.count(ORDERS).await?, 0);
+        service.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_arrives_during_the_short_wait_can_order() -> Result<()> {
+    let service = TestService::start_with("arrives", &WAIT_LONG).await?;
+    let user = user();
+    let arriving = async {
+        service.wait_for_waiting_call().await?;
+        service.tell(&user).await
+    };
+    let (created, arrived) = tokio::join!(service.create(request(user.user_id)), arriving);
+    arrived?;
+    created?;
+    assert_eq!(service.count(ORDERS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_user_can_not_order_and_a_retry_would_not_help() -> Result<()> {
+    let service = TestService::start("deleted").await?;
+    let user = service.known_user().await?;
+    service.order(&user).await?;
+    let deleted = next_version(&user, true);
+    service.tell(&deleted).await?;
+    service.wait_for_version(&deleted).await?;
+    let refused = service.create(request(user.user_id)).await;
+    let details = assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    let conditions = details.precondition_failure().context("no condition")?;
+    let condition = &conditions.violations[0];
+    assert_eq!(condition.r#type, "USER_LIVE");
+    assert_eq!(condition.subject, format!("users/{}", user.user_id));
+    assert!(details.retry_info().is_none());
+    assert_eq!(service.count(ORDERS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_record_does_not_bring_a_deleted_user_back() -> Result<()> {
+    let service = TestService::start("stale").await?;
+    let first = service.known_user().await?;
+    let second = next_version(&first, false);
+    let deleted = next_version(&second, true);
+    for record in [&second, &deleted, &second, &first, &deleted, &first] {
+        service.tell(record).await?;
+    }
+    service.wait_for(SEEN, 7).await?;
+    let refused = service.create(request(first.user_id)).await;
+    assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    // Of a deleted user nothing is kept that says who it was.
+    let kept = "select count(*) from users_cache
+                where version = 3 and deleted and email is null and name is null";
+    assert_eq!(service.count(kept).await?, 1);
+    assert_eq!(service.count("select count(*) from users_cache").await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_can_not_be_applied_go_aside_and_later_ones_are_heard() -> Result<()> {
+    let service = TestService::start("poison").await?;
+    let user = user();
+    // All with the key of the user, so that they are in its partition and before it.
+    let key = user.user_id.to_string();
+    let mut other_id = user.clone();
+    other_id.user_id = Uuid::nil();
+    // JSON can hold this character, and Postgres can't.
+    let mut zero = user.clone();
+    zero.name = "A\0da".into();
+    let poison = [
+        ("payload", String::from("{}")),
+        ("payload", String::from("no JSON")),
+        ("key", serde_json::to_string(&other_id)?),
+        ("payload", serde_json::to_string(&zero)?),
+    ];
+    for (_, payload) in &poison {
+        service.write(&key, payload.as_bytes()).await?;
+    }
+    service.tell(&user).await?;
+    service.wait_for_version(&user).await?;
+    service.order(&user).await?;
+    assert_eq!(service.count(DEAD).await?, 4);
+    let letters = "select error_class, convert_from(payload, 'UTF8') from dead_letters
+                   order by record_offset";
+    let letters = service.sql.query(letters, &[]).await?;
+    let letters: Vec<_> = letters.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(letters, poison);
+    service.stop().await
+}

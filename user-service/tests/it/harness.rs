@@ -1,0 +1,239 @@
+//! A user-service that runs in this process, with a database and a topic of its own, and what the
+//! tests do to it.
+
+use std::{fmt::Debug, net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Error, Result};
+use clap::Parser;
+use devstack::Addresses;
+use proto::user::v1::{
+    CreateUserRequest, CreateUserResponse, User, user_service_client::UserServiceClient,
+};
+use service_kit::database::migrate;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use user_service::{MIGRATIONS, UserService, config::ServeOptions};
+
+/// How long anything may take here; far longer than it does.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at something that is waited for.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Counts of the users, and of the events that tell of them.
+pub(crate) const USERS: &str = "select count(*) from users";
+pub(crate) const EVENTS: &str = "select count(*) from outbox";
+
+/// The topic that the service's own events are for. They stay in the outbox: no relay runs here.
+pub(crate) const USERS_TOPIC: &str = "users.test";
+
+/// The command line of `serve`; what is given later wins.
+#[derive(Parser)]
+#[command(args_override_self = true)]
+struct Serve {
+    #[command(flatten)]
+    options: ServeOptions,
+}
+
+/// A user-service, and the session that looks into its database.
+pub(crate) struct TestService {
+    pub(crate) addr: SocketAddr,
+    pub(crate) sql: Client,
+    pub(crate) shutdown: CancellationToken,
+    /// The topic of the orders that it follows.
+    pub(crate) orders_topic: String,
+    channel: Channel,
+    database_url: String,
+    running: JoinHandle<Result<()>>,
+}
+
+impl TestService {
+    pub(crate) async fn start(test: &str) -> Result<Self> {
+        Self::start_with(test, &[]).await
+    }
+
+    /// Starts it with further options.
+    pub(crate) async fn start_with(test: &str, options: &[&str]) -> Result<Self> {
+        let (name, servers) = (Addresses::unique_name(test), Addresses::shared());
+        servers.create_topic(&name, 3).await?;
+        let database_url = servers.create_database(&name).await?;
+        migrate(&database_url.as_str().into(), &MIGRATIONS)
+            .await
+            .map_err(Error::from_boxed)?;
+        let usual = [
+            ["user-service", "--listen-addr=127.0.0.1:0"],
+            ["--database-url", &database_url],
+            ["--kafka-brokers", servers.brokers()],
+            ["--users-topic", USERS_TOPIC],
+            ["--orders-topic", &name],
+            ["--consumer-group", &name],
+        ];
+        let arguments = usual.as_flattened().iter().chain(options);
+        let config = Serve::try_parse_from(arguments)?.options.check()?;
+        let service = UserService::bind(config).await?;
+        let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
+        let running = service.run(shutdown.clone());
+        Ok(Self {
+            addr,
+            sql: connect(&database_url).await?,
+            running: tokio::spawn(async { running.await.map_err(Error::from_boxed) }),
+            shutdown,
+            orders_topic: name,
+            channel: Channel::from_shared(format!("http://{addr}"))?.connect_lazy(),
+            database_url,
+        })
+    }
+
+    /// Ends it, which takes no longer than the calls in flight.
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        self.ended().await
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn ended(self) -> Result<()> {
+        tokio::time::timeout(PATIENCE, self.running)
+            .await
+            .context("it does not end")??
+    }
+
+    /// Whether it has ended; its process would be gone, and all calls with it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.running.is_finished()
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub(crate) fn users(&self) -> UserServiceClient<Channel> {
+        UserServiceClient::new(self.channel())
+    }
+
+    pub(crate) async fn create(
+        &self,
+        request: CreateUserRequest,
+    ) -> Result<CreateUserResponse, Status> {
+        let response = self.users().create_user(request).await?;
+        Ok(response.into_inner())
+    }
+
+    /// Calls as a client should: repeats what is refused with a RetryInfo, as when another call
+    /// with this request id is in flight, or when too many want a connection at once.
+    pub(crate) async fn create_at_last(
+        &self,
+        request: &CreateUserRequest,
+    ) -> Result<CreateUserResponse, Status> {
+        let answer = async || match self.create(request.clone()).await {
+            Err(status) if status.get_details_retry_info().is_some() => Ok(None),
+            result => Ok(Some(result)),
+        };
+        let answer = eventually("an answer", answer).await;
+        answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
+    }
+
+    /// A user of this name, of whom nothing else matters.
+    pub(crate) async fn user(&self, name: &str) -> Result<User> {
+        let created = self.create(request(name)).await?;
+        created.user.context("an answer without a user")
+    }
+
+    /// What `sql` counts; none as 0.
+    pub(crate) async fn count(&self, sql: &str) -> Result<i64> {
+        let sql = format!("select coalesce(({sql}), 0)::bigint");
+        Ok(self.sql.query_one(&sql, &[]).await?.get(0))
+    }
+
+    /// Waits until `sql` counts `wanted`.
+    pub(crate) async fn wait_for(&self, sql: &str, wanted: i64) -> Result<()> {
+        let found = async || Ok((self.count(sql).await? == wanted).then_some(()));
+        eventually(&format!("{wanted} of {sql}"), found).await
+    }
+
+    /// The service's sessions with its database, by their process ids.
+    pub(crate) async fn sessions(&self) -> Result<Vec<i32>> {
+        let sql = "select pid from pg_stat_activity
+                   where datname = current_database() and pid <> pg_backend_pid()
+                     and backend_type = 'client backend'";
+        let rows = self.sql.query(sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Keeps every call that needs the users waiting.
+    pub(crate) async fn lock_users(&self) -> Result<UsersLock> {
+        let session = connect(&self.database_url).await?;
+        let sql = "begin; lock table users in access exclusive mode";
+        session.batch_execute(sql).await?;
+        Ok(UsersLock(session))
+    }
+
+    /// Waits until so many calls wait for the lock.
+    pub(crate) async fn wait_for_held_calls(&self, count: i64) -> Result<()> {
+        let held = "select count(*) from pg_stat_activity
+                    where datname = current_database() and wait_event_type = 'Lock'";
+        self.wait_for(held, count).await
+    }
+}
+
+/// The users, locked by another session.
+pub(crate) struct UsersLock(Client);
+
+impl UsersLock {
+    pub(crate) async fn release(self) -> Result<()> {
+        Ok(self.0.batch_execute("rollback").await?)
+    }
+}
+
+async fn connect(url: &str) -> Result<Client> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// Asks again and again, until there is an answer.
+pub(crate) async fn eventually<T>(
+    what: &str,
+    ask: impl AsyncFn() -> Result<Option<T>>,
+) -> Result<T> {
+    let asking = async {
+        loop {
+            match ask().await? {
+                Some(answer) => return Ok(answer),
+                None => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    let answer = tokio::time::timeout(PATIENCE, asking).await;
+    answer.with_context(|| format!("never: {what}"))?
+}
+
+/// A good request to create a user of this name.
+pub(crate) fn request(name: &str) -> CreateUserRequest {
+    CreateUserRequest {
+        email: format!("{name}@example.com"),
+        name: name.to_owned(),
+        request_id: String::new(),
+    }
+}
+
+/// Checks that a call was refused with this code and this reason; returns the other details.
+#[track_caller]
+pub(crate) fn assert_refused<T: Debug>(
+    result: Result<T, Status>,
+    code: Code,
+    reason: &str,
+) -> ErrorDetails {
+    assert_refusal(&result.expect_err("it was not refused"), code, reason)
+}
+
+/// Checks a refusal's code and reason; returns the other details.
+#[track_caller]
+pub(crate) fn assert_refusal(status: &Status, code: Code, reason: &str) -> ErrorDetails {
+    let details = status.get_error_details();
+    let info = details.error_info().expect("every error has an ErrorInfo");
+    assert_eq!((status.code(), info.reason.as_str()), (code, reason));
+    assert_eq!(info.domain, user_service::NAME);
+    details
+}

@@ -1,0 +1,12 @@
+//! The promises of user-service, through the wire, on a real Postgres and a real Kafka.
+
+mod create;
+mod harness;
+mod health;
+mod reads;
+mod repeats;
+mod schema;
+mod shutdown;
+mod summaries;
+mod unhappy_calls;
+mod wire;

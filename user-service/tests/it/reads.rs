@@ -1,0 +1,156 @@
+//! GetUser and ListUsers.
+
+use anyhow::{Context as _, Result};
+use proto::user::v1::{
+    GetUserOrderSummaryRequest, GetUserRequest, ListUsersRequest, ListUsersResponse,
+};
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::harness::{TestService, assert_refused};
+
+async fn list(
+    service: &TestService,
+    page_token: &str,
+    show_deleted: bool,
+) -> Result<ListUsersResponse, Status> {
+    let request = ListUsersRequest {
+        page_size: 3,
+        page_token: page_token.to_owned(),
+        show_deleted,
+    };
+    Ok(service.users().list_users(request).await?.into_inner())
+}
+
+/// The sizes of all pages, and the names on them.
+async fn read_all(service: &TestService, show_deleted: bool) -> Result<(Vec<usize>, Vec<String>)> {
+    let (mut sizes, mut names, mut page_token) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let page = list(service, &page_token, show_deleted).await?;
+        sizes.push(page.users.len());
+        names.extend(page.users.into_iter().map(|user| user.name));
+        if page.next_page_token.is_empty() {
+            return Ok((sizes, names));
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_user_is_not_found_and_named() -> Result<()> {
+    let service = TestService::start("unknown").await?;
+    let user_id = Uuid::now_v7().to_string();
+    let (id, of) = (
+        GetUserRequest {
+            user_id: user_id.clone(),
+        },
+        GetUserOrderSummaryRequest {
+            user_id: user_id.clone(),
+        },
+    );
+    let get = service.users().get_user(id).await.map(drop);
+    let summary = service.users().get_user_order_summary(of).await.map(drop);
+    for result in [get, summary] {
+        let details = assert_refused(result, Code::NotFound, "USER_NOT_FOUND");
+        let resource = details.resource_info().context("no ResourceInfo")?;
+        assert_eq!(
+            (&resource.resource_type, &resource.resource_name),
+            (&"user.v1.User".to_owned(), &user_id)
+        );
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
+    let service = TestService::start("bad_id").await?;
+    for user_id in ["", "1", "0199d0a0-0000-7000-8000-00000000000g"] {
+        let (id, of) = (
+            GetUserRequest {
+                user_id: user_id.into(),
+            },
+            GetUserOrderSummaryRequest {
+                user_id: user_id.into(),
+            },
+        );
+        let get = service.users().get_user(id).await.map(drop);
+        let summary = service.users().get_user_order_summary(of).await.map(drop);
+        for result in [get, summary] {
+            let details = assert_refused(result, Code::InvalidArgument, "VALIDATION_FAILED");
+            let violations = details.bad_request().context("no BadRequest")?;
+            assert_eq!(violations.field_violations[0].field, "user_id");
+        }
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_hold_every_user_exactly_once_the_oldest_first() -> Result<()> {
+    let service = TestService::start("pages").await?;
+    let mut names: Vec<String> = Vec::new();
+    assert_eq!(read_all(&service, false).await?, (vec![0], names.clone()));
+    for (count, sizes) in [(6, vec![3, 3]), (7, vec![3, 3, 1])] {
+        while names.len() < count {
+            // Descending, so that an order by name would show.
+            let name = format!("user{}", 99 - names.len());
+            service.user(&name).await?;
+            names.push(name);
+        }
+        assert_eq!(read_all(&service, false).await?, (sizes, names.clone()));
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_comes_while_pages_are_read_moves_none_of_them() -> Result<()> {
+    let service = TestService::start("moving").await?;
+    for name in ["a", "b", "c", "d"] {
+        service.user(name).await?;
+    }
+    let first = list(&service, "", false).await?;
+    service.user("e").await?;
+    let second = list(&service, &first.next_page_token, false).await?;
+    let pages = first.users.iter().chain(&second.users);
+    let names: Vec<&str> = pages.map(|user| user.name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c", "d", "e"]);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_users_are_listed_only_where_they_are_asked_for() -> Result<()> {
+    let service = TestService::start("deleted").await?;
+    for name in ["a", "b", "c", "d"] {
+        service.user(name).await?;
+    }
+    let delete = "update users set delete_time = now() where name = 'b'";
+    service.sql.batch_execute(delete).await?;
+    assert_eq!(read_all(&service, false).await?.1, ["a", "c", "d"]);
+    assert_eq!(read_all(&service, true).await?.1, ["a", "b", "c", "d"]);
+    let all = list(&service, "", true).await?.users;
+    let deleted: Vec<bool> = all.iter().map(|user| user.delete_time.is_some()).collect();
+    assert_eq!(deleted, [false, true, false]);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_token_that_is_damaged_or_of_another_list_is_refused() -> Result<()> {
+    let service = TestService::start("tokens").await?;
+    for name in ["a", "b", "c", "d"] {
+        service.user(name).await?;
+    }
+    let token = list(&service, "", false).await?.next_page_token;
+    let mut damaged = token.clone();
+    let other = if &token[10..11] == "A" { "B" } else { "A" };
+    damaged.replace_range(10..11, other);
+    for (page_token, show_deleted) in [
+        (damaged.as_str(), false),
+        (&token[..token.len() - 1], false),
+        ("1", false),
+        (&token, true),
+    ] {
+        let page = list(&service, page_token, show_deleted).await;
+        assert_refused(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
+    }
+    assert_eq!(list(&service, &token, false).await?.users.len(), 1);
+    service.stop().await
+}

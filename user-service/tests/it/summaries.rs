@@ -1,0 +1,231 @@
+//! GetUserOrderSummary: what was heard of orders, each counted once.
+
+use anyhow::Result;
+use chrono::{DateTime, Duration, Utc};
+use devstack::Addresses;
+use proto::{
+    events::{Order, OrderState, header},
+    money::v1::Money,
+    user::v1::{GetUserOrderSummaryRequest, GetUserOrderSummaryResponse},
+};
+use uuid::Uuid;
+
+use crate::harness::TestService;
+
+const DEAD: &str = "select count(*) from dead_letters";
+/// How many records were looked at, in all partitions.
+const SEEN: &str = "select sum(next_offset) from projection_offsets";
+
+fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order> {
+    let now = "2026-01-02T03:04:05.678901Z".parse::<DateTime<Utc>>()?;
+    Ok(Order {
+        order_id: Uuid::now_v7(),
+        user_id: user_id.parse()?,
+        amount: amount.to_owned(),
+        currency: currency.to_owned(),
+        state: OrderState::Created,
+        version: 1,
+        create_time: now,
+        update_time: now,
+    })
+}
+
+/// The next version of an order, a second later.
+fn cancelled(order: &Order) -> Order {
+    Order {
+        state: OrderState::Cancelled,
+        version: order.version + 1,
+        update_time: order.update_time + Duration::seconds(1),
+        ..order.clone()
+    }
+}
+
+/// Writes what order-service and the relay would.
+async fn tell(service: &TestService, order: &Order) -> Result<()> {
+    let payload = serde_json::to_string(order)?;
+    write(service, &order.order_id.to_string(), &payload).await
+}
+
+async fn write(service: &TestService, key: &str, payload: &str) -> Result<()> {
+    let (key, payload) = (Some(key.as_bytes()), Some(payload.as_bytes()));
+    let headers = [(header::TYPE, "order_changed")];
+    Addresses::shared()
+        .write_record(&service.orders_topic, key, payload, &headers)
+        .await
+}
+
+async fn summary(service: &TestService, user_id: &str) -> Result<GetUserOrderSummaryResponse> {
+    let request = GetUserOrderSummaryRequest {
+        user_id: user_id.to_owned(),
+    };
+    let response = service.users().get_user_order_summary(request).await?;
+    Ok(response.into_inner())
+}
+
+fn money(currency_code: &str, units: i64, nanos: i32) -> Money {
+    Money {
+        currency_code: currency_code.to_owned(),
+        units,
+        nanos,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_summed_up_by_user_and_currency_to_the_last_digit() -> Result<()> {
+    let service = TestService::start("currencies").await?;
+    let (ada, bob) = (service.user("ada").await?, service.user("bob").await?);
+    let nobody_ordered = summary(&service, &ada.user_id).await?;
+    assert_eq!(nobody_ordered, GetUserOrderSummaryResponse::default());
+    let mut orders = Vec::new();
+    for (amount, currency) in [
+        ("19.90", "EUR"),
+        ("0.01", "EUR"),
+        ("500", "JPY"),
+        ("1.005", "KWD"),
+        ("9999999999999.99", "USD"),
+    ] {
+        orders.push(order(&ada.user_id, amount, currency)?);
+    }
+    orders.push(order(&bob.user_id, "7.00", "EUR")?);
+    // Neither in the currency that is told first nor in the one that is told last.
+    orders[2].update_time += Duration::seconds(1);
+    for order in &orders {
+        tell(&service, order).await?;
+    }
+    service.wait_for(SEEN, 6).await?;
+    let found = summary(&service, &ada.user_id).await?;
+    assert_eq!((found.order_count, found.cancelled_count), (5, 0));
+    assert_eq!(
+        found.totals,
+        [
+            money("EUR", 19, 910_000_000),
+            money("JPY", 500, 0),
+            money("KWD", 1, 5_000_000),
+            money("USD", 9_999_999_999_999, 990_000_000),
+        ]
+    );
+    let as_of_time = proto::timestamp(orders[2].update_time);
+    assert_eq!(found.as_of_time, Some(as_of_time));
+    let found = summary(&service, &bob.user_id).await?;
+    assert_eq!(found.totals, [money("EUR", 7, 0)]);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_order_moves_from_the_total_to_the_cancelled() -> Result<()> {
+    let service = TestService::start("cancelled").await?;
+    let ada = service.user("ada").await?;
+    let (kept, dropped) = (
+        order(&ada.user_id, "10.00", "EUR")?,
+        order(&ada.user_id, "2.50", "EUR")?,
+    );
+    // Nothing but the end of this one is heard, as after a compaction.
+    let only_end = cancelled(&order(&ada.user_id, "4.00", "EUR")?);
+    tell(&service, &kept).await?;
+    tell(&service, &dropped).await?;
+    service.wait_for(SEEN, 2).await?;
+    let before = summary(&service, &ada.user_id).await?;
+    assert_eq!(before.totals, [money("EUR", 12, 500_000_000)]);
+    tell(&service, &cancelled(&dropped)).await?;
+    tell(&service, &only_end).await?;
+    service.wait_for(SEEN, 4).await?;
+    let after = summary(&service, &ada.user_id).await?;
+    assert_eq!((after.order_count, after.cancelled_count), (3, 2));
+    assert_eq!(after.totals, [money("EUR", 10, 0)]);
+    let as_of_time = proto::timestamp(cancelled(&dropped).update_time);
+    assert_eq!(after.as_of_time, Some(as_of_time));
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_and_stale_versions_count_once() -> Result<()> {
+    let service = TestService::start("replays").await?;
+    let ada = service.user("ada").await?;
+    let (first, second) = (
+        order(&ada.user_id, "10.00", "EUR")?,
+        order(&ada.user_id, "2.50", "EUR")?,
+    );
+    // The records of an order share a partition, so they are applied in this order: in one batch,
+    // because they are there before the projection looks, or later, in several.
+    for _ in 0..2 {
+        for record in [&first, &second, &first, &cancelled(&second), &second] {
+            tell(&service, record).await?;
+        }
+    }
+    service.wait_for(SEEN, 10).await?;
+    for stale in [&cancelled(&second), &second, &first] {
+        tell(&service, stale).await?;
+    }
+    service.wait_for(SEEN, 13).await?;
+    let found = summary(&service, &ada.user_id).await?;
+    assert_eq!((found.order_count, found.cancelled_count), (2, 1));
+    assert_eq!(found.totals, [money("EUR", 10, 0)]);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -> Result<()> {
+    let service = TestService::start("poison").await?;
+    let ada = service.user("ada").await?;
+    let good = order(&ada.user_id, "10.00", "EUR")?;
+    // All with the key of the good one, so that they are in its partition and before it.
+    let key = good.order_id.to_string();
+    let with = |change: fn(&mut Order)| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        serde_json::to_string(&bad)
+    };
+    let poison = [
+        ("payload", String::from("{}")),
+        ("payload", String::from("no JSON")),
+        ("key", with(|order| order.order_id = Uuid::nil())?),
+        ("payload", with(|order| order.amount = "NaN".into())?),
+        ("payload", with(|order| order.amount = "-1".into())?),
+        ("payload", with(|order| order.amount = "1e9".into())?),
+        ("constraint", with(|order| order.currency = "euro".into())?),
+        // JSON can hold these, and Postgres can't.
+        ("payload", with(|order| order.currency = "EU\0".into())?),
+        (
+            "payload",
+            with(|order| order.update_time -= Duration::days(10_000 * 365))?,
+        ),
+    ];
+    for (_, payload) in &poison {
+        write(&service, &key, payload).await?;
+    }
+    tell(&service, &good).await?;
+    service.wait_for(SEEN, 10).await?;
+    service.wait_for(DEAD, 9).await?;
+    let found = summary(&service, &ada.user_id).await?;
+    assert_eq!((found.order_count, found.cancelled_count), (1, 0));
+    assert_eq!(found.totals, [money("EUR", 10, 0)]);
+    let letters = "select error_class, convert_from(payload, 'UTF8') from dead_letters
+                   order by record_offset";
+    let letters = service.sql.query(letters, &[]).await?;
+    let letters: Vec<_> = letters.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(letters, poison);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tombstones_and_events_of_other_kinds_change_nothing() -> Result<()> {
+    let service = TestService::start("others").await?;
+    let ada = service.user("ada").await?;
+    let order = order(&ada.user_id, "10.00", "EUR")?;
+    let (key, servers) = (order.order_id.to_string(), Addresses::shared());
+    tell(&service, &order).await?;
+    for (payload, kind) in [
+        (None, "order_changed"),
+        (Some(&b"something new"[..]), "parcel_sent"),
+    ] {
+        let key = Some(key.as_bytes());
+        servers
+            .write_record(&service.orders_topic, key, payload, &[(header::TYPE, kind)])
+            .await?;
+    }
+    service.wait_for(SEEN, 3).await?;
+    let found = summary(&service, &ada.user_id).await?;
+    assert_eq!((found.order_count, found.totals.len()), (1, 1));
+    assert_eq!(service.count(DEAD).await?, 0);
+    service.stop().await
+}

@@ -1,0 +1,166 @@
+//! Calls that are late, left alone, too large, or no calls of ours at all; and a database that is
+//! away.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use futures_util::future::join_all;
+use prost::Message as _;
+use proto::user::v1::{CreateUserRequest, GetUserRequest};
+use tokio::time::{Instant, timeout};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::{
+    harness::{EVENTS, PATIENCE, TestService, USERS, assert_refusal, assert_refused, request},
+    wire::refused_call,
+};
+
+const CREATE_USER: &str = "/user.v1.UserService/CreateUser";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_ends_at_its_deadline_and_can_be_repeated() -> Result<()> {
+    let service = TestService::start("deadline").await?;
+    let request = CreateUserRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..request("ada")
+    };
+    let lock = service.lock_users().await?;
+    let message = request.encode_to_vec();
+    let late = refused_call(service.addr, CREATE_USER, Some("300m"), &message);
+    let late = timeout(PATIENCE, late).await??;
+    assert_refusal(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    lock.release().await?;
+    // Whether the late write took effect or not: now it has, and once.
+    service.create_at_last(&request).await?;
+    assert_eq!(service.count(USERS).await?, 1);
+    assert_eq!(service.count(EVENTS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_without_a_deadline_ends_at_the_servers() -> Result<()> {
+    let service = TestService::start_with("own_deadline", &["--max-deadline-ms=300"]).await?;
+    let lock = service.lock_users().await?;
+    let late = timeout(PATIENCE, service.create(request("ada"))).await?;
+    assert_refused(late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    // Asking for more does not give more.
+    let message = request("ada").encode_to_vec();
+    let late = refused_call(service.addr, CREATE_USER, Some("1H"), &message);
+    let late = timeout(PATIENCE, late).await??;
+    assert_refusal(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    lock.release().await?;
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_caller_leaves_is_finished() -> Result<()> {
+    let service = TestService::start("left").await?;
+    let lock = service.lock_users().await?;
+    tokio::select! {
+        result = service.create(request("ada")) => bail!("through the lock: {result:?}"),
+        held = service.wait_for_held_calls(1) => held?,
+    }
+    // The call was dropped with the select, and tonic has told the server.
+    lock.release().await?;
+    service.wait_for(USERS, 1).await?;
+    assert_eq!(service.count(EVENTS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_leave_at_any_moment_leave_nothing_half_done() -> Result<()> {
+    let service = TestService::start("leaving").await?;
+    let (mut answered, mut usual, mut sessions) = (0, PATIENCE, Vec::new());
+    for wave in 0..10 {
+        // The first wave shows how long forty calls take. Of every later one, the first caller
+        // leaves at once and the last at the end of that time, so that calls are left in any state.
+        let started = Instant::now();
+        let calls = (0..40).map(|n| {
+            let patience = if wave == 0 { PATIENCE } else { usual * n / 40 };
+            let request = request(&format!("user{wave}x{n}"));
+            timeout(patience, service.create(request))
+        });
+        let results = join_all(calls).await;
+        answered += results.iter().filter(|r| matches!(r, Ok(Ok(_)))).count();
+        if wave == 0 {
+            usual = started.elapsed();
+            sessions = service.sessions().await?;
+        }
+    }
+    // Below the time after which Postgres itself ends a session that is idle in a transaction.
+    let busy = "select count(*) from pg_stat_activity
+                where datname = current_database() and pid <> pg_backend_pid()
+                  and state <> 'idle'";
+    timeout(Duration::from_secs(10), service.wait_for(busy, 0))
+        .await
+        .context("a transaction stayed open")??;
+    // In one statement: a call that waited for a connection until now may be about to commit.
+    let without_the_other = format!("select abs(({USERS}) - ({EVENTS}))");
+    assert_eq!(service.count(&without_the_other).await?, 0);
+    let users = service.count(USERS).await?;
+    assert!(users > i64::try_from(answered)?, "nobody left midway");
+    // A transaction that is cut off costs its connection.
+    let now = service.sessions().await?;
+    assert!(sessions.iter().all(|session| now.contains(session)));
+    service.user("last").await?;
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_the_limit_is_refused_as_too_large() -> Result<()> {
+    let service = TestService::start("large").await?;
+    let large = CreateUserRequest {
+        name: "x".repeat(70_000),
+        ..request("ada")
+    };
+    let result = service.create(large).await;
+    assert_refused(result, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_is_not_there_is_unimplemented() -> Result<()> {
+    let service = TestService::start("method").await?;
+    for path in [
+        "/user.v1.UserService/Nothing",
+        "/nobody.v1.Service/CreateUser",
+    ] {
+        let status = refused_call(service.addr, path, None, &[]).await?;
+        assert_refusal(&status, Code::Unimplemented, "UNIMPLEMENTED");
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_message_are_the_callers_mistake() -> Result<()> {
+    let service = TestService::start("bytes").await?;
+    for bytes in [
+        // A number where the e-mail belongs, a text that ends too soon, a text not in UTF-8.
+        &[0x08, 0x01][..],
+        &[0x0a, 0x7f, b'a'],
+        &[0x0a, 0x01, 0xff],
+        &[0xff; 20],
+    ] {
+        let status = refused_call(service.addr, CREATE_USER, None, bytes).await?;
+        assert_refusal(&status, Code::InvalidArgument, "MALFORMED_MESSAGE");
+    }
+    assert_eq!(service.count(USERS).await?, 0);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_away_is_unavailable_and_worth_a_retry() -> Result<()> {
+    let away = "--database-url=postgres://nobody@127.0.0.1:1/nothing";
+    let service = TestService::start_with("away", &[away]).await?;
+    let id = GetUserRequest {
+        user_id: Uuid::now_v7().to_string(),
+    };
+    let status = service.users().get_user(id).await.expect_err("no database");
+    let details = assert_refusal(&status, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    let retry = details.retry_info().context("no RetryInfo")?;
+    assert_eq!(retry.retry_delay, Some(Duration::from_secs(1)));
+    let pushback = status.metadata().get("grpc-retry-pushback-ms");
+    assert_eq!(pushback.context("no pushback")?, "1000");
+    service.stop().await
+}

@@ -1,0 +1,45 @@
+//! Calls without tonic's client, which ends a call at its deadline by itself and sends nothing but
+//! what its service knows.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tonic::Status;
+
+/// Sends `message` to a method, and returns the refusal.
+pub(crate) async fn refused_call(
+    addr: SocketAddr,
+    path: &str,
+    timeout: Option<&str>,
+    message: &[u8],
+) -> Result<Status> {
+    let stream = TcpStream::connect(addr).await?;
+    let (sender, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://{addr}{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    if let Some(timeout) = timeout {
+        request = request.header("grpc-timeout", timeout);
+    }
+    let (response, mut body) = sender
+        .ready()
+        .await?
+        .send_request(request.body(())?, false)?;
+    // A server that knows its answer already takes no more; then the answer is what counts.
+    let _ = body.send_data(frame(message), true);
+    let response = response.await?;
+    // A refusal is all headers; an answer would have its status behind its body.
+    Status::from_header_map(response.headers()).context("it was not refused")
+}
+
+/// A message as gRPC frames it: not compressed, its length, itself.
+fn frame(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.put_slice(message);
+    frame.freeze()
+}
