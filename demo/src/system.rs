@@ -1,7 +1,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, Audit, Home, Servers, Stack, read_topic};
+use devstack::{Addresses, Audit, Home, Servers, Sql, Stack, read_topic};
 use proto::{
     money::v1::Money,
     order::v1::{
@@ -242,7 +242,5 @@ pub fn money(currency_code: &str, units: i64, nanos: i32) -> Money {
 }
 
 async fn query(url: &str, sql: &str) -> Result<Vec<tokio_postgres::Row>> {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client.query(sql, &[]).await?)
+    Ok(Sql::connect(url).await?.query(sql, &[]).await?)
 }

@@ -17,7 +17,7 @@ use proto::events;
 use secrecy::SecretString;
 use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
 
-use crate::grpc::WaitLimits;
+use crate::consistency::WaitLimits;
 
 const DEFAULT_CONSUMER_GROUP: &str = "order_service_group";
 

@@ -18,6 +18,15 @@ use crate::{error::Error, store::Store};
 /// the one that applies the event.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long a call waits for an event, at most.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitLimits {
+    /// For the version that a consistency token names.
+    pub token: Duration,
+    /// For a user of whom nothing was heard, without a token.
+    pub unknown_user: Duration,
+}
+
 /// The calls that wait for a user's version, and the projection that wakes them.
 #[derive(Debug)]
 pub struct Waiters {

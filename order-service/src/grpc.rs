@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    consistency::Waiters,
+    consistency::{WaitLimits, Waiters},
     domain::{Amount, NewOrder, Order, State},
     error::Error,
     store::Store,
@@ -35,15 +35,6 @@ pub struct Orders {
     store: Store,
     waiters: Arc<Waiters>,
     limits: WaitLimits,
-}
-
-/// How long a call waits for an event, at most.
-#[derive(Clone, Copy, Debug)]
-pub struct WaitLimits {
-    /// For the version that a consistency token names.
-    pub token: Duration,
-    /// For a user of whom nothing was heard, without a token.
-    pub unknown_user: Duration,
 }
 
 /// A request to place an order, decoded.

@@ -13,7 +13,9 @@ mod processes;
 mod progress;
 mod records;
 mod servers;
+mod sql;
 mod stack;
+mod waiting;
 
 pub use audit::Audit;
 pub use home::Home;
@@ -23,4 +25,6 @@ pub use processes::{Process, Program};
 pub use progress::step;
 pub use records::{Record, read_topic};
 pub use servers::{Addresses, Servers};
+pub use sql::Sql;
 pub use stack::{Names, Stack};
+pub use waiting::{PATIENCE, eventually};

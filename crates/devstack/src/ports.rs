@@ -1,9 +1,30 @@
-use std::{io, net::TcpListener};
+use std::{
+    io::{self, ErrorKind},
+    net::TcpListener,
+    ops::Range,
+};
 
-/// A port of the loopback that nobody listens on.
-///
-/// Another program may take it before the server does; the server then ends at once and its log
-/// says why, which is rare enough on a developer's machine.
+use uuid::Uuid;
+
+/// Below the ports that systems give to outgoing connections (from 32768 on Linux): one of those
+/// may be taken by any connection, Kafka's own among them, before the server binds it.
+const PORTS: Range<u16> = 15_000..32_000;
+const ATTEMPTS: usize = 100;
+
+/// A port of the loopback that nobody listens on, by chance: two who ask at the same moment hardly
+/// get the same.
 pub(crate) fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    for _ in 0..ATTEMPTS {
+        let random = u16::try_from(Uuid::new_v4().as_u128() % PORTS.len() as u128).unwrap_or(0);
+        let port = PORTS.start + random;
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::new(
+        ErrorKind::AddrInUse,
+        format!("{ATTEMPTS} ports of {PORTS:?} were all in use"),
+    ))
 }

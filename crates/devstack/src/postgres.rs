@@ -12,6 +12,7 @@ use crate::{
     home::Home,
     ports::free_port,
     processes::{Process, Program},
+    sql::Sql,
 };
 
 /// The oldest major version that has everything we use.
@@ -59,7 +60,9 @@ impl Postgres {
         let process = Process::start(home, program);
         let admin_url = format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres");
         process
-            .wait_ready(START_TIMEOUT, async || connect(&admin_url).await.map(drop))
+            .wait_ready(START_TIMEOUT, async || {
+                Sql::connect(&admin_url).await.map(drop)
+            })
             .await?;
         Ok(Self { process, admin_url })
     }
@@ -68,16 +71,6 @@ impl Postgres {
     pub fn admin_url(&self) -> &str {
         &self.admin_url
     }
-}
-
-/// Connects, and lets the connection run in the background.
-pub(crate) async fn connect(url: &str) -> Result<tokio_postgres::Client> {
-    let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
-    let (client, connection) = tokio::time::timeout(Duration::from_secs(5), connecting)
-        .await
-        .context("timed out")??;
-    tokio::spawn(connection);
-    Ok(client)
 }
 
 /// The folder of `initdb` and `postgres`: of the newest version in the places where distributions

@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result, anyhow};
 use crate::{
     home::Home,
     kafka::{self, Kafka},
-    postgres::{self, Postgres},
+    postgres::Postgres,
     progress::step,
     records::{Record, read_topic, write_record},
+    sql::Sql,
 };
 
 /// Where a Postgres is that already runs: its superuser's URL, with a database.
@@ -98,7 +99,7 @@ impl Addresses {
     /// # Errors
     /// If the server refuses.
     pub async fn create_database(&self, name: &str) -> Result<String> {
-        let client = postgres::connect(&self.postgres_url).await?;
+        let client = Sql::connect(&self.postgres_url).await?;
         client
             .batch_execute(&format!("create database \"{name}\""))
             .await?;

@@ -1,10 +1,8 @@
 //! Servers that go away and come back. These have servers of their own: others would notice.
 
-use std::time::Duration;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use demo::{Load, System};
-use devstack::Process;
+use devstack::{Process, eventually};
 use futures_util::future::try_join_all;
 use tonic::transport::Channel;
 use tonic_health::pb::{
@@ -13,29 +11,20 @@ use tonic_health::pb::{
 
 use crate::{assert_nothing_lost, known_users};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Waits until both services say this of themselves as a whole.
 async fn wait_for_health(system: &System, wanted: ServingStatus) -> Result<()> {
     let names = system.stack.names();
-    let asking = [&names.user_service_addr, &names.order_service_addr].map(|addr| async move {
+    let asking = [&names.user_service_addr, &names.order_service_addr].map(async |addr| {
         let endpoint = Channel::from_shared(format!("http://{addr}"))?.connect_lazy();
-        let mut client = HealthClient::new(endpoint);
-        loop {
-            let request = HealthCheckRequest {
-                service: String::new(),
-            };
-            match client.check(request).await {
-                Ok(answer) if answer.get_ref().status() == wanted => return Ok(()),
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-        #[allow(unreachable_code)]
-        Ok::<_, anyhow::Error>(())
-    });
-    tokio::time::timeout(PATIENCE, try_join_all(asking))
+        eventually(&format!("{wanted:?} of {addr}"), async || {
+            let request = HealthCheckRequest::default();
+            let answer = HealthClient::new(endpoint.clone()).check(request).await;
+            let said = answer.is_ok_and(|answer| answer.get_ref().status() == wanted);
+            Ok(said.then_some(()))
+        })
         .await
-        .context("health never changed")??;
+    });
+    try_join_all(asking).await?;
     Ok(())
 }
 

@@ -148,7 +148,7 @@ async fn every_bad_field_of_a_request_is_named_and_nothing_is_written() -> Resul
         assert_eq!(fields, [&["user_id"], amount_fields, &others].concat());
         assert!(violations.iter().all(|v| !v.description.is_empty()));
     }
-    assert_eq!(service.count(ORDERS).await?, 0);
-    assert_eq!(service.count(EVENTS).await?, 0);
+    assert_eq!(service.sql.count(ORDERS).await?, 0);
+    assert_eq!(service.sql.count(EVENTS).await?, 0);
     service.stop().await
 }

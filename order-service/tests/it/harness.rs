@@ -1,11 +1,11 @@
 //! An order-service that runs in this process, with a database and a topic of its own, and what the
 //! tests do to it.
 
-use std::{fmt::Debug, time::Duration};
+use std::fmt::Debug;
 
 use anyhow::{Context as _, Error, Result};
 use clap::Parser;
-use devstack::Addresses;
+use devstack::{Addresses, PATIENCE, Sql, eventually};
 use order_service::{MIGRATIONS, OrderService, config::ServeOptions};
 use proto::{
     events::{User, header},
@@ -16,16 +16,10 @@ use proto::{
 };
 use service_kit::database::migrate;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
-
-/// How long anything may take here; far longer than it does.
-const PATIENCE: Duration = Duration::from_secs(40);
-/// Between two looks at something that is waited for.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Counts of the orders, and of the events that tell of them.
 pub(crate) const ORDERS: &str = "select count(*) from orders";
@@ -51,7 +45,7 @@ struct Serve {
 
 /// An order-service, and the session that looks into its database.
 pub(crate) struct TestService {
-    pub(crate) sql: Client,
+    pub(crate) sql: Sql,
     /// The topic of the users that it follows.
     users_topic: String,
     channel: Channel,
@@ -66,20 +60,6 @@ impl TestService {
 
     /// Starts it with further options.
     pub(crate) async fn start_with(test: &str, options: &[&str]) -> Result<Self> {
-        static ONCE: std::sync::Once = std::sync::Once::new();
-        ONCE.call_once(|| {
-            #[derive(Parser)]
-            struct L {
-                #[command(flatten)]
-                log: program::LogOptions,
-            }
-            L::parse_from([
-                "x",
-                "--log-level=debug,h2=info,tokio_postgres=info,hyper=info,tower=info,tonic=info",
-            ])
-            .log
-            .install();
-        });
         let (name, servers) = (Addresses::unique_name(test), Addresses::shared());
         servers.create_topic(&name, 3).await?;
         let database_url = servers.create_database(&name).await?;
@@ -99,10 +79,8 @@ impl TestService {
         let service = OrderService::bind(config).await?;
         let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
         let running = service.run(shutdown.clone());
-        let (sql, connection) = tokio_postgres::connect(&database_url, NoTls).await?;
-        tokio::spawn(connection);
         Ok(Self {
-            sql,
+            sql: Sql::connect(&database_url).await?,
             users_topic: name,
             channel: Channel::from_shared(format!("http://{addr}"))?.connect_lazy(),
             running: tokio::spawn(async { running.await.map_err(Error::from_boxed) }),
@@ -187,7 +165,7 @@ impl TestService {
             "select max(version) from users_cache where user_id = '{}'",
             user.user_id
         );
-        self.wait_for(&version, user.version).await
+        self.sql.wait_for(&version, user.version).await
     }
 
     /// Waits until a call has looked for its user in vain. From here on it waits for an event.
@@ -195,37 +173,8 @@ impl TestService {
         let looked = "select least(count(*), 1) from pg_stat_activity
                       where datname = current_database() and pid <> pg_backend_pid()
                         and query ilike 'select%from%users_cache%'";
-        self.wait_for(looked, 1).await
+        self.sql.wait_for(looked, 1).await
     }
-
-    /// What `sql` counts; none as 0.
-    pub(crate) async fn count(&self, sql: &str) -> Result<i64> {
-        let sql = format!("select coalesce(({sql}), 0)::bigint");
-        Ok(self.sql.query_one(&sql, &[]).await?.get(0))
-    }
-
-    /// Waits until `sql` counts `wanted`.
-    pub(crate) async fn wait_for(&self, sql: &str, wanted: i64) -> Result<()> {
-        let found = async || Ok((self.count(sql).await? == wanted).then_some(()));
-        eventually(&format!("{wanted} of {sql}"), found).await
-    }
-}
-
-/// Asks again and again, until there is an answer.
-pub(crate) async fn eventually<T>(
-    what: &str,
-    ask: impl AsyncFn() -> Result<Option<T>>,
-) -> Result<T> {
-    let asking = async {
-        loop {
-            match ask().await? {
-                Some(answer) => return Ok(answer),
-                None => tokio::time::sleep(PAUSE).await,
-            }
-        }
-    };
-    let answer = tokio::time::timeout(PATIENCE, asking).await;
-    answer.with_context(|| format!("never: {what}"))?
 }
 
 /// A new user, of whom nobody has heard.

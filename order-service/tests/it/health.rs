@@ -2,13 +2,14 @@
 //! tests show it.
 
 use anyhow::Result;
+use devstack::eventually;
 use tonic_health::pb::{
     HealthCheckRequest,
     health_check_response::ServingStatus::{self, NotServing, Serving},
     health_client::HealthClient,
 };
 
-use crate::harness::{TestService, eventually, request, user};
+use crate::harness::{TestService, request, user};
 
 /// Waits until it says this of everything, of the calls, and of what is heard of users.
 async fn wait_for(service: &TestService, wanted: [ServingStatus; 3]) -> Result<()> {

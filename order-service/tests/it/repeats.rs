@@ -30,8 +30,8 @@ async fn a_repeat_gets_the_first_answer_also_when_the_user_is_gone() -> Result<(
     service.tell(&deleted).await?;
     service.wait_for_version(&deleted).await?;
     assert_eq!(service.create(request).await?, first);
-    assert_eq!(service.count(ORDERS).await?, 1);
-    assert_eq!(service.count(EVENTS).await?, 1);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
 
@@ -56,7 +56,7 @@ async fn a_request_id_with_another_body_is_refused() -> Result<()> {
             "REQUEST_ID_REUSED",
         );
     }
-    assert_eq!(service.count(ORDERS).await?, 1);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
     service.stop().await
 }
 
@@ -66,9 +66,9 @@ async fn repeats_at_once_make_one_order_and_get_one_answer() -> Result<()> {
     let request = repeatable(service.known_user().await?.user_id);
     let answers = try_join_all((0..16).map(|_| service.create_at_last(&request))).await?;
     assert!(answers.iter().all(|answer| *answer == answers[0]));
-    assert_eq!(service.count(ORDERS).await?, 1);
-    assert_eq!(service.count(EVENTS).await?, 1);
-    assert_eq!(service.count(KEPT_ANSWERS).await?, 1);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
+    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 1);
     service.stop().await
 }
 
@@ -82,11 +82,11 @@ async fn a_refused_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<()
         Code::FailedPrecondition,
         "USER_UNKNOWN",
     );
-    assert_eq!(service.count(KEPT_ANSWERS).await?, 0);
+    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 0);
     service.tell(&user).await?;
     service.wait_for_version(&user).await?;
     let created = service.create(request.clone()).await?;
     assert_eq!(service.create(request).await?, created);
-    assert_eq!(service.count(ORDERS).await?, 1);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
     service.stop().await
 }

@@ -70,7 +70,7 @@ async fn a_version_that_does_not_arrive_in_time_is_lag_and_worth_a_retry() -> Re
         let pushback = status.metadata().get("grpc-retry-pushback-ms");
         assert_eq!(pushback.context("no pushback")?, "250");
     }
-    assert_eq!(service.count(ORDERS).await?, 0);
+    assert_eq!(service.sql.count(ORDERS).await?, 0);
     // As the hint says: once it has arrived, the same call succeeds.
     let late = next_version(&known, false);
     service.tell(&late).await?;

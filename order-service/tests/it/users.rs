@@ -30,7 +30,7 @@ async fn an_unknown_user_is_refused_with_a_hint_that_it_may_pass() -> Result<()>
         assert_eq!(retry.retry_delay, Some(Duration::from_millis(250)));
         // Who retries by himself must not do so for this code.
         assert_eq!(status.metadata().get("grpc-retry-pushback-ms"), None);
-        assert_eq!(service.count(ORDERS).await?, 0);
+        assert_eq!(service.sql.count(ORDERS).await?, 0);
         service.stop().await?;
     }
     Ok(())
@@ -47,7 +47,7 @@ async fn a_user_who_arrives_during_the_short_wait_can_order() -> Result<()> {
     let (created, arrived) = tokio::join!(service.create(request(user.user_id)), arriving);
     arrived?;
     created?;
-    assert_eq!(service.count(ORDERS).await?, 1);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
     service.stop().await
 }
 
@@ -66,7 +66,7 @@ async fn a_deleted_user_can_not_order_and_a_retry_would_not_help() -> Result<()>
     assert_eq!(condition.r#type, "USER_LIVE");
     assert_eq!(condition.subject, format!("users/{}", user.user_id));
     assert!(details.retry_info().is_none());
-    assert_eq!(service.count(ORDERS).await?, 1);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
     service.stop().await
 }
 
@@ -79,14 +79,20 @@ async fn a_stale_record_does_not_bring_a_deleted_user_back() -> Result<()> {
     for record in [&second, &deleted, &second, &first, &deleted, &first] {
         service.tell(record).await?;
     }
-    service.wait_for(SEEN, 7).await?;
+    service.sql.wait_for(SEEN, 7).await?;
     let refused = service.create(request(first.user_id)).await;
     assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
     // Of a deleted user nothing is kept that says who it was.
     let kept = "select count(*) from users_cache
                 where version = 3 and deleted and email is null and name is null";
-    assert_eq!(service.count(kept).await?, 1);
-    assert_eq!(service.count("select count(*) from users_cache").await?, 1);
+    assert_eq!(service.sql.count(kept).await?, 1);
+    assert_eq!(
+        service
+            .sql
+            .count("select count(*) from users_cache")
+            .await?,
+        1
+    );
     service.stop().await
 }
 
@@ -113,7 +119,7 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_are_heard() -> 
     service.tell(&user).await?;
     service.wait_for_version(&user).await?;
     service.order(&user).await?;
-    assert_eq!(service.count(DEAD).await?, 4);
+    assert_eq!(service.sql.count(DEAD).await?, 4);
     let letters = "select error_class, convert_from(payload, 'UTF8') from dead_letters
                    order by record_offset";
     let letters = service.sql.query(letters, &[]).await?;

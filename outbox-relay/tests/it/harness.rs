@@ -1,10 +1,10 @@
 //! A database with an outbox, and what the tests do to it.
 
 use anyhow::Result;
-use devstack::Addresses;
+use devstack::{Addresses, Sql};
 use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection};
 use diesel_migrations::MigrationHarness as _;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::Statement;
 
 /// A new database with an empty outbox, and aggregates with versions to write about.
 pub(crate) struct Database {
@@ -26,16 +26,14 @@ impl Database {
         Ok(database)
     }
 
-    pub(crate) async fn connect(&self) -> Result<Client> {
-        let (client, connection) = tokio_postgres::connect(&self.url, NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
+    pub(crate) async fn connect(&self) -> Result<Sql> {
+        Sql::connect(&self.url).await
     }
 }
 
 /// A session that changes aggregates and tells of it.
 pub(crate) struct Session {
-    pub(crate) client: Client,
+    pub(crate) client: Sql,
     change: Statement,
     enqueue: Statement,
 }

@@ -2,13 +2,13 @@
 //! product's reader passes; two readers that look right fail the same test.
 
 use anyhow::Result;
+use devstack::Sql;
 use outbox_relay::{reader::Reader, window::Cursor};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, TestRunner},
 };
 use tokio::sync::Mutex;
-use tokio_postgres::Client;
 
 use crate::{
     harness::Database,
@@ -28,7 +28,7 @@ struct SnapshotDifference {
 
 impl SnapshotDifference {
     async fn new(database: &Database) -> Result<Self> {
-        let reader = Reader::new(database.connect().await?).await?;
+        let reader = Reader::new(database.connect().await?.into_client()).await?;
         Ok(Self {
             reader,
             cursor: Cursor::beginning(),
@@ -63,7 +63,7 @@ impl Reading for SnapshotDifference {
 
 /// Wrong: takes seq for the order of commits, as most outboxes do.
 struct SeqCursor {
-    client: Client,
+    client: Sql,
     max_seq: i64,
 }
 
@@ -78,7 +78,7 @@ impl Reading for SeqCursor {
 
 /// Wrong: takes the listed transactions of a snapshot for all that were in progress.
 struct ListedOnly {
-    client: Client,
+    client: Sql,
     seen: String,
     max_seq: i64,
 }
@@ -107,7 +107,7 @@ impl Reading for ListedOnly {
     }
 }
 
-async fn select(client: &Client, condition: &str) -> Result<Vec<Found>> {
+async fn select(client: &Sql, condition: &str) -> Result<Vec<Found>> {
     let sql = format!(
         "select seq, key, aggregate_version from outbox where {condition}
          order by seq limit {PAGE_ROWS}"
@@ -120,7 +120,7 @@ async fn select(client: &Client, condition: &str) -> Result<Vec<Found>> {
 }
 
 /// The present snapshot, and the highest seq in it.
-async fn position(client: &Client) -> Result<(String, i64)> {
+async fn position(client: &Sql) -> Result<(String, i64)> {
     let sql = "select pg_current_snapshot()::text, coalesce(max(seq), 0) from outbox";
     let row = client.query_one(sql, &[]).await?;
     Ok((row.get(0), row.get(1)))

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, Record};
+use devstack::{Addresses, PATIENCE, Record, eventually};
 use outbox_relay::{
     Relay,
     config::{Config, KafkaConfig, SourceConfig},
@@ -12,9 +12,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Database, Session};
-
-/// How long anything may take here; far longer than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A database, a topic, and a relay between them.
 struct Setup {
@@ -78,17 +75,11 @@ impl Setup {
 
     /// The topic's records, once there are at least so many.
     async fn records(&self, at_least: usize) -> Result<Vec<Record>> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
+        let enough = async || {
             let records = Addresses::shared().read_topic(&self.topic).await?;
-            if records.len() >= at_least {
-                return Ok(records);
-            }
-            if tokio::time::Instant::now() > deadline {
-                bail!("only {} of {at_least} records", records.len());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            Ok((records.len() >= at_least).then_some(records))
+        };
+        eventually(&format!("{at_least} records"), enough).await
     }
 }
 
@@ -102,17 +93,17 @@ impl Running {
 
     /// Waits until `/readyz` answers with `code`, and returns what it says.
     async fn wait_for_readiness(&self, code: u16) -> Result<String> {
-        let asking = async {
-            loop {
-                match outbox_relay::ask(self.admin_addr, "/readyz").await {
-                    Ok((answer, text)) if answer == code => return text,
-                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
-                }
-            }
+        self.wait_for_state(code, "").await
+    }
+
+    /// Waits until `/readyz` answers with `code` and says `words`; returns all that it says.
+    async fn wait_for_state(&self, code: u16, words: &str) -> Result<String> {
+        let said = async || {
+            let answer = outbox_relay::ask(self.admin_addr, "/readyz").await.ok();
+            Ok(answer.filter(|(found, text)| *found == code && text.contains(words)))
         };
-        tokio::time::timeout(PATIENCE, asking)
-            .await
-            .context("never")
+        let (_, text) = eventually(&format!("{code} {words}"), said).await?;
+        Ok(text)
     }
 }
 
@@ -291,18 +282,8 @@ async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset() -> Re
                values ('test', 9, '999999999:999999999:', 0, null, null, now(), true)";
     session.client.batch_execute(sql).await?;
     let relay = setup.start().await?;
-    let text = relay.wait_for_readiness(503).await?;
-    let says = async {
-        while !relay
-            .wait_for_readiness(503)
-            .await?
-            .contains("outbox-relay reset --source test")
-        {}
-        Ok::<_, anyhow::Error>(())
-    };
-    tokio::time::timeout(PATIENCE, says)
-        .await
-        .with_context(|| text)??;
+    let way_out = "outbox-relay reset --source test";
+    relay.wait_for_state(503, way_out).await?;
     assert_eq!(setup.records(0).await?, []);
     relay.stop().await?;
     // What `outbox-relay reset` does, which refuses only while a relay leads.

@@ -107,8 +107,8 @@ async fn every_bad_field_of_a_request_is_named_and_nothing_is_written() -> Resul
     let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
     assert_eq!(fields, ["email", "name", "request_id"]);
     assert!(violations.iter().all(|v| !v.description.is_empty()));
-    assert_eq!(service.count(USERS).await?, 0);
-    assert_eq!(service.count(EVENTS).await?, 0);
+    assert_eq!(service.sql.count(USERS).await?, 0);
+    assert_eq!(service.sql.count(EVENTS).await?, 0);
     service.stop().await
 }
 
@@ -142,8 +142,8 @@ async fn an_email_is_taken_in_any_case_and_nothing_is_told_of_its_owner() -> Res
             ("user.v1.User", "")
         );
     }
-    assert_eq!(service.count(USERS).await?, 1);
-    assert_eq!(service.count(EVENTS).await?, 1);
+    assert_eq!(service.sql.count(USERS).await?, 1);
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
 
@@ -164,8 +164,8 @@ async fn of_many_calls_for_one_email_at_once_exactly_one_succeeds() -> Result<()
     for refused in refused {
         assert_refused(refused, Code::AlreadyExists, "EMAIL_TAKEN");
     }
-    assert_eq!(service.count(USERS).await?, 1);
-    assert_eq!(service.count(EVENTS).await?, 1);
+    assert_eq!(service.sql.count(USERS).await?, 1);
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
 
@@ -176,6 +176,6 @@ async fn the_email_of_a_deleted_user_is_free_again() -> Result<()> {
     let delete = "update users set delete_time = now()";
     service.sql.batch_execute(delete).await?;
     service.user("ada").await?;
-    assert_eq!(service.count(USERS).await?, 2);
+    assert_eq!(service.sql.count(USERS).await?, 2);
     service.stop().await
 }

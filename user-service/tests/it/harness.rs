@@ -1,26 +1,20 @@
 //! A user-service that runs in this process, with a database and a topic of its own, and what the
 //! tests do to it.
 
-use std::{fmt::Debug, net::SocketAddr, time::Duration};
+use std::{fmt::Debug, net::SocketAddr};
 
 use anyhow::{Context as _, Error, Result};
 use clap::Parser;
-use devstack::Addresses;
+use devstack::{Addresses, PATIENCE, Sql, eventually};
 use proto::user::v1::{
     CreateUserRequest, CreateUserResponse, User, user_service_client::UserServiceClient,
 };
 use service_kit::database::migrate;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use user_service::{MIGRATIONS, UserService, config::ServeOptions};
-
-/// How long anything may take here; far longer than it does.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at something that is waited for.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Counts of the users, and of the events that tell of them.
 pub(crate) const USERS: &str = "select count(*) from users";
@@ -40,7 +34,7 @@ struct Serve {
 /// A user-service, and the session that looks into its database.
 pub(crate) struct TestService {
     pub(crate) addr: SocketAddr,
-    pub(crate) sql: Client,
+    pub(crate) sql: Sql,
     pub(crate) shutdown: CancellationToken,
     /// The topic of the orders that it follows.
     pub(crate) orders_topic: String,
@@ -77,7 +71,7 @@ impl TestService {
         let running = service.run(shutdown.clone());
         Ok(Self {
             addr,
-            sql: connect(&database_url).await?,
+            sql: Sql::connect(&database_url).await?,
             running: tokio::spawn(async { running.await.map_err(Error::from_boxed) }),
             shutdown,
             orders_topic: name,
@@ -140,18 +134,6 @@ impl TestService {
         created.user.context("an answer without a user")
     }
 
-    /// What `sql` counts; none as 0.
-    pub(crate) async fn count(&self, sql: &str) -> Result<i64> {
-        let sql = format!("select coalesce(({sql}), 0)::bigint");
-        Ok(self.sql.query_one(&sql, &[]).await?.get(0))
-    }
-
-    /// Waits until `sql` counts `wanted`.
-    pub(crate) async fn wait_for(&self, sql: &str, wanted: i64) -> Result<()> {
-        let found = async || Ok((self.count(sql).await? == wanted).then_some(()));
-        eventually(&format!("{wanted} of {sql}"), found).await
-    }
-
     /// The service's sessions with its database, by their process ids.
     pub(crate) async fn sessions(&self) -> Result<Vec<i32>> {
         let sql = "select pid from pg_stat_activity
@@ -163,7 +145,7 @@ impl TestService {
 
     /// Keeps every call that needs the users waiting.
     pub(crate) async fn lock_users(&self) -> Result<UsersLock> {
-        let session = connect(&self.database_url).await?;
+        let session = Sql::connect(&self.database_url).await?;
         let sql = "begin; lock table users in access exclusive mode";
         session.batch_execute(sql).await?;
         Ok(UsersLock(session))
@@ -173,40 +155,17 @@ impl TestService {
     pub(crate) async fn wait_for_held_calls(&self, count: i64) -> Result<()> {
         let held = "select count(*) from pg_stat_activity
                     where datname = current_database() and wait_event_type = 'Lock'";
-        self.wait_for(held, count).await
+        self.sql.wait_for(held, count).await
     }
 }
 
 /// The users, locked by another session.
-pub(crate) struct UsersLock(Client);
+pub(crate) struct UsersLock(Sql);
 
 impl UsersLock {
     pub(crate) async fn release(self) -> Result<()> {
         Ok(self.0.batch_execute("rollback").await?)
     }
-}
-
-async fn connect(url: &str) -> Result<Client> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
-}
-
-/// Asks again and again, until there is an answer.
-pub(crate) async fn eventually<T>(
-    what: &str,
-    ask: impl AsyncFn() -> Result<Option<T>>,
-) -> Result<T> {
-    let asking = async {
-        loop {
-            match ask().await? {
-                Some(answer) => return Ok(answer),
-                None => tokio::time::sleep(PAUSE).await,
-            }
-        }
-    };
-    let answer = tokio::time::timeout(PATIENCE, asking).await;
-    answer.with_context(|| format!("never: {what}"))?
 }
 
 /// A good request to create a user of this name.

@@ -9,7 +9,9 @@ use tonic_health::pb::{
     health_client::HealthClient,
 };
 
-use crate::harness::{PATIENCE, TestService, eventually};
+use devstack::{PATIENCE, eventually};
+
+use crate::harness::TestService;
 
 /// Everything; the calls; what is heard of orders.
 const NAMES: [&str; 3] = ["", SERVICE, "projection"];

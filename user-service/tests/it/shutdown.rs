@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use devstack::eventually;
 use tokio::net::TcpStream;
 
-use crate::harness::{TestService, eventually, request};
+use crate::harness::{TestService, request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_in_flight_is_answered_after_the_end_was_asked_for() -> Result<()> {
@@ -28,7 +29,7 @@ async fn a_call_in_flight_is_answered_after_the_end_was_asked_for() -> Result<()
     ended?;
     created?;
     let written = "select count(*) from users, outbox where key = user_id::text";
-    assert_eq!(service.count(written).await?, 1);
+    assert_eq!(service.sql.count(written).await?, 1);
     service.ended().await
 }
 

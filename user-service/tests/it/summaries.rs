@@ -92,7 +92,7 @@ async fn orders_are_summed_up_by_user_and_currency_to_the_last_digit() -> Result
     for order in &orders {
         tell(&service, order).await?;
     }
-    service.wait_for(SEEN, 6).await?;
+    service.sql.wait_for(SEEN, 6).await?;
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!((found.order_count, found.cancelled_count), (5, 0));
     assert_eq!(
@@ -123,12 +123,12 @@ async fn a_cancelled_order_moves_from_the_total_to_the_cancelled() -> Result<()>
     let only_end = cancelled(&order(&ada.user_id, "4.00", "EUR")?);
     tell(&service, &kept).await?;
     tell(&service, &dropped).await?;
-    service.wait_for(SEEN, 2).await?;
+    service.sql.wait_for(SEEN, 2).await?;
     let before = summary(&service, &ada.user_id).await?;
     assert_eq!(before.totals, [money("EUR", 12, 500_000_000)]);
     tell(&service, &cancelled(&dropped)).await?;
     tell(&service, &only_end).await?;
-    service.wait_for(SEEN, 4).await?;
+    service.sql.wait_for(SEEN, 4).await?;
     let after = summary(&service, &ada.user_id).await?;
     assert_eq!((after.order_count, after.cancelled_count), (3, 2));
     assert_eq!(after.totals, [money("EUR", 10, 0)]);
@@ -152,11 +152,11 @@ async fn replays_and_stale_versions_count_once() -> Result<()> {
             tell(&service, record).await?;
         }
     }
-    service.wait_for(SEEN, 10).await?;
+    service.sql.wait_for(SEEN, 10).await?;
     for stale in [&cancelled(&second), &second, &first] {
         tell(&service, stale).await?;
     }
-    service.wait_for(SEEN, 13).await?;
+    service.sql.wait_for(SEEN, 13).await?;
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!((found.order_count, found.cancelled_count), (2, 1));
     assert_eq!(found.totals, [money("EUR", 10, 0)]);
@@ -194,8 +194,8 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
         write(&service, &key, payload).await?;
     }
     tell(&service, &good).await?;
-    service.wait_for(SEEN, 10).await?;
-    service.wait_for(DEAD, 9).await?;
+    service.sql.wait_for(SEEN, 10).await?;
+    service.sql.wait_for(DEAD, 9).await?;
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!((found.order_count, found.cancelled_count), (1, 0));
     assert_eq!(found.totals, [money("EUR", 10, 0)]);
@@ -223,9 +223,9 @@ async fn tombstones_and_events_of_other_kinds_change_nothing() -> Result<()> {
             .write_record(&service.orders_topic, key, payload, &[(header::TYPE, kind)])
             .await?;
     }
-    service.wait_for(SEEN, 3).await?;
+    service.sql.wait_for(SEEN, 3).await?;
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!((found.order_count, found.totals.len()), (1, 1));
-    assert_eq!(service.count(DEAD).await?, 0);
+    assert_eq!(service.sql.count(DEAD).await?, 0);
     service.stop().await
 }

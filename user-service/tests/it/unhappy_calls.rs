@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use devstack::PATIENCE;
 use futures_util::future::join_all;
 use prost::Message as _;
 use proto::user::v1::{CreateUserRequest, GetUserRequest};
@@ -12,7 +13,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
-    harness::{EVENTS, PATIENCE, TestService, USERS, assert_refusal, assert_refused, request},
+    harness::{EVENTS, TestService, USERS, assert_refusal, assert_refused, request},
     wire::refused_call,
 };
 
@@ -33,8 +34,8 @@ async fn a_call_ends_at_its_deadline_and_can_be_repeated() -> Result<()> {
     lock.release().await?;
     // Whether the late write took effect or not: now it has, and once.
     service.create_at_last(&request).await?;
-    assert_eq!(service.count(USERS).await?, 1);
-    assert_eq!(service.count(EVENTS).await?, 1);
+    assert_eq!(service.sql.count(USERS).await?, 1);
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
 
@@ -63,8 +64,8 @@ async fn a_write_whose_caller_leaves_is_finished() -> Result<()> {
     }
     // The call was dropped with the select, and tonic has told the server.
     lock.release().await?;
-    service.wait_for(USERS, 1).await?;
-    assert_eq!(service.count(EVENTS).await?, 1);
+    service.sql.wait_for(USERS, 1).await?;
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
 
@@ -92,13 +93,13 @@ async fn callers_who_leave_at_any_moment_leave_nothing_half_done() -> Result<()>
     let busy = "select count(*) from pg_stat_activity
                 where datname = current_database() and pid <> pg_backend_pid()
                   and state <> 'idle'";
-    timeout(Duration::from_secs(10), service.wait_for(busy, 0))
+    timeout(Duration::from_secs(10), service.sql.wait_for(busy, 0))
         .await
         .context("a transaction stayed open")??;
     // In one statement: a call that waited for a connection until now may be about to commit.
     let without_the_other = format!("select abs(({USERS}) - ({EVENTS}))");
-    assert_eq!(service.count(&without_the_other).await?, 0);
-    let users = service.count(USERS).await?;
+    assert_eq!(service.sql.count(&without_the_other).await?, 0);
+    let users = service.sql.count(USERS).await?;
     assert!(users > i64::try_from(answered)?, "nobody left midway");
     // A transaction that is cut off costs its connection.
     let now = service.sessions().await?;
@@ -145,7 +146,7 @@ async fn bytes_that_are_no_message_are_the_callers_mistake() -> Result<()> {
         let status = refused_call(service.addr, CREATE_USER, None, bytes).await?;
         assert_refusal(&status, Code::InvalidArgument, "MALFORMED_MESSAGE");
     }
-    assert_eq!(service.count(USERS).await?, 0);
+    assert_eq!(service.sql.count(USERS).await?, 0);
     service.stop().await
 }
 

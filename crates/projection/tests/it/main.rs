@@ -1,20 +1,17 @@
 //! The promises of a projection, on a real Postgres and a real Kafka.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use devstack::Addresses;
-use diesel::{QueryResult, QueryableByName, sql_types::*};
+use devstack::{Addresses, PATIENCE, Sql};
+use diesel::{QueryResult, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
-    SimpleAsyncConnection as _,
     pooled_connection::{AsyncDieselConnectionManager, deadpool::Pool},
 };
 use diesel_migrations::MigrationHarness as _;
 use projection::{Following, Options, Poison, Projection, Record, State, follow};
 use tokio_util::sync::CancellationToken;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Counts how often each key was applied, which shows every double application.
 struct Counts;
@@ -46,6 +43,7 @@ impl Projection for Counts {
 struct Setup {
     name: String,
     pool: Pool<AsyncPgConnection>,
+    sql: Sql,
 }
 
 struct Running {
@@ -66,11 +64,16 @@ impl Setup {
         let sql = "create table counts (
                        key text primary key constraint counts_key_short check (length(key) < 10),
                        count integer not null)";
-        harness.into_inner().batch_execute(sql).await?;
+        let session = Sql::connect(&url).await?;
+        session.batch_execute(sql).await?;
         let pool = Pool::builder(AsyncDieselConnectionManager::new(url))
             .max_size(4)
             .build()?;
-        Ok(Self { name, pool })
+        Ok(Self {
+            name,
+            pool,
+            sql: session,
+        })
     }
 
     fn follow(&self) -> Running {
@@ -100,30 +103,6 @@ impl Setup {
             .write_record(&self.name, Some(key.as_bytes()), payload, &headers)
             .await
     }
-
-    async fn run_sql(&self, sql: &str) -> Result<usize> {
-        Ok(diesel::sql_query(sql)
-            .execute(&mut self.pool.get().await?)
-            .await?)
-    }
-
-    /// Waits until `sql` counts `wanted`.
-    async fn wait_for(&self, sql: &str, wanted: i64) -> Result<()> {
-        let mut last = None;
-        let waiting = async {
-            loop {
-                let query = diesel::sql_query(format!("select ({sql})::bigint as count"));
-                let Count { count } = query.get_result(&mut self.pool.get().await?).await?;
-                if count == wanted {
-                    return Ok::<_, anyhow::Error>(());
-                }
-                last = Some(count);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let result = tokio::time::timeout(PATIENCE, waiting).await;
-        result.with_context(|| format!("{sql}: {last:?}, not {wanted}"))?
-    }
 }
 
 impl Running {
@@ -131,12 +110,6 @@ impl Running {
         self.shutdown.cancel();
         self.following.ended().await;
     }
-}
-
-#[derive(QueryableByName)]
-struct Count {
-    #[diesel(sql_type = BigInt)]
-    count: i64,
 }
 
 const TOTAL: &str = "select coalesce(sum(count), 0) from counts";
@@ -150,13 +123,14 @@ async fn each_record_is_applied_once_from_the_earliest_on_and_across_restarts() 
     }
     for round in 1..=3 {
         let running = setup.follow();
-        setup.wait_for(TOTAL, round * 3).await?;
+        setup.sql.wait_for(TOTAL, round * 3).await?;
         running.stop().await;
         for key in ["a", "b", "c"] {
             setup.count(key).await?;
         }
     }
     setup
+        .sql
         .wait_for("select count(*) from counts where count = 3", 3)
         .await
 }
@@ -187,14 +161,14 @@ async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Resu
         .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "unheard of")])
         .await?;
     setup.count("a").await?;
-    setup.wait_for(TOTAL, 1).await?;
-    setup.wait_for(DEAD, 2).await?;
+    setup.sql.wait_for(TOTAL, 1).await?;
+    setup.sql.wait_for(DEAD, 2).await?;
     running.stop().await;
     let untouched = "select count(*) from dead_letters
         where (key = 'a' and payload = '\\xff00' and header_names = '{other}'
                and header_values = array['x'::bytea] and error_class = 'header')
            or (key = '\\xff' and error_class = 'key')";
-    setup.wait_for(untouched, 2).await
+    setup.sql.wait_for(untouched, 2).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,10 +178,11 @@ async fn a_record_that_a_constraint_refuses_goes_aside_alone() -> Result<()> {
         setup.count(key).await?;
     }
     let running = setup.follow();
-    setup.wait_for(TOTAL, 3).await?;
-    setup.wait_for(DEAD, 2).await?;
+    setup.sql.wait_for(TOTAL, 3).await?;
+    setup.sql.wait_for(DEAD, 2).await?;
     running.stop().await;
     setup
+        .sql
         .wait_for(
             "select count(*) from dead_letters where error = 'counts_key_short'",
             2,
@@ -220,19 +195,21 @@ async fn a_consumer_that_was_overtaken_applies_nothing_twice() -> Result<()> {
     let setup = Setup::new("overtaken").await?;
     let running = setup.follow();
     setup.count("a").await?;
-    setup.wait_for(TOTAL, 1).await?;
+    setup.sql.wait_for(TOTAL, 1).await?;
     // What a second consumer of the partition does: it has already applied the next record.
     setup
-        .run_sql(
+        .sql
+        .batch_execute(
             "update projection_offsets set next_offset = next_offset + 1 where next_offset > 0",
         )
         .await?;
     setup.count("a").await?;
     setup.count("a").await?;
     setup
+        .sql
         .wait_for("select max(next_offset) from projection_offsets", 3)
         .await?;
-    setup.wait_for(TOTAL, 2).await?;
+    setup.sql.wait_for(TOTAL, 2).await?;
     running.stop().await;
     Ok(())
 }
@@ -242,10 +219,11 @@ async fn an_offset_that_the_topic_does_not_have_stops_the_projection() -> Result
     let setup = Setup::new("recreated").await?;
     setup.count("a").await?;
     let running = setup.follow();
-    setup.wait_for(TOTAL, 1).await?;
+    setup.sql.wait_for(TOTAL, 1).await?;
     running.stop().await;
     setup
-        .run_sql("update projection_offsets set next_offset = 1000")
+        .sql
+        .batch_execute("update projection_offsets set next_offset = 1000")
         .await?;
     let running = setup.follow();
     let mut state = running.following.state();
@@ -254,27 +232,33 @@ async fn an_offset_that_the_topic_does_not_have_stops_the_projection() -> Result
         .await
         .context("went on")??;
     running.stop().await;
-    setup.wait_for(TOTAL, 1).await
+    setup.sql.wait_for(TOTAL, 1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_fails_is_waited_for() -> Result<()> {
     let setup = Setup::new("failing").await?;
     let running = setup.follow();
-    setup.run_sql("alter table counts rename to away").await?;
+    setup
+        .sql
+        .batch_execute("alter table counts rename to away")
+        .await?;
     setup.count("a").await?;
     let mut state = running.following.state();
     let failing = state.wait_for(|s| matches!(s, State::Failing(why) if why.contains("counts")));
     tokio::time::timeout(PATIENCE, failing)
         .await
         .context("no failure")??;
-    setup.run_sql("alter table away rename to counts").await?;
-    setup.wait_for(TOTAL, 1).await?;
+    setup
+        .sql
+        .batch_execute("alter table away rename to counts")
+        .await?;
+    setup.sql.wait_for(TOTAL, 1).await?;
     let mut state = running.following.state();
     let again = state.wait_for(|state| *state == State::Following);
     tokio::time::timeout(PATIENCE, again)
         .await
         .context("still failing")??;
     running.stop().await;
-    setup.wait_for(DEAD, 0).await
+    setup.sql.wait_for(DEAD, 0).await
 }
