@@ -1,26 +1,35 @@
 # Each target does its own set-up, on a fresh machine too. CONTRIBUTING.md says more.
-.PHONY: help demo test up down lint fmt setup tools
+.PHONY: help demo test bench-relay up down lint fmt setup tools
 .DEFAULT_GOAL := help
 
-PROGRAMS := -p user-service -p order-service -p outbox-relay
+# One set for all who run the system: with another, cargo would build its dependencies once more.
+PROGRAMS := -p user-service -p order-service -p outbox-relay -p devstack -p demo
+BUILT := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## Show this
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: setup ## Run the main job, narrated; it then stays up. ONCE=1 ends by itself, with 0 if every step held
-	cargo build --locked $(PROGRAMS) -p demo
-	cargo run --locked --quiet -p demo -- $(if $(ONCE),--once)
+	cargo build --locked $(PROGRAMS)
+	$(BUILT)/debug/demo $(if $(ONCE),--once)
 
 test: setup ## Run every test, on a real Postgres and a real Kafka
 	cargo build --locked --workspace --all-targets
-	cargo run --locked --quiet -p devstack -- run -- cargo test --locked --workspace
+	$(BUILT)/debug/devstack run -- cargo test --locked --workspace
+
+bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SINKS=rdkafka DEBEZIUM=1 CURVES=1 or full, JSON=FILE, MARKDOWN=FILE
+	cargo build --locked --release -p outbox-relay -p bench
+	$(BUILT)/release/bench relay $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(if $(RATES),--rates $(RATES)) \
+	  $(if $(SINKS),--sinks $(SINKS)) $(if $(DEBEZIUM),--debezium) $(if $(CURVES),--curves=$(if $(filter full,$(CURVES)),full,short)) \
+	  $(if $(JSON),--json $(JSON)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
 up: setup ## Start the whole system in the background; its addresses are in .devstack/endpoints.env
-	cargo build --locked $(PROGRAMS) -p devstack
-	cargo run --locked --quiet -p devstack -- up
+	cargo build --locked $(PROGRAMS)
+	$(BUILT)/debug/devstack up
 
 down: ## End what `make up` started
-	cargo run --locked --quiet -p devstack -- down
+	cargo build --locked --quiet $(PROGRAMS)
+	$(BUILT)/debug/devstack down
 
 lint: setup ## Check format, lints, docs, dependencies and contracts
 	scripts/lint

@@ -13,6 +13,8 @@ pub(crate) struct Claim {
     pub(crate) epoch: i64,
     /// Everything up to here was shipped and acknowledged.
     pub(crate) cursor: Cursor,
+    /// Tells this source from those of the same name in other databases.
+    pub(crate) instance: String,
     /// The age of the last sign of life of the leader before; none if it left nothing on its way.
     pub(crate) predecessor_age: Option<Duration>,
 }
@@ -47,7 +49,7 @@ pub(crate) async fn claim(client: &Client, source: &str) -> Result<Claim, Checkp
              from before where now.source = before.source
              returning now.epoch, before.snapshot::text, before.max_seq,
                  before.window_snapshot::text, before.window_seq, before.resigned,
-                 date_part('epoch', clock_timestamp() - before.heartbeat_at)",
+                 date_part('epoch', clock_timestamp() - before.heartbeat_at), before.instance::text",
             &[&source],
         )
         .await?;
@@ -55,6 +57,7 @@ pub(crate) async fn claim(client: &Client, source: &str) -> Result<Claim, Checkp
     Ok(Claim {
         epoch: row.get(0),
         cursor: cursor(&row)?,
+        instance: row.get(7),
         predecessor_age: (!resigned)
             .then(|| Duration::try_from_secs_f64(age_s).unwrap_or(Duration::ZERO)),
     })
@@ -107,14 +110,16 @@ pub(crate) async fn advance(
     }
 }
 
-/// Forgets the checkpoint: the next leader begins with the oldest row of the outbox. Returns
-/// whether there was one.
+/// Takes the checkpoint back to the beginning: the next leader starts with the oldest row of the
+/// outbox. Returns whether there was one. The row stays, for what it says of leaders of the past.
 pub(crate) async fn forget(client: &Client, source: &str) -> Result<bool, CheckpointError> {
-    let deleted = client
+    let updated = client
         .execute(
-            "delete from relay_checkpoints where source = $1",
+            "update relay_checkpoints
+             set snapshot = '1:1:', max_seq = 0, window_snapshot = null, window_seq = null
+             where source = $1",
             &[&source],
         )
         .await?;
-    Ok(deleted > 0)
+    Ok(updated > 0)
 }

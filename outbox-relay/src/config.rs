@@ -28,6 +28,8 @@ pub struct Config {
 pub struct KafkaConfig {
     /// The brokers to begin with, `host:port`, separated by commas.
     pub brokers: String,
+    /// How records are sent.
+    pub sink: SinkKind,
     /// A record that is not acknowledged after so long counts as lost, and shipping begins anew
     /// from the checkpoint. Longer lengthens a failover by as much; shorter makes a busy broker
     /// look like a dead one.
@@ -39,6 +41,17 @@ pub struct KafkaConfig {
     pub max_in_flight_bytes: usize,
     /// The largest record that is tried; the topic's `max.message.bytes` should be no less.
     pub max_record_bytes: usize,
+}
+
+/// How records are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SinkKind {
+    /// By record batches of our own: fast, small, and fenced at the broker.
+    #[default]
+    Kafka,
+    /// By librdkafka: the conservative choice.
+    RdKafka,
 }
 
 /// One outbox.
@@ -75,6 +88,7 @@ struct File {
 #[serde(deny_unknown_fields, default)]
 struct KafkaTable {
     brokers: Option<String>,
+    sink: SinkKind,
     delivery_timeout_ms: u64,
     max_in_flight_records: usize,
     max_in_flight_bytes: usize,
@@ -85,6 +99,7 @@ impl Default for KafkaTable {
     fn default() -> Self {
         Self {
             brokers: None,
+            sink: SinkKind::default(),
             delivery_timeout_ms: 2_000,
             max_in_flight_records: 20_000,
             max_in_flight_bytes: 32 * 1024 * 1024,
@@ -261,8 +276,15 @@ impl KafkaTable {
             1_000,
             100_000_000,
         );
+        if self.max_record_bytes > self.max_in_flight_bytes {
+            problems.add(
+                "kafka.max_record_bytes",
+                "is more than max_in_flight_bytes: such a record could never be sent",
+            );
+        }
         Some(KafkaConfig {
             brokers,
+            sink: self.sink,
             delivery_timeout: Duration::from_millis(self.delivery_timeout_ms),
             max_in_flight_records: self.max_in_flight_records,
             max_in_flight_bytes: self.max_in_flight_bytes,
@@ -303,10 +325,16 @@ impl SourceTable {
         let parsed = database_url
             .expose_secret()
             .parse::<tokio_postgres::Config>();
-        problems.check(
+        let parsed = problems.check(
             &variable_name,
             parsed.map_err(|err| format!("isn't a Postgres URL: {err}")),
         )?;
+        if parsed.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
+            problems.add(
+                &variable_name,
+                "sslmode=require isn't possible yet: connections to Postgres are not encrypted",
+            );
+        }
         if !(1..=60_000).contains(&self.max_poll_interval_ms) {
             problems.add(
                 format!("{name}.max_poll_interval_ms"),
@@ -396,6 +424,8 @@ mod tests {
             r#"
             admin_addr = "nowhere"
             kafka.delivery_timeout_ms = 1
+            kafka.max_in_flight_bytes = 1048576
+            kafka.max_record_bytes = 2000000
             [[source]]
             name = "a"
             [[source]]
@@ -409,6 +439,7 @@ mod tests {
             "admin_addr",
             "kafka.brokers",
             "delivery_timeout_ms",
+            "max_record_bytes",
             "OUTBOX_RELAY_A_DATABASE_URL",
             "two sources",
         ] {

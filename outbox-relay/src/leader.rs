@@ -1,21 +1,22 @@
 //! One leader a source: a session-level advisory lock elects it, an epoch on the checkpoint makes
 //! sure that a leader of the past changes nothing, and a lease keeps it from sending.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
     checkpoint::{self, CheckpointError, Claim},
+    lease::Lease,
     window::Cursor,
 };
 
 /// How often the leader shows that it is alive.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
+/// A leader of whom the database hears nothing for so long loses the lock: its process is suspended,
+/// or its machine has vanished without a word.
+const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 /// A leader that could not show this for so long sends nothing until it has. Longer makes a
 /// failover longer, shorter stops shipping at every hiccup of the database.
 const SEND_LEASE: Duration = Duration::from_millis(600);
@@ -28,7 +29,7 @@ pub(crate) struct Leadership {
     client: Client,
     source: String,
     epoch: i64,
-    last_heartbeat: Mutex<Instant>,
+    lease: Lease,
 }
 
 /// What a new leader finds.
@@ -36,7 +37,10 @@ pub(crate) struct Leadership {
 pub(crate) struct Election {
     pub(crate) leadership: Leadership,
     pub(crate) cursor: Cursor,
-    /// A record of the leader before can still arrive for so long; ship nothing until then.
+    /// The source's name towards the brokers.
+    pub(crate) producer_name: String,
+    /// A record of the leader before can still arrive for so long. Without a sink that fences it
+    /// off, ship nothing until then.
     pub(crate) wait: Duration,
 }
 
@@ -53,6 +57,8 @@ impl Candidate {
         source: &str,
     ) -> Result<Self, tokio_postgres::Error> {
         let client = connect(database_url, "outbox-relay leader").await?;
+        let sql = format!("set idle_session_timeout = {}", SILENCE_LIMIT.as_millis());
+        client.batch_execute(&sql).await?;
         Ok(Self {
             client,
             source: source.to_owned(),
@@ -75,21 +81,23 @@ impl Candidate {
         let Claim {
             epoch,
             cursor,
+            instance,
             predecessor_age,
         } = checkpoint::claim(&client, &source).await?;
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
         });
-        let last_heartbeat = Mutex::new(Instant::now());
+        let producer_name = format!("outbox-relay.{source}.{instance}");
         let leadership = Leadership {
             client,
             source,
             epoch,
-            last_heartbeat,
+            lease: Lease::new(SEND_LEASE),
         };
         Ok(Election {
             leadership,
             cursor,
+            producer_name,
             wait,
         })
     }
@@ -100,34 +108,33 @@ impl Leadership {
         self.epoch
     }
 
+    /// The time for which this is the only leader.
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
     /// Moves the checkpoint, which also shows that the leader is alive.
     pub(crate) async fn advance(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
         // The time before the statement: it may take effect the moment it is sent.
         let sent_at = Instant::now();
         checkpoint::advance(&self.client, &self.source, self.epoch, cursor, false).await?;
-        *self
-            .last_heartbeat
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = sent_at;
+        self.lease.renew(sent_at);
         Ok(())
     }
 
-    /// Gives the source up, with nothing left on its way.
-    pub(crate) async fn resign(self, cursor: &Cursor) -> Result<(), CheckpointError> {
-        checkpoint::advance(&self.client, &self.source, self.epoch, cursor, true).await
+    /// Stays the leader at this place. Ends only with the reason why it can't.
+    pub(crate) async fn stay(&self, cursor: &Cursor) -> CheckpointError {
+        loop {
+            tokio::time::sleep(HEARTBEAT_INTERVAL).await;
+            if let Err(err) = self.advance(cursor).await {
+                return err;
+            }
+        }
     }
 
-    /// Waits until it is certain that no other leader ships yet.
-    pub(crate) async fn wait_for_lease(&self) {
-        let age = || {
-            self.last_heartbeat
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .elapsed()
-        };
-        while age() > SEND_LEASE {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    /// Gives the source up, with nothing left on its way.
+    pub(crate) async fn resign(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
+        checkpoint::advance(&self.client, &self.source, self.epoch, cursor, true).await
     }
 }
 

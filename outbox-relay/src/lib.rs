@@ -1,10 +1,10 @@
 //! Ships the committed rows of Postgres outbox tables to Kafka: every one of them, none that was
 //! not committed, in order per key.
 //!
-//! - `source` is one source's life, and the place to begin reading.
+//! - `source` is one source's life; `source/shipping.rs` is the place to begin reading.
 //! - [`window`] says what is due, [`reader`] fetches it, [`route`] makes records of it, [`sink`]
-//!   sends them, `watermark` counts what is acknowledged, `marks` says which cursor that is,
-//!   `checkpoint` keeps it.
+//!   sends them and counts what is acknowledged, `marks` says which cursor that is, `checkpoint`
+//!   keeps it.
 //! - `leader` makes sure that one relay at a time does so.
 //!
 //! **Invariant:** nothing here ever writes to the outbox, and the checkpoint is never ahead of the
@@ -14,13 +14,14 @@ mod admin;
 mod checkpoint;
 pub mod config;
 mod leader;
+pub mod lease;
 mod marks;
 pub mod reader;
 pub mod route;
 pub mod sink;
 mod source;
 mod status;
-mod watermark;
+mod varint;
 pub mod window;
 
 use std::net::SocketAddr;

@@ -1,16 +1,17 @@
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::window::Cursor;
 
 /// Places in the stream of records that a checkpoint can name: so many records sent, this cursor.
-pub(crate) struct Marks(Mutex<VecDeque<(u64, Cursor)>>);
+#[derive(Clone)]
+pub(crate) struct Marks(Arc<Mutex<VecDeque<(u64, Cursor)>>>);
 
 impl Marks {
     pub(crate) fn new(start: Cursor) -> Self {
-        Self(Mutex::new([(0, start)].into()))
+        Self(Arc::new(Mutex::new([(0, start)].into())))
     }
 
     pub(crate) fn add(&self, sent: u64, cursor: &Cursor) {

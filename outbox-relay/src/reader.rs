@@ -164,6 +164,15 @@ impl Page {
         self.bytes
     }
 
+    /// The highest seq; none of an empty page.
+    ///
+    /// # Errors
+    /// If the last row can't be read.
+    pub fn last_seq(&self) -> Result<Option<i64>, ReadError> {
+        let last = self.rows.last().map(|bytes| Row::parse(bytes));
+        Ok(last.transpose()?.map(|row| row.seq))
+    }
+
     /// Whether the window ends with this page.
     pub fn is_last(&self) -> bool {
         self.is_last

@@ -1,10 +1,17 @@
 //! From a row of the outbox to a record of Kafka.
 
-use std::{collections::BTreeMap, io::Write as _};
+use std::{borrow::Cow, fmt};
 
 use chrono::DateTime;
+use serde::{
+    Deserialize, Deserializer as _,
+    de::{MapAccess, Visitor},
+};
 
-use crate::reader::Row;
+use crate::{
+    reader::Row,
+    varint::{put_bytes, take_bytes},
+};
 
 /// A record, ready to be sent. Everything is borrowed: nothing is copied before the sink does.
 #[derive(Debug)]
@@ -19,46 +26,47 @@ pub struct Record<'a> {
     pub headers: &'a Headers,
 }
 
-/// The headers of one record, in one buffer that the next record uses again.
-#[derive(Debug, Default)]
+/// The headers of one record, in the form that they have in a record batch: the name and the value of
+/// each, with their lengths before them. The next record uses the buffer again.
+#[derive(Clone, Debug, Default)]
 pub struct Headers {
-    text: Vec<u8>,
-    /// Where each name ends and where its value does.
-    ends: Vec<(usize, usize)>,
+    encoded: Vec<u8>,
+    count: usize,
 }
 
 impl Headers {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// Name and value of each header, in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
-        self.ends
-            .iter()
-            .enumerate()
-            .map(|(index, &(name_end, value_end))| {
-                let start = if index == 0 {
-                    0
-                } else {
-                    self.ends[index - 1].1
-                };
-                let name = std::str::from_utf8(&self.text[start..name_end]).unwrap_or_default();
-                (name, &self.text[name_end..value_end])
-            })
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let mut rest = &self.encoded[..];
+        std::iter::from_fn(move || {
+            let name = std::str::from_utf8(take_bytes(&mut rest)?).ok()?;
+            Some((name, take_bytes(&mut rest)?))
+        })
     }
 
-    fn clear(&mut self) {
-        self.text.clear();
-        self.ends.clear();
+    pub(crate) fn encoded(&self) -> &[u8] {
+        &self.encoded
     }
 
-    fn push(&mut self, name: &str, value: &[u8]) {
-        self.push_with(name, |text| text.extend_from_slice(value));
+    pub(crate) fn clear(&mut self) {
+        self.encoded.clear();
+        self.count = 0;
     }
 
-    /// A header whose value is written straight into the buffer.
-    fn push_with(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        self.text.extend_from_slice(name.as_bytes());
-        let name_end = self.text.len();
-        write(&mut self.text);
-        self.ends.push((name_end, self.text.len()));
+    pub(crate) fn push(&mut self, name: &str, value: &[u8]) {
+        put_bytes(&mut self.encoded, name.as_bytes());
+        put_bytes(&mut self.encoded, value);
+        self.count += 1;
+    }
+
+    fn extend(&mut self, others: &Self) {
+        self.encoded.extend_from_slice(&others.encoded);
+        self.count += others.count;
     }
 }
 
@@ -66,8 +74,8 @@ impl Headers {
 /// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>.
 #[derive(Debug)]
 pub struct Router {
-    ce_source: String,
-    content_type: String,
+    /// What is the same for every record.
+    common: Headers,
     headers: Headers,
     clock: ClockText,
 }
@@ -79,10 +87,13 @@ pub struct BadHeaders;
 
 impl Router {
     /// `ce_source` names the system that the events come from, `content_type` is that of payloads.
-    pub fn new(ce_source: String, content_type: String) -> Self {
+    pub fn new(ce_source: &str, content_type: &str) -> Self {
+        let mut common = Headers::default();
+        common.push("ce_specversion", b"1.0");
+        common.push("ce_source", ce_source.as_bytes());
+        common.push("content-type", content_type.as_bytes());
         Self {
-            ce_source,
-            content_type,
+            common,
             headers: Headers::default(),
             clock: ClockText::default(),
         }
@@ -95,30 +106,22 @@ impl Router {
     pub fn route<'a>(&'a mut self, row: &Row<'a>) -> Result<Record<'a>, BadHeaders> {
         let headers = &mut self.headers;
         headers.clear();
-        headers.push("ce_specversion", b"1.0");
-        headers.push(
-            "ce_id",
-            row.event_id
-                .hyphenated()
-                .encode_lower(&mut [0; 36])
-                .as_bytes(),
-        );
-        headers.push("ce_source", self.ce_source.as_bytes());
+        headers.extend(&self.common);
+        let id = row.event_id.hyphenated();
+        headers.push("ce_id", id.encode_lower(&mut [0; 36]).as_bytes());
         headers.push("ce_type", row.event_type.as_bytes());
-        headers.push_with("ce_time", |text| self.clock.write(row.created_at_us, text));
-        headers.push_with("ce_aggregateversion", |text| {
-            // Writing to memory doesn't fail.
-            let _ = write!(text, "{}", row.aggregate_version);
-        });
-        headers.push("content-type", self.content_type.as_bytes());
+        headers.push("ce_time", self.clock.text(row.created_at_us));
+        let mut digits = itoa::Buffer::new();
+        let version = digits.format(row.aggregate_version);
+        headers.push("ce_aggregateversion", version.as_bytes());
         if let Some(traceparent) = row.traceparent {
             headers.push("traceparent", traceparent.as_bytes());
         }
         if let Some(json) = row.headers {
-            let own: BTreeMap<&str, &str> = serde_json::from_slice(json).map_err(|_| BadHeaders)?;
-            for (name, value) in own {
-                headers.push(name, value.as_bytes());
-            }
+            let mut own = serde_json::Deserializer::from_slice(json);
+            own.deserialize_map(OwnHeaders(headers))
+                .and_then(|()| own.end())
+                .map_err(|_| BadHeaders)?;
         }
         let (topic, key, payload) = (row.topic, row.key.as_bytes(), row.payload);
         Ok(Record {
@@ -130,25 +133,51 @@ impl Router {
     }
 }
 
-/// Writes times as RFC 3339. Rows come roughly in the order of time, so the part up to the second
-/// is mostly that of the row before.
+/// Takes the headers of a JSON object, one after the other.
+struct OwnHeaders<'a>(&'a mut Headers);
+
+impl<'de> Visitor<'de> for OwnHeaders<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((Text(name), Text(value))) = map.next_entry()? {
+            self.0.push(&name, value.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// A string, borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Writes times as RFC 3339, to the microsecond. Rows come roughly in the order of time, so the part
+/// up to the second is mostly that of the row before.
 #[derive(Debug, Default)]
 struct ClockText {
     second: Option<i64>,
-    to_the_second: String,
+    text: Vec<u8>,
 }
 
 impl ClockText {
-    fn write(&mut self, unix_us: i64, out: &mut Vec<u8>) {
-        let (second, us) = (unix_us.div_euclid(1_000_000), unix_us.rem_euclid(1_000_000));
+    fn text(&mut self, unix_us: i64) -> &[u8] {
+        const DIGITS: usize = 6;
+        let (second, mut us) = (unix_us.div_euclid(1_000_000), unix_us.rem_euclid(1_000_000));
         if self.second != Some(second) {
             let time = DateTime::from_timestamp(second, 0).unwrap_or_default();
-            self.to_the_second = time.format("%Y-%m-%dT%H:%M:%S").to_string();
+            self.text = time.format("%Y-%m-%dT%H:%M:%S.000000Z").to_string().into();
             self.second = Some(second);
         }
-        out.extend_from_slice(self.to_the_second.as_bytes());
-        // Writing to memory doesn't fail.
-        let _ = write!(out, ".{us:06}Z");
+        let end = self.text.len() - 1;
+        for digit in self.text[end - DIGITS..end].iter_mut().rev() {
+            *digit = b'0' + u8::try_from(us % 10).unwrap_or(0);
+            us /= 10;
+        }
+        &self.text
     }
 }
 
@@ -170,7 +199,7 @@ mod tests {
     };
 
     fn headers_of(row: &Row<'static>) -> Vec<(String, String)> {
-        let mut router = Router::new("/users".into(), "application/json".into());
+        let mut router = Router::new("/users", "application/json");
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
         // Twice, because a record must not inherit anything from the one before.
         router
@@ -191,12 +220,12 @@ mod tests {
     fn a_record_is_a_cloud_event() {
         let expected = [
             ("ce_specversion", "1.0"),
-            ("ce_id", "0199d0a0-0000-7000-8000-000000000001"),
             ("ce_source", "/users"),
+            ("content-type", "application/json"),
+            ("ce_id", "0199d0a0-0000-7000-8000-000000000001"),
             ("ce_type", "user_created"),
             ("ce_time", "2026-01-02T03:04:05.678901Z"),
             ("ce_aggregateversion", "3"),
-            ("content-type", "application/json"),
         ];
         assert_eq!(
             headers_of(&ROW),
@@ -208,10 +237,14 @@ mod tests {
     fn trace_and_own_headers_follow() {
         let row = Row {
             traceparent: Some("00-1-2-01"),
-            headers: Some(br#"{"a":"1"}"#),
+            headers: Some(br#"{"a":"1","b":"x\"\n\u00e4"}"#),
             ..ROW
         };
-        let expected = [("traceparent", "00-1-2-01"), ("a", "1")];
+        let expected = [
+            ("traceparent", "00-1-2-01"),
+            ("a", "1"),
+            ("b", "x\"\n\u{e4}"),
+        ];
         assert_eq!(
             headers_of(&row)[7..],
             expected.map(|(n, v)| (n.to_owned(), v.to_owned()))
@@ -220,8 +253,8 @@ mod tests {
 
     #[test]
     fn headers_that_are_no_strings_are_refused() {
-        let mut router = Router::new("/users".into(), "application/json".into());
-        for json in [r#"{"a":1}"#, "[]", "1", ""] {
+        let mut router = Router::new("/users", "application/json");
+        for json in [r#"{"a":1}"#, r#"{"a":"x"} 1"#, "[]", "1", ""] {
             assert!(
                 router
                     .route(&Row {
@@ -246,8 +279,7 @@ mod tests {
             1_767_323_045_678_902,
             -1,
         ] {
-            let mut text = Vec::new();
-            clock.write(unix_us, &mut text);
+            let text = clock.text(unix_us).to_vec();
             let time = DateTime::from_timestamp_micros(unix_us).unwrap();
             let expected = time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
             assert_eq!(String::from_utf8(text).unwrap(), expected);

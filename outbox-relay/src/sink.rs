@@ -2,37 +2,83 @@
 //! than its bound; on any error it is dropped, and a new one goes on from the checkpoint.
 
 mod in_flight;
+mod kafka;
 mod rdkafka;
+mod watermark;
 
-pub use self::{in_flight::InFlight, rdkafka::RdKafkaSink};
-use crate::route::Record;
+use std::fmt::Display;
+
+pub use self::{in_flight::InFlight, kafka::KafkaSink, rdkafka::RdKafkaSink};
+use crate::{config::KafkaConfig, route::Record};
+
+/// Why a record is refused whose topic nobody made.
+const NO_SUCH_TOPIC: &str = "there is no such topic; create it";
 
 /// Takes records in order, and tells which are acknowledged.
 pub trait Sink: Send {
-    /// Hands over a record; waits for room while as much is in flight as may be.
+    /// Takes a record; waits for room while as much is in flight as may be. It may stay here until
+    /// [`flush`](Self::flush).
     ///
     /// # Errors
-    /// When the sink is of no use any more. What was not acknowledged may or may not arrive.
+    /// When this record will not be taken, or the sink is of no use any more. What was not
+    /// acknowledged may or may not arrive.
     fn send(&mut self, record: &Record<'_>) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Sends what is still here.
+    ///
+    /// # Errors
+    /// When the sink is of no use any more.
+    fn flush(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Looks after itself; to be called between pages, and often while there is nothing to send.
+    ///
+    /// # Errors
+    /// When the sink is of no use any more.
+    fn tend(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// What became of the records; stays valid beside [`send`](Self::send).
     fn in_flight(&self) -> &InFlight;
+
+    /// Whether the broker itself refuses what a predecessor of this sink still sends.
+    fn is_fenced(&self) -> bool;
+}
+
+/// What a sink is made with.
+#[derive(Clone, Debug)]
+pub struct SinkOptions {
+    /// The brokers, and how long and how much may be on its way.
+    pub kafka: KafkaConfig,
+    /// Records in flight at most; up to the configured number.
+    pub max_in_flight: usize,
+    /// Names the source towards the brokers, the same for all relays that could ship it. Kafka
+    /// calls it a transactional id.
+    pub producer_name: String,
 }
 
 /// Why records don't get through.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
     /// Trying again with a new sink can help: the broker is away, slow, or not the leader.
     #[error("Kafka doesn't take records: {0}")]
     Unavailable(String),
-    /// This record will not be taken, however often it is tried.
-    #[error("Kafka refuses a record of topic {topic}, key {key:?}: {reason}")]
+    /// A record will not be taken, however often it is tried.
+    #[error("Kafka refuses a record of topic {topic}: {reason}")]
     Refused {
         /// Where the record was to go.
         topic: String,
-        /// Its key.
-        key: String,
         /// What the broker says.
         reason: String,
     },
+    /// Another relay has become the leader, and the broker refuses this one.
+    #[error("Kafka refuses this relay: another one ships this source now")]
+    Fenced,
+}
+
+impl SinkError {
+    pub(crate) fn refused(topic: &str, reason: impl Display) -> Self {
+        Self::Refused {
+            topic: topic.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
 }

@@ -128,8 +128,11 @@ impl Home {
         Ok(copy)
     }
 
-    /// Writes a file that the servers can read.
-    pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+    /// Writes a file that the servers can read and write.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
         fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
         if let Some(user) = self.user {

@@ -13,7 +13,10 @@ const ATTEMPTS: usize = 100;
 
 /// A port of the loopback that nobody listens on, by chance: two who ask at the same moment hardly
 /// get the same.
-pub(crate) fn free_port() -> io::Result<u16> {
+///
+/// # Errors
+/// If all that were tried are in use.
+pub fn free_port() -> io::Result<u16> {
     for _ in 0..ATTEMPTS {
         let random = u16::try_from(Uuid::new_v4().as_u128() % PORTS.len() as u128).unwrap_or(0);
         let port = PORTS.start + random;

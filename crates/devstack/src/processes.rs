@@ -19,6 +19,8 @@ use crate::home::Home;
 
 /// How long a program may take to end after it was asked to; then it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a new process may take to have an id.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between the end of a process and its next start: long enough not to burn a core when a program
 /// can't start at all, short enough that whoever killed it sees it back within a second.
 const RESTART_DELAY: Duration = Duration::from_millis(300);
@@ -172,6 +174,17 @@ impl Process {
     /// The id of the process that runs now, if one does.
     pub fn pid(&self) -> Option<u32> {
         *self.pid.borrow()
+    }
+
+    /// The id of the process, as soon as it runs.
+    ///
+    /// # Errors
+    /// If it can't be started; its log and the error say why.
+    pub async fn started(&mut self) -> Result<u32> {
+        let running = self.pid.wait_for(Option::is_some);
+        let pid = tokio::time::timeout(START_TIMEOUT, running).await;
+        let pid = pid.ok().and_then(|running| *running.ok()?);
+        pid.with_context(|| format!("{} can't be started", self.name))
     }
 
     /// Ends the process at once, with SIGKILL; it will be started again.

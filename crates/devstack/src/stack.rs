@@ -237,7 +237,10 @@ impl Executables {
 }
 
 /// The folder in which cargo puts programs, beside the one that runs now.
-fn built_programs() -> Result<PathBuf> {
+///
+/// # Errors
+/// If the system can't tell which one that is.
+pub fn built_programs() -> Result<PathBuf> {
     let own = env::current_exe()?;
     let folder = own.parent().context("a program is in a folder")?;
     // Tests and examples are one folder further down.

@@ -9,7 +9,6 @@ use std::{
 use tokio::sync::Notify;
 
 use super::SinkError;
-use crate::watermark::Watermark;
 
 /// The records that are on their way: shared by the task that sends and checkpoints, and the
 /// client's thread that learns of deliveries.
@@ -22,7 +21,6 @@ struct Inner {
     capacity: u64,
     sent: AtomicU64,
     acknowledged: AtomicU64,
-    watermark: Mutex<Watermark>,
     failure: Mutex<Option<SinkError>>,
     /// Told upon the first failure, when a good part of the room is free again, and when nothing is
     /// in flight any more. Not upon every delivery: a sender that is woken for a single place is
@@ -37,7 +35,6 @@ impl InFlight {
             capacity: capacity.max(1) as u64,
             sent: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
-            watermark: Mutex::new(Watermark::new(capacity)),
             failure: Mutex::new(None),
             changed: Notify::new(),
         }))
@@ -58,14 +55,24 @@ impl InFlight {
     /// # Errors
     /// That reason.
     pub fn check(&self) -> Result<(), SinkError> {
-        lock(&self.0.failure).clone().map_or(Ok(()), Err)
+        self.failure().clone().map_or(Ok(()), Err)
+    }
+
+    /// Whether no record more may be sent now.
+    pub(super) fn is_full(&self) -> bool {
+        self.sent().saturating_sub(self.acknowledged()) >= self.0.capacity
+    }
+
+    /// Whether everything sent is acknowledged.
+    pub fn is_empty(&self) -> bool {
+        self.sent() == self.acknowledged()
     }
 
     /// Waits until a record more may be sent.
     ///
     /// # Errors
     /// When the sink fails meanwhile.
-    pub async fn wait_for_room(&self) -> Result<(), SinkError> {
+    pub(super) async fn wait_for_room(&self) -> Result<(), SinkError> {
         self.wait_until(|inner, in_flight| in_flight < inner.capacity)
             .await
     }
@@ -97,14 +104,12 @@ impl InFlight {
         self.0.sent.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// A record is acknowledged.
-    pub(super) fn acknowledge(&self, number: u64) {
-        let acknowledged = {
-            let mut watermark = lock(&self.0.watermark);
-            watermark.acknowledge(number);
-            watermark.acknowledged()
-        };
-        let before = self.0.acknowledged.swap(acknowledged, Ordering::AcqRel);
+    /// All records below this number are acknowledged.
+    pub(super) fn acknowledge_up_to(&self, acknowledged: u64) {
+        let before = self
+            .0
+            .acknowledged
+            .fetch_max(acknowledged, Ordering::AcqRel);
         let sent = self.sent();
         let (was, is) = (
             sent.saturating_sub(before),
@@ -118,8 +123,15 @@ impl InFlight {
 
     /// The sink is of no use any more.
     pub(super) fn fail(&self, err: SinkError) {
-        lock(&self.0.failure).get_or_insert(err);
+        self.failure().get_or_insert(err);
         self.0.changed.notify_waiters();
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<SinkError>> {
+        self.0
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn wait_until(&self, done: impl Fn(&Inner, u64) -> bool) -> Result<(), SinkError> {
@@ -136,9 +148,4 @@ impl InFlight {
             let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
         }
     }
-}
-
-/// A panic under one of these locks leaves nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,10 @@
 //! The sink over librdkafka: the conservative choice.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rdkafka::{
     ClientConfig, ClientContext,
@@ -12,8 +16,8 @@ use rdkafka::{
     },
 };
 
-use super::{InFlight, Sink, SinkError};
-use crate::{config::KafkaConfig, route::Record};
+use super::{InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions, watermark::Watermark};
+use crate::{lease::Lease, route::Record};
 
 /// librdkafka waits so long for more records before it sends a batch. At 0 batches stay small
 /// under load (half the throughput, measured); this much does not show in the latency.
@@ -26,8 +30,11 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sends through librdkafka's idempotent producer.
 pub struct RdKafkaSink {
     /// Taken only when the sink is dropped.
-    producer: Option<ThreadedProducer<Deliveries>>,
+    producer: Option<Arc<ThreadedProducer<Deliveries>>>,
     in_flight: InFlight,
+    lease: Lease,
+    /// Topics that are there.
+    topics: HashSet<String>,
 }
 
 impl RdKafkaSink {
@@ -35,7 +42,12 @@ impl RdKafkaSink {
     ///
     /// # Errors
     /// If none does, or the configuration can't be used.
-    pub async fn open(kafka: &KafkaConfig, max_in_flight: usize) -> Result<Self, SinkError> {
+    pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
+        let SinkOptions {
+            kafka,
+            max_in_flight,
+            ..
+        } = options;
         let in_flight = InFlight::new(max_in_flight);
         let mut config = ClientConfig::new();
         config
@@ -58,7 +70,10 @@ impl RdKafkaSink {
                 (kafka.max_in_flight_bytes / 1024).to_string(),
             )
             .set("message.max.bytes", kafka.max_record_bytes.to_string());
-        let context = Deliveries(in_flight.clone());
+        let context = Deliveries {
+            watermark: Mutex::new(Watermark::new(max_in_flight)),
+            in_flight: in_flight.clone(),
+        };
         let producer = tokio::task::spawn_blocking(move || {
             let producer: ThreadedProducer<Deliveries> = config.create_with_context(context)?;
             producer.client().fetch_metadata(None, METADATA_TIMEOUT)?;
@@ -68,18 +83,46 @@ impl RdKafkaSink {
         .map_err(|err| SinkError::Unavailable(err.to_string()))?
         .map_err(|err| SinkError::Unavailable(err.to_string()))?;
         Ok(Self {
-            producer: Some(producer),
+            producer: Some(Arc::new(producer)),
             in_flight,
+            lease,
+            topics: HashSet::new(),
         })
+    }
+
+    /// Refuses a topic that is not there: librdkafka would only let its records time out.
+    async fn check_topic(&mut self, name: &str) -> Result<(), SinkError> {
+        if self.topics.contains(name) {
+            return Ok(());
+        }
+        let Some(producer) = self.producer.clone() else {
+            return Err(SinkError::Unavailable("closed".into()));
+        };
+        // All topics, because a question for one would create it where brokers are set to do so.
+        let asking = move || producer.client().fetch_metadata(None, METADATA_TIMEOUT);
+        let metadata = tokio::task::spawn_blocking(asking)
+            .await
+            .map_err(|err| SinkError::Unavailable(err.to_string()))?
+            .map_err(|err| SinkError::Unavailable(err.to_string()))?;
+        let names = metadata
+            .topics()
+            .iter()
+            .map(|topic| topic.name().to_owned());
+        self.topics = names.collect();
+        if self.topics.contains(name) {
+            return Ok(());
+        }
+        Err(SinkError::refused(name, NO_SUCH_TOPIC))
     }
 }
 
 impl Sink for RdKafkaSink {
     async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
+        self.check_topic(record.topic).await?;
         let Some(producer) = &self.producer else {
             return Err(SinkError::Unavailable("closed".into()));
         };
-        let mut headers = OwnedHeaders::new_with_capacity(record.headers.iter().len());
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.count());
         for (key, value) in record.headers.iter() {
             headers = headers.insert(Header {
                 key,
@@ -93,6 +136,7 @@ impl Sink for RdKafkaSink {
             .headers(headers);
         base_record.payload = record.payload;
         loop {
+            self.lease.wait().await;
             match producer.send(base_record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
@@ -102,14 +146,27 @@ impl Sink for RdKafkaSink {
                 }
                 Err((err, _)) => {
                     self.in_flight.take_back();
-                    return Err(classify(&err, record.topic, record.key));
+                    return Err(classify(&err, record.topic));
                 }
             }
         }
     }
 
+    async fn flush(&mut self) -> Result<(), SinkError> {
+        // librdkafka sends by itself.
+        Ok(())
+    }
+
+    async fn tend(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
     fn in_flight(&self) -> &InFlight {
         &self.in_flight
+    }
+
+    fn is_fenced(&self) -> bool {
+        false
     }
 }
 
@@ -123,7 +180,11 @@ impl Drop for RdKafkaSink {
 }
 
 /// Hears of deliveries, on librdkafka's thread.
-struct Deliveries(InFlight);
+struct Deliveries {
+    /// librdkafka acknowledges the records of different partitions in any order.
+    watermark: Mutex<Watermark>,
+    in_flight: InFlight,
+}
 
 impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -132,7 +193,8 @@ impl ClientContext for Deliveries {
         if let Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::AllBrokersDown) =
             error.rdkafka_error_code()
         {
-            self.0.fail(SinkError::Unavailable(reason.to_owned()));
+            let reason = reason.to_owned();
+            self.in_flight.fail(SinkError::Unavailable(reason));
         }
     }
 }
@@ -142,17 +204,21 @@ impl ProducerContext<NoCustomPartitioner> for Deliveries {
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         match result {
-            Ok(_) => self.0.acknowledge(number as u64),
-            Err((err, message)) => {
-                let key = message.key().unwrap_or_default();
-                self.0.fail(classify(err, message.topic(), key));
+            Ok(_) => {
+                let mut watermark = self
+                    .watermark
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                watermark.acknowledge(number as u64);
+                self.in_flight.acknowledge_up_to(watermark.acknowledged());
             }
+            Err((err, message)) => self.in_flight.fail(classify(err, message.topic())),
         }
     }
 }
 
 /// Tells what will never be taken from what a new producer may get through.
-fn classify(err: &KafkaError, topic: &str, key: &[u8]) -> SinkError {
+fn classify(err: &KafkaError, topic: &str) -> SinkError {
     use RDKafkaErrorCode as Code;
     match err.rdkafka_error_code() {
         Some(
@@ -165,11 +231,7 @@ fn classify(err: &KafkaError, topic: &str, key: &[u8]) -> SinkError {
             | Code::InvalidTopic
             | Code::TopicAuthorizationFailed
             | Code::PolicyViolation,
-        ) => SinkError::Refused {
-            topic: topic.to_owned(),
-            key: String::from_utf8_lossy(key).into_owned(),
-            reason: err.to_string(),
-        },
+        ) => SinkError::refused(topic, err),
         _ => SinkError::Unavailable(err.to_string()),
     }
 }

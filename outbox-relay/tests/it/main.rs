@@ -1,6 +1,27 @@
 //! The relay's promises, on a real Postgres and a real Kafka.
 
+mod failover;
 mod harness;
 mod reading;
 mod schedule;
 mod shipping;
+mod sinks;
+
+/// A test for each of these functions and each sink.
+#[macro_export]
+macro_rules! for_each_sink {
+    ($($test:ident,)*) => {
+        mod kafka {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() -> anyhow::Result<()> {
+                super::$test(outbox_relay::config::SinkKind::Kafka).await
+            })*
+        }
+        mod rdkafka {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() -> anyhow::Result<()> {
+                super::$test(outbox_relay::config::SinkKind::RdKafka).await
+            })*
+        }
+    };
+}

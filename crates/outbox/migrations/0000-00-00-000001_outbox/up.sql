@@ -10,7 +10,7 @@ create table outbox (
     xid xid8 not null default pg_current_xact_id(),
     -- Orders the events of one key: both transactions hold the aggregate's row lock while they draw their number.
     -- Across keys it is no order of commits, and it has gaps where transactions were rolled back.
-    seq bigint not null default nextval('outbox_seq'),
+    seq bigint not null default nextval('outbox_seq') constraint outbox_seq_positive check (seq > 0),
     -- The event's identity in every copy that is ever made of it (header ce_id).
     event_id uuid not null default gen_random_uuid(),
     topic text not null constraint outbox_topic_named check (topic <> ''),
@@ -21,7 +21,9 @@ create table outbox (
     -- The record's value as it is; null makes a tombstone, which lets compaction forget the key.
     payload bytea,
     -- Further headers, an object of strings.
-    headers jsonb constraint outbox_headers_object check (jsonb_typeof(headers) = 'object'),
+    headers jsonb constraint outbox_headers_strings check (
+        jsonb_typeof(headers) = 'object' and not jsonb_path_exists(headers, '$.* ? (@.type() != "string")')
+    ),
     -- The W3C trace context of the request that wrote the row.
     traceparent text,
     created_at timestamptz not null default clock_timestamp(),

@@ -2,6 +2,8 @@
 -- so that both are backed up, restored and failed over together.
 create table relay_checkpoints (
     source text constraint relay_checkpoints_pkey primary key,
+    -- Tells this source from one of the same name in another database, where both ship to one Kafka.
+    instance uuid not null default gen_random_uuid(),
     -- One more with every leader; an update by a leader of the past finds another epoch and changes nothing.
     epoch bigint not null,
     -- Everything visible in this snapshot was shipped and acknowledged ...

@@ -1,0 +1,125 @@
+//! How long after its commit a record is in a consumer's hands, at a steady rate of commits.
+
+mod consumer;
+mod writers;
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use devstack::step;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::{
+    lab::Lab,
+    latency::{consumer::Consumer, writers::Plan},
+    usage::cpu_s,
+};
+
+/// Before each rate, and not measured.
+const WARM_UP: Duration = Duration::from_secs(3);
+/// Before the first rate: until JVMs, the broker's too, have compiled what is busy now.
+const FIRST_WARM_UP_S: u64 = 12;
+const FIRST_WARM_UP_RATE: u64 = 2_000;
+const IDLE_FOR: Duration = Duration::from_secs(10);
+/// After the last commit, until it is quiet.
+const SETTLE_FOR: Duration = Duration::from_secs(2);
+
+/// What was found at one rate.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Latency {
+    /// Commits a second that were asked for.
+    pub(crate) rate: u64,
+    /// Commits a second that the machine made.
+    pub(crate) achieved_per_s: f64,
+    /// From the clock in the row, taken right before its commit, to the consumer.
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) max_ms: f64,
+    /// From when the commit was due, which holds Postgres' own delays too.
+    pub(crate) since_due_p50_ms: f64,
+    pub(crate) since_due_p99_ms: f64,
+    /// Of a core.
+    pub(crate) shipper_cpu_percent: f64,
+    pub(crate) postgres_cpu_percent: f64,
+    pub(crate) broker_cpu_percent: f64,
+}
+
+/// Measures at `rate` commits a second for so many seconds, while `shipper` ships.
+pub(crate) async fn measure(lab: &Lab, shipper: u32, rate: u64, seconds: u64) -> Result<Latency> {
+    let what = format!("latency at {rate} commits a second");
+    step(&what, measure_at(lab, shipper, rate, seconds)).await
+}
+
+/// Commits for a while, and measures nothing.
+pub(crate) async fn warm_up(lab: &Lab, shipper: u32) -> Result<()> {
+    let warming_up = measure_at(lab, shipper, FIRST_WARM_UP_RATE, FIRST_WARM_UP_S);
+    step("warm-up", warming_up).await?;
+    Ok(())
+}
+
+async fn measure_at(lab: &Lab, shipper: u32, rate: u64, seconds: u64) -> Result<Latency> {
+    let measured_for = Duration::from_secs(seconds);
+    let plan = Plan {
+        rate,
+        warm_up: WARM_UP,
+        measured_for,
+    };
+    let writers = plan.prepare(lab).await?;
+    let topic = lab.topic.clone();
+    let consumer = tokio::task::spawn_blocking(move || topic.consumer_from_now()).await??;
+    let consumer = Consumer::start(consumer, unix_us(SystemTime::now() + WARM_UP));
+    let processes = lab.processes(shipper)?;
+    let cpu_share = async {
+        tokio::time::sleep(WARM_UP).await;
+        let before = processes.cpu()?;
+        tokio::time::sleep(measured_for).await;
+        Ok::<_, anyhow::Error>(processes.cpu()?.since(before))
+    };
+    let (written, cpu) = tokio::try_join!(writers.write(), cpu_share)?;
+    let received = consumer.finish(written.committed).await?;
+    let since_due = &received.since_due;
+    let since_created = &received.since_created;
+    ensure!(!since_created.is_empty(), "nothing was measured");
+    let percent = |cpu_s: f64| cpu_s / measured_for.as_secs_f64() * 100.0;
+    Ok(Latency {
+        rate,
+        achieved_per_s: written.committed_while_measured as f64 / measured_for.as_secs_f64(),
+        p50_ms: quantile_ms(since_created, 0.5),
+        p99_ms: quantile_ms(since_created, 0.99),
+        max_ms: since_created.max() as f64 / 1_000.0,
+        since_due_p50_ms: quantile_ms(since_due, 0.5),
+        since_due_p99_ms: quantile_ms(since_due, 0.99),
+        shipper_cpu_percent: percent(cpu.shipper),
+        postgres_cpu_percent: percent(cpu.postgres),
+        broker_cpu_percent: percent(cpu.broker),
+    })
+}
+
+/// CPU of a shipper that has nothing to ship, in percent of a core.
+pub(crate) async fn idle_cpu_percent(shipper: u32) -> Result<f64> {
+    let looking = async {
+        tokio::time::sleep(SETTLE_FOR).await;
+        let before = cpu_s(shipper)?;
+        tokio::time::sleep(IDLE_FOR).await;
+        let used = cpu_s(shipper)? - before;
+        Ok(used / IDLE_FOR.as_secs_f64() * 100.0)
+    };
+    step("idling", looking).await
+}
+
+/// Microseconds, up to a minute; what takes longer counts as that.
+fn histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_max(60_000_000, 3).context("no histogram")
+}
+
+fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+    histogram.value_at_quantile(quantile) as f64 / 1_000.0
+}
+
+fn unix_us(time: SystemTime) -> u64 {
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,169 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use devstack::Sql;
+use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_postgres::Statement;
+
+use super::unix_us;
+use crate::lab::Lab;
+
+/// Enough that one slow commit doesn't hold up those that are due after it.
+const CONNECTIONS: usize = 16;
+const PAYLOAD_BYTES: usize = 200;
+/// How long commits that are due may still take at the end. What is left then was more than the
+/// machine can do, and is not written.
+const GRACE: Duration = Duration::from_secs(2);
+
+const INSERT: &str = "insert into outbox
+    (topic, key, event_type, aggregate_version, payload, traceparent)
+    values ($1, $2, 'order_created', $3, $4,
+        '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')";
+
+/// When commits are due. The clock says so, and no commit waits for the one before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) rate: u64,
+    pub(super) warm_up: Duration,
+    pub(super) measured_for: Duration,
+}
+
+/// Open connections.
+pub(super) struct Writers {
+    plan: Plan,
+    topic: String,
+    sessions: Vec<(Sql, Statement)>,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Written {
+    pub(super) committed: u64,
+    pub(super) committed_while_measured: u64,
+}
+
+impl Plan {
+    /// Opens the connections.
+    pub(super) async fn prepare(self, lab: &Lab) -> Result<Writers> {
+        let mut sessions = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let sql = lab.sql().await?;
+            let insert = sql.prepare(INSERT).await?;
+            sessions.push((sql, insert));
+        }
+        Ok(Writers {
+            plan: self,
+            topic: lab.topic.name.clone(),
+            sessions,
+        })
+    }
+
+    fn commits(&self) -> u64 {
+        let seconds = (self.warm_up + self.measured_for).as_secs_f64();
+        (seconds * self.rate as f64) as u64
+    }
+
+    fn due_after(&self, number: u64) -> Duration {
+        Duration::from_secs_f64(number as f64 / self.rate as f64)
+    }
+}
+
+impl Writers {
+    /// Commits one row at a time on each connection, each when it is due or, where all connections
+    /// are busy, as soon as one is free.
+    pub(super) async fn write(self) -> Result<Written> {
+        let plan = self.plan;
+        let (due, next) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
+        let start = (Instant::now(), SystemTime::now());
+        let pace = {
+            let due = Arc::clone(&due);
+            // A thread sleeps more exactly than the runtime, whose clock ticks in milliseconds.
+            tokio::task::spawn_blocking(move || {
+                for number in 0..plan.commits() {
+                    let due_at = start.0 + plan.due_after(number);
+                    std::thread::sleep(due_at.saturating_duration_since(Instant::now()));
+                    due.add_permits(1);
+                }
+            })
+        };
+        let mut sessions = JoinSet::new();
+        for (sql, insert) in self.sessions {
+            let (due, next, topic) = (Arc::clone(&due), Arc::clone(&next), self.topic.clone());
+            sessions.spawn(async move {
+                let mut written = Written::default();
+                while let Ok(permit) = due.acquire().await {
+                    permit.forget();
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let due_us = unix_us(start.1 + plan.due_after(number));
+                    insert_row(&sql, &insert, &topic, number, due_us).await?;
+                    written.committed += 1;
+                    let elapsed = start.0.elapsed();
+                    if elapsed >= plan.warm_up && elapsed < plan.warm_up + plan.measured_for {
+                        written.committed_while_measured += 1;
+                    }
+                }
+                Ok::<_, anyhow::Error>(written)
+            });
+        }
+        pace.await?;
+        tokio::time::sleep(GRACE).await;
+        due.close();
+        let mut all = Written::default();
+        while let Some(written) = sessions.join_next().await {
+            let written = written?.context("a writer failed")?;
+            all.committed += written.committed;
+            all.committed_while_measured += written.committed_while_measured;
+        }
+        Ok(all)
+    }
+}
+
+async fn insert_row(
+    sql: &Sql,
+    insert: &Statement,
+    topic: &str,
+    number: u64,
+    due_us: u64,
+) -> Result<()> {
+    let key = format!("00000000-0000-4000-8000-{:012x}", number % 10_000);
+    let version = i64::try_from(number)?;
+    let payload = payload(due_us);
+    sql.execute(insert, &[&topic, &key, &version, &payload])
+        .await?;
+    Ok(())
+}
+
+const DUE_FIELD: &[u8] = b"{\"due_us\":";
+
+fn payload(due_us: u64) -> Vec<u8> {
+    let mut payload = [DUE_FIELD, due_us.to_string().as_bytes(), b",\"data\":\""].concat();
+    payload.resize(PAYLOAD_BYTES - 2, b'x');
+    payload.extend_from_slice(b"\"}");
+    payload
+}
+
+/// When the commit of a row with this payload was due.
+pub(super) fn due_us(payload: &[u8]) -> Option<u64> {
+    let digits = payload.strip_prefix(DUE_FIELD)?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_says_when_it_was_due() {
+        let payload = payload(1_767_323_045_678_901);
+        assert_eq!(payload.len(), PAYLOAD_BYTES);
+        assert_eq!(due_us(&payload), Some(1_767_323_045_678_901));
+        assert_eq!(due_us(b"{}"), None);
+    }
+}

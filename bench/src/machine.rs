@@ -1,0 +1,48 @@
+use std::{fs, thread};
+
+use anyhow::Result;
+use devstack::Kafka;
+use serde::Serialize;
+
+use crate::lab::Lab;
+
+/// What the figures were measured on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) cores: usize,
+    pub(crate) processor: String,
+    pub(crate) memory_gib: f64,
+    pub(crate) kernel: String,
+    pub(crate) postgres: String,
+    pub(crate) kafka: String,
+    pub(crate) librdkafka: String,
+}
+
+impl Machine {
+    pub(crate) async fn look(lab: &Lab) -> Result<Self> {
+        let memory_kib: f64 = field("/proc/meminfo", "MemTotal")
+            .and_then(|value| value.strip_suffix(" kB")?.parse().ok())
+            .unwrap_or_default();
+        let sql = lab.sql().await?;
+        Ok(Self {
+            cores: thread::available_parallelism()?.get(),
+            processor: field("/proc/cpuinfo", "model name").unwrap_or_default(),
+            memory_gib: memory_kib / 1024.0 / 1024.0,
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
+                .trim()
+                .to_owned(),
+            postgres: sql.query_one("show server_version", &[]).await?.get(0),
+            kafka: Kafka::VERSION.to_owned(),
+            librdkafka: rdkafka::util::get_rdkafka_version().1,
+        })
+    }
+}
+
+/// The first value of this name in a file of lines `name: value`.
+fn field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().find_map(|line| {
+        let (found, value) = line.split_once(':')?;
+        (found.trim() == name).then(|| value.trim().to_owned())
+    })
+}

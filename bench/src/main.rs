@@ -1,0 +1,72 @@
+//! `bench`: how fast it is, beside what and at what cost, on a real Postgres and a real Kafka.
+//!
+//! - `session` is one measurement from the start of its servers to its report, and the place to
+//!   begin reading.
+//! - `drain`, `limits`, `latency` and `curves` are what is measured; `relay` and `debezium` are what
+//!   it is measured on.
+//! - `lab` holds servers, database and topic; `usage` reads CPU and memory from /proc.
+//! - `report` is what was found, `tables` lays it out.
+
+mod curves;
+mod debezium;
+mod drain;
+mod lab;
+mod latency;
+mod limits;
+mod machine;
+mod options;
+mod relay;
+mod report;
+mod session;
+mod tables;
+mod topic;
+mod usage;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures; there are no limits to be kept, the figures are for people to judge.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The relay: draining a backlog, latency, and what limits it; with --debezium beside Debezium
+    Relay(options::RelayOptions),
+    /// Only read an outbox; a process of its own, so that its CPU is
+    #[command(hide = true)]
+    Read(limits::ReadOptions),
+    /// Only produce records; a process of its own, so that its CPU is
+    #[command(hide = true)]
+    Produce(limits::ProduceOptions),
+}
+
+/// What shells say of a program that a Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let command = program::parse::<Cli>().command;
+    let stop = match program::shutdown_signal() {
+        Ok(stop) => stop,
+        Err(err) => return program::report(Err(err.into())),
+    };
+    tokio::select! {
+        result = run(command) => program::report(result.map(|()| ExitCode::SUCCESS)),
+        // The guard of the servers' folder clears everything away.
+        () = stop.cancelled() => ExitCode::from(INTERRUPTED),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Relay(options) => session::run(&options).await,
+        Command::Read(options) => limits::read(&options).await,
+        Command::Produce(options) => limits::produce(options).await,
+    }
+}

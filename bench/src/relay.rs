@@ -1,0 +1,110 @@
+use std::{net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use devstack::{Process, Program, built_programs, eventually, free_port};
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::lab::Lab;
+
+const CONFIG: &str = "outbox-relay.toml";
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The relay as it is built for use, as a process of its own.
+pub(crate) struct Relay {
+    process: Process,
+    pid: u32,
+    program: PathBuf,
+    config: PathBuf,
+}
+
+/// What of its status is looked at.
+#[derive(Deserialize)]
+struct Status {
+    role: String,
+    shipped: u64,
+    in_flight: u64,
+    error: Option<String>,
+}
+
+impl Relay {
+    /// Starts it with no memory of what was shipped before.
+    pub(crate) async fn start(lab: &Lab, sink: &str) -> Result<Self> {
+        let home = &lab.servers.home;
+        let forget = "delete from relay_checkpoints";
+        lab.sql().await?.batch_execute(forget).await?;
+        let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let (brokers, database_url) = (&lab.topic.brokers, &lab.database_url);
+        let config = home.write(
+            CONFIG,
+            &format!(
+                "admin_addr = \"{admin_addr}\"\n\
+                 [kafka]\nbrokers = \"{brokers}\"\nsink = \"{sink}\"\n\
+                 [[source]]\nname = \"bench\"\ndatabase_url = \"{database_url}\"\n"
+            ),
+        )?;
+        let program = home.stage(&built_programs()?.join("outbox-relay"))?;
+        let run = Program::new("outbox-relay", &program)
+            .args(["run"])
+            .env("OUTBOX_RELAY_CONFIG", config.display());
+        let mut process = Process::start(home, run);
+        let pid = process.started().await?;
+        Ok(Self {
+            process,
+            pid,
+            program,
+            config,
+        })
+    }
+
+    /// The id of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until it ships.
+    pub(crate) async fn wait_ready(&self) -> Result<()> {
+        eventually("a relay that leads", async || {
+            // It may not answer yet.
+            let status = self.status().await.ok();
+            Ok(status.filter(|status| status.role == "leader").map(drop))
+        })
+        .await
+    }
+
+    /// Waits until it says itself that it has shipped so many, and nothing is on its way.
+    pub(crate) async fn wait_shipped(&self, rows: u64) -> Result<()> {
+        eventually(&format!("{rows} rows shipped"), async || {
+            let status = self.status().await?;
+            let shipped = status.shipped;
+            ensure!(
+                shipped <= rows && status.error.is_none(),
+                "the relay has shipped {shipped} of {rows} rows, and says {:?}",
+                status.error
+            );
+            Ok((shipped == rows && status.in_flight == 0).then_some(()))
+        })
+        .await
+    }
+
+    /// Ends it as it is meant to end.
+    pub(crate) async fn stop(self) -> Result<()> {
+        let is_same = self.process.pid() == Some(self.pid);
+        self.process.stop().await;
+        ensure!(is_same, "the relay ended in the middle of the measurement");
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<Status> {
+        let asking = Command::new(&self.program)
+            .arg("status")
+            .env("OUTBOX_RELAY_CONFIG", &self.config)
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(ASK_TIMEOUT, asking).await??;
+        ensure!(output.status.success(), "the relay doesn't answer");
+        let statuses: Vec<Status> = serde_json::from_slice(&output.stdout)?;
+        statuses.into_iter().next().context("no source")
+    }
+}

@@ -1,0 +1,176 @@
+//! One measurement, from the start of its servers to its report.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    curves,
+    debezium::{Connector, Tuning},
+    drain::{self, Drain},
+    lab::{Backlog, Lab},
+    latency::{self, Latency},
+    limits::{self, Limit},
+    machine::Machine,
+    options::RelayOptions,
+    relay::Relay,
+    report::{DebeziumFigures, DrainFigures, LimitFigures, Report},
+    tables,
+};
+
+pub(crate) const PAYLOAD_BYTES: u32 = 200;
+/// Those that each record of a row with a trace has.
+pub(crate) const BASE_HEADERS: u32 = 8;
+
+/// Measures what was asked for, and tells.
+pub(crate) async fn run(options: &RelayOptions) -> Result<()> {
+    let lab = Lab::start(options.debezium).await?;
+    let report = measure(&lab, options).await;
+    lab.stop().await;
+    let report = report?;
+    println!("{}", tables::text(&report));
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&report)? + "\n";
+        fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    if let Some(path) = &options.markdown {
+        fs::write(path, tables::markdown(&report))
+            .with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
+    let default_sink = options.sinks.first().context("no sink")?;
+    let connector = match options.debezium {
+        true => Some(Connector::prepare(lab).await?),
+        false => None,
+    };
+    lab.fill(&Backlog {
+        rows: options.rows,
+        payload_bytes: PAYLOAD_BYTES,
+        further_headers: 0,
+    })
+    .await?;
+    // The broker's code is compiled while it runs: nobody's first run should pay for that.
+    eprintln!("warm-up");
+    Runs::default().add(lab, options, None).await?;
+    let mut runs = Runs::default();
+    for number in 1..=options.runs {
+        eprintln!("run {number} of {}", options.runs);
+        runs.add(lab, options, connector.as_ref()).await?;
+    }
+    if let Some(connector) = &connector {
+        connector.forget(lab).await?;
+    }
+    let (latency, idle_cpu_percent) = relay_latency(lab, default_sink, options).await?;
+    let debezium = match &connector {
+        Some(connector) => Some(DebeziumFigures {
+            version: Connector::VERSION,
+            tuned: runs.drain_figures(Tuning::Drain.name())?,
+            with_defaults: runs.drain_figures(Tuning::Defaults.name())?,
+            latency: debezium_latency(lab, connector, options).await?,
+        }),
+        None => None,
+    };
+    let curves = match options.curves {
+        Some(reach) => curves::measure(lab, default_sink, reach).await?,
+        None => Vec::new(),
+    };
+    Ok(Report {
+        measured_at: chrono::Local::now().format("%Y-%m-%d").to_string(),
+        machine: Machine::look(lab).await?,
+        rows: options.rows,
+        payload_bytes: PAYLOAD_BYTES,
+        runs: options.runs,
+        drain: runs.drain_figures(&contender(default_sink))?,
+        drain_rdkafka: runs.drain_figures(&contender("rdkafka")).ok(),
+        limits: LimitFigures::of(&runs.reading, &runs.producing)?,
+        latency,
+        idle_cpu_percent,
+        debezium,
+        curves,
+    })
+}
+
+/// What was measured by turns, so that a change of the machine's mood meets everybody.
+#[derive(Default)]
+struct Runs {
+    drains: BTreeMap<String, Vec<Drain>>,
+    reading: Vec<Limit>,
+    producing: Vec<Limit>,
+}
+
+impl Runs {
+    /// One more of each.
+    async fn add(
+        &mut self,
+        lab: &Lab,
+        options: &RelayOptions,
+        connector: Option<&Connector>,
+    ) -> Result<()> {
+        let rows = options.rows;
+        for sink in &options.sinks {
+            let drain = drain::by_relay(lab, rows, sink).await?;
+            self.drains.entry(contender(sink)).or_default().push(drain);
+        }
+        if let Some(connector) = connector {
+            for tuning in [Tuning::Drain, Tuning::Defaults] {
+                let drain = connector.drain(lab, rows, tuning).await?;
+                let name = tuning.name().to_owned();
+                self.drains.entry(name).or_default().push(drain);
+            }
+        }
+        self.reading.push(limits::reading(lab, rows).await?);
+        let producing = limits::producing(lab, rows, PAYLOAD_BYTES).await?;
+        self.producing.push(producing);
+        Ok(())
+    }
+
+    fn drain_figures(&self, contender: &str) -> Result<DrainFigures> {
+        let runs = self.drains.get(contender).context("it was not measured")?;
+        DrainFigures::of(contender, runs)
+    }
+}
+
+fn contender(sink: &str) -> String {
+    format!("outbox-relay, {sink} sink")
+}
+
+/// Latency at each rate, then what an idle relay takes.
+async fn relay_latency(
+    lab: &Lab,
+    sink: &str,
+    options: &RelayOptions,
+) -> Result<(Vec<Latency>, f64)> {
+    lab.empty().await?;
+    lab.topic.recreate().await?;
+    let relay = Relay::start(lab, sink).await?;
+    relay.wait_ready().await?;
+    let found = latency_at_rates(lab, relay.pid(), options).await?;
+    let idle_cpu_percent = latency::idle_cpu_percent(relay.pid()).await?;
+    relay.stop().await?;
+    Ok((found, idle_cpu_percent))
+}
+
+async fn debezium_latency(
+    lab: &Lab,
+    connector: &Connector,
+    options: &RelayOptions,
+) -> Result<Vec<Latency>> {
+    lab.empty().await?;
+    let running = connector.start_anew(lab, Tuning::Latency).await?;
+    let found = latency_at_rates(lab, running.pid(), options).await?;
+    running.stop().await?;
+    connector.forget(lab).await?;
+    Ok(found)
+}
+
+async fn latency_at_rates(lab: &Lab, shipper: u32, options: &RelayOptions) -> Result<Vec<Latency>> {
+    latency::warm_up(lab, shipper).await?;
+    let mut found = Vec::new();
+    for rate in &options.rates {
+        found.push(latency::measure(lab, shipper, *rate, options.seconds).await?);
+    }
+    Ok(found)
+}

@@ -1,0 +1,273 @@
+//! The report for people: on the terminal, and as Markdown.
+
+use std::fmt::Write as _;
+
+use crate::report::{DrainFigures, Report};
+
+/// A table with a heading; the first row names the columns.
+struct Table {
+    heading: String,
+    /// What is counted, in a sentence.
+    note: &'static str,
+    rows: Vec<Vec<String>>,
+}
+
+/// The report as plain text, with columns that are in line.
+pub(crate) fn text(report: &Report) -> String {
+    let mut text = format!("\n{}\n", setting(report));
+    for table in tables(report) {
+        let _ = write!(text, "\n{}\n", table.heading);
+        let width = |column: usize| {
+            let cells = table.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        for row in &table.rows {
+            for (column, cell) in row.iter().enumerate() {
+                let width = width(column);
+                let _ = match column {
+                    0 => write!(text, "  {cell:<width$}"),
+                    _ => write!(text, "  {cell:>width$}"),
+                };
+            }
+            text.push('\n');
+        }
+        let _ = writeln!(text, "  ({})", table.note);
+    }
+    text
+}
+
+/// The report as Markdown.
+pub(crate) fn markdown(report: &Report) -> String {
+    let mut text = format!("# Results\n\n{}\n", setting(report));
+    for table in tables(report) {
+        let _ = write!(text, "\n## {}\n\n{}.\n\n", table.heading, table.note);
+        for (number, row) in table.rows.iter().enumerate() {
+            let _ = writeln!(text, "| {} |", row.join(" | "));
+            if number == 0 {
+                let _ = writeln!(text, "|---{}|", "|---:".repeat(row.len() - 1));
+            }
+        }
+    }
+    text
+}
+
+fn setting(report: &Report) -> String {
+    let machine = &report.machine;
+    let debezium = report.debezium.as_ref();
+    let debezium = debezium.map(|debezium| format!(", Debezium {}", debezium.version));
+    format!(
+        "Measured {} on {} cores ({}), {:.0} GiB, Linux {}: Postgres {} with fsync, Apache Kafka {} \
+         (one broker), librdkafka {}{}. Servers, load and consumer share the machine.",
+        report.measured_at,
+        machine.cores,
+        machine.processor,
+        machine.memory_gib,
+        machine.kernel,
+        machine.postgres,
+        machine.kafka,
+        machine.librdkafka,
+        debezium.unwrap_or_default(),
+    )
+}
+
+fn tables(report: &Report) -> Vec<Table> {
+    let mut tables = vec![drains(report), limits(report), latencies(report)];
+    if !report.curves.is_empty() {
+        tables.push(curves(report));
+    }
+    tables
+}
+
+fn drains(report: &Report) -> Table {
+    let mut rows = vec![row(&[
+        "",
+        "events/s: median",
+        "min",
+        "max",
+        "events per CPU-s: shipper",
+        "Postgres",
+        "broker",
+        "peak RSS, MiB",
+    ])];
+    let is_default = |figures: &&DrainFigures| figures.contender != report.drain.contender;
+    let contenders = [Some(&report.drain)]
+        .into_iter()
+        .chain([report.drain_rdkafka.as_ref().filter(is_default)])
+        .flatten()
+        .chain(report.debezium.iter().map(|debezium| &debezium.tuned))
+        .chain(
+            report
+                .debezium
+                .iter()
+                .map(|debezium| &debezium.with_defaults),
+        );
+    for figures in contenders {
+        rows.push(vec![
+            figures.contender.clone(),
+            whole(figures.events_per_s),
+            whole(figures.events_per_s_min),
+            whole(figures.events_per_s_max),
+            whole(figures.events_per_cpu_s),
+            whole(figures.events_per_postgres_cpu_s),
+            whole(figures.events_per_broker_cpu_s),
+            whole(figures.peak_rss_mib),
+        ]);
+    }
+    Table {
+        heading: format!(
+            "Draining a backlog of {} events of {} B, {} runs by turns",
+            whole(report.rows as f64),
+            report.payload_bytes,
+            report.runs
+        ),
+        note: "From the last look at the topic that saw no record to the one that saw them all, \
+               10 ms apart. CPU of the relay's runs is counted from its start, of Debezium's from \
+               its first record; a new JVM is slow for some seconds, which weighs more in a short \
+               run. The relay's records have eight headers, Debezium's one",
+        rows,
+    }
+}
+
+fn limits(report: &Report) -> Table {
+    let limits = &report.limits;
+    let rows = vec![
+        row(&[
+            "",
+            "a second: median",
+            "min",
+            "max",
+            "per CPU-s",
+            "peak RSS, MiB",
+        ]),
+        vec![
+            "reading alone".to_owned(),
+            whole(limits.read_rows_per_s),
+            whole(limits.read_rows_per_s_min),
+            whole(limits.read_rows_per_s_max),
+            whole(limits.read_rows_per_cpu_s),
+            whole(limits.read_peak_rss_mib),
+        ],
+        vec![
+            "producing alone, librdkafka".to_owned(),
+            whole(limits.produce_events_per_s),
+            whole(limits.produce_events_per_s_min),
+            whole(limits.produce_events_per_s_max),
+            whole(limits.produce_events_per_cpu_s),
+            whole(limits.produce_peak_rss_mib),
+        ],
+    ];
+    Table {
+        heading: "What limits it".to_owned(),
+        note: "The same rows read with COPY in pages of 20,000 and dropped; the same records, \
+               eight headers each, produced from memory",
+        rows,
+    }
+}
+
+fn latencies(report: &Report) -> Table {
+    let mut rows = vec![row(&[
+        "",
+        "commits/s",
+        "achieved",
+        "p50, ms",
+        "p99",
+        "max",
+        "since due: p50",
+        "p99",
+        "% of a core: shipper",
+        "Postgres",
+        "broker",
+    ])];
+    let relay = report.latency.iter().map(|found| ("outbox-relay", found));
+    let debezium = report
+        .debezium
+        .iter()
+        .flat_map(|debezium| &debezium.latency);
+    for (contender, found) in relay.chain(debezium.map(|found| ("Debezium, tuned", found))) {
+        rows.push(vec![
+            contender.to_owned(),
+            whole(found.rate as f64),
+            whole(found.achieved_per_s),
+            format!("{:.2}", found.p50_ms),
+            format!("{:.2}", found.p99_ms),
+            format!("{:.1}", found.max_ms),
+            format!("{:.2}", found.since_due_p50_ms),
+            format!("{:.2}", found.since_due_p99_ms),
+            format!("{:.1}", found.shipper_cpu_percent),
+            format!("{:.1}", found.postgres_cpu_percent),
+            format!("{:.1}", found.broker_cpu_percent),
+        ]);
+    }
+    Table {
+        heading: format!(
+            "Latency of single-row commits; the idle relay takes {:.2} % of a core",
+            report.idle_cpu_percent
+        ),
+        note: "After a warm-up. From the clock in the row, right before its commit, to a consumer; since due: from \
+               when the commit was due by the schedule, which waits for nothing",
+        rows,
+    }
+}
+
+fn curves(report: &Report) -> Table {
+    let mut rows = vec![row(&[
+        "",
+        "rows",
+        "payload, B",
+        "headers",
+        "events/s",
+        "MB/s",
+        "us of CPU an event: relay",
+        "Postgres",
+        "broker",
+        "peak RSS, MiB",
+    ])];
+    for point in &report.curves {
+        rows.push(vec![
+            point.what.to_owned(),
+            whole(point.rows as f64),
+            whole(point.payload_bytes.into()),
+            point.headers.to_string(),
+            whole(point.events_per_s),
+            whole(point.events_per_s * f64::from(point.payload_bytes) / 1e6),
+            format!("{:.2}", point.relay_us_per_event),
+            format!("{:.2}", point.postgres_us_per_event),
+            format!("{:.2}", point.broker_us_per_event),
+            whole(point.peak_rss_mib),
+        ]);
+    }
+    Table {
+        heading: "What an event costs, by backlog, payload and headers".to_owned(),
+        note: "One run each, counted as above; MB/s are those of payloads. /proc counts CPU in \
+               hundredths of a second: at 10,000 rows that is 1 us an event",
+        rows,
+    }
+}
+
+fn row(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+/// A number without a fraction, in groups of three digits.
+fn whole(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole;
+
+    #[test]
+    fn digits_come_in_groups_of_three() {
+        let found = [1.2, 999.6, 123_456.0, 1e7].map(whole);
+        assert_eq!(found, ["1", "1,000", "123,456", "10,000,000"]);
+    }
+}

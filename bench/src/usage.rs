@@ -1,0 +1,124 @@
+//! What processes use, from /proc.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// Whose CPU is counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Processes {
+    /// The relay, or whatever ships in its place.
+    pub(crate) shipper: u32,
+    /// The parent of all processes of Postgres.
+    pub(crate) postgres: u32,
+    /// The broker.
+    pub(crate) broker: u32,
+}
+
+/// CPU seconds, of user and system together.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Cpu {
+    pub(crate) shipper: f64,
+    /// All its processes, those that ended included.
+    pub(crate) postgres: f64,
+    pub(crate) broker: f64,
+}
+
+impl Processes {
+    /// What they have used since they were started.
+    pub(crate) fn cpu(&self) -> Result<Cpu> {
+        Ok(Cpu {
+            shipper: cpu_s(self.shipper)?,
+            postgres: family_cpu_s(self.postgres)?,
+            broker: cpu_s(self.broker)?,
+        })
+    }
+}
+
+impl Cpu {
+    /// What was used since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            shipper: self.shipper - earlier.shipper,
+            postgres: self.postgres - earlier.postgres,
+            broker: self.broker - earlier.broker,
+        }
+    }
+}
+
+/// CPU seconds of a process.
+pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
+    let stat = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
+    Ok(seconds(stat.own_ticks))
+}
+
+/// The most memory that a process has had resident, in MiB.
+pub(crate) fn peak_rss_mib(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    let kib = status.lines().find_map(|line| {
+        let value = line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?;
+        value.parse::<f64>().ok()
+    });
+    Ok(kib.context("no VmHWM in /proc")? / 1024.0)
+}
+
+/// CPU seconds of a process and its children, those that ended included.
+fn family_cpu_s(pid: u32) -> Result<f64> {
+    let parent = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
+    let mut ticks = parent.own_ticks + parent.ended_children_ticks;
+    for entry in fs::read_dir("/proc").context("there is no /proc")? {
+        let name = entry?.file_name();
+        let child = name.to_str().and_then(|name| name.parse().ok());
+        // One that ends in this moment is among its parent's the next time.
+        if let Some(stat) = child.and_then(Stat::of)
+            && stat.parent == pid
+        {
+            ticks += stat.own_ticks;
+        }
+    }
+    Ok(seconds(ticks))
+}
+
+/// A part of /proc/PID/stat.
+struct Stat {
+    parent: u32,
+    own_ticks: u64,
+    ended_children_ticks: u64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The name of the program, in brackets, can hold anything, brackets too.
+        let (_, after_name) = text.rsplit_once(") ")?;
+        let fields: Vec<&str> = after_name.split(' ').collect();
+        let field = |index: usize| fields.get(index)?.parse::<u64>().ok();
+        Some(Self {
+            parent: field(1)?.try_into().ok()?,
+            own_ticks: field(11)? + field(12)?,
+            ended_children_ticks: field(13)? + field(14)?,
+        })
+    }
+}
+
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_is_no_field() {
+        let text = "7 (a ) b) S 3 1 1 0 -1 4194304 9 9 9 9 10 20 300 400 20 0 1 0 5 6 7";
+        let stat = Stat::parse(text).unwrap();
+        let found = (stat.parent, stat.own_ticks, stat.ended_children_ticks);
+        assert_eq!(found, (3, 30, 700));
+    }
+}

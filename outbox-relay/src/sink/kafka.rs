@@ -1,0 +1,324 @@
+//! The sink that speaks Kafka's protocol itself: rows become record batches in one step, without a
+//! copy or an allocation a record.
+//!
+//! - `record_batch` encodes, `partitioner` says where a key belongs, `outstanding` counts what is
+//!   acknowledged.
+//! - `produce` sends batches to one broker; `connection` and `cluster` ask for everything else.
+//!
+//! **Invariant:** batches bear the producer id and epoch that belong to the source's name. A
+//! successor gets a higher epoch, and from its first record on a partition the broker refuses there
+//! whatever its predecessor still sends. No transaction is ever begun.
+
+mod cluster;
+mod connection;
+mod outstanding;
+mod partitioner;
+mod produce;
+mod record_batch;
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use kafka_protocol::messages::BrokerId;
+use tokio::time::Instant;
+
+use self::{
+    cluster::{Cluster, Registration},
+    outstanding::Outstanding,
+    partitioner::partition_of,
+    produce::{Part, ProduceConnection},
+    record_batch::{Producer, RecordBatch},
+};
+use super::{InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions};
+use crate::{lease::Lease, route::Record};
+
+/// Batches are sent when together they have this size, or when their page ends. Larger ones cost the
+/// broker less, and make acknowledgements wait.
+const REQUEST_BYTES: usize = 512 * 1024;
+/// Memory that the batch of a partition keeps for the next one.
+const KEPT_BYTES: usize = 256 * 1024;
+/// How often the cluster is asked whether anything has changed, while nothing fails.
+const TEND_INTERVAL: Duration = Duration::from_secs(30);
+/// Brokers forget a name that was not used for a week, and whom it fences; this uses it.
+const RENEWAL_INTERVAL: Duration = Duration::from_hours(24);
+
+/// Sends record batches of its own making.
+#[derive(Debug)]
+pub struct KafkaSink {
+    options: SinkOptions,
+    lease: Lease,
+    cluster: Cluster,
+    producer: Producer,
+    is_fenced: bool,
+    registered_at: Instant,
+    tended_at: Instant,
+    topics: Vec<Topic>,
+    /// Of the last record: the next is mostly for the same.
+    last_topic: usize,
+    connections: HashMap<i32, ProduceConnection>,
+    in_flight: InFlight,
+    outstanding: Outstanding,
+    /// Partitions with records that were not sent yet, and how large these are together.
+    gathered: Vec<Place>,
+    gathered_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Topic {
+    name: String,
+    max_batch_bytes: usize,
+    partitions: Vec<Partition>,
+}
+
+#[derive(Debug)]
+struct Partition {
+    /// None while the partition has none.
+    leader: Option<BrokerId>,
+    /// Of the next batch's first record, by which the broker notices repetitions and gaps.
+    next_sequence: i32,
+    batch: RecordBatch,
+    first: u64,
+}
+
+/// A partition: the broker that leads it, and its places in the lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    leader: i32,
+    topic: usize,
+    partition: usize,
+}
+
+impl KafkaSink {
+    /// Connects, and takes the source's name: from here on the broker refuses whoever had it.
+    ///
+    /// # Errors
+    /// If no broker answers, or none of them is new enough.
+    pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
+        let timeout = options.kafka.delivery_timeout;
+        let mut cluster = Cluster::connect(&options.kafka.brokers, timeout).await?;
+        let (producer, is_fenced) = match cluster.register(&options.producer_name, None).await? {
+            Registration::Fenced(producer) => (producer, true),
+            Registration::NotAllowed => {
+                let name = &options.producer_name;
+                tracing::warn!(
+                    transactional_id = name,
+                    "not allowed by the cluster's ACLs: a paused relay is kept from sending by its \
+                     lease alone, and a failover takes longer; allow Write on it"
+                );
+                (cluster.anonymous_producer().await?, false)
+            }
+        };
+        let in_flight = InFlight::new(options.max_in_flight);
+        Ok(Self {
+            outstanding: Outstanding::new(in_flight.clone()),
+            in_flight,
+            options,
+            lease,
+            cluster,
+            producer,
+            is_fenced,
+            registered_at: Instant::now(),
+            tended_at: Instant::now(),
+            topics: Vec::new(),
+            last_topic: 0,
+            connections: HashMap::new(),
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+        })
+    }
+
+    /// The topic's place in the list; asks for it when it comes for the first time.
+    async fn topic(&mut self, name: &str) -> Result<usize, SinkError> {
+        let known = self.topics.iter().position(|topic| topic.name == name);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let topic = self.fetch_topic(name).await?;
+                self.topics.push(topic);
+                self.topics.len() - 1
+            }
+        };
+        self.last_topic = index;
+        Ok(index)
+    }
+
+    async fn fetch_topic(&mut self, name: &str) -> Result<Topic, SinkError> {
+        let layout = self.cluster.layouts(&[name]).await?.pop().flatten();
+        let Some(layout) = layout.filter(|layout| !layout.leaders.is_empty()) else {
+            return Err(SinkError::refused(name, NO_SUCH_TOPIC));
+        };
+        let limit = self.cluster.max_message_bytes(name).await?;
+        let max_record_bytes = self.options.kafka.max_record_bytes;
+        let partition = |leader| Partition {
+            leader,
+            next_sequence: 0,
+            batch: RecordBatch::new(),
+            first: 0,
+        };
+        Ok(Topic {
+            name: name.to_owned(),
+            max_batch_bytes: limit.map_or(max_record_bytes, |limit| limit.min(max_record_bytes)),
+            partitions: layout.leaders.into_iter().map(partition).collect(),
+        })
+    }
+
+    /// Sends what was gathered, a request to each broker that leads a part of it.
+    async fn send_gathered(&mut self) -> Result<(), SinkError> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        self.in_flight.check()?;
+        self.lease.wait().await;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ms = i64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
+        let mut gathered = std::mem::take(&mut self.gathered);
+        gathered.sort_unstable();
+        for place in &gathered {
+            let partition = &mut self.topics[place.topic].partitions[place.partition];
+            let (batch, sequence) = (&mut partition.batch, partition.next_sequence);
+            // Sequences go round: after the highest comes 0.
+            partition.next_sequence = sequence.wrapping_add(batch.records()) & i32::MAX;
+            batch.seal(self.producer, sequence, now_ms);
+        }
+        for places in gathered.chunk_by(|a, b| a.leader == b.leader) {
+            self.send_request(places).await?;
+        }
+        for place in gathered.drain(..) {
+            let partition = &mut self.topics[place.topic].partitions[place.partition];
+            partition.batch.clear(KEPT_BYTES);
+        }
+        self.gathered = gathered;
+        self.gathered_bytes = 0;
+        Ok(())
+    }
+
+    /// Sends the batches of these partitions, which one broker leads.
+    async fn send_request(&mut self, places: &[Place]) -> Result<(), SinkError> {
+        let leader = places[0].leader;
+        let connection = match self.connections.entry(leader) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let address = self.cluster.address(leader.into())?;
+                let timeout = self.options.kafka.delivery_timeout;
+                let outstanding = self.outstanding.clone();
+                entry.insert(ProduceConnection::open(address, timeout, outstanding).await?)
+            }
+        };
+        let part = |place: &Place| {
+            let topic = &self.topics[place.topic];
+            let partition = &topic.partitions[place.partition];
+            Part {
+                topic: &topic.name,
+                // As many as a topic can have.
+                partition: i32::try_from(place.partition).unwrap_or(i32::MAX),
+                batch: partition.batch.sealed(),
+                first: partition.first,
+            }
+        };
+        let parts: Vec<Part<'_>> = places.iter().map(part).collect();
+        connection.send(&parts).await
+    }
+
+    /// Takes the name once more, with nothing on its way. Fails if somebody else has it by now.
+    async fn renew(&mut self) -> Result<(), SinkError> {
+        self.in_flight.wait_until_empty().await?;
+        let (name, current) = (&self.options.producer_name, Some(self.producer));
+        match self.cluster.register(name, current).await? {
+            Registration::Fenced(producer) => self.producer = producer,
+            Registration::NotAllowed => return Err(SinkError::Fenced),
+        }
+        for topic in &mut self.topics {
+            for partition in &mut topic.partitions {
+                partition.next_sequence = 0;
+            }
+        }
+        self.registered_at = Instant::now();
+        Ok(())
+    }
+}
+
+impl Sink for KafkaSink {
+    async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
+        let topic_index = match self.topics.get(self.last_topic) {
+            Some(topic) if topic.name == record.topic => self.last_topic,
+            _ => self.topic(record.topic).await?,
+        };
+        let topic = &mut self.topics[topic_index];
+        let index = partition_of(record.key, topic.partitions.len());
+        let alone = RecordBatch::len_of(record);
+        if alone > topic.max_batch_bytes {
+            let limit = topic.max_batch_bytes;
+            let reason = format!("it has {alone} bytes, and the limit is {limit}");
+            return Err(SinkError::refused(record.topic, reason));
+        }
+        let is_full = topic.partitions[index].batch.len() + alone > topic.max_batch_bytes;
+        if is_full || self.gathered_bytes + alone > REQUEST_BYTES {
+            self.send_gathered().await?;
+        }
+        if self.in_flight.is_full() {
+            self.send_gathered().await?;
+            self.in_flight.wait_for_room().await?;
+        }
+        let partition = &mut self.topics[topic_index].partitions[index];
+        let before = partition.batch.len();
+        let is_first = before == 0;
+        if is_first {
+            let Some(leader) = partition.leader else {
+                let reason = format!("{}-{index} has no leader", record.topic);
+                return Err(SinkError::Unavailable(reason));
+            };
+            self.gathered.push(Place {
+                leader: leader.0,
+                topic: topic_index,
+                partition: index,
+            });
+        }
+        let number = self.outstanding.begin(is_first);
+        if is_first {
+            partition.first = number;
+        }
+        partition.batch.push(record);
+        self.gathered_bytes += partition.batch.len() - before;
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), SinkError> {
+        self.send_gathered().await
+    }
+
+    async fn tend(&mut self) -> Result<(), SinkError> {
+        if self.tended_at.elapsed() < TEND_INTERVAL {
+            return Ok(());
+        }
+        if self.is_fenced && self.registered_at.elapsed() > RENEWAL_INTERVAL {
+            self.renew().await?;
+        }
+        let names: Vec<&str> = self
+            .topics
+            .iter()
+            .map(|topic| topic.name.as_str())
+            .collect();
+        for (topic, layout) in self.topics.iter().zip(self.cluster.layouts(&names).await?) {
+            let partitions = layout.map_or(0, |layout| layout.leaders.len());
+            if partitions != topic.partitions.len() {
+                return Err(SinkError::Unavailable(format!(
+                    "topic {} has {partitions} partitions now, and had {}",
+                    topic.name,
+                    topic.partitions.len()
+                )));
+            }
+        }
+        self.tended_at = Instant::now();
+        Ok(())
+    }
+
+    fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.is_fenced
+    }
+}

@@ -1,0 +1,285 @@
+//! What is asked of the cluster before records flow: who leads which partition, how large a record
+//! may be, and under which number to send.
+
+use std::{collections::HashMap, time::Duration};
+
+use kafka_protocol::{
+    error::{ParseResponseErrorCode as _, ResponseError},
+    messages::{
+        ApiVersionsRequest, BrokerId, DescribeConfigsRequest, FindCoordinatorRequest,
+        InitProducerIdRequest, MetadataRequest, MetadataResponse, ProduceRequest, TopicName,
+        TransactionalId, describe_configs_request::DescribeConfigsResource,
+        metadata_request::MetadataRequestTopic,
+    },
+    protocol::{Request, StrBytes},
+};
+use tokio::time::Instant;
+
+use super::{
+    connection::{Connection, unavailable},
+    record_batch::Producer,
+};
+use crate::sink::SinkError;
+
+/// The versions that are spoken, each the first with what is needed here; Kafka has had all of them
+/// since 2.8 and still has them in 4.
+pub(super) const PRODUCE_VERSION: i16 = 9;
+const API_VERSIONS_VERSION: i16 = 3;
+const METADATA_VERSION: i16 = 9;
+const FIND_COORDINATOR_VERSION: i16 = 3;
+const INIT_PRODUCER_ID_VERSION: i16 = 4;
+const DESCRIBE_CONFIGS_VERSION: i16 = 4;
+
+const COORDINATOR_OF_TRANSACTIONS: i8 = 1;
+const RESOURCE_TOPIC: i8 = 2;
+/// How long a coordinator may take to be found and ready; right after a broker's start it loads.
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(15);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// No transaction is ever begun, so this is only a number that brokers accept.
+const TRANSACTION_TIMEOUT_MS: i32 = 60_000;
+
+/// A cluster, through one of its brokers.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    connection: Connection,
+    timeout: Duration,
+    brokers: HashMap<BrokerId, String>,
+}
+
+/// A topic as the cluster has it.
+#[derive(Debug)]
+pub(super) struct TopicLayout {
+    /// Who leads each partition; none while there is no leader.
+    pub(super) leaders: Vec<Option<BrokerId>>,
+}
+
+/// What became of asking for a producer id under a name.
+pub(super) enum Registration {
+    /// Whoever had the name before is refused from now on.
+    Fenced(Producer),
+    /// This client may not use the name.
+    NotAllowed,
+}
+
+impl Cluster {
+    /// Connects to the first of `brokers`, `host:port` with commas between, that answers.
+    pub(super) async fn connect(brokers: &str, timeout: Duration) -> Result<Self, SinkError> {
+        let mut last = SinkError::Unavailable("no brokers are configured".into());
+        for address in brokers.split(',').map(str::trim) {
+            match Self::connect_to(address, timeout).await {
+                Ok(cluster) => return Ok(cluster),
+                Err(err) => last = err,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(address: &str, timeout: Duration) -> Result<Self, SinkError> {
+        let mut connection = Connection::open(address, timeout).await?;
+        check_versions(&mut connection, timeout).await?;
+        let mut cluster = Self {
+            connection,
+            timeout,
+            brokers: HashMap::new(),
+        };
+        cluster.metadata(&[]).await?;
+        Ok(cluster)
+    }
+
+    /// The address of a broker that metadata has named.
+    pub(super) fn address(&self, broker: BrokerId) -> Result<&str, SinkError> {
+        let address = self.brokers.get(&broker).map(String::as_str);
+        address.ok_or_else(|| SinkError::Unavailable(format!("broker {} is unknown", broker.0)))
+    }
+
+    /// Asks about topics, in their order; none for one that does not exist.
+    pub(super) async fn layouts(
+        &mut self,
+        topics: &[&str],
+    ) -> Result<Vec<Option<TopicLayout>>, SinkError> {
+        let metadata = self.metadata(topics).await?;
+        let layouts = metadata.topics.into_iter().map(|topic| {
+            match topic.error_code.err() {
+                None => {}
+                Some(ResponseError::UnknownTopicOrPartition) => return Ok(None),
+                Some(
+                    err @ (ResponseError::TopicAuthorizationFailed
+                    | ResponseError::InvalidTopicException),
+                ) => {
+                    let topic = topic.name.map(|name| name.to_string()).unwrap_or_default();
+                    return Err(SinkError::refused(&topic, err));
+                }
+                Some(err) => return Err(unavailable(&self.connection.address, err)),
+            }
+            let mut leaders = vec![None; topic.partitions.len()];
+            for partition in topic.partitions {
+                let index = usize::try_from(partition.partition_index).unwrap_or(usize::MAX);
+                if let Some(leader) = leaders.get_mut(index) {
+                    *leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id);
+                }
+            }
+            Ok(Some(TopicLayout { leaders }))
+        });
+        layouts.collect()
+    }
+
+    async fn metadata(&mut self, topics: &[&str]) -> Result<MetadataResponse, SinkError> {
+        let topic =
+            |name: &&str| MetadataRequestTopic::default().with_name(Some(TopicName(owned(name))));
+        let request = MetadataRequest::default()
+            .with_topics(Some(topics.iter().map(topic).collect()))
+            .with_allow_auto_topic_creation(false);
+        let metadata = self.call(&request, METADATA_VERSION).await?;
+        self.brokers = metadata
+            .brokers
+            .iter()
+            .map(|broker| (broker.node_id, format!("{}:{}", broker.host, broker.port)))
+            .collect();
+        Ok(metadata)
+    }
+
+    /// The topic's `max.message.bytes`; none where this client may not ask.
+    pub(super) async fn max_message_bytes(
+        &mut self,
+        topic: &str,
+    ) -> Result<Option<usize>, SinkError> {
+        const NAME: &str = "max.message.bytes";
+        let resource = DescribeConfigsResource::default()
+            .with_resource_type(RESOURCE_TOPIC)
+            .with_resource_name(owned(topic))
+            .with_configuration_keys(Some(vec![StrBytes::from_static_str(NAME)]));
+        let request = DescribeConfigsRequest::default().with_resources(vec![resource]);
+        let answer = self.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
+        let configs = answer.results.into_iter().flat_map(|result| result.configs);
+        let value = configs
+            .filter(|config| &*config.name == NAME)
+            .find_map(|c| c.value);
+        Ok(value.and_then(|value| value.parse().ok()))
+    }
+
+    /// A number to send under, with which nobody else is fenced.
+    pub(super) async fn anonymous_producer(&mut self) -> Result<Producer, SinkError> {
+        let request = init_producer_id(None, None);
+        let answer = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
+        match answer.error_code.err() {
+            None => Ok(Producer {
+                id: answer.producer_id.0,
+                epoch: answer.producer_epoch,
+            }),
+            Some(err) => Err(unavailable(&self.connection.address, err)),
+        }
+    }
+
+    /// The number that belongs to `name`, with a higher epoch than anybody had before. With
+    /// `current` only if nobody has taken the name since.
+    pub(super) async fn register(
+        &mut self,
+        name: &str,
+        current: Option<Producer>,
+    ) -> Result<Registration, SinkError> {
+        let deadline = Instant::now() + COORDINATOR_TIMEOUT;
+        loop {
+            let result = self.try_register(name, current).await;
+            match result {
+                Ok(Err(err)) if Instant::now() < deadline => {
+                    tracing::debug!(%err, "the coordinator isn't ready");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Ok(Err(err)) => return Err(unavailable(&self.connection.address, err)),
+                Ok(Ok(registration)) => return Ok(registration),
+                Err(err) => return Err(err),
+            }
+        }
+    }
+
+    /// The inner error is one that passes.
+    async fn try_register(
+        &mut self,
+        name: &str,
+        current: Option<Producer>,
+    ) -> Result<Result<Registration, ResponseError>, SinkError> {
+        let request = FindCoordinatorRequest::default()
+            .with_key(owned(name))
+            .with_key_type(COORDINATOR_OF_TRANSACTIONS);
+        let found = self.call(&request, FIND_COORDINATOR_VERSION).await?;
+        let error = match found.error_code.err() {
+            None => {
+                let address = format!("{}:{}", found.host, found.port);
+                let mut coordinator = Connection::open(&address, self.timeout).await?;
+                let request = init_producer_id(Some(name), current);
+                let version = INIT_PRODUCER_ID_VERSION;
+                let answer = coordinator.call(&request, version, self.timeout).await?;
+                match answer.error_code.err() {
+                    None => {
+                        return Ok(Ok(Registration::Fenced(Producer {
+                            id: answer.producer_id.0,
+                            epoch: answer.producer_epoch,
+                        })));
+                    }
+                    Some(err) => err,
+                }
+            }
+            Some(err) => err,
+        };
+        use ResponseError as E;
+        match error {
+            E::CoordinatorNotAvailable
+            | E::NotCoordinator
+            | E::CoordinatorLoadInProgress
+            | E::ConcurrentTransactions => Ok(Err(error)),
+            E::TransactionalIdAuthorizationFailed => Ok(Ok(Registration::NotAllowed)),
+            E::InvalidProducerEpoch | E::ProducerFenced => Err(SinkError::Fenced),
+            _ => Err(unavailable(&self.connection.address, error)),
+        }
+    }
+
+    async fn call<R: Request>(
+        &mut self,
+        request: &R,
+        version: i16,
+    ) -> Result<R::Response, SinkError> {
+        self.connection.call(request, version, self.timeout).await
+    }
+}
+
+/// Refuses a broker that is too old, by its name, before anything fails without one.
+async fn check_versions(connection: &mut Connection, timeout: Duration) -> Result<(), SinkError> {
+    let request = ApiVersionsRequest::default()
+        .with_client_software_name(StrBytes::from_static_str(super::connection::CLIENT_ID))
+        .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
+    let answer = connection
+        .call(&request, API_VERSIONS_VERSION, timeout)
+        .await?;
+    for (key, version) in [
+        (ProduceRequest::KEY, PRODUCE_VERSION),
+        (MetadataRequest::KEY, METADATA_VERSION),
+        (FindCoordinatorRequest::KEY, FIND_COORDINATOR_VERSION),
+        (InitProducerIdRequest::KEY, INIT_PRODUCER_ID_VERSION),
+        (DescribeConfigsRequest::KEY, DESCRIBE_CONFIGS_VERSION),
+    ] {
+        let speaks = answer.api_keys.iter().any(|api| {
+            api.api_key == key && (api.min_version..=api.max_version).contains(&version)
+        });
+        if !speaks {
+            let reason = format!(
+                "doesn't speak version {version} of Kafka's API {key}; Kafka 2.8 or newer is \
+                 needed, or `sink = \"rdkafka\"`"
+            );
+            return Err(unavailable(&connection.address, reason));
+        }
+    }
+    Ok(())
+}
+
+fn init_producer_id(name: Option<&str>, current: Option<Producer>) -> InitProducerIdRequest {
+    let current = current.unwrap_or(Producer { id: -1, epoch: -1 });
+    InitProducerIdRequest::default()
+        .with_transactional_id(name.map(|name| TransactionalId(owned(name))))
+        .with_transaction_timeout_ms(TRANSACTION_TIMEOUT_MS)
+        .with_producer_id(current.id.into())
+        .with_producer_epoch(current.epoch)
+}
+
+fn owned(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}

@@ -1,0 +1,309 @@
+//! Read, send, and move the checkpoint after the acknowledgements.
+
+use std::{pin::pin, time::Duration};
+
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    checkpoint::CheckpointError,
+    config::SourceConfig,
+    leader::{HEARTBEAT_INTERVAL, Leadership},
+    marks::Marks,
+    reader::{Page, ReadError, Reader},
+    route::{BadHeaders, Router},
+    sink::{InFlight, Sink, SinkError},
+    status::SharedStatus,
+    window::{Cursor, Snapshot},
+};
+
+/// The shortest pause between two looks: fewer rows a look cost the database more than they gain.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// The pause is this part of the time since there was work: 2 ms after 100 ms, 20 ms after a second.
+const REST_PART: u32 = 50;
+/// How often the checkpoint follows the acknowledgements. After a kill, what was shipped since is
+/// shipped again.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
+/// Rows between two places in a page that a checkpoint can name.
+const MARK_ROWS: u64 = 500;
+/// The first page; later ones grow as far as their rows allow.
+const FIRST_PAGE_ROWS: usize = 1_000;
+/// The size that pages aim at.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// How long what is in flight may take to be acknowledged after the relay was asked to end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why shipping has to begin anew.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SourceError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("can't reach the database")]
+    Database(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    #[error("event {event_id} of key {key:?} is in the way")]
+    Refused {
+        event_id: uuid::Uuid,
+        key: String,
+        source: SinkError,
+    },
+    #[error("event {event_id} can't be shipped")]
+    BadRow {
+        event_id: uuid::Uuid,
+        source: BadHeaders,
+    },
+    #[error(
+        "the checkpoint {checkpoint} is ahead of the database, which is at {now}: was it restored \
+         from a dump? If so, run `outbox-relay reset --source {name}`, which ships every row that \
+         the outbox still holds once more"
+    )]
+    CheckpointFromTheFuture {
+        name: String,
+        checkpoint: String,
+        now: String,
+    },
+    #[error("what was in flight was not acknowledged within {FLUSH_TIMEOUT:?}")]
+    FlushTimeout,
+}
+
+/// A source whose rows are on their way.
+pub(super) struct Shipping<'a, S> {
+    pub(super) config: &'a SourceConfig,
+    pub(super) status: &'a SharedStatus,
+    pub(super) shutdown: &'a CancellationToken,
+    pub(super) reader: &'a Reader,
+    pub(super) sink: S,
+    pub(super) router: Router,
+    /// How far the sink was given rows.
+    pub(super) cursor: Cursor,
+    pub(super) marks: Marks,
+}
+
+impl<S: Sink> Shipping<'_, S> {
+    /// Ships until the end or an error. Either way, what is on its way gets the time to arrive, and
+    /// what did is noted, so that whoever goes on sends it no second time.
+    pub(super) async fn run(mut self, leadership: &Leadership) -> Result<(), SourceError> {
+        let in_flight = self.sink.in_flight().clone();
+        let (marks, status) = (self.marks.clone(), self.status.clone());
+        let mut keeping = pin!(keep_checkpoint(leadership, &in_flight, &marks, &status));
+        let ended = tokio::select! {
+            result = self.pump() => result,
+            err = &mut keeping => return self.note(leadership, err).await,
+        };
+        let flushing = async {
+            self.sink.flush().await?;
+            self.sink.in_flight().wait_until_empty().await
+        };
+        let flushed = tokio::select! {
+            flushed = timeout(FLUSH_TIMEOUT, flushing) => flushed,
+            err = &mut keeping => return self.note(leadership, err).await,
+        };
+        match flushed {
+            Ok(Ok(())) => leadership.resign(&self.cursor).await?,
+            Ok(Err(err)) => return self.note(leadership, err.into()).await,
+            Err(_) => return self.note(leadership, SourceError::FlushTimeout).await,
+        }
+        self.status.update(|status| status.in_flight = 0);
+        ended?;
+        let shipped = in_flight.sent();
+        tracing::info!(source = %self.config.name, shipped, "ended cleanly");
+        Ok(())
+    }
+
+    /// Notes what was acknowledged before `err`. Not so when the lead is lost: a checkpoint that
+    /// belongs to another leader is none of ours.
+    async fn note(&self, leadership: &Leadership, err: SourceError) -> Result<(), SourceError> {
+        if !matches!(err, SourceError::Checkpoint(_)) {
+            let (reached, _) = self.marks.reached(self.sink.in_flight().acknowledged());
+            leadership.advance(&reached).await?;
+        }
+        Err(err)
+    }
+
+    /// Reads window after window and hands the rows to the sink, until `shutdown`.
+    async fn pump(&mut self) -> Result<(), SourceError> {
+        let mut page_rows = FIRST_PAGE_ROWS.min(self.config.max_page_rows);
+        let mut last_work = Instant::now();
+        let mut read_ahead = None;
+        while !self.shutdown.is_cancelled() {
+            let page = match read_ahead.take() {
+                Some(page) => page,
+                None => {
+                    if self.cursor.window().is_none() && !self.open_window().await? {
+                        self.sink.tend().await?;
+                        self.rest(last_work).await;
+                        continue;
+                    }
+                    self.reader.page(&self.cursor, page_rows).await?
+                }
+            };
+            let (rows, max) = (page.rows().len(), self.config.max_page_rows);
+            page_rows = next_page_rows(page_rows, rows, page.bytes(), max);
+            read_ahead = self.send(&page, page_rows).await?;
+            if rows > 0 {
+                last_work = Instant::now();
+            }
+            if page.is_last() && !self.shutdown.is_cancelled() {
+                self.cursor.close();
+                self.marks.add(self.sink.in_flight().sent(), &self.cursor);
+                self.rest(last_work).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the window that reaches up to now; false if nothing has happened since the last one.
+    async fn open_window(&mut self) -> Result<bool, SourceError> {
+        let now = self.reader.snapshot().await?;
+        self.refuse_the_future(&now)?;
+        if now == *self.cursor.seen() {
+            if self.sink.in_flight().is_empty() {
+                self.status.update(|status| status.error = None);
+            }
+            return Ok(false);
+        }
+        self.cursor.open(now);
+        Ok(true)
+    }
+
+    /// Sends a page, and reads the next one of the window meanwhile. None if there is no next one,
+    /// or if it is asked to end.
+    async fn send(&mut self, page: &Page, next_rows: usize) -> Result<Option<Page>, SourceError> {
+        let reader = self.reader;
+        let ahead = match page.last_seq()? {
+            Some(last_seq) if !page.is_last() => {
+                let mut cursor = self.cursor.clone();
+                cursor.advance(last_seq);
+                Some(async move { reader.page(&cursor, next_rows).await })
+            }
+            _ => None,
+        };
+        let sending = self.send_rows(page);
+        match ahead {
+            None => sending.await.map(|()| None),
+            Some(ahead) => {
+                let (ahead, sent) = tokio::join!(ahead, sending);
+                sent?;
+                Ok(Some(ahead?))
+            }
+        }
+    }
+
+    async fn send_rows(&mut self, page: &Page) -> Result<(), SourceError> {
+        for row in page.rows() {
+            if self.shutdown.is_cancelled() {
+                return Ok(());
+            }
+            let row = row?;
+            let event_id = row.event_id;
+            let record = self.router.route(&row);
+            let record = record.map_err(|source| SourceError::BadRow { event_id, source })?;
+            let sent = self.sink.send(&record).await;
+            sent.map_err(|source| match source {
+                SinkError::Refused { .. } => SourceError::Refused {
+                    event_id,
+                    key: row.key.to_owned(),
+                    source,
+                },
+                source => source.into(),
+            })?;
+            self.cursor.advance(row.seq);
+            let sent = self.sink.in_flight().sent();
+            if sent.is_multiple_of(MARK_ROWS) {
+                self.marks.add(sent, &self.cursor);
+            }
+        }
+        self.sink.flush().await?;
+        self.marks.add(self.sink.in_flight().sent(), &self.cursor);
+        self.sink.tend().await?;
+        Ok(())
+    }
+
+    /// Pauses before the next look at the outbox: for a part of the time since there was work, so
+    /// that a lively outbox is looked at often and an idle one rarely.
+    async fn rest(&self, last_work: Instant) {
+        let length = last_work.elapsed() / REST_PART;
+        let length = length.clamp(MIN_POLL_INTERVAL, self.config.max_poll_interval);
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep(length) => {}
+        }
+    }
+
+    fn refuse_the_future(&self, now: &Snapshot) -> Result<(), SourceError> {
+        if !self.cursor.seen().lies_in_the_future_of(now) {
+            return Ok(());
+        }
+        Err(SourceError::CheckpointFromTheFuture {
+            name: self.config.name.clone(),
+            checkpoint: self.cursor.seen().to_string(),
+            now: now.to_string(),
+        })
+    }
+}
+
+/// Moves the checkpoint after the acknowledgements, and shows that the leader is alive. Ends only
+/// with the reason why there is nothing more to be done.
+async fn keep_checkpoint(
+    leadership: &Leadership,
+    in_flight: &InFlight,
+    marks: &Marks,
+    status: &SharedStatus,
+) -> SourceError {
+    let (start, mut reached) = marks.reached(0);
+    let mut last_write = Instant::now();
+    let mut last_acknowledged = 0;
+    loop {
+        tokio::select! {
+            err = in_flight.failed() => return err.into(),
+            () = tokio::time::sleep(CHECKPOINT_INTERVAL) => {}
+        }
+        let acknowledged = in_flight.acknowledged();
+        let (cursor, count) = marks.reached(acknowledged);
+        let moved = std::mem::replace(&mut reached, count) != count;
+        if moved || last_write.elapsed() >= HEARTBEAT_INTERVAL {
+            if let Err(err) = leadership.advance(&cursor).await {
+                return err.into();
+            }
+            last_write = Instant::now();
+            status.update(|status| {
+                status.shipped += acknowledged - last_acknowledged;
+                status.in_flight = in_flight.sent().saturating_sub(acknowledged);
+                // What kept it from shipping is overcome when it has come further than before.
+                if cursor != start {
+                    status.error = None;
+                }
+            });
+            last_acknowledged = acknowledged;
+        }
+    }
+}
+
+/// As many rows as made [`PAGE_BYTES`] on the last page, but at most twice as many as were asked for
+/// then: rows can suddenly be much larger.
+fn next_page_rows(asked: usize, rows: usize, bytes: usize, max: usize) -> usize {
+    if rows == 0 {
+        return asked;
+    }
+    let fitting = rows.saturating_mul(PAGE_BYTES) / bytes.max(1);
+    fitting.clamp(1, asked.saturating_mul(2).min(max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_the_size_of_rows() {
+        assert_eq!(next_page_rows(1_000, 1_000, 1_000 * 400, 20_000), 2_000);
+        assert_eq!(
+            next_page_rows(20_000, 20_000, 20_000 * 4_096, 20_000),
+            1_024
+        );
+        assert_eq!(next_page_rows(1_000, 1, 64 << 20, 20_000), 1);
+        assert_eq!(next_page_rows(500, 0, 0, 20_000), 500);
+    }
+}

@@ -1,0 +1,100 @@
+//! Numbers and lengths inside of Kafka's record batches: base 128, the lowest seven bits first, and
+//! signed so that small numbers of either sign are short. See
+//! <https://protobuf.dev/programming-guides/encoding/#signed-ints>, where Kafka has it from.
+
+/// Appends a number.
+pub(crate) fn put_varint(out: &mut Vec<u8>, value: i64) {
+    let mut rest = zigzag(value);
+    while rest >= 0x80 {
+        #[expect(clippy::cast_possible_truncation, reason = "seven bits and the mark")]
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "below 0x80")]
+    out.push(rest as u8);
+}
+
+/// How many bytes a number takes.
+pub(crate) fn varint_length(value: i64) -> usize {
+    let bits = 64 - (zigzag(value) | 1).leading_zeros() as usize;
+    bits.div_ceil(7)
+}
+
+/// Appends bytes, with their length before them.
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, as_length(bytes.len()));
+    out.extend_from_slice(bytes);
+}
+
+/// How many bytes such bytes take.
+pub(crate) fn bytes_length(length: usize) -> usize {
+    varint_length(as_length(length)) + length
+}
+
+/// Takes bytes off the front that [`put_bytes`] has put there.
+pub(crate) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(take_varint(rest)?).ok()?;
+    let (bytes, behind) = rest.split_at_checked(length)?;
+    *rest = behind;
+    Some(bytes)
+}
+
+/// Lengths of what is in memory always fit.
+pub(crate) fn as_length(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
+fn take_varint(rest: &mut &[u8]) -> Option<i64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, behind) = rest.split_first()?;
+        *rest = behind;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
+        }
+    }
+    None
+}
+
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)).cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_number_is_as_long_as_said_and_survives(value: i64) {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            prop_assert_eq!(out.len(), varint_length(value));
+            let mut rest = &out[..];
+            prop_assert_eq!(take_varint(&mut rest), Some(value));
+            prop_assert_eq!(rest, [0_u8; 0]);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
+            let _ = take_bytes(&mut &bytes[..]);
+        }
+    }
+
+    #[test]
+    fn small_numbers_of_either_sign_are_short() {
+        for (value, bytes) in [
+            (0, vec![0]),
+            (-1, vec![1]),
+            (1, vec![2]),
+            (64, vec![0x80, 1]),
+        ] {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            assert_eq!(out, bytes);
+        }
+    }
+}

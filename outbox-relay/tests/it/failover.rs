@@ -1,0 +1,189 @@
+//! Two relays as processes, and what becomes of the stream when the leading one is killed or
+//! suspended under load.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Audit, Home, Process, Program, eventually, free_port};
+use outbox_relay::config::SinkKind;
+use tokio::task::JoinHandle;
+
+use crate::{
+    for_each_sink,
+    harness::{Database, Session},
+};
+
+for_each_sink! {
+    nothing_is_lost_when_the_leader_is_killed,
+    a_suspended_leader_puts_no_old_version_behind_a_newer_one,
+}
+
+const KILLS: usize = 4;
+/// In each of them a leader is suspended; more of them by the variable `ZOMBIE_ROUNDS`.
+const ZOMBIE_ROUNDS: usize = 4;
+/// Few, so that there are always several versions of a key on their way.
+const KEYS: usize = 10;
+
+/// Two relays, a database with writers, and a topic.
+struct Pair {
+    database: Database,
+    topic: String,
+    home: Arc<Home>,
+    relays: [(Process, SocketAddr); 2],
+    writing: Arc<AtomicBool>,
+    writers: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Pair {
+    async fn start(test: &str, sink: SinkKind) -> Result<Self> {
+        let topic = Addresses::unique_name(test);
+        Addresses::shared().create_topic(&topic, 3).await?;
+        let database = Database::new(test).await?;
+        let home = Arc::new(Home::new()?);
+        let program = home.stage(Path::new(env!("CARGO_BIN_EXE_outbox-relay")))?;
+        let config = format!(
+            "kafka.brokers = {:?}\nkafka.sink = {:?}\n[[source]]\nname = \"test\"\ndatabase_url = {:?}\n",
+            Addresses::shared().brokers(),
+            match sink {
+                SinkKind::Kafka => "kafka",
+                SinkKind::RdKafka => "rdkafka",
+            },
+            database.url,
+        );
+        let config = home.write("outbox-relay.toml", &config)?;
+        let relay = |name: &str| {
+            let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+            let program = Program::new(name, &program)
+                .args(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
+                .env("OUTBOX_RELAY_ADMIN_ADDR", addr);
+            anyhow::Ok((Process::start(&home, program), addr))
+        };
+        let relays = [relay("relay-a")?, relay("relay-b")?];
+        let writing = Arc::new(AtomicBool::new(true));
+        let mut writers = Vec::new();
+        for _ in 0..3 {
+            let session = Session::new(&database).await?;
+            writers.push(tokio::spawn(write(
+                session,
+                topic.clone(),
+                Arc::clone(&writing),
+            )));
+        }
+        Ok(Self {
+            database,
+            topic,
+            home,
+            relays,
+            writing,
+            writers,
+        })
+    }
+
+    /// The relay that leads now, once there is one.
+    async fn leader(&self) -> Result<&Process> {
+        eventually("a leader", async || {
+            for (process, addr) in &self.relays {
+                let status = outbox_relay::ask(*addr, "/status").await;
+                if status.is_ok_and(|(_, text)| text.contains(r#""role":"leader""#)) {
+                    return Ok(Some(process));
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    /// Waits until so many more records have arrived.
+    async fn ship(&self, more: usize) -> Result<()> {
+        let read = async || Addresses::shared().read_topic(&self.topic).await;
+        let wanted = read().await?.len() + more;
+        eventually(&format!("{wanted} records"), async || {
+            Ok((read().await?.len() >= wanted).then_some(()))
+        })
+        .await
+    }
+
+    /// Ends the writers, waits until everything has arrived, and ends the relays. The result tells
+    /// what the topic has that it should not, or lacks.
+    async fn end(self) -> Result<Audit> {
+        self.writing.store(false, Ordering::Release);
+        for writer in self.writers {
+            writer.await??;
+        }
+        let sql = self.database.connect().await?;
+        let rows = sql
+            .query("select key, version from aggregates", &[])
+            .await?;
+        let rows: Vec<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let audit = eventually("all rows in the topic", async || {
+            let records = Addresses::shared().read_topic(&self.topic).await?;
+            let audit = Audit::new(&rows, &records);
+            Ok((audit.lost == 0).then_some(audit))
+        })
+        .await?;
+        for (process, _) in self.relays {
+            process.stop().await;
+        }
+        drop(self.home);
+        Ok(audit)
+    }
+}
+
+/// Changes one aggregate after the other, each in a transaction with its event.
+async fn write(session: Session, topic: String, writing: Arc<AtomicBool>) -> Result<()> {
+    for turn in 0.. {
+        if !writing.load(Ordering::Acquire) {
+            break;
+        }
+        let key = format!("key-{}", turn % KEYS);
+        session.client.batch_execute("begin").await?;
+        let version = session.change(&key).await?;
+        session.enqueue(&topic, &key, version).await?;
+        session.client.batch_execute("commit").await?;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+async fn nothing_is_lost_when_the_leader_is_killed(sink: SinkKind) -> Result<()> {
+    let pair = Pair::start("killed", sink).await?;
+    for _ in 0..KILLS {
+        pair.ship(300).await?;
+        pair.leader().await?.kill();
+    }
+    pair.ship(300).await?;
+    let audit = pair.end().await?;
+    assert!(audit.is_clean(), "{audit}");
+    Ok(())
+}
+
+async fn a_suspended_leader_puts_no_old_version_behind_a_newer_one(sink: SinkKind) -> Result<()> {
+    let rounds = std::env::var("ZOMBIE_ROUNDS").map_or(Ok(ZOMBIE_ROUNDS), |text| text.parse())?;
+    let pair = Pair::start("zombie", sink).await?;
+    for round in 0..rounds {
+        pair.ship(100).await?;
+        let zombie = pair.leader().await?;
+        zombie.suspend();
+        if round % 2 == 0 {
+            // As a failover of the database does; otherwise Postgres finds out by itself.
+            let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+                       where datname = current_database() and application_name = 'outbox-relay leader'";
+            pair.database.connect().await?.batch_execute(cut).await?;
+        }
+        // The successor has shipped, and newer versions among it, when the zombie wakes.
+        pair.ship(300).await.context("nobody took over")?;
+        zombie.resume();
+    }
+    pair.ship(100).await?;
+    let audit = pair.end().await?;
+    assert!(audit.is_clean(), "{audit}");
+    Ok(())
+}
