@@ -54,6 +54,19 @@ pub enum SinkKind {
     RdKafka,
 }
 
+/// What to do with a record that Kafka refuses for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnRefusal {
+    /// Stop the source in front of it, and try again for as long as it takes.
+    #[default]
+    Halt,
+    /// Let it wait in a table, and every later event of its key behind it; other keys go on.
+    ParkKey,
+    /// Put it aside, in a table and a topic; later events of its key go on.
+    DeadLetter,
+}
+
 /// One outbox.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
@@ -69,6 +82,10 @@ pub struct SourceConfig {
     /// The longest pause between two looks at an idle outbox. It bounds the latency of the first
     /// event after a quiet time; shorter costs the database more empty looks.
     pub max_poll_interval: Duration,
+    /// What to do with a record that Kafka refuses for good.
+    pub on_refusal: OnRefusal,
+    /// The topic for dead letters, beside their table.
+    pub dead_letter_topic: Option<String>,
     /// Rows of a page at most. Larger pages cost less per row and more memory.
     pub max_page_rows: usize,
 }
@@ -119,6 +136,9 @@ struct SourceTable {
     content_type: String,
     #[serde(default = "default_max_poll_interval_ms")]
     max_poll_interval_ms: u64,
+    #[serde(default)]
+    on_refusal: OnRefusal,
+    dead_letter_topic: Option<String>,
     #[serde(default = "default_max_page_rows")]
     max_page_rows: usize,
 }
@@ -350,6 +370,8 @@ impl SourceTable {
             database_url,
             content_type: self.content_type,
             max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
+            on_refusal: self.on_refusal,
+            dead_letter_topic: self.dead_letter_topic,
             max_page_rows: self.max_page_rows,
         })
     }

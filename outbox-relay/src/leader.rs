@@ -108,6 +108,15 @@ impl Leadership {
         self.epoch
     }
 
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The session that holds the lock.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The time for which this is the only leader.
     pub(crate) fn lease(&self) -> &Lease {
         &self.lease

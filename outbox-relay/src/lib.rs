@@ -5,12 +5,14 @@
 //! - [`window`] says what is due, [`reader`] fetches it, [`route`] makes records of it, [`sink`]
 //!   sends them and counts what is acknowledged, `marks` says which cursor that is, `checkpoint`
 //!   keeps it.
+//! - `aside` keeps what Kafka refuses.
 //! - `leader` makes sure that one relay at a time does so.
 //!
 //! **Invariant:** nothing here ever writes to the outbox, and the checkpoint is never ahead of the
 //! acknowledgements.
 
 mod admin;
+mod aside;
 mod checkpoint;
 pub mod config;
 mod leader;
@@ -30,6 +32,7 @@ use anyhow::Context as _;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::aside::{Parked, ParkedKey};
 use crate::{
     config::{Config, SourceConfig},
     status::SharedStatus,

@@ -5,8 +5,8 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
-use outbox_relay::{Relay, config::Config};
+use clap::{Args, Parser, Subcommand};
+use outbox_relay::{ParkedKey, Relay, config::Config};
 use program::LogOptions;
 
 /// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
@@ -35,11 +35,50 @@ enum Command {
     Healthcheck,
     /// Show what the running relay is doing, as JSON
     Status,
+    /// Show and free the keys that wait because Kafka refused an event of theirs
+    Parked {
+        #[command(subcommand)]
+        command: ParkedCommand,
+    },
     /// Ship every row that the outbox still holds once more, after a restore from a dump
-    Reset {
-        /// The source, by its name in the configuration
+    Reset(Source),
+}
+
+#[derive(Args)]
+struct Source {
+    /// The source, by its name in the configuration
+    #[arg(long)]
+    source: String,
+}
+
+#[derive(Subcommand)]
+enum ParkedCommand {
+    /// Show the parked keys, the oldest first
+    List {
+        #[command(flatten)]
+        source: Source,
+        /// As JSON, an object a line
         #[arg(long)]
-        source: String,
+        json: bool,
+    },
+    /// Try again, within a second: what was refused, and what waits behind it
+    Retry {
+        #[command(flatten)]
+        source: Source,
+        /// This key only
+        #[arg(long, required_unless_present = "all")]
+        key: Option<String>,
+        /// Every key
+        #[arg(long, conflicts_with = "key")]
+        all: bool,
+    },
+    /// Move one event to relay_dead_letters; what waits behind it is shipped
+    Drop {
+        #[command(flatten)]
+        source: Source,
+        /// The event, by its seq in the list
+        #[arg(long)]
+        seq: i64,
     },
 }
 
@@ -62,7 +101,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let admin_addr = Config::load_admin_addr(&cli.config)?;
             print!("{}", outbox_relay::ask(admin_addr, "/status").await?.1);
         }
-        Command::Reset { source } => {
+        Command::Parked { command } => parked(&cli.config, command).await?,
+        Command::Reset(Source { source }) => {
             let config = Config::load(&cli.config)?;
             let forgotten = outbox_relay::reset(config.source(&source)?).await?;
             let found = if forgotten {
@@ -74,6 +114,55 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
+    let (ParkedCommand::List { source, .. }
+    | ParkedCommand::Retry { source, .. }
+    | ParkedCommand::Drop { source, .. }) = &command;
+    let (config, source) = (Config::load(config)?, &source.source);
+    let parked = outbox_relay::Parked::of(config.source(source)?).await?;
+    match &command {
+        ParkedCommand::List { json: true, .. } => {
+            for key in parked.list().await? {
+                println!("{}", serde_json::to_string(&key)?);
+            }
+        }
+        ParkedCommand::List { json: false, .. } => {
+            let keys = parked.list().await?;
+            if keys.is_empty() {
+                println!("no key of {source} is parked");
+            }
+            for key in keys {
+                let ParkedKey {
+                    topic,
+                    key,
+                    refused_seq,
+                    error,
+                    events,
+                    retry,
+                } = key;
+                let state = if retry { ", to be tried again" } else { "" };
+                println!("{topic} {key}: {events} events from seq {refused_seq}{state}; {error}");
+            }
+        }
+        ParkedCommand::Retry { key, .. } => {
+            let keys = parked.retry(key.as_deref()).await?;
+            println!(
+                "{keys} keys of {source} are tried again by the relay that leads, within a second"
+            );
+        }
+        ParkedCommand::Drop { seq, .. } => {
+            anyhow::ensure!(
+                parked.drop_event(*seq).await?,
+                "no event of {source} with seq {seq} is parked"
+            );
+            println!(
+                "seq {seq} of {source} is in relay_dead_letters now; what waited behind it is shipped"
+            );
+        }
+    }
+    Ok(())
 }
 
 async fn healthcheck(config: &Path) -> ExitCode {

@@ -81,7 +81,51 @@ impl Reader {
     /// # Errors
     /// If the database can't be asked or answers nonsense.
     pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
-        let mut messages = pin!(self.client.copy_out(&page_sql(cursor, max_rows)).await?);
+        self.copy(&page_sql(cursor, max_rows), max_rows).await
+    }
+
+    /// Parked events that are to be tried again: those of keys whose first event is, or was shipped
+    /// or dropped meanwhile.
+    ///
+    /// # Errors
+    /// As of [`page`](Self::page).
+    pub async fn parked(&self, source: &str, max_rows: usize) -> Result<Page, ReadError> {
+        let source = quoted(source);
+        let sql = format!(
+            "copy (
+                 select {COLUMNS} from relay_parked as parked
+                 where source = {source} and exists (
+                     select from (
+                         select error, retry from relay_parked as of_key
+                         where of_key.source = {source}
+                             and of_key.topic = parked.topic and of_key.key = parked.key
+                         order by seq limit 1
+                     ) as first
+                     where first.error is null or first.retry
+                 )
+                 order by seq limit {max_rows}
+             ) to stdout (format binary)"
+        );
+        self.copy(&sql, max_rows).await
+    }
+
+    /// Dead letters that are not in their topic yet.
+    ///
+    /// # Errors
+    /// As of [`page`](Self::page).
+    pub async fn dead_letters(&self, source: &str, max_rows: usize) -> Result<Page, ReadError> {
+        let sql = format!(
+            "copy (
+                 select {COLUMNS} from relay_dead_letters
+                 where source = {} and in_topic = 'pending' order by seq limit {max_rows}
+             ) to stdout (format binary)",
+            quoted(source)
+        );
+        self.copy(&sql, max_rows).await
+    }
+
+    async fn copy(&self, sql: &str, max_rows: usize) -> Result<Page, ReadError> {
+        let mut messages = pin!(self.client.copy_out(sql).await?);
         let mut page = Page {
             rows: Vec::new(),
             bytes: 0,
@@ -100,6 +144,11 @@ impl Reader {
         page.is_last = page.rows.len() < max_rows;
         Ok(page)
     }
+}
+
+/// A COPY takes no parameters. (Backslashes mean nothing in a standard string.)
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// The rows of `cursor`'s window that come next. What is put into the text are numbers only.

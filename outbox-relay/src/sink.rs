@@ -62,7 +62,7 @@ pub enum SinkError {
     #[error("Kafka doesn't take records: {0}")]
     Unavailable(String),
     /// A record will not be taken, however often it is tried.
-    #[error("Kafka refuses a record of topic {topic}: {reason}")]
+    #[error("a record of topic {topic} is refused: {reason}")]
     Refused {
         /// Where the record was to go.
         topic: String,
@@ -75,6 +75,11 @@ pub enum SinkError {
 }
 
 impl SinkError {
+    fn too_large(topic: &str, bytes: usize, limit: usize) -> Self {
+        let reason = format!("it takes {bytes} bytes, and the limit is {limit}");
+        Self::refused(topic, reason)
+    }
+
     pub(crate) fn refused(topic: &str, reason: impl Display) -> Self {
         Self::Refused {
             topic: topic.to_owned(),

@@ -1,5 +1,6 @@
 //! One source's life: become the leader, ship, and begin anew upon any error.
 
+mod refusals;
 mod shipping;
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::shipping::{Shipping, SourceError};
 use crate::{
+    aside::Aside,
     config::{KafkaConfig, SinkKind, SourceConfig},
     leader::{self, Candidate, Election},
     marks::Marks,
@@ -37,6 +39,7 @@ pub(crate) async fn run(
 ) {
     let mut source = Source {
         max_in_flight: kafka.max_in_flight_records,
+        one_by_one: 0,
         config,
         kafka,
         status,
@@ -52,6 +55,8 @@ struct Source {
     /// Halved when the broker was too slow for what was in flight, so that a slow one is not given
     /// the same again and again, timing out every time.
     max_in_flight: usize,
+    /// Rows that are sent one by one, to find the one that was refused.
+    one_by_one: u64,
     status: SharedStatus,
     shutdown: CancellationToken,
 }
@@ -69,6 +74,12 @@ impl Source {
             } else if let SourceError::Sink(SinkError::Unavailable(_)) = err {
                 self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
             }
+            self.one_by_one = match err {
+                SourceError::OneOfMany { records, .. } => records,
+                // The next row is the one that was refused.
+                SourceError::Refused { .. } => 1,
+                _ => 0,
+            };
             let error = program::chain(&err);
             tracing::warn!(source = %name, %error, ?backoff, "shipping begins anew");
             self.status.update(|status| {
@@ -127,10 +138,7 @@ impl Source {
         let (reader, sink) = tokio::select! {
             opened = opening => opened?,
             err = leadership.stay(&election.cursor) => return Err(err.into()),
-            () = self.shutdown.cancelled() => {
-                leadership.resign(&election.cursor).await?;
-                return Ok(());
-            }
+            () = self.shutdown.cancelled() => return Ok(()),
         };
         self.status.update(|status| {
             status.role = Role::Leader;
@@ -143,6 +151,8 @@ impl Source {
             reader: &reader,
             sink,
             router: Router::new(&self.config.ce_source, &self.config.content_type),
+            aside: Aside::load(leadership).await?,
+            one_by_one: self.one_by_one,
             cursor: election.cursor.clone(),
             marks: Marks::new(election.cursor.clone()),
         };

@@ -149,8 +149,7 @@ impl KafkaSink {
         let Some(layout) = layout.filter(|layout| !layout.leaders.is_empty()) else {
             return Err(SinkError::refused(name, NO_SUCH_TOPIC));
         };
-        let limit = self.cluster.max_message_bytes(name).await?;
-        let max_record_bytes = self.options.kafka.max_record_bytes;
+        let max_batch_bytes = self.fetch_limit(name).await?;
         let partition = |leader| Partition {
             leader,
             next_sequence: 0,
@@ -159,9 +158,16 @@ impl KafkaSink {
         };
         Ok(Topic {
             name: name.to_owned(),
-            max_batch_bytes: limit.map_or(max_record_bytes, |limit| limit.min(max_record_bytes)),
+            max_batch_bytes,
             partitions: layout.leaders.into_iter().map(partition).collect(),
         })
+    }
+
+    /// How large a batch for this topic, and a record with it, may be.
+    async fn fetch_limit(&mut self, topic: &str) -> Result<usize, SinkError> {
+        let own = self.options.kafka.max_record_bytes;
+        let limit = self.cluster.max_message_bytes(topic).await?;
+        Ok(limit.map_or(own, |limit| limit.min(own)))
     }
 
     /// Sends what was gathered, a request to each broker that leads a part of it.
@@ -239,19 +245,29 @@ impl KafkaSink {
     }
 }
 
+/// What a broker holds against a topic's `max.message.bytes`: a batch with this record alone.
+pub(super) fn batch_bytes(record: &Record<'_>) -> usize {
+    RecordBatch::len_of(record)
+}
+
 impl Sink for KafkaSink {
     async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
         let topic_index = match self.topics.get(self.last_topic) {
             Some(topic) if topic.name == record.topic => self.last_topic,
             _ => self.topic(record.topic).await?,
         };
-        let topic = &mut self.topics[topic_index];
+        let topic = &self.topics[topic_index];
         let index = partition_of(record.key, topic.partitions.len());
-        let alone = RecordBatch::len_of(record);
+        let alone = batch_bytes(record);
+        if alone > topic.max_batch_bytes {
+            // Somebody may have raised it since.
+            let limit = self.fetch_limit(record.topic).await?;
+            self.topics[topic_index].max_batch_bytes = limit;
+        }
+        let topic = &self.topics[topic_index];
         if alone > topic.max_batch_bytes {
             let limit = topic.max_batch_bytes;
-            let reason = format!("it has {alone} bytes, and the limit is {limit}");
-            return Err(SinkError::refused(record.topic, reason));
+            return Err(SinkError::too_large(record.topic, alone, limit));
         }
         let is_full = topic.partitions[index].batch.len() + alone > topic.max_batch_bytes;
         if is_full || self.gathered_bytes + alone > REQUEST_BYTES {

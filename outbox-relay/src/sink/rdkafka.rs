@@ -1,13 +1,15 @@
 //! The sink over librdkafka: the conservative choice.
 
 use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use rdkafka::{
     ClientConfig, ClientContext,
+    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    client::DefaultClientContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, Message as _, OwnedHeaders},
     producer::{
@@ -16,7 +18,9 @@ use rdkafka::{
     },
 };
 
-use super::{InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions, watermark::Watermark};
+use super::{
+    InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions, kafka::batch_bytes, watermark::Watermark,
+};
 use crate::{lease::Lease, route::Record};
 
 /// librdkafka waits so long for more records before it sends a batch. At 0 batches stay small
@@ -30,11 +34,12 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sends through librdkafka's idempotent producer.
 pub struct RdKafkaSink {
     /// Taken only when the sink is dropped.
-    producer: Option<Arc<ThreadedProducer<Deliveries>>>,
+    producer: Option<ThreadedProducer<Deliveries>>,
     in_flight: InFlight,
     lease: Lease,
-    /// Topics that are there.
-    topics: HashSet<String>,
+    /// How large a record of a topic may be; only of topics that are there.
+    limits: HashMap<String, usize>,
+    options: SinkOptions,
 }
 
 impl RdKafkaSink {
@@ -43,11 +48,7 @@ impl RdKafkaSink {
     /// # Errors
     /// If none does, or the configuration can't be used.
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
-        let SinkOptions {
-            kafka,
-            max_in_flight,
-            ..
-        } = options;
+        let (kafka, max_in_flight) = (&options.kafka, options.max_in_flight);
         let in_flight = InFlight::new(max_in_flight);
         let mut config = ClientConfig::new();
         config
@@ -81,44 +82,76 @@ impl RdKafkaSink {
         })
         .await
         .map_err(|err| SinkError::Unavailable(err.to_string()))?
-        .map_err(|err| SinkError::Unavailable(err.to_string()))?;
+        .map_err(unavailable)?;
         Ok(Self {
-            producer: Some(Arc::new(producer)),
+            producer: Some(producer),
             in_flight,
             lease,
-            topics: HashSet::new(),
+            limits: HashMap::new(),
+            options,
         })
     }
 
-    /// Refuses a topic that is not there: librdkafka would only let its records time out.
-    async fn check_topic(&mut self, name: &str) -> Result<(), SinkError> {
-        if self.topics.contains(name) {
+    /// Refuses what librdkafka would only let time out, a topic that is not there, and what the
+    /// broker would refuse when records behind it are on their way already.
+    async fn check(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
+        let bytes = batch_bytes(record);
+        if self
+            .limits
+            .get(record.topic)
+            .is_some_and(|limit| bytes <= *limit)
+        {
             return Ok(());
         }
-        let Some(producer) = self.producer.clone() else {
-            return Err(SinkError::Unavailable("closed".into()));
+        // New, or somebody may have raised its limit since.
+        let limit = self.fetch_limit(record.topic).await?;
+        self.limits.insert(record.topic.to_owned(), limit);
+        if bytes > limit {
+            return Err(SinkError::too_large(record.topic, bytes, limit));
+        }
+        Ok(())
+    }
+
+    /// How large a batch for this topic, and a record with it, may be.
+    async fn fetch_limit(&self, topic: &str) -> Result<usize, SinkError> {
+        const LIMIT: &str = "max.message.bytes";
+        let own = self.options.kafka.max_record_bytes;
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.options.kafka.brokers)
+            .set("client.id", "outbox-relay")
+            .create()
+            .map_err(unavailable)?;
+        // Of all topics, because asking for one would make it where brokers are set to do so.
+        let asking = move || {
+            let metadata = admin.inner().fetch_metadata(None, METADATA_TIMEOUT);
+            metadata.map(|metadata| (admin, metadata))
         };
-        // All topics, because a question for one would create it where brokers are set to do so.
-        let asking = move || producer.client().fetch_metadata(None, METADATA_TIMEOUT);
-        let metadata = tokio::task::spawn_blocking(asking)
+        let (admin, metadata) = tokio::task::spawn_blocking(asking)
             .await
             .map_err(|err| SinkError::Unavailable(err.to_string()))?
-            .map_err(|err| SinkError::Unavailable(err.to_string()))?;
-        let names = metadata
-            .topics()
-            .iter()
-            .map(|topic| topic.name().to_owned());
-        self.topics = names.collect();
-        if self.topics.contains(name) {
-            return Ok(());
+            .map_err(unavailable)?;
+        if metadata.topics().iter().all(|known| known.name() != topic) {
+            return Err(SinkError::refused(topic, NO_SUCH_TOPIC));
         }
-        Err(SinkError::refused(name, NO_SUCH_TOPIC))
+        let options = AdminOptions::new().request_timeout(Some(METADATA_TIMEOUT));
+        let resource = [ResourceSpecifier::Topic(topic)];
+        let results = admin.describe_configs(&resource, &options).await;
+        let config = results.map_err(unavailable)?.pop().and_then(Result::ok);
+        // Not allowed to ask: the broker will say.
+        let limit = config
+            .as_ref()
+            .and_then(|config| config.get(LIMIT)?.value.as_ref()?.parse::<usize>().ok());
+        Ok(limit.map_or(own, |limit| limit.min(own)))
     }
+}
+
+fn unavailable(err: KafkaError) -> SinkError {
+    SinkError::Unavailable(err.to_string())
 }
 
 impl Sink for RdKafkaSink {
     async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
-        self.check_topic(record.topic).await?;
+        self.check(record).await?;
         let Some(producer) = &self.producer else {
             return Err(SinkError::Unavailable("closed".into()));
         };

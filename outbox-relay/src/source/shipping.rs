@@ -6,12 +6,13 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    aside::Aside,
     checkpoint::CheckpointError,
     config::SourceConfig,
     leader::{HEARTBEAT_INTERVAL, Leadership},
     marks::Marks,
-    reader::{Page, ReadError, Reader},
-    route::{BadHeaders, Router},
+    reader::{Page, ReadError, Reader, Row},
+    route::Router,
     sink::{InFlight, Sink, SinkError},
     status::SharedStatus,
     window::{Cursor, Snapshot},
@@ -50,10 +51,12 @@ pub(super) enum SourceError {
         key: String,
         source: SinkError,
     },
-    #[error("event {event_id} can't be shipped")]
-    BadRow {
+    #[error("one of {records} records on their way was refused; they are sent one by one now")]
+    OneOfMany { records: u64, source: SinkError },
+    #[error("event {event_id} was set aside")]
+    SetAside {
         event_id: uuid::Uuid,
-        source: BadHeaders,
+        source: SinkError,
     },
     #[error(
         "the checkpoint {checkpoint} is ahead of the database, which is at {now}: was it restored \
@@ -80,6 +83,9 @@ pub(super) struct Shipping<'a, S> {
     /// How far the sink was given rows.
     pub(super) cursor: Cursor,
     pub(super) marks: Marks,
+    pub(super) aside: Aside<'a>,
+    /// So many rows are sent one by one: one of them was refused when they were sent together.
+    pub(super) one_by_one: u64,
 }
 
 impl<S: Sink> Shipping<'_, S> {
@@ -93,17 +99,17 @@ impl<S: Sink> Shipping<'_, S> {
             result = self.pump() => result,
             err = &mut keeping => return self.note(leadership, err).await,
         };
-        let flushing = async {
-            self.sink.flush().await?;
-            self.sink.in_flight().wait_until_empty().await
-        };
         let flushed = tokio::select! {
-            flushed = timeout(FLUSH_TIMEOUT, flushing) => flushed,
+            flushed = timeout(FLUSH_TIMEOUT, deliver(&mut self.sink)) => flushed,
             err = &mut keeping => return self.note(leadership, err).await,
         };
         match flushed {
             Ok(Ok(())) => leadership.resign(&self.cursor).await?,
-            Ok(Err(err)) => return self.note(leadership, err.into()).await,
+            Ok(Err(err)) => {
+                // What ended the pump, if anything, is the better reason.
+                let err = ended.err().unwrap_or_else(|| err.into());
+                return self.note(leadership, err).await;
+            }
             Err(_) => return self.note(leadership, SourceError::FlushTimeout).await,
         }
         self.status.update(|status| status.in_flight = 0);
@@ -116,11 +122,18 @@ impl<S: Sink> Shipping<'_, S> {
     /// Notes what was acknowledged before `err`. Not so when the lead is lost: a checkpoint that
     /// belongs to another leader is none of ours.
     async fn note(&self, leadership: &Leadership, err: SourceError) -> Result<(), SourceError> {
+        let in_flight = self.sink.in_flight();
         if !matches!(err, SourceError::Checkpoint(_)) {
-            let (reached, _) = self.marks.reached(self.sink.in_flight().acknowledged());
+            let (reached, _) = self.marks.reached(in_flight.acknowledged());
             leadership.advance(&reached).await?;
         }
-        Err(err)
+        Err(match err {
+            SourceError::Sink(source @ SinkError::Refused { .. }) => SourceError::OneOfMany {
+                records: in_flight.sent() - in_flight.acknowledged(),
+                source,
+            },
+            err => err,
+        })
     }
 
     /// Reads window after window and hands the rows to the sink, until `shutdown`.
@@ -132,9 +145,10 @@ impl<S: Sink> Shipping<'_, S> {
             let page = match read_ahead.take() {
                 Some(page) => page,
                 None => {
+                    self.look_aside().await?;
                     if self.cursor.window().is_none() && !self.open_window().await? {
                         self.sink.tend().await?;
-                        self.rest(last_work).await;
+                        self.rest(last_work).await?;
                         continue;
                     }
                     self.reader.page(&self.cursor, page_rows).await?
@@ -149,7 +163,7 @@ impl<S: Sink> Shipping<'_, S> {
             if page.is_last() && !self.shutdown.is_cancelled() {
                 self.cursor.close();
                 self.marks.add(self.sink.in_flight().sent(), &self.cursor);
-                self.rest(last_work).await;
+                self.rest(last_work).await?;
             }
         }
         Ok(())
@@ -198,19 +212,18 @@ impl<S: Sink> Shipping<'_, S> {
                 return Ok(());
             }
             let row = row?;
-            let event_id = row.event_id;
-            let record = self.router.route(&row);
-            let record = record.map_err(|source| SourceError::BadRow { event_id, source })?;
-            let sent = self.sink.send(&record).await;
-            sent.map_err(|source| match source {
-                SinkError::Refused { .. } => SourceError::Refused {
-                    event_id,
-                    key: row.key.to_owned(),
-                    source,
-                },
-                source => source.into(),
-            })?;
-            self.cursor.advance(row.seq);
+            if self.aside.is_parked(row.topic, row.key) {
+                self.aside.park(row.seq, row.topic, row.key, None).await?;
+                self.cursor.advance(row.seq);
+                continue;
+            }
+            match self.send_row(&row).await {
+                Ok(()) => self.cursor.advance(row.seq),
+                Err(SourceError::Sink(refusal @ SinkError::Refused { .. })) => {
+                    self.set_aside(&row, refusal).await?;
+                }
+                Err(err) => return Err(err),
+            }
             let sent = self.sink.in_flight().sent();
             if sent.is_multiple_of(MARK_ROWS) {
                 self.marks.add(sent, &self.cursor);
@@ -222,14 +235,26 @@ impl<S: Sink> Shipping<'_, S> {
         Ok(())
     }
 
+    pub(super) async fn send_row(&mut self, row: &Row<'_>) -> Result<(), SourceError> {
+        let record = self.router.route(row);
+        let record = record.map_err(|err| SinkError::refused(row.topic, err))?;
+        self.sink.send(&record).await?;
+        if self.one_by_one > 0 {
+            self.one_by_one -= 1;
+            deliver(&mut self.sink).await?;
+        }
+        Ok(())
+    }
+
     /// Pauses before the next look at the outbox: for a part of the time since there was work, so
     /// that a lively outbox is looked at often and an idle one rarely.
-    async fn rest(&self, last_work: Instant) {
+    async fn rest(&self, last_work: Instant) -> Result<(), SourceError> {
         let length = last_work.elapsed() / REST_PART;
         let length = length.clamp(MIN_POLL_INTERVAL, self.config.max_poll_interval);
         tokio::select! {
-            () = self.shutdown.cancelled() => {}
-            () = tokio::time::sleep(length) => {}
+            () = self.shutdown.cancelled() => Ok(()),
+            () = tokio::time::sleep(length) => Ok(()),
+            err = self.sink.in_flight().failed() => Err(err.into()),
         }
     }
 
@@ -245,8 +270,14 @@ impl<S: Sink> Shipping<'_, S> {
     }
 }
 
+/// Sends what is still in the sink, and waits until everything is acknowledged.
+pub(super) async fn deliver(sink: &mut impl Sink) -> Result<(), SinkError> {
+    sink.flush().await?;
+    sink.in_flight().wait_until_empty().await
+}
+
 /// Moves the checkpoint after the acknowledgements, and shows that the leader is alive. Ends only
-/// with the reason why there is nothing more to be done.
+/// when it can't. (What goes wrong in the sink is for those to notice who use it.)
 async fn keep_checkpoint(
     leadership: &Leadership,
     in_flight: &InFlight,
@@ -257,10 +288,7 @@ async fn keep_checkpoint(
     let mut last_write = Instant::now();
     let mut last_acknowledged = 0;
     loop {
-        tokio::select! {
-            err = in_flight.failed() => return err.into(),
-            () = tokio::time::sleep(CHECKPOINT_INTERVAL) => {}
-        }
+        tokio::time::sleep(CHECKPOINT_INTERVAL).await;
         let acknowledged = in_flight.acknowledged();
         let (cursor, count) = marks.reached(acknowledged);
         let moved = std::mem::replace(&mut reached, count) != count;

@@ -3,6 +3,7 @@
 mod failover;
 mod harness;
 mod reading;
+mod refusals;
 mod schedule;
 mod shipping;
 mod sinks;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use devstack::{Addresses, PATIENCE, Record, eventually};
 use outbox_relay::{
     Relay,
-    config::{Config, KafkaConfig, SinkKind, SourceConfig},
+    config::{Config, KafkaConfig, OnRefusal, SinkKind, SourceConfig},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,31 +29,37 @@ for_each_sink! {
 }
 
 /// A database, a topic, and a relay between them.
-struct Setup {
-    database: Database,
-    topic: String,
-    sink: SinkKind,
+pub(crate) struct Setup {
+    pub(crate) database: Database,
+    pub(crate) topic: String,
+    pub(crate) sink: SinkKind,
+    pub(crate) on_refusal: OnRefusal,
+    pub(crate) dead_letter_topic: Option<String>,
+    pub(crate) max_record_bytes: usize,
 }
 
-struct Running {
-    admin_addr: std::net::SocketAddr,
+pub(crate) struct Running {
+    pub(crate) admin_addr: std::net::SocketAddr,
     shutdown: CancellationToken,
     task: JoinHandle<Result<()>>,
 }
 
 impl Setup {
-    async fn new(test: &str, sink: SinkKind) -> Result<Self> {
+    pub(crate) async fn new(test: &str, sink: SinkKind) -> Result<Self> {
         let topic = Addresses::unique_name(test);
         Addresses::shared().create_topic(&topic, 3).await?;
         Ok(Self {
             database: Database::new(test).await?,
             topic,
             sink,
+            on_refusal: OnRefusal::Halt,
+            dead_letter_topic: None,
+            max_record_bytes: 100_000,
         })
     }
 
-    async fn start(&self) -> Result<Running> {
-        let config = Config {
+    pub(crate) fn config(&self) -> Result<Config> {
+        Ok(Config {
             admin_addr: "127.0.0.1:0".parse()?,
             kafka: KafkaConfig {
                 brokers: Addresses::shared().brokers().to_owned(),
@@ -61,7 +67,7 @@ impl Setup {
                 delivery_timeout: Duration::from_secs(2),
                 max_in_flight_records: 1_000,
                 max_in_flight_bytes: 8 << 20,
-                max_record_bytes: 100_000,
+                max_record_bytes: self.max_record_bytes,
             },
             sources: vec![SourceConfig {
                 name: "test".into(),
@@ -71,9 +77,14 @@ impl Setup {
                 max_poll_interval: Duration::from_millis(20),
                 // Few, so that a test of some hundred rows has many pages.
                 max_page_rows: 50,
+                on_refusal: self.on_refusal,
+                dead_letter_topic: self.dead_letter_topic.clone(),
             }],
-        };
-        let relay = Relay::bind(config).await?;
+        })
+    }
+
+    pub(crate) async fn start(&self) -> Result<Running> {
+        let relay = Relay::bind(self.config()?).await?;
         let (admin_addr, shutdown) = (relay.admin_addr(), CancellationToken::new());
         let task = tokio::spawn(relay.run(shutdown.clone()));
         Ok(Running {
@@ -84,7 +95,7 @@ impl Setup {
     }
 
     /// Changes `key` and tells of it, in a transaction.
-    async fn write(&self, session: &Session, key: &str) -> Result<()> {
+    pub(crate) async fn write(&self, session: &Session, key: &str) -> Result<()> {
         session.client.batch_execute("begin").await?;
         let version = session.change(key).await?;
         session.enqueue(&self.topic, key, version).await?;
@@ -92,7 +103,7 @@ impl Setup {
     }
 
     /// The topic's records, once there are at least so many.
-    async fn records(&self, at_least: usize) -> Result<Vec<Record>> {
+    pub(crate) async fn records(&self, at_least: usize) -> Result<Vec<Record>> {
         let enough = async || {
             let records = Addresses::shared().read_topic(&self.topic).await?;
             Ok((records.len() >= at_least).then_some(records))
@@ -102,7 +113,7 @@ impl Setup {
 }
 
 impl Running {
-    async fn stop(self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.task)
             .await
@@ -110,12 +121,12 @@ impl Running {
     }
 
     /// Waits until `/readyz` answers with `code`, and returns what it says.
-    async fn wait_for_readiness(&self, code: u16) -> Result<String> {
+    pub(crate) async fn wait_for_readiness(&self, code: u16) -> Result<String> {
         self.wait_for_state(code, "").await
     }
 
     /// Waits until `/readyz` answers with `code` and says `words`; returns all that it says.
-    async fn wait_for_state(&self, code: u16, words: &str) -> Result<String> {
+    pub(crate) async fn wait_for_state(&self, code: u16, words: &str) -> Result<String> {
         let said = async || {
             let answer = outbox_relay::ask(self.admin_addr, "/readyz").await.ok();
             Ok(answer.filter(|(found, text)| *found == code && text.contains(words)))
@@ -194,12 +205,12 @@ async fn a_record_carries_what_its_row_says(sink: SinkKind) -> Result<()> {
     );
     let expected = [
         ("ce_specversion", "1.0"),
-        ("ce_id", "0199d0a0-0000-7000-8000-000000000001"),
         ("ce_source", "/test"),
+        ("content-type", "application/json"),
+        ("ce_id", "0199d0a0-0000-7000-8000-000000000001"),
         ("ce_type", "made"),
         ("ce_time", "2026-01-02T03:04:05.000000Z"),
         ("ce_aggregateversion", "7"),
-        ("content-type", "application/json"),
         (
             "traceparent",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

@@ -1,0 +1,2 @@
+drop table relay_dead_letters;
+drop table relay_parked;

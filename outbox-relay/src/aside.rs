@@ -1,0 +1,272 @@
+//! Events that Kafka refuses for good: where they wait, or end up, so that others can go on.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use tokio_postgres::Client;
+
+use crate::{
+    checkpoint::CheckpointError,
+    config::SourceConfig,
+    leader::{self, Leadership},
+};
+
+/// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
+pub(crate) const MAX_PARKED_KEYS: usize = 1_000;
+/// How often it is looked whether somebody wants a parked key tried again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
+    traceparent, created_at";
+/// True for the leader alone, and for as long as the statement lasts: what a leader of the past sets
+/// aside would be missing in its successor's memory.
+const LEADS: &str = "exists (select from relay_checkpoints
+    where source = $1 and epoch = $2 for share)";
+
+/// What of a source is set aside. Only its leader writes here, but for the wishes of operators.
+pub(crate) struct Aside<'a> {
+    leadership: &'a Leadership,
+    /// The keys that are parked, by topic.
+    parked: HashMap<String, HashSet<String>>,
+    looked_at: Instant,
+    /// Dead letters may wait for their topic.
+    has_news: bool,
+}
+
+impl<'a> Aside<'a> {
+    pub(crate) async fn load(leadership: &'a Leadership) -> Result<Self, CheckpointError> {
+        let sql = "select distinct topic, key from relay_parked where source = $1";
+        let rows = leadership
+            .client()
+            .query(sql, &[&leadership.source()])
+            .await?;
+        let mut parked: HashMap<String, HashSet<String>> = HashMap::new();
+        for row in rows {
+            parked.entry(row.get(0)).or_default().insert(row.get(1));
+        }
+        Ok(Self {
+            leadership,
+            parked,
+            looked_at: Instant::now(),
+            has_news: true,
+        })
+    }
+
+    /// Whether events of this key have to wait behind one that is parked.
+    pub(crate) fn is_parked(&self, topic: &str, key: &str) -> bool {
+        // Mostly nothing is: then no text is hashed.
+        !self.parked.is_empty()
+            && self
+                .parked
+                .get(topic)
+                .is_some_and(|keys| keys.contains(key))
+    }
+
+    /// How many keys are parked.
+    pub(crate) fn parked_keys(&self) -> usize {
+        self.parked.values().map(HashSet::len).sum()
+    }
+
+    /// Parks the event with this seq, and its key with it. `error` says why it was refused, or none
+    /// if it only waits behind another.
+    pub(crate) async fn park(
+        &mut self,
+        seq: i64,
+        topic: &str,
+        key: &str,
+        error: Option<&str>,
+    ) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "insert into relay_parked (source, {COLUMNS}, error)
+             select $1, {COLUMNS}, $4 from outbox where seq = $3 and {LEADS}
+             on conflict (source, seq) do update
+                 set error = coalesce(excluded.error, relay_parked.error), retry = false"
+        );
+        self.change(&sql, seq, error).await?;
+        self.parked
+            .entry(topic.to_owned())
+            .or_default()
+            .insert(key.to_owned());
+        Ok(())
+    }
+
+    /// A parked event was refused once more.
+    pub(crate) async fn park_again(&self, seq: i64, error: &str) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "update relay_parked set error = $4, retry = false
+             where source = $1 and seq = $3 and {LEADS}"
+        );
+        self.change(&sql, seq, Some(error)).await
+    }
+
+    /// Puts the event with this seq among the dead letters.
+    pub(crate) async fn bury(&mut self, seq: i64, error: &str) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "insert into relay_dead_letters (source, {COLUMNS}, error)
+             select $1, {COLUMNS}, $4 from outbox where seq = $3 and {LEADS}
+             on conflict (source, seq) do update set error = excluded.error"
+        );
+        self.change(&sql, seq, Some(error)).await?;
+        self.has_news = true;
+        Ok(())
+    }
+
+    /// Notes what became of the event in the dead letter topic.
+    pub(crate) async fn buried_in_topic(
+        &mut self,
+        seq: i64,
+        is_sent: bool,
+    ) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "update relay_dead_letters set in_topic = $4 where source = $1 and seq = $3 and {LEADS}"
+        );
+        let state = if is_sent { "sent" } else { "refused" };
+        self.change(&sql, seq, Some(state)).await
+    }
+
+    /// The event was shipped after all.
+    pub(crate) async fn unpark(
+        &mut self,
+        seq: i64,
+        topic: &str,
+        key: &str,
+    ) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "delete from relay_parked
+             where source = $1 and seq = $3 and $4::text is null and {LEADS}"
+        );
+        self.change(&sql, seq, None).await?;
+        let sql = "select exists (select from relay_parked
+                       where source = $1 and topic = $2 and key = $3)";
+        let (client, source) = (self.leadership.client(), self.leadership.source());
+        let row = client.query_one(sql, &[&source, &topic, &key]).await?;
+        let is_left: bool = row.get(0);
+        if !is_left && let Some(keys) = self.parked.get_mut(topic) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.parked.remove(topic);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is time to look for what somebody wants tried again.
+    pub(crate) fn wants_a_look(&self) -> bool {
+        self.has_news || (!self.parked.is_empty() && self.looked_at.elapsed() > LOOK_INTERVAL)
+    }
+
+    /// Learns what operators have done.
+    pub(crate) async fn look(&mut self) -> Result<(), CheckpointError> {
+        *self = Self::load(self.leadership).await?;
+        self.has_news = false;
+        Ok(())
+    }
+
+    /// There was more than one look takes.
+    pub(crate) fn look_again(&mut self) {
+        self.has_news = true;
+    }
+
+    async fn change(
+        &self,
+        sql: &str,
+        seq: i64,
+        error: Option<&str>,
+    ) -> Result<(), CheckpointError> {
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let client = self.leadership.client();
+        let changed = client
+            .execute(sql, &[&source, &epoch, &seq, &error])
+            .await?;
+        if changed == 0 {
+            return Err(CheckpointError::Superseded);
+        }
+        Ok(())
+    }
+}
+
+/// A parked key, for an operator.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ParkedKey {
+    /// The topic of its events.
+    pub topic: String,
+    /// The key.
+    pub key: String,
+    /// The seq of the event that was refused.
+    pub refused_seq: i64,
+    /// Why it was.
+    pub error: String,
+    /// How many events wait, that one among them.
+    pub events: i64,
+    /// Whether they are to be tried again.
+    pub retry: bool,
+}
+
+/// What of a source is parked, for an operator. The relay need not run.
+#[derive(Debug)]
+pub struct Parked {
+    client: Client,
+    source: String,
+}
+
+impl Parked {
+    /// Connects to the source's database.
+    ///
+    /// # Errors
+    /// If it can't be reached.
+    pub async fn of(source: &SourceConfig) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            client: leader::connect(&source.database_url, "outbox-relay parked").await?,
+            source: source.name.clone(),
+        })
+    }
+
+    /// The parked keys, the oldest first. There are never many more than a thousand.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn list(&self) -> Result<Vec<ParkedKey>, tokio_postgres::Error> {
+        let sql = "select topic, key, min(seq), (array_agg(error order by seq))[1], count(*),
+                       bool_or(retry)
+                   from relay_parked where source = $1 group by topic, key order by min(seq)";
+        let rows = self.client.query(sql, &[&self.source]).await?;
+        let parked = rows.iter().map(|row| ParkedKey {
+            topic: row.get(0),
+            key: row.get(1),
+            refused_seq: row.get(2),
+            error: row.get::<_, Option<String>>(3).unwrap_or_default(),
+            events: row.get(4),
+            retry: row.get(5),
+        });
+        Ok(parked.collect())
+    }
+
+    /// Asks the relay that leads to try a key again, or all of them; returns how many.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn retry(&self, key: Option<&str>) -> Result<u64, tokio_postgres::Error> {
+        let sql = "update relay_parked set retry = true
+                   where source = $1 and ($2::text is null or key = $2) and error is not null";
+        self.client.execute(sql, &[&self.source, &key]).await
+    }
+
+    /// Moves a parked event among the dead letters; those behind it follow by themselves. Returns
+    /// whether there was such an event.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn drop_event(&self, seq: i64) -> Result<bool, tokio_postgres::Error> {
+        let sql = format!(
+            "with dropped as (
+                 delete from relay_parked where source = $1 and seq = $2 returning *
+             )
+             insert into relay_dead_letters (source, {COLUMNS}, error)
+             select source, {COLUMNS}, 'dropped by an operator; ' || coalesce(error, 'it waited')
+             from dropped"
+        );
+        Ok(self.client.execute(&sql, &[&self.source, &seq]).await? > 0)
+    }
+}

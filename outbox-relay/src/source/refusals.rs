@@ -1,0 +1,136 @@
+//! What becomes of a record that Kafka refuses for good, by the source's policy.
+
+use super::shipping::{Shipping, SourceError, deliver};
+use crate::{
+    aside::MAX_PARKED_KEYS,
+    config::OnRefusal,
+    reader::{Page, Row},
+    route::Record,
+    sink::{Sink, SinkError},
+};
+
+/// Events set aside that are tried again at once.
+const LOOK_ROWS: usize = 100;
+
+impl<S: Sink> Shipping<'_, S> {
+    /// Sets a refused row aside, or ends with an error that says that it is in the way.
+    pub(super) async fn set_aside(
+        &mut self,
+        row: &Row<'_>,
+        refusal: SinkError,
+    ) -> Result<(), SourceError> {
+        let is_lost_cause = self.aside.parked_keys() >= MAX_PARKED_KEYS;
+        let reason = refusal.to_string();
+        match self.config.on_refusal {
+            OnRefusal::ParkKey if !is_lost_cause => {
+                let (topic, key) = (row.topic, row.key);
+                self.aside.park(row.seq, topic, key, Some(&reason)).await?;
+            }
+            OnRefusal::DeadLetter => self.aside.bury(row.seq, &reason).await?,
+            OnRefusal::ParkKey | OnRefusal::Halt => {
+                return Err(SourceError::Refused {
+                    event_id: row.event_id,
+                    key: row.key.to_owned(),
+                    source: refusal,
+                });
+            }
+        }
+        let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
+        tracing::error!(%source, %event_id, seq, reason, policy = ?self.config.on_refusal, "event set aside");
+        self.cursor.advance(row.seq);
+        let in_flight = self.sink.in_flight();
+        if in_flight.check().is_ok() {
+            self.marks.add(in_flight.sent(), &self.cursor);
+            return Ok(());
+        }
+        // The broker has refused it, and the sink is of no use any more. Everything before it was
+        // acknowledged, because rows were sent one by one.
+        self.marks.add(in_flight.acknowledged(), &self.cursor);
+        Err(SourceError::SetAside {
+            event_id,
+            source: refusal,
+        })
+    }
+
+    /// Ships what was set aside and is to be tried again.
+    pub(super) async fn look_aside(&mut self) -> Result<(), SourceError> {
+        if !self.aside.wants_a_look() {
+            return Ok(());
+        }
+        self.aside.look().await?;
+        let source = &self.config.name;
+        if self.aside.parked_keys() > 0 {
+            let page = self.reader.parked(source, LOOK_ROWS).await?;
+            self.ship_parked(&page).await?;
+            if page.rows().len() == LOOK_ROWS {
+                self.aside.look_again();
+            }
+        }
+        if let Some(topic) = &self.config.dead_letter_topic {
+            let page = self.reader.dead_letters(source, LOOK_ROWS).await?;
+            self.ship_dead_letters(&page, topic).await?;
+            if page.rows().len() == LOOK_ROWS {
+                self.aside.look_again();
+            }
+        }
+        let parked_keys = self.aside.parked_keys();
+        self.status
+            .update(|status| status.parked_keys = parked_keys);
+        Ok(())
+    }
+
+    async fn ship_parked(&mut self, page: &Page) -> Result<(), SourceError> {
+        let mut refused: Vec<(&str, &str)> = Vec::new();
+        for row in page.rows() {
+            let row = row?;
+            let (topic, key) = (row.topic, row.key);
+            if refused.contains(&(topic, key)) {
+                continue;
+            }
+            self.one_by_one = self.one_by_one.max(1);
+            match self.send_row(&row).await {
+                Ok(()) => self.aside.unpark(row.seq, topic, key).await?,
+                Err(SourceError::Sink(refusal @ SinkError::Refused { .. })) => {
+                    let reason = refusal.to_string();
+                    self.aside.park_again(row.seq, &reason).await?;
+                    // The broker's refusal ends the sink; its own does not.
+                    self.sink.in_flight().check()?;
+                    refused.push((topic, key));
+                }
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+
+    async fn ship_dead_letters(&mut self, page: &Page, topic: &str) -> Result<(), SourceError> {
+        for row in page.rows() {
+            let row = row?;
+            let Ok(record) = self.router.route(&row) else {
+                self.aside.buried_in_topic(row.seq, false).await?;
+                continue;
+            };
+            let mut headers = record.headers.clone();
+            headers.push("dead_letter_topic", row.topic.as_bytes());
+            headers.push("dead_letter_seq", row.seq.to_string().as_bytes());
+            let record = Record {
+                topic,
+                headers: &headers,
+                ..record
+            };
+            let sent = match self.sink.send(&record).await {
+                Ok(()) => deliver(&mut self.sink).await,
+                refused => refused,
+            };
+            match sent {
+                Ok(()) => self.aside.buried_in_topic(row.seq, true).await?,
+                Err(SinkError::Refused { .. }) => {
+                    self.aside.buried_in_topic(row.seq, false).await?;
+                    self.sink.in_flight().check()?;
+                }
+                Err(err) => return Err(err.into()),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! Records that Kafka refuses for good, under each policy. A record of 2 MB for a topic that takes one.
+
+use ::rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
+    client::DefaultClientContext,
+};
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Record, eventually};
+use outbox_relay::{
+    Parked,
+    config::{OnRefusal, SinkKind},
+};
+
+use crate::{for_each_sink, harness::Session, shipping::Setup};
+
+for_each_sink! {
+    halt_lets_nothing_pass,
+    a_parked_key_waits_and_others_go_on,
+    a_dropped_event_leaves_a_record_and_frees_its_key,
+    a_dead_letter_is_in_the_table_and_in_the_topic,
+    a_refusal_by_the_broker_is_narrowed_down_to_its_record,
+}
+
+const LARGE: usize = 2_000_000;
+
+async fn setup(test: &str, sink: SinkKind, on_refusal: OnRefusal) -> Result<(Setup, Session)> {
+    let mut setup = Setup::new(test, sink).await?;
+    setup.on_refusal = on_refusal;
+    setup.max_record_bytes = 4_000_000;
+    let session = Session::new(&setup.database).await?;
+    Ok((setup, session))
+}
+
+/// Changes `key`, and tells of it at such length; returns the event's seq.
+async fn write_large(session: &Session, topic: &str, key: &str, length: usize) -> Result<i64> {
+    let version = session.change(key).await?;
+    let sql = "insert into outbox (topic, key, event_type, aggregate_version, payload)
+               values ($1, $2, 'large', $3, convert_to(repeat('x', $4), 'UTF8')) returning seq";
+    let length = i32::try_from(length)?;
+    let row = session
+        .client
+        .query_one(sql, &[&topic, &key, &version, &length])
+        .await?;
+    Ok(row.get(0))
+}
+
+async fn set_limit(topic: &str, bytes: usize) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", Addresses::shared().brokers())
+        .create()?;
+    let bytes = bytes.to_string();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic))
+        .set("max.message.bytes", &bytes)
+        .set("cleanup.policy", "compact");
+    for result in admin.alter_configs([&change], &AdminOptions::new()).await? {
+        result.map_err(|(_, code)| anyhow::anyhow!("{code}"))?;
+    }
+    Ok(())
+}
+
+fn versions_of(records: &[Record], key: &str) -> Vec<i64> {
+    let of_key = records.iter().filter(|record| record.key == key);
+    of_key.map(Record::version).collect()
+}
+
+async fn halt_lets_nothing_pass(sink: SinkKind) -> Result<()> {
+    let (setup, session) = setup("halt", sink, OnRefusal::Halt).await?;
+    setup.write(&session, "a").await?;
+    write_large(&session, &setup.topic, "a", LARGE).await?;
+    setup.write(&session, "b").await?;
+    let relay = setup.start().await?;
+    relay.wait_for_state(503, "is in the way").await?;
+    assert_eq!(setup.records(1).await?.len(), 1);
+    // The way out: the topic takes it from now on.
+    set_limit(&setup.topic, 4_000_000).await?;
+    let records = setup.records(3).await?;
+    assert_eq!(versions_of(&records, "a"), [1, 2]);
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await
+}
+
+async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
+    let (setup, session) = setup("park", sink, OnRefusal::ParkKey).await?;
+    setup.write(&session, "a").await?;
+    let refused = write_large(&session, &setup.topic, "a", LARGE).await?;
+    for key in ["a", "b", "a", "b"] {
+        setup.write(&session, key).await?;
+    }
+    let relay = setup.start().await?;
+    let records = setup.records(3).await?;
+    assert_eq!(
+        (versions_of(&records, "a"), versions_of(&records, "b")),
+        (vec![1], vec![1, 2])
+    );
+    relay.wait_for_readiness(200).await?;
+    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    let key = eventually("a parked key with all its events", async || {
+        let keys = parked.list().await?;
+        Ok(keys.into_iter().find(|key| key.events == 3))
+    })
+    .await?;
+    assert_eq!((key.key.as_str(), key.refused_seq), ("a", refused));
+    assert!(key.error.contains(&setup.topic), "{}", key.error);
+    // Another try changes nothing while the reason is still there ...
+    assert_eq!(parked.retry(Some("a")).await?, 1);
+    eventually("the end of a try", async || {
+        Ok(parked
+            .list()
+            .await?
+            .iter()
+            .all(|key| !key.retry)
+            .then_some(()))
+    })
+    .await?;
+    relay.stop().await?;
+    // ... and survives a restart. Without the reason, everything follows in order, and what comes
+    // later goes its usual way.
+    let relay = setup.start().await?;
+    set_limit(&setup.topic, 4_000_000).await?;
+    setup.write(&session, "a").await?;
+    assert_eq!(parked.retry(None).await?, 1);
+    let records = setup.records(7).await?;
+    assert_eq!(versions_of(&records, "a"), [1, 2, 3, 4, 5]);
+    setup.write(&session, "a").await?;
+    setup.records(8).await?;
+    assert!(parked.list().await?.is_empty());
+    relay.stop().await
+}
+
+async fn a_dropped_event_leaves_a_record_and_frees_its_key(sink: SinkKind) -> Result<()> {
+    let (setup, session) = setup("drop", sink, OnRefusal::ParkKey).await?;
+    let refused = write_large(&session, &setup.topic, "a", LARGE).await?;
+    setup.write(&session, "a").await?;
+    let relay = setup.start().await?;
+    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    eventually("a parked key", async || {
+        Ok(parked
+            .list()
+            .await?
+            .iter()
+            .any(|key| key.events == 2)
+            .then_some(()))
+    })
+    .await?;
+    assert!(parked.drop_event(refused).await?);
+    assert!(!parked.drop_event(refused).await?);
+    assert_eq!(versions_of(&setup.records(1).await?, "a"), [2]);
+    let sql = "select error, length(payload) from relay_dead_letters";
+    let row = session.client.query_one(sql, &[]).await?;
+    let (error, length): (String, i32) = (row.get(0), row.get(1));
+    assert!(error.starts_with("dropped by an operator"), "{error}");
+    assert_eq!(usize::try_from(length)?, LARGE);
+    relay.stop().await
+}
+
+async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Result<()> {
+    let (mut setup, session) = setup("dead", sink, OnRefusal::DeadLetter).await?;
+    let dead_letters = Addresses::unique_name("dead_letters");
+    Addresses::shared().create_topic(&dead_letters, 1).await?;
+    setup.dead_letter_topic = Some(dead_letters.clone());
+    let large = write_large(&session, &setup.topic, "a", LARGE).await?;
+    let version = session.change("a").await?;
+    let lost = session.enqueue("nobody.made.this", "a", version).await?;
+    setup.write(&session, "a").await?;
+    let relay = setup.start().await?;
+    assert_eq!(versions_of(&setup.records(1).await?, "a"), [3]);
+    let dead = eventually("a dead letter in its topic", async || {
+        Ok(Addresses::shared().read_topic(&dead_letters).await?.pop())
+    })
+    .await?;
+    assert_eq!((dead.key.as_str(), dead.version()), ("a", 2));
+    assert_eq!(dead.header("dead_letter_topic"), Some("nobody.made.this"));
+    // The large one is refused there, too. The table has both.
+    let settled = "select count(*) from relay_dead_letters where in_topic <> 'pending'";
+    session.client.wait_for(settled, 2).await?;
+    let sql = "select seq, in_topic, error from relay_dead_letters order by seq";
+    let rows = session.client.query(sql, &[]).await?;
+    let states: Vec<(i64, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(states, [(large, "refused"), (lost, "sent")]);
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await
+}
+
+/// The broker refuses whole batches, and says nothing of which record it was.
+async fn a_refusal_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind) -> Result<()> {
+    let (setup, session) = setup("narrow", sink, OnRefusal::ParkKey).await?;
+    setup.write(&session, "warm").await?;
+    let relay = setup.start().await?;
+    setup.records(1).await?;
+    // The sink has asked for the limit, and does not know that it is another now.
+    set_limit(&setup.topic, 10_000).await?;
+    session.client.batch_execute("begin").await?;
+    for key in ["a", "b", "c"] {
+        let version = session.change(key).await?;
+        session.enqueue(&setup.topic, key, version).await?;
+    }
+    write_large(&session, &setup.topic, "a", 50_000).await?;
+    for key in ["a", "b", "c"] {
+        let version = session.change(key).await?;
+        session.enqueue(&setup.topic, key, version).await?;
+    }
+    session.client.batch_execute("commit").await?;
+    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    let keys = eventually("a parked key", async || {
+        let keys = parked.list().await?;
+        Ok(keys.iter().any(|key| key.events == 2).then_some(keys))
+    })
+    .await?;
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    assert_eq!(keys[0].key, "a");
+    let records = eventually("everything else", async || {
+        let records = setup.records(1).await?;
+        let newest = |key| versions_of(&records, key).last().copied();
+        Ok((newest("b") == Some(2) && newest("c") == Some(2)).then_some(records))
+    })
+    .await?;
+    assert_eq!(versions_of(&records, "a").iter().max(), Some(&1));
+    relay.wait_for_readiness(200).await.context("all is well")?;
+    relay.stop().await
+}
