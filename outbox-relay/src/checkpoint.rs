@@ -110,16 +110,49 @@ pub(crate) async fn advance(
     }
 }
 
-/// Takes the checkpoint back to the beginning: the next leader starts with the oldest row of the
-/// outbox. Returns whether there was one. The row stays, for what it says of leaders of the past.
-pub(crate) async fn forget(client: &Client, source: &str) -> Result<bool, CheckpointError> {
-    let updated = client
-        .execute(
-            "update relay_checkpoints
-             set snapshot = '1:1:', max_seq = 0, window_snapshot = null, window_seq = null
-             where source = $1",
-            &[&source],
+/// Where shipping is to begin once more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ResetTo {
+    /// With the oldest row that is there.
+    Beginning,
+    /// With the row that has this seq.
+    Seq(i64),
+    /// With the first row that was written at this time, in seconds since 1970, or later.
+    UnixSeconds(f64),
+}
+
+/// Takes the checkpoint back, and returns the seq behind which the next leader begins: what is asked
+/// for, or less if a row before it was not shipped yet. The row of the checkpoint stays, for what it
+/// says of leaders of the past.
+pub(crate) async fn reset(
+    client: &Client,
+    source: &str,
+    to: ResetTo,
+) -> Result<i64, CheckpointError> {
+    let (seq, seconds) = match to {
+        ResetTo::Beginning => (Some(1), None),
+        ResetTo::Seq(seq) => (Some(seq), None),
+        ResetTo::UnixSeconds(seconds) => (None, Some(seconds)),
+    };
+    // As if a window were open that reaches from nothing to now, and done up to that seq. What is not
+    // visible now is not in the window, and will be found as a straggler.
+    let sql = "
+        with start as (
+            select least(
+                coalesce($2::bigint,
+                    (select min(seq) from outbox where created_at >= to_timestamp($3::float8)),
+                    (select max(seq) + 1 from outbox), 1),
+                (select min(seq) from outbox, relay_checkpoints
+                 where source = $1 and not pg_visible_in_snapshot(xid, snapshot)
+                     and (window_seq is null or seq > window_seq
+                         or not pg_visible_in_snapshot(xid, window_snapshot)))
+            ) - 1 as seq
         )
-        .await?;
-    Ok(updated > 0)
+        update relay_checkpoints
+        set snapshot = '1:1:', max_seq = 0, window_snapshot = pg_current_snapshot(),
+            window_seq = greatest(start.seq, 0)
+        from start where source = $1
+        returning window_seq";
+    let updated = client.query_opt(sql, &[&source, &seq, &seconds]).await?;
+    Ok(updated.map_or(0, |row| row.get(0)))
 }

@@ -86,6 +86,10 @@ pub struct SourceConfig {
     pub on_refusal: OnRefusal,
     /// The topic for dead letters, beside their table.
     pub dead_letter_topic: Option<String>,
+    /// How long rows stay after they were shipped, at least; then their partitions are emptied.
+    pub retention: Duration,
+    /// How often it is looked whether a partition can be emptied.
+    pub rotation_interval: Duration,
     /// Rows of a page at most. Larger pages cost less per row and more memory.
     pub max_page_rows: usize,
 }
@@ -139,6 +143,8 @@ struct SourceTable {
     #[serde(default)]
     on_refusal: OnRefusal,
     dead_letter_topic: Option<String>,
+    #[serde(default = "default_retention_s")]
+    retention_s: u64,
     #[serde(default = "default_max_page_rows")]
     max_page_rows: usize,
 }
@@ -151,10 +157,16 @@ fn default_max_poll_interval_ms() -> u64 {
     20
 }
 
+fn default_retention_s() -> u64 {
+    600
+}
+
 fn default_max_page_rows() -> usize {
     20_000
 }
 
+/// Partitions are there for ten minutes each; this much later is soon enough.
+const ROTATION_INTERVAL: Duration = Duration::from_secs(15);
 const DEFAULT_ADMIN_ADDR: &str = "127.0.0.1:9600";
 
 impl Config {
@@ -372,6 +384,8 @@ impl SourceTable {
             max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
             on_refusal: self.on_refusal,
             dead_letter_topic: self.dead_letter_topic,
+            retention: Duration::from_secs(self.retention_s),
+            rotation_interval: ROTATION_INTERVAL,
             max_page_rows: self.max_page_rows,
         })
     }

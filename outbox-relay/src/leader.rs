@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
-    checkpoint::{self, CheckpointError, Claim},
+    checkpoint::{self, CheckpointError, Claim, ResetTo},
     lease::Lease,
     window::Cursor,
 };
@@ -147,16 +147,17 @@ impl Leadership {
     }
 }
 
-/// Makes the next leader begin with the oldest row; refuses while there is a leader.
+/// Makes the next leader begin further back; refuses while there is a leader.
 pub(crate) async fn reset(
     database_url: &SecretString,
     source: &str,
-) -> Result<bool, CheckpointError> {
+    to: ResetTo,
+) -> Result<i64, CheckpointError> {
     let candidate = Candidate::new(database_url, source).await?;
     if !candidate.try_lock().await? {
         return Err(CheckpointError::Superseded);
     }
-    checkpoint::forget(&candidate.client, source).await
+    checkpoint::reset(&candidate.client, source, to).await
 }
 
 /// Opens a session of our own, which notices within seconds that the other side is gone.

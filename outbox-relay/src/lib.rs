@@ -6,9 +6,10 @@
 //!   sends them and counts what is acknowledged, `marks` says which cursor that is, `checkpoint`
 //!   keeps it.
 //! - `aside` keeps what Kafka refuses.
+//! - `rotation` empties partitions of which everything was shipped.
 //! - `leader` makes sure that one relay at a time does so.
 //!
-//! **Invariant:** nothing here ever writes to the outbox, and the checkpoint is never ahead of the
+//! **Invariant:** nothing here ever inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
 //! acknowledgements.
 
 mod admin;
@@ -19,6 +20,7 @@ mod leader;
 pub mod lease;
 mod marks;
 pub mod reader;
+mod rotation;
 pub mod route;
 pub mod sink;
 mod source;
@@ -32,7 +34,10 @@ use anyhow::Context as _;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::aside::{Parked, ParkedKey};
+pub use crate::{
+    aside::{Parked, ParkedKey},
+    checkpoint::ResetTo,
+};
 use crate::{
     config::{Config, SourceConfig},
     status::SharedStatus,
@@ -92,14 +97,14 @@ impl Relay {
     }
 }
 
-/// Makes the next leader of a source begin with the oldest row that its outbox still holds.
-/// Returns whether there was a checkpoint to forget.
+/// Makes the next leader of a source begin further back, so that rows which the outbox still holds are
+/// shipped once more. Returns the seq behind which it begins.
 ///
 /// # Errors
 /// If the database can't be reached, or a relay leads the source.
-pub async fn reset(source: &SourceConfig) -> anyhow::Result<bool> {
-    let forgotten = leader::reset(&source.database_url, &source.name).await;
-    forgotten.with_context(|| {
+pub async fn reset(source: &SourceConfig, to: ResetTo) -> anyhow::Result<i64> {
+    let reset = leader::reset(&source.database_url, &source.name, to).await;
+    reset.with_context(|| {
         format!(
             "source {} was not reset; stop its relays first",
             source.name

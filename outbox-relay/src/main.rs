@@ -5,8 +5,9 @@ use std::{
     process::ExitCode,
 };
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
-use outbox_relay::{ParkedKey, Relay, config::Config};
+use outbox_relay::{ParkedKey, Relay, ResetTo, config::Config};
 use program::LogOptions;
 
 /// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
@@ -40,8 +41,18 @@ enum Command {
         #[command(subcommand)]
         command: ParkedCommand,
     },
-    /// Ship every row that the outbox still holds once more, after a restore from a dump
-    Reset(Source),
+    /// Ship rows that the outbox still holds once more: all of them, as after a restore from a dump, or
+    /// those from a seq or a time on
+    Reset {
+        #[command(flatten)]
+        source: Source,
+        /// From the row with this seq on
+        #[arg(long, conflicts_with = "to_time")]
+        to_seq: Option<i64>,
+        /// From the first row of this time on, like 2026-01-31T12:00:00Z
+        #[arg(long)]
+        to_time: Option<DateTime<Utc>>,
+    },
 }
 
 #[derive(Args)]
@@ -102,15 +113,23 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             print!("{}", outbox_relay::ask(admin_addr, "/status").await?.1);
         }
         Command::Parked { command } => parked(&cli.config, command).await?,
-        Command::Reset(Source { source }) => {
-            let config = Config::load(&cli.config)?;
-            let forgotten = outbox_relay::reset(config.source(&source)?).await?;
-            let found = if forgotten {
-                "forgotten"
-            } else {
-                "there was none"
+        Command::Reset {
+            source: Source { source },
+            to_seq,
+            to_time,
+        } => {
+            let to = match (to_seq, to_time) {
+                (Some(seq), _) => ResetTo::Seq(seq),
+                // Microseconds of these years fit exactly.
+                #[expect(clippy::cast_precision_loss)]
+                (_, Some(time)) => ResetTo::UnixSeconds(time.timestamp_micros() as f64 / 1e6),
+                (None, None) => ResetTo::Beginning,
             };
-            println!("checkpoint of {source}: {found}; the relay begins with the oldest row");
+            let config = Config::load(&cli.config)?;
+            let seq = outbox_relay::reset(config.source(&source)?, to).await?;
+            println!(
+                "{source}: the relay ships everything behind seq {seq} that the outbox still holds"
+            );
         }
     }
     Ok(ExitCode::SUCCESS)

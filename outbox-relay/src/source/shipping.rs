@@ -12,6 +12,7 @@ use crate::{
     leader::{HEARTBEAT_INTERVAL, Leadership},
     marks::Marks,
     reader::{Page, ReadError, Reader, Row},
+    rotation::keep_emptying,
     route::Router,
     sink::{InFlight, Sink, SinkError},
     status::SharedStatus,
@@ -95,8 +96,10 @@ impl<S: Sink> Shipping<'_, S> {
         let in_flight = self.sink.in_flight().clone();
         let (marks, status) = (self.marks.clone(), self.status.clone());
         let mut keeping = pin!(keep_checkpoint(leadership, &in_flight, &marks, &status));
+        let config = self.config;
         let ended = tokio::select! {
             result = self.pump() => result,
+            never = keep_emptying(config) => match never {},
             err = &mut keeping => return self.note(leadership, err).await,
         };
         let flushed = tokio::select! {

@@ -4,6 +4,7 @@ mod failover;
 mod harness;
 mod reading;
 mod refusals;
+mod rotation;
 mod schedule;
 mod shipping;
 mod sinks;

@@ -78,6 +78,8 @@ impl Setup {
                 // Few, so that a test of some hundred rows has many pages.
                 max_page_rows: 50,
                 on_refusal: self.on_refusal,
+                retention: Duration::ZERO,
+                rotation_interval: Duration::from_millis(200),
                 dead_letter_topic: self.dead_letter_topic.clone(),
             }],
         })

@@ -1,0 +1,130 @@
+//! Empties what was shipped: whole partitions, by TRUNCATE. No row is ever deleted, so nothing is left
+//! for vacuum, whatever transaction may be open.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio_postgres::{Client, error::SqlState};
+
+use crate::{config::SourceConfig, leader};
+
+/// How long to wait for the lock. Whoever wants to write to or read from the partition meanwhile
+/// waits as long; nobody writes to it unless a transaction is unusually slow.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The partitions, and whether new rows go there now: the default of column `bucket` says where.
+const PARTITIONS: &str = "
+    select child.oid::regclass::text,
+           substring(pg_get_expr(child.relpartbound, child.oid) from '\\((.*)\\)'),
+           (select pg_get_expr(def.adbin, def.adrelid)
+            from pg_attrdef def join pg_attribute att
+                on att.attrelid = def.adrelid and att.attnum = def.adnum
+            where def.adrelid = inherits.inhparent and att.attname = 'bucket')
+    from pg_inherits inherits join pg_class child on child.oid = inherits.inhrelid
+    where inherits.inhparent = 'outbox'::regclass
+    order by 1";
+
+/// Empties partitions of a source's outbox, now and then, for as long as it is polled.
+pub(crate) async fn keep_emptying(config: &SourceConfig) -> Infallible {
+    let mut last_error = None;
+    loop {
+        tokio::time::sleep(config.rotation_interval).await;
+        let error = match rotate(config).await {
+            Ok(emptied) if emptied.is_empty() => None,
+            Ok(emptied) => {
+                tracing::info!(source = %config.name, partitions = ?emptied, "emptied");
+                None
+            }
+            Err(err) => Some(program::chain(&err)),
+        };
+        // Said once: nothing is lost, the table grows.
+        if error != last_error
+            && let Some(error) = &error
+        {
+            tracing::warn!(source = %config.name, error, "can't empty what was shipped");
+        }
+        last_error = error;
+    }
+}
+
+/// Empties each partition that has no row that is still needed, and gets no new ones now. Returns the
+/// names of those that were.
+///
+/// A partition that can't be locked at once is left for the next time.
+async fn rotate(config: &SourceConfig) -> Result<Vec<String>, tokio_postgres::Error> {
+    // A session of its own, because of the transactions.
+    let client = leader::connect(&config.database_url, "outbox-relay rotation").await?;
+    let mut emptied = Vec::new();
+    for row in client.query(PARTITIONS, &[]).await? {
+        let (partition, buckets): (String, Option<String>) = (row.get(0), row.get(1));
+        let (Some(buckets), Some(current)) = (buckets, row.get::<_, Option<String>>(2)) else {
+            continue;
+        };
+        // Names and expressions are as the database's own catalog spells them.
+        let is_in_use =
+            format!("select {current} in ({buckets}) or not exists (select from {partition})");
+        if !client.query_one(&is_in_use, &[]).await?.get::<_, bool>(0)
+            && truncate(&client, &partition, config.retention).await?
+        {
+            emptied.push(partition);
+        }
+    }
+    Ok(emptied)
+}
+
+async fn truncate(
+    client: &Client,
+    partition: &str,
+    retention: Duration,
+) -> Result<bool, tokio_postgres::Error> {
+    let result = try_truncate(client, partition, retention).await;
+    let end = if matches!(result, Ok(true)) {
+        "commit"
+    } else {
+        "rollback"
+    };
+    client.batch_execute(end).await?;
+    match result {
+        Err(err) if err.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
+        result => result,
+    }
+}
+
+/// In a transaction that is left open.
+async fn try_truncate(
+    client: &Client,
+    partition: &str,
+    retention: Duration,
+) -> Result<bool, tokio_postgres::Error> {
+    let lock = format!(
+        "begin;
+         set local lock_timeout = {};
+         lock table only {partition} in access exclusive mode",
+        LOCK_TIMEOUT.as_millis()
+    );
+    client.batch_execute(&lock).await?;
+    // Behind the lock, because a slow transaction may have written here until now; with it nobody is
+    // in the middle of writing. A row is needed as long as a checkpoint has not seen its transaction,
+    // which two looks into an index tell.
+    let needed = format!(
+        "select exists (
+             select from relay_checkpoints as checkpoint
+             where exists (
+                 select from {partition} where xid >= pg_snapshot_xmax(checkpoint.snapshot)
+             ) or exists (
+                 select from {partition}
+                 where xid = any (array(select pg_snapshot_xip(checkpoint.snapshot)))
+             )
+         ) or clock_timestamp() - (select created_at from {partition} order by seq desc limit 1)
+             < make_interval(secs => $1)"
+    );
+    let row = client
+        .query_one(&needed, &[&retention.as_secs_f64()])
+        .await?;
+    if row.get::<_, Option<bool>>(0).unwrap_or(true) {
+        return Ok(false);
+    }
+    client
+        .batch_execute(&format!("truncate only {partition}"))
+        .await?;
+    Ok(true)
+}

@@ -1,0 +1,110 @@
+//! Partitions are emptied when everything in them was shipped, and rows can be shipped once more.
+
+use anyhow::Result;
+use outbox_relay::{ResetTo, config::SinkKind, reset};
+
+use crate::{harness::Session, shipping::Setup};
+
+/// The bucket that is `ahead` of the one that new rows go to.
+fn bucket(ahead: i64) -> String {
+    format!("((date_part('epoch', clock_timestamp())::bigint / 600 + {ahead}) % 8)::smallint")
+}
+
+/// Writes `count` rows into the bucket that is `ahead` of the present one, as if long ago.
+fn insert(setup: &Setup, ahead: i64, count: i64) -> String {
+    format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, payload, bucket)
+         select '{}', 'key', 'made', n, '{{}}', {} from generate_series(1, {count}) as n",
+        setup.topic,
+        bucket(ahead)
+    )
+}
+
+/// Rows in the bucket that is `ahead` of the present one.
+fn rows(ahead: i64) -> String {
+    format!(
+        "select count(*) from outbox where bucket = {}",
+        bucket(ahead)
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_is_emptied_when_all_of_it_was_shipped_and_not_before() -> Result<()> {
+    let setup = Setup::new("rotation", SinkKind::Kafka).await?;
+    let session = Session::new(&setup.database).await?;
+    let slow = Session::new(&setup.database).await?;
+    let sql = &session.client;
+    // Unshipped rows stay, however old they are: no relay has run yet.
+    sql.batch_execute(&insert(&setup, 3, 100)).await?;
+    // A transaction that is still open has written to another old partition.
+    slow.client.batch_execute("begin").await?;
+    slow.client.batch_execute(&insert(&setup, 5, 10)).await?;
+    sql.batch_execute(&insert(&setup, 5, 10)).await?;
+    sql.batch_execute(&insert(&setup, 0, 10)).await?;
+    let relay = setup.start().await?;
+    setup.records(120).await?;
+    sql.wait_for(&rows(3), 0).await?;
+    assert_eq!(
+        (sql.count(&rows(5)).await?, sql.count(&rows(0)).await?),
+        (10, 10)
+    );
+    slow.client.batch_execute("commit").await?;
+    setup.records(130).await?;
+    sql.wait_for(&rows(5), 0).await?;
+    // The present partition is never touched, and nothing was left for vacuum.
+    assert_eq!(sql.count(&rows(0)).await?, 10);
+    let dead = "select sum(n_dead_tup) from pg_stat_user_tables where relname like 'outbox%'";
+    assert_eq!(sql.count(dead).await?, 0);
+    relay.stop().await?;
+    assert_eq!(setup.records(130).await?.len(), 130);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_shipped_once_more_from_a_seq_on() -> Result<()> {
+    let setup = Setup::new("replay", SinkKind::Kafka).await?;
+    let source = setup.config()?.sources.remove(0);
+    let session = Session::new(&setup.database).await?;
+    for _ in 0..10 {
+        setup.write(&session, "a").await?;
+    }
+    let relay = setup.start().await?;
+    setup.records(10).await?;
+    assert!(
+        reset(&source, ResetTo::Seq(8)).await.is_err(),
+        "a relay leads"
+    );
+    relay.stop().await?;
+    // A row that waits to be shipped is not passed, whatever is asked for; nor is one of a transaction
+    // that is still open.
+    let slow = Session::new(&setup.database).await?;
+    slow.client.batch_execute("begin").await?;
+    let version = slow.change("slow").await?;
+    slow.enqueue(&setup.topic, "slow", version).await?;
+    setup.write(&session, "a").await?;
+    let newest = session.client.count("select max(seq) from outbox").await?;
+    assert_eq!(
+        reset(&source, ResetTo::Seq(newest + 100)).await?,
+        newest - 1
+    );
+    assert_eq!(reset(&source, ResetTo::Seq(8)).await?, 7);
+    let relay = setup.start().await?;
+    let records = setup.records(14).await?;
+    assert_eq!(records.len(), 14, "3 once more, and the new one");
+    slow.client.batch_execute("commit").await?;
+    let records = setup.records(15).await?;
+    assert!(records.iter().any(|record| record.key == "slow"));
+    relay.stop().await?;
+    // From a time on: the last ten seconds are all there is.
+    let now = session
+        .client
+        .count("select date_part('epoch', now())")
+        .await?;
+    #[expect(clippy::cast_precision_loss, reason = "seconds")]
+    let time = ResetTo::UnixSeconds(now as f64 - 60.0);
+    assert_eq!(reset(&source, time).await?, 0);
+    assert_eq!(reset(&source, ResetTo::Beginning).await?, 0);
+    let relay = setup.start().await?;
+    setup.records(15 + 12).await?;
+    relay.stop().await
+}
