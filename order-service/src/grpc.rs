@@ -209,9 +209,16 @@ fn decode_create(request: &CreateOrderRequest) -> Result<CreateOrder, Error> {
             )
             .map(Some),
     };
+    // What is ordered, and not how it was asked for: a caller that got no answer may well repeat with
+    // a token.
+    let body = CreateOrderRequest {
+        user_id: user_id.map(|id| id.to_string()).unwrap_or_default(),
+        amount: request.amount.clone(),
+        ..CreateOrderRequest::default()
+    };
     let request = violations.check(
         "request_id",
-        RequestKey::parse("CreateOrder", &request.request_id, &request.encode_to_vec()),
+        RequestKey::parse("CreateOrder", &request.request_id, &body.encode_to_vec()),
     );
     match (user_id, amount, token, request) {
         (Some(user_id), Some(amount), Some(token), Some(request)) => Ok(CreateOrder {

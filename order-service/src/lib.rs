@@ -25,14 +25,14 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::order::v1::order_service_server::{OrderServiceServer, SERVICE_NAME};
 use service_kit::{Checks, Server, Service, database, idempotency};
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
     config::Config, consistency::Waiters, grpc::Orders, store::Store,
     users_projection::UsersProjection,
 };
 
-/// The schema of this service's database, in the order in which it is built.
+/// The schema of this service's database, in the order in which it is built; its own part is last.
 pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
     outbox::MIGRATIONS,
     idempotency::MIGRATIONS,
@@ -91,7 +91,9 @@ impl OrderService {
         let state = following.state();
         let store = Store::new(pool.clone(), config.orders_topic);
         let orders = Orders::new(store, waiters, config.wait_limits);
-        let service = OrderServiceServer::new(orders).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let service = OrderServiceServer::new(orders)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .accept_compressed(CompressionEncoding::Gzip);
         let service = Service {
             domain: NAME,
             routes: Routes::new(service),

@@ -38,17 +38,16 @@ impl Projection for UsersProjection {
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<User>, Poison> {
         // A tombstone only tells compaction to forget the key; the state was said before it.
-        let Some(payload) = record.payload() else {
+        if record.payload().is_none() {
             return Ok(None);
-        };
+        }
         if !record
             .required_header(events::header::TYPE)?
             .starts_with("user_")
         {
             return Ok(None);
         }
-        let user: User =
-            serde_json::from_slice(payload).map_err(|err| Poison::new("payload", err))?;
+        let user: User = record.payload_json()?;
         if record.key_text()? != user.user_id.to_string() {
             return Err(Poison::new("key", "it is not the payload's user_id"));
         }

@@ -54,6 +54,7 @@ pub struct Order {
     /// Who ordered.
     pub user_id: Uuid,
     /// A decimal number with the currency's digits, as "19.90": a JSON number would become a float in many languages.
+    /// At most 10^15 of the currency's smallest units.
     pub amount: String,
     /// The ISO 4217 code.
     pub currency: String,

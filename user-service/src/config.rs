@@ -1,6 +1,6 @@
 //! How the service is run. Every option is also a variable:
 //!
-//! - `LISTEN_ADDR`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`: see [`ServerOptions`]
+//! - `LISTEN_ADDR`, `MAX_CONNECTIONS`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`: see [`ServerOptions`]
 //! - `DATABASE_URL` or `DATABASE_URL_FILE`: see [`DatabaseOptions`]
 //! - `DATABASE_POOL_SIZE`: connections at most
 //! - `KAFKA_BROKERS`: the brokers to begin with
@@ -9,7 +9,7 @@
 //! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
 
 use clap::Args;
-use program::{ConfigError, Problems};
+use program::Problems;
 use proto::events;
 use secrecy::SecretString;
 use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
@@ -28,7 +28,7 @@ pub struct ServeOptions {
     database_pool_size: String,
     /// The Kafka brokers to begin with, as host:port, separated by commas
     #[arg(long, env = "KAFKA_BROKERS")]
-    kafka_brokers: String,
+    kafka_brokers: Option<String>,
     /// The topic of this service's events
     #[arg(long, env = "USERS_TOPIC", default_value = events::USERS_TOPIC)]
     users_topic: String,
@@ -54,30 +54,31 @@ pub struct Config {
 }
 
 impl ServeOptions {
-    /// The configuration.
-    ///
-    /// # Errors
-    /// With every mistake.
-    pub fn check(self) -> Result<Config, ConfigError> {
-        let mut problems = Problems::default();
-        let server = self.server.check(&mut problems);
-        let database_url = self.database.check(&mut problems);
+    /// The configuration, or notes of what is wrong with it.
+    pub fn check(self, problems: &mut Problems) -> Option<Config> {
+        let server = self.server.check(problems);
+        let database_url = self.database.check(problems);
         let pool_size = problems.number("DATABASE_POOL_SIZE", &self.database_pool_size, 1..=1_000);
-        let (Some(server), Some(database_url), Some(database_pool_size)) =
-            (server, database_url, pool_size)
-        else {
-            return Err(problems.into_error());
+        let brokers = problems.required("KAFKA_BROKERS", self.kafka_brokers);
+        let brokers = brokers.and_then(|text| problems.brokers("KAFKA_BROKERS", &text));
+        let users_topic = problems.kafka_name("USERS_TOPIC", self.users_topic);
+        let orders_topic = problems.kafka_name("ORDERS_TOPIC", self.orders_topic);
+        let group = problems.required("CONSUMER_GROUP", Some(self.consumer_group));
+        // Kafka has the same rule for it. Empty is as good as left out.
+        let instance_id = match self.instance_id.filter(|id| !id.is_empty()) {
+            None => Some(None),
+            Some(id) => problems.kafka_name("INSTANCE_ID", id).map(Some),
         };
-        Ok(Config {
-            server,
-            database_url,
-            database_pool_size,
-            users_topic: self.users_topic,
+        Some(Config {
+            server: server?,
+            database_url: database_url?,
+            database_pool_size: pool_size?,
+            users_topic: users_topic?,
             orders: projection::Options {
-                brokers: self.kafka_brokers,
-                name: self.consumer_group,
-                topic: self.orders_topic,
-                instance_id: self.instance_id,
+                brokers: brokers?,
+                name: group?,
+                topic: orders_topic?,
+                instance_id: instance_id?,
             },
         })
     }

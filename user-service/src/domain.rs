@@ -65,8 +65,11 @@ impl Name {
         if text.chars().count() > MAX_NAME_CHARS {
             return Err("must be at most 200 characters long");
         }
-        if text.chars().any(char::is_control) {
+        if text.chars().any(|c| c.is_control() || turns_direction(c)) {
             return Err("must not have control characters");
+        }
+        if text.chars().all(is_invisible) {
+            return Err("must have a character that can be seen");
         }
         Ok(Self(text.to_owned()))
     }
@@ -75,6 +78,25 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Unicode's `Bidi_Control`: they can make the text around a name read otherwise than it is written.
+fn turns_direction(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Unicode's `Default_Ignorable_Code_Point` and blanks, that of braille among them. Inside of a name
+/// some of them have their place: they join letters, and choose between their forms.
+fn is_invisible(c: char) -> bool {
+    c.is_whitespace()
+        || matches!(
+            c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+                | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
+        )
 }
 
 /// A user to be made.
@@ -152,7 +174,19 @@ mod tests {
     fn names_are_trimmed_and_bounded() {
         assert_eq!(Name::parse("  Ada  ").unwrap().as_str(), "Ada");
         assert!(Name::parse(&"é".repeat(200)).is_ok());
-        for bad in ["", "   ", "a\nb", "a\0b", &"x".repeat(201)] {
+        // A Persian name with a character that keeps two letters apart.
+        assert!(Name::parse("علی\u{200c}رضا").is_ok());
+        for bad in [
+            "",
+            "   ",
+            "a\nb",
+            "a\0b",
+            &"x".repeat(201),
+            "\u{200b}",
+            "\u{200d}\u{feff} \u{3164}",
+            "a\u{202e}b",
+            "a\u{2066}b",
+        ] {
             assert!(Name::parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -11,6 +11,8 @@ use crate::NAME;
 pub enum Error {
     /// There is no user with this id.
     UserNotFound(Uuid),
+    /// The orders of a user sum up to more than a response can hold, in this currency.
+    TotalOutOfRange(String),
     /// Another user has the e-mail address.
     EmailTaken,
     /// What any call can be refused for.
@@ -26,6 +28,13 @@ impl From<Error> for Status {
                 format!("there is no user {id}"),
             )
             .about("user.v1.User", id),
+            Error::TotalOutOfRange(currency) => Refusal::new(
+                Code::OutOfRange,
+                "TOTAL_OUT_OF_RANGE",
+                format!(
+                    "the total in {currency} is more than 2^63 units, which no answer can hold"
+                ),
+            ),
             // Says nothing of whose it is.
             Error::EmailTaken => Refusal::new(
                 Code::AlreadyExists,

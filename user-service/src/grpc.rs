@@ -115,9 +115,13 @@ fn decode_create(request: &CreateUserRequest) -> Result<(NewUser, Option<Request
     let mut violations = Violations::default();
     let email = violations.check("email", Email::parse(&request.email));
     let name = violations.check("name", Name::parse(&request.name));
+    let body = CreateUserRequest {
+        request_id: String::new(),
+        ..request.clone()
+    };
     let key = violations.check(
         "request_id",
-        RequestKey::parse("CreateUser", &request.request_id, &request.encode_to_vec()),
+        RequestKey::parse("CreateUser", &request.request_id, &body.encode_to_vec()),
     );
     match (email, name, key) {
         (Some(email), Some(name), Some(key)) => Ok((NewUser { email, name }, key)),
@@ -175,13 +179,16 @@ fn encode_summaries(summaries: &[OrderSummary]) -> Result<GetUserOrderSummaryRes
 }
 
 /// A decimal number of up to nine places, as the database writes it, as units and billionths.
+///
+/// The units overflow with the 9,224th order of a user over the largest amount there is, in a
+/// currency without smaller units, and not before. No wrong number is told then.
 fn encode_total(summary: &OrderSummary) -> Result<Money, Error> {
     let (units, places) = summary
         .total
         .split_once('.')
         .unwrap_or((&summary.total, ""));
     let parsed = units.parse().ok().zip(format!("{places:0<9}").parse().ok());
-    let (units, nanos) = parsed.ok_or_else(|| CallError::bug("a total is out of range"))?;
+    let (units, nanos) = parsed.ok_or_else(|| Error::TotalOutOfRange(summary.currency.clone()))?;
     Ok(Money {
         currency_code: summary.currency.clone(),
         units,

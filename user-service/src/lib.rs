@@ -22,11 +22,11 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::user::v1::user_service_server::{SERVICE_NAME, UserServiceServer};
 use service_kit::{Checks, Server, Service, database, idempotency};
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{config::Config, grpc::Users, orders_projection::OrdersProjection, store::Store};
 
-/// The schema of this service's database, in the order in which it is built.
+/// The schema of this service's database, in the order in which it is built; its own part is last.
 pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
     outbox::MIGRATIONS,
     idempotency::MIGRATIONS,
@@ -83,7 +83,9 @@ impl UserService {
         );
         let state = following.state();
         let users = Users::new(Store::new(pool.clone(), config.users_topic));
-        let service = UserServiceServer::new(users).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let service = UserServiceServer::new(users)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .accept_compressed(CompressionEncoding::Gzip);
         let service = Service {
             domain: NAME,
             routes: Routes::new(service),

@@ -33,30 +33,34 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli: Cli = program::parse();
-    cli.log.install();
-    program::report(run(cli.command).await)
+    program::report(run(program::parse()).await)
 }
 
-async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    match command {
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let mut problems = Problems::default();
+    let log = cli.log.check(&mut problems);
+    match cli.command {
         Command::Serve(options) => {
-            let config = options.check()?;
+            let config = options.check(&mut problems);
+            let (log, config) = problems.into_result(log.zip(config))?;
+            log.install();
             let shutdown = program::shutdown_signal()?;
             let service = UserService::bind(config).await?;
             service.run(shutdown).await.map_err(Error::from_boxed)?;
         }
         Command::Migrate(options) => {
-            let mut problems = Problems::default();
-            let url = options
-                .check(&mut problems)
-                .ok_or_else(|| problems.into_error())?;
+            let url = options.check(&mut problems);
+            let (log, url) = problems.into_result(log.zip(url))?;
+            log.install();
             let names = database::migrate(&url, &MIGRATIONS)
                 .await
                 .map_err(|err| anyhow!("can't migrate: {err}"))?;
             println!("{} migrations run", names.len());
         }
-        Command::Healthcheck(options) => return Ok(options.run().await),
+        Command::Healthcheck(options) => {
+            problems.into_result(log)?.install();
+            return Ok(options.run().await);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

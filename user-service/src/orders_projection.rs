@@ -57,22 +57,22 @@ impl Projection for OrdersProjection {
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<Order>, Poison> {
         // A tombstone only tells compaction to forget the key; the state was said before it.
-        let Some(payload) = record.payload() else {
+        if record.payload().is_none() {
             return Ok(None);
-        };
+        }
         if !record
             .required_header(events::header::TYPE)?
             .starts_with("order_")
         {
             return Ok(None);
         }
-        let order: Order =
-            serde_json::from_slice(payload).map_err(|err| Poison::new("payload", err))?;
+        let order: Order = record.payload_json()?;
         if record.key_text()? != order.order_id.to_string() {
             return Err(Poison::new("key", "it is not the payload's order_id"));
         }
-        if !is_decimal(&order.amount) {
-            return Err(Poison::new("payload", "amount is no decimal number"));
+        if !is_amount(&order.amount) {
+            let reason = "amount is no decimal number of at most 10^15";
+            return Err(Poison::new("payload", reason));
         }
         // JSON can hold these, and Postgres can't: without this they would be tried for ever.
         if order.currency.contains('\0') {
@@ -104,11 +104,18 @@ impl Projection for OrdersProjection {
     }
 }
 
-/// Digits with at most nine places: what the column holds, and nothing like "NaN" or "1e9".
-fn is_decimal(text: &str) -> bool {
+/// The largest amount that an order can have, as order-service promises: 10^15 of the currency's
+/// smallest units, which are whole ones in some currencies.
+const MAX_UNITS: u64 = 1_000_000_000_000_000;
+
+/// Digits with at most nine places, and nothing like "NaN" or "1e9", up to the limit: one record
+/// beyond it could make a total that no answer can hold.
+fn is_amount(text: &str) -> bool {
     let (units, places) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |part: &str, most| {
         (1..=most).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit())
     };
-    digits(units, 20) && digits(places, 9)
+    digits(units, 16)
+        && digits(places, 9)
+        && units.parse().is_ok_and(|units: u64| units <= MAX_UNITS)
 }

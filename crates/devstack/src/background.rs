@@ -30,6 +30,10 @@ pub(crate) async fn up(folder: &Path) -> Result<ExitCode> {
     }
     fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
     let _ = fs::remove_file(folder.join(ENDPOINTS));
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let log = File::create(folder.join(LOG))?;
     let mut supervisor = Command::new(std::env::current_exe()?)
         .arg("--folder")
@@ -42,21 +46,39 @@ pub(crate) async fn up(folder: &Path) -> Result<ExitCode> {
         .process_group(0)
         .spawn()?;
     fs::write(folder.join(PID), supervisor.id().to_string())?;
+    let mut is_ending = false;
     let mut shown = File::open(folder.join(LOG))?;
     loop {
         let is_up = folder.join(ENDPOINTS).exists();
         let mut text = String::new();
         shown.read_to_string(&mut text)?;
         eprint!("{text}");
-        if is_up {
+        if is_up && !is_ending {
             print!("{}", introduction(folder)?);
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(status) = supervisor.try_wait()? {
             shown.seek(SeekFrom::End(0))?;
+            let _ = fs::remove_file(folder.join(PID));
+            if is_ending {
+                return Ok(ExitCode::FAILURE);
+            }
             bail!("the system did not start ({status})");
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
+        tokio::select! {
+            () = tokio::time::sleep(POLL_INTERVAL) => continue,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if is_ending {
+            bail!("ended before everything else has; `make down` ends what is left");
+        }
+        eprintln!("Asked to end; ending what has started.");
+        is_ending = true;
+        // It is in a group of its own, and hears no Ctrl-C at this terminal.
+        if let Some(pid) = running(folder) {
+            kill_process(pid, Signal::TERM).context("can't end the supervisor")?;
+        }
     }
 }
 
@@ -79,13 +101,24 @@ pub(crate) async fn down(folder: &Path) -> Result<ExitCode> {
             .context("it does not end")?
     })
     .await?;
+    // It does so itself, unless it was ended before it could.
+    let _ = fs::remove_file(folder.join(PID));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the system until SIGTERM.
+/// Runs the system until SIGTERM, and leaves nothing of it behind.
 pub(crate) async fn supervise(folder: &Path) -> Result<ExitCode> {
+    let result = run_system(folder).await;
+    for file in [ENDPOINTS, PID] {
+        let _ = fs::remove_file(folder.join(file));
+    }
+    result
+}
+
+async fn run_system(folder: &Path) -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .with_target(false)
         .init();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -109,7 +142,6 @@ pub(crate) async fn supervise(folder: &Path) -> Result<ExitCode> {
     let _ = fs::remove_file(folder.join(ENDPOINTS));
     stack.stop().await;
     servers.stop().await;
-    let _ = fs::remove_file(folder.join(PID));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -119,6 +151,7 @@ fn write_endpoints(folder: &Path, servers: &Servers, stack: &Stack) -> Result<()
     let mut lines = stack.endpoints();
     lines.push(("KAFKA_PID", pid(&servers.kafka.process)));
     lines.push(("POSTGRES_PID", pid(&servers.postgres.process)));
+    lines.push(("LOGS", servers.home.logs().display().to_string()));
     let text: String = lines
         .iter()
         .map(|(name, value)| format!("{name}={value}\n"))
@@ -167,7 +200,8 @@ fn introduction(folder: &Path) -> Result<String> {
   outbox-relay   http://{relay}/status
   Kafka          {kafka}
 
-All addresses and process ids are in {endpoints}; a part that you kill is started again.
+All addresses, process ids and the folder of logs are in {endpoints}; a part that you kill is
+started again, with another id.
 
   . {endpoints}
   grpcurl -plaintext -d '{{\"email\":\"ada@example.com\",\"name\":\"Ada\"}}' $USER_SERVICE_ADDR user.v1.UserService/CreateUser

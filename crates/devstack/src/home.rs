@@ -96,9 +96,14 @@ impl Home {
         &self.path
     }
 
+    /// The folder of what the programs have written to their standard output and error.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
     /// What the program of this name has written to its standard output and error.
     pub fn log(&self, name: &str) -> PathBuf {
-        self.path.join("logs").join(format!("{name}.log"))
+        self.logs().join(format!("{name}.log"))
     }
 
     /// Where the id of the running process of this name stands, with the signal that ends it.

@@ -27,6 +27,16 @@ impl Problems {
         value.map_err(|reason| self.add(name, reason)).ok()
     }
 
+    /// The value, or a note that there is none. Empty counts as none: that is how a variable is left
+    /// out in a file of settings.
+    pub fn required(&mut self, name: &str, value: Option<String>) -> Option<String> {
+        let value = value.filter(|value| !value.trim().is_empty());
+        if value.is_none() {
+            self.add(name, format!("is missing: set {name}"));
+        }
+        value
+    }
+
     /// The number in `text`, where it is one and lies in `range`.
     pub fn number<T>(&mut self, name: &str, text: &str, range: RangeInclusive<T>) -> Option<T>
     where
@@ -80,6 +90,17 @@ impl Problems {
         }
     }
 
+    /// What the settings came to, where there is no mistake.
+    ///
+    /// # Errors
+    /// With every mistake.
+    pub fn into_result<T>(self, value: Option<T>) -> Result<T, ConfigError> {
+        match value {
+            Some(value) if self.is_empty() => Ok(value),
+            _ => Err(self.into_error()),
+        }
+    }
+
     /// All mistakes, as an error.
     pub fn into_error(self) -> ConfigError {
         ConfigError(self.0)
@@ -109,8 +130,14 @@ mod tests {
         assert_eq!(problems.number("POOL_SIZE", "16", 1..=100), Some(16));
         assert_eq!(problems.number("POOL_SIZE", "0", 1..=100), None);
         assert!(problems.secret("DATABASE_URL", None, None).is_none());
-        let text = problems.into_error().to_string();
-        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(problems.required("LISTEN_ADDR", None).is_none());
+        assert!(
+            problems
+                .required("KAFKA_BROKERS", Some(" ".into()))
+                .is_none()
+        );
+        let text = problems.into_result(Some(())).unwrap_err().to_string();
+        assert_eq!(text.lines().count(), 4, "{text}");
         assert!(
             text.contains("from 1 to 100") && text.contains("DATABASE_URL_FILE"),
             "{text}"

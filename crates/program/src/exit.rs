@@ -35,14 +35,24 @@ pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
         Err(err) => err,
     };
     if let Some(mistakes) = err.downcast_ref::<ConfigError>() {
-        for line in mistakes.to_string().lines() {
-            eprintln!("error: {line}");
-        }
-        eprintln!("See --help for every option and its variable.");
+        tell(mistakes);
         return ExitCode::from(BAD_CONFIGURATION);
     }
     eprintln!("error: {err:#}");
     ExitCode::from(FAILED)
+}
+
+/// Ends the process with 64, and says why.
+pub(crate) fn end_with(mistakes: &ConfigError) -> ! {
+    tell(mistakes);
+    std::process::exit(BAD_CONFIGURATION.into())
+}
+
+fn tell(mistakes: &ConfigError) {
+    for line in mistakes.to_string().lines() {
+        eprintln!("error: {line}");
+    }
+    eprintln!("See --help for every option and its variable.");
 }
 
 /// An error with its reasons, on one line.

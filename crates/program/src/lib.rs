@@ -3,10 +3,11 @@
 
 mod config;
 mod exit;
+mod kafka;
 mod shutdown;
 mod telemetry;
 
 pub use config::{ConfigError, Problems};
 pub use exit::{EXIT_CODES, chain, parse, report};
 pub use shutdown::shutdown_signal;
-pub use telemetry::{LogFormat, LogOptions};
+pub use telemetry::{LogOptions, LogSettings};

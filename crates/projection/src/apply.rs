@@ -1,14 +1,12 @@
 //! A batch of records and their offsets, in one transaction.
 
-use diesel_async::{AsyncConnection as _, AsyncPgConnection};
-use rdkafka::{Message as _, message::BorrowedMessage};
-
 use crate::{
     Projection,
     offsets::{Moves, Offsets},
     poison::{self, Poison},
     record::Record,
 };
+use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 
 /// What became of a batch.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +29,7 @@ impl From<diesel::result::Error> for Rollback {
     }
 }
 
-/// Applies `messages`. `from` is the next offset that each of their partitions has now.
+/// Applies `records`. `from` is the next offset that each of their partitions has now.
 ///
 /// # Errors
 /// Where trying again can help.
@@ -40,9 +38,9 @@ pub(crate) async fn apply<P: Projection>(
     offsets: &Offsets<'_>,
     conn: &mut AsyncPgConnection,
     from: &Moves,
-    messages: &[BorrowedMessage<'_>],
+    records: &[Record<'_>],
 ) -> diesel::QueryResult<Outcome> {
-    let all = transact(projection, offsets, conn, from, messages, None).await;
+    let all = transact(projection, offsets, conn, from, records, None).await;
     let err = match all {
         Ok(outcome) => return Ok(outcome),
         Err(err) => err,
@@ -52,8 +50,8 @@ pub(crate) async fn apply<P: Projection>(
     }
     // One of them is refused: apply them one by one, to find it and to keep the others.
     let mut from = from.clone();
-    for message in messages {
-        let one = std::slice::from_ref(message);
+    for record in records {
+        let one = std::slice::from_ref(record);
         let mut outcome = transact(projection, offsets, conn, &from, one, None).await;
         if let Some(poison) = outcome.as_ref().err().and_then(poison::in_change) {
             outcome = transact(projection, offsets, conn, &from, one, Some(&poison)).await;
@@ -61,26 +59,26 @@ pub(crate) async fn apply<P: Projection>(
         if outcome? == Outcome::Overtaken {
             return Ok(Outcome::Overtaken);
         }
-        advance(&mut from, message);
+        advance(&mut from, record);
     }
     Ok(Outcome::Applied)
 }
 
-/// The offsets behind `messages`.
-pub(crate) fn moves(from: &Moves, messages: &[BorrowedMessage<'_>]) -> Moves {
+/// The offsets behind `records`.
+pub(crate) fn moves(from: &Moves, records: &[Record<'_>]) -> Moves {
     let mut moves = Moves::new();
-    for message in messages {
+    for record in records {
         let start = from
-            .get(&message.partition())
-            .map_or(message.offset(), |(next, _)| *next);
-        moves.entry(message.partition()).or_insert((start, 0)).1 = message.offset() + 1;
+            .get(&record.partition())
+            .map_or(record.offset(), |(next, _)| *next);
+        moves.entry(record.partition()).or_insert((start, 0)).1 = record.offset() + 1;
     }
     moves
 }
 
-fn advance(from: &mut Moves, message: &BorrowedMessage<'_>) {
-    let next = message.offset() + 1;
-    from.insert(message.partition(), (next, next));
+fn advance(from: &mut Moves, record: &Record<'_>) {
+    let next = record.offset() + 1;
+    from.insert(record.partition(), (next, next));
 }
 
 async fn transact<P: Projection>(
@@ -88,30 +86,30 @@ async fn transact<P: Projection>(
     offsets: &Offsets<'_>,
     conn: &mut AsyncPgConnection,
     from: &Moves,
-    messages: &[BorrowedMessage<'_>],
+    records: &[Record<'_>],
     refused: Option<&Poison>,
 ) -> diesel::QueryResult<Outcome> {
-    let mut changes = Vec::with_capacity(messages.len());
+    let mut changes = Vec::with_capacity(records.len());
     let mut aside = Vec::new();
-    for message in messages {
+    for record in records {
         let decoded = match refused {
             Some(poison) => Err(poison.clone()),
-            None => projection.decode(&Record(message)),
+            None => record.check().and_then(|()| projection.decode(record)),
         };
         match decoded {
             Ok(change) => changes.extend(change),
-            Err(poison) => aside.push((message, poison)),
+            Err(poison) => aside.push((record, poison)),
         }
     }
-    let moves = moves(from, messages);
+    let moves = moves(from, records);
     let result = conn
         .transaction(async |conn| {
             // First of all, because it locks the rows: from here on nobody else can apply these.
             if !offsets.compare_and_set(conn, &moves).await? {
                 return Err(Rollback::Overtaken);
             }
-            for (message, poison) in &aside {
-                poison::set_aside(conn, offsets.projection, message, poison).await?;
+            for (record, poison) in &aside {
+                poison::set_aside(conn, offsets, record, poison).await?;
             }
             if !changes.is_empty() {
                 projection.apply(conn, &changes).await?;
@@ -124,12 +122,12 @@ async fn transact<P: Projection>(
         Err(Rollback::Overtaken) => return Ok(Outcome::Overtaken),
         Err(Rollback::Database(err)) => return Err(err),
     }
-    for (message, poison) in &aside {
+    for (record, poison) in &aside {
         tracing::error!(
             projection = offsets.projection,
-            topic = message.topic(),
-            partition = message.partition(),
-            offset = message.offset(),
+            topic = offsets.topic,
+            partition = record.partition(),
+            offset = record.offset(),
             %poison,
             "record set aside in dead_letters",
         );

@@ -1,17 +1,19 @@
 //! Which partitions are ours, and where they begin: librdkafka's callbacks.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext, Offset, TopicPartitionList,
+    ClientConfig, ClientContext, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::KafkaError,
+    message::BorrowedMessage,
     types::RDKafkaRespErr,
 };
 
@@ -26,10 +28,19 @@ const WATERMARK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Assigns partitions from the offsets in the database, while the consumer is polled.
 pub(crate) struct Assignment {
     shared: Arc<Shared>,
-    /// The next offset of each partition that is ours.
-    positions: Mutex<Moves>,
+    /// Where we are in each partition that is ours.
+    positions: Mutex<BTreeMap<i32, Position>>,
     has_joined: AtomicBool,
     has_failed: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    /// The offset of the next record.
+    next: i64,
+    /// Whether records were applied since the partition was assigned. Until then librdkafka may
+    /// still give out what it fetched when the partition was ours before.
+    has_moved: bool,
 }
 
 impl Assignment {
@@ -81,23 +92,53 @@ impl Assignment {
 
     /// The next offset of each partition that is ours.
     pub(crate) fn positions(&self) -> Moves {
-        self.positions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let positions = self.lock_positions();
+        let positions = positions.iter();
+        positions
+            .map(|(partition, at)| (*partition, (at.next, at.next)))
+            .collect()
     }
 
     /// The offsets were moved, in the database.
     pub(crate) fn moved(&self, moves: &Moves) {
-        let mut positions = self
-            .positions
+        let mut positions = self.lock_positions();
+        for (partition, (_, to)) in moves {
+            let position = Position {
+                next: *to,
+                has_moved: true,
+            };
+            positions.insert(*partition, position);
+        }
+    }
+
+    /// Whether a record lies before those that were applied: its topic was made anew.
+    pub(crate) fn is_backwards(&self, message: &BorrowedMessage<'_>) -> bool {
+        let position = self.lock_positions().get(&message.partition()).copied();
+        position.is_some_and(|at| at.has_moved && message.offset() < at.next)
+    }
+
+    /// The next offset and the end of a partition that ends before it; none if there is none.
+    ///
+    /// # Errors
+    /// If Kafka does not answer.
+    pub(crate) fn ahead(
+        &self,
+        consumer: &BaseConsumer<Self>,
+    ) -> Result<Option<(i64, i64)>, KafkaError> {
+        let topic = &self.shared.options.topic;
+        for (partition, (next, _)) in self.positions() {
+            let (_, end) = consumer.fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)?;
+            if end < next {
+                return Ok(Some((next, end)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn lock_positions(&self) -> MutexGuard<'_, BTreeMap<i32, Position>> {
+        self.positions
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        positions.extend(
-            moves
-                .iter()
-                .map(|(partition, (_, to))| (*partition, (*to, *to))),
-        );
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for Kafka and the database as long as it takes; none if it is asked to end.
@@ -143,7 +184,11 @@ impl Assignment {
             };
             let topic = &self.shared.options.topic;
             partitions.set_partition_offset(topic, partition, Offset::Offset(next))?;
-            self.moved(&Moves::from([(partition, (next, next))]));
+            let position = Position {
+                next,
+                has_moved: false,
+            };
+            self.lock_positions().insert(partition, position);
         }
         consumer.incremental_assign(partitions)?;
         self.has_joined.store(true, Ordering::Release);
@@ -155,10 +200,7 @@ impl Assignment {
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
     ) -> Result<(), KafkaError> {
-        let mut positions = self
-            .positions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut positions = self.lock_positions();
         for element in partitions.elements() {
             positions.remove(&element.partition());
         }

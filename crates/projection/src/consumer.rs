@@ -24,6 +24,7 @@ use crate::{
     apply::{self, Outcome},
     assignment::Assignment,
     following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State},
+    record::Record,
 };
 
 /// Records of a batch at most. More per transaction is faster in a rebuild and keeps the offset's
@@ -31,9 +32,10 @@ use crate::{
 const MAX_BATCH_RECORDS: usize = 1_000;
 /// How long a poll waits for a record; it bounds how late a shutdown is noticed.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How often a topic without records is asked whether it is still there.
+/// How often the topic is asked whether it is still there, and still the same.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Follows a topic until `shutdown`.
 pub fn follow<P: Projection>(
     options: Options,
@@ -53,8 +55,24 @@ pub fn follow<P: Projection>(
         }),
         projection,
     };
-    let thread = thread::spawn(move || follower.run());
+    let thread = thread::spawn(move || {
+        let _guard = PanicGuard(Arc::clone(&follower.shared));
+        follower.run();
+    });
     Following { state, thread }
+}
+
+/// Tells of the end of the thread where nobody has asked for it, which nobody else would notice.
+struct PanicGuard(Arc<Shared>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let reason =
+                "it panicked, which is a bug: restart the service, and see its log for why";
+            self.0.stop(reason.to_owned());
+        }
+    }
 }
 
 struct Follower<P> {
@@ -75,15 +93,14 @@ enum End {
 impl<P: Projection> Follower<P> {
     fn run(self) {
         let name = &self.shared.options.name;
-        loop {
+        while !self.shared.shutdown.is_cancelled() {
             match self.consume() {
                 Ok(End::Shutdown) => return,
                 Ok(End::Overtaken) => {
                     tracing::info!(projection = %name, "overtaken by another consumer, going on from its offset");
                 }
                 Ok(End::Stopped(reason)) => {
-                    tracing::error!(projection = %name, %reason, "stopped");
-                    self.shared.state.send_replace(State::Stopped(reason));
+                    self.shared.stop(reason);
                     return;
                 }
                 Err(err) => {
@@ -96,12 +113,12 @@ impl<P: Projection> Follower<P> {
 
     fn consume(&self) -> Result<End, KafkaError> {
         let consumer = Assignment::consumer(&self.shared)?;
-        let mut last_contact = None;
+        let mut last_look = None;
         loop {
             if self.shared.shutdown.is_cancelled() {
                 return Ok(End::Shutdown);
             }
-            let (batch, error) = next_batch(&consumer);
+            let (batch, interruption) = next_batch(&consumer);
             if !batch.is_empty() {
                 match self.apply_until_done(&consumer, &batch) {
                     Some(Outcome::Applied) => {}
@@ -109,21 +126,27 @@ impl<P: Projection> Follower<P> {
                     None => return Ok(End::Shutdown),
                 }
                 self.shared.succeed();
-                last_contact = Some(Instant::now());
-            } else if error.is_none()
+            }
+            let error = match interruption {
+                None => None,
+                Some(Interruption::Error(err)) => Some(err),
+                Some(Interruption::Backwards(offset)) => {
+                    return Ok(self.made_anew(&format!("it went back to offset {offset}")));
+                }
+            };
+            if error.is_none()
                 && (self.shared.is_starting()
-                    || last_contact.is_none_or(|at: Instant| at.elapsed() > HEALTH_INTERVAL))
+                    || last_look.is_none_or(|at: Instant| at.elapsed() > HEALTH_INTERVAL))
             {
-                self.look_around(&consumer);
-                last_contact = Some(Instant::now());
+                if let Some(end) = self.look_around(&consumer) {
+                    return Ok(end);
+                }
+                last_look = Some(Instant::now());
             }
             match error {
                 None => {}
                 Some(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
-                    return Ok(End::Stopped(format!(
-                        "topic {} no longer has the stored offset; was it deleted and made anew?",
-                        self.shared.options.topic
-                    )));
+                    return Ok(self.made_anew("it no longer has the offset that is stored"));
                 }
                 // librdkafka mends these by itself, and tells of them one after the other.
                 Some(KafkaError::MessageConsumption(
@@ -145,20 +168,41 @@ impl<P: Projection> Follower<P> {
         }
     }
 
-    /// Finds out, where no record comes that would tell, whether one could.
-    fn look_around(&self, consumer: &BaseConsumer<Assignment>) {
+    /// Finds out whether records could come, and whether they are those that are waited for.
+    fn look_around(&self, consumer: &BaseConsumer<Assignment>) -> Option<End> {
         let topic = &self.shared.options.topic;
         match consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT) {
             Ok(metadata) if metadata.topics().iter().all(|t| t.partitions().is_empty()) => {
                 self.shared.fail(&format!("Kafka has no topic {topic}"));
             }
-            Ok(_) if consumer.context().has_joined() => self.shared.succeed(),
+            Ok(_) if consumer.context().has_joined() => match consumer.context().ahead(consumer) {
+                Ok(None) => self.shared.succeed(),
+                Ok(Some((next, end))) => {
+                    let what = format!("it ends before offset {end}, and {next} is next");
+                    return Some(self.made_anew(&what));
+                }
+                Err(_) => self.shared.fail("no connection to Kafka"),
+            },
             Ok(_) if self.shared.is_starting() => {}
             Ok(_) => self
                 .shared
                 .fail("waiting for the consumer group to give out its partitions"),
             Err(_) => self.shared.fail("no connection to Kafka"),
         }
+        None
+    }
+
+    /// What a person has to decide: nothing here knows whether the records are the same ones.
+    fn made_anew(&self, what: &str) -> End {
+        let Options { topic, name, .. } = &self.shared.options;
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let (of_name, of_topic) = (quoted(name), quoted(topic));
+        End::Stopped(format!(
+            "topic {topic} is not the one that was followed: {what}; was it deleted and made anew? \
+             To apply it from its beginning, run \"delete from projection_offsets where \
+             projection = {of_name} and topic = {of_topic}\" in this service's database, and \
+             restart the service"
+        ))
     }
 
     /// Applies a batch, trying again for as long as the database keeps it from doing so; none if it
@@ -169,6 +213,7 @@ impl<P: Projection> Follower<P> {
         batch: &[BorrowedMessage<'_>],
     ) -> Option<Outcome> {
         let shared = &self.shared;
+        let records: Vec<Record<'_>> = batch.iter().map(Record::new).collect();
         let from = consumer.context().positions();
         let mut backoff = MIN_BACKOFF;
         while !shared.shutdown.is_cancelled() {
@@ -179,7 +224,7 @@ impl<P: Projection> Follower<P> {
                     &shared.offsets(),
                     &mut conn,
                     &from,
-                    batch,
+                    &records,
                 )
                 .await
                 .map_err(|err| err.to_string())
@@ -187,7 +232,7 @@ impl<P: Projection> Follower<P> {
             match applied {
                 Ok(outcome) => {
                     if outcome == Outcome::Applied {
-                        consumer.context().moved(&apply::moves(&from, batch));
+                        consumer.context().moved(&apply::moves(&from, &records));
                         tell_kafka(consumer, batch);
                     }
                     return Some(outcome);
@@ -203,19 +248,30 @@ impl<P: Projection> Follower<P> {
     }
 }
 
-/// What is there, up to the bound, and the error that came behind it, if one did. Waits a little for
-/// the first record only.
+/// What ends a batch, but its bound.
+enum Interruption {
+    Error(KafkaError),
+    /// The topic goes on from this offset, which lies before the next one.
+    Backwards(i64),
+}
+
+/// What is there, up to the bound, and what came behind it. Waits a little for the first record
+/// only.
 fn next_batch(
     consumer: &BaseConsumer<Assignment>,
-) -> (Vec<BorrowedMessage<'_>>, Option<KafkaError>) {
+) -> (Vec<BorrowedMessage<'_>>, Option<Interruption>) {
     let mut batch = Vec::new();
-    let mut error = None;
+    let mut interruption = None;
     let mut timeout = POLL_TIMEOUT;
     while batch.len() < MAX_BATCH_RECORDS {
         match consumer.poll(timeout) {
+            Some(Ok(message)) if consumer.context().is_backwards(&message) => {
+                interruption = Some(Interruption::Backwards(message.offset()));
+                break;
+            }
             Some(Ok(message)) => batch.push(message),
             Some(Err(err)) => {
-                error = Some(err);
+                interruption = Some(Interruption::Error(err));
                 break;
             }
             None => break,
@@ -229,7 +285,7 @@ fn next_batch(
             .get(&message.partition())
             .is_some_and(|(next, _)| message.offset() >= *next)
     });
-    (batch, error)
+    (batch, interruption)
 }
 
 /// Stores the offsets with the group, for tools that show lag. Nothing depends on them.

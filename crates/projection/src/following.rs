@@ -99,6 +99,10 @@ impl Shared {
         self.tell(State::Failing(reason.to_owned()));
     }
 
+    pub(crate) fn stop(&self, reason: String) {
+        self.tell(State::Stopped(reason));
+    }
+
     /// Logs a state once, when it begins.
     fn tell(&self, state: State) {
         self.state.send_if_modified(|now| {
@@ -108,6 +112,7 @@ impl Shared {
             let projection = &self.options.name;
             match &state {
                 State::Failing(reason) => tracing::warn!(%projection, %reason, "not following"),
+                State::Stopped(reason) => tracing::error!(%projection, %reason, "stopped"),
                 _ => tracing::info!(%projection, "following"),
             }
             *now = state;

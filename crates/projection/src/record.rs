@@ -1,19 +1,61 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use rdkafka::{
     Message as _,
-    message::{BorrowedMessage, Headers as _},
+    message::{BorrowedMessage, Header, Headers as _},
 };
+use serde::Deserialize;
 
 use crate::poison::Poison;
 
 /// A record, as it was found in Kafka.
 #[derive(Debug)]
-pub struct Record<'a>(pub(crate) &'a BorrowedMessage<'a>);
+pub struct Record<'a> {
+    message: &'a BorrowedMessage<'a>,
+    /// None if they can't be read.
+    headers: Option<Vec<Header<'a, &'a [u8]>>>,
+}
 
 impl<'a> Record<'a> {
+    pub(crate) fn new(message: &'a BorrowedMessage<'a>) -> Self {
+        Self {
+            message,
+            headers: read_headers(message),
+        }
+    }
+
+    /// # Errors
+    /// [`Poison`] if no projection can read the record.
+    pub(crate) fn check(&self) -> Result<(), Poison> {
+        match self.headers {
+            Some(_) => Ok(()),
+            None => Err(Poison::new(
+                "header",
+                "a header's name is not in UTF-8; none of the headers is kept here",
+            )),
+        }
+    }
+
+    pub(crate) fn partition(&self) -> i32 {
+        self.message.partition()
+    }
+
+    pub(crate) fn offset(&self) -> i64 {
+        self.message.offset()
+    }
+
+    pub(crate) fn key(&self) -> Option<&'a [u8]> {
+        self.message.key()
+    }
+
+    /// All headers; none if they can't be read.
+    pub(crate) fn headers(&self) -> &[Header<'a, &'a [u8]>] {
+        self.headers.as_deref().unwrap_or_default()
+    }
+
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.0
-            .headers()?
+        self.headers()
             .iter()
             .find(|header| header.key == name)?
             .value
@@ -25,8 +67,7 @@ impl<'a> Record<'a> {
     /// [`Poison`] if there is none, or it is no text.
     pub fn key_text(&self) -> Result<&'a str, Poison> {
         text(
-            self.0
-                .key()
+            self.key()
                 .ok_or_else(|| Poison::new("key", "there is no key"))?,
             "key",
         )
@@ -34,7 +75,7 @@ impl<'a> Record<'a> {
 
     /// The payload, or none for a tombstone.
     pub fn payload(&self) -> Option<&'a [u8]> {
-        self.0.payload()
+        self.message.payload()
     }
 
     /// The payload.
@@ -42,11 +83,15 @@ impl<'a> Record<'a> {
     /// # Errors
     /// [`Poison`] if there is none, or it is no text.
     pub fn payload_text(&self) -> Result<&'a str, Poison> {
-        let payload = self
-            .0
-            .payload()
-            .ok_or_else(|| Poison::new("payload", "it is empty"))?;
-        text(payload, "payload")
+        text(self.required_payload()?, "payload")
+    }
+
+    /// What the payload says, in JSON.
+    ///
+    /// # Errors
+    /// [`Poison`] if there is none, or it says no such thing; where, and nothing of what it holds.
+    pub fn payload_json<T: Deserialize<'a>>(&self) -> Result<T, Poison> {
+        serde_json::from_slice(self.required_payload()?).map_err(|err| Poison::json(&err))
     }
 
     /// The value of a header that must be there.
@@ -57,6 +102,20 @@ impl<'a> Record<'a> {
         let missing = || Poison::new("header", format!("there is no {name}"));
         text(self.header(name).ok_or_else(missing)?, "header")
     }
+
+    fn required_payload(&self) -> Result<&'a [u8], Poison> {
+        self.payload()
+            .ok_or_else(|| Poison::new("payload", "it is empty"))
+    }
+}
+
+/// All headers, or none if a name is not in UTF-8: rdkafka panics then, and has no other way to tell.
+fn read_headers<'a>(message: &'a BorrowedMessage<'a>) -> Option<Vec<Header<'a, &'a [u8]>>> {
+    let Some(headers) = message.headers() else {
+        return Some(Vec::new());
+    };
+    // Nothing is left half done: the headers are only read.
+    catch_unwind(AssertUnwindSafe(|| headers.iter().collect())).ok()
 }
 
 fn text<'a>(bytes: &'a [u8], class: &'static str) -> Result<&'a str, Poison> {

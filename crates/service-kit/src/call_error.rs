@@ -49,7 +49,8 @@ impl From<CallError> for Refusal {
             CallError::RequestIdReused => Self::new(
                 Code::InvalidArgument,
                 "REQUEST_ID_REUSED",
-                "this request_id was used with another body; take a new one",
+                "this request_id was used with another body, and is answered for that one only; with a new \
+                 one this would be another request",
             ),
             CallError::RequestInFlight => Self::new(
                 Code::Aborted,

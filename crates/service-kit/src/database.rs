@@ -1,23 +1,19 @@
 //! Connections to Postgres, and the schema behind them.
 
+mod migrations;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use diesel::{
-    ConnectionError,
-    migration::{Migration, MigrationSource},
-    pg::Pg,
-    result::DatabaseErrorKind,
-};
+use diesel::{ConnectionError, result::DatabaseErrorKind};
 use diesel_async::{
-    AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
-    SimpleAsyncConnection as _,
+    AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _,
     pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod},
 };
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _};
 use program::Problems;
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use self::migrations::{migrate, probe};
 pub use diesel_async::pooled_connection::deadpool::PoolError;
 
 /// A pool of connections.
@@ -35,9 +31,6 @@ const SESSION: &str = "set statement_timeout = '10s';
     set lock_timeout = '5s';
     set idle_in_transaction_session_timeout = '15s'";
 
-/// Serialises migrations of several replicas that start at once.
-const MIGRATION_LOCK: &str = "select pg_advisory_lock(hashtextextended('schema migrations', 0))";
-
 /// Where the database is.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseOptions {
@@ -53,15 +46,27 @@ impl DatabaseOptions {
     /// The URL, or a note of what is wrong with it.
     pub fn check(self, problems: &mut Problems) -> Option<SecretString> {
         let url = problems.secret("DATABASE_URL", self.database_url, self.database_url_file)?;
-        if url.expose_secret().starts_with("postgres://")
-            || url.expose_secret().starts_with("postgresql://")
-        {
-            return Some(url);
-        }
-        // Without the value: it may hold a password.
-        problems.add("DATABASE_URL", "must begin with postgres://");
+        // Without the value, and without the parser's words: both may hold a password.
+        let reason = match check_url(url.expose_secret()) {
+            Ok(()) => return Some(url),
+            Err(reason) => reason,
+        };
+        problems.add("DATABASE_URL", reason);
         None
     }
+}
+
+fn check_url(url: &str) -> Result<(), &'static str> {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err("must begin with postgres://");
+    }
+    let config: tokio_postgres::Config = url.parse().map_err(|_| {
+        "can't be read; in a password, write the characters @ : / ? # % as %40 %3A %2F %3F %23 %25"
+    })?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err("must name a host, as in postgres://user:password@host:5432/name");
+    }
+    Ok(())
 }
 
 /// A pool of at most `max_size` connections, which are opened when they are needed.
@@ -107,9 +112,10 @@ impl From<diesel::result::Error> for DatabaseError {
         use diesel::result::Error;
         let unavailable = match &err {
             Error::DatabaseError(kind, info) => match kind {
-                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
-                    true
-                }
+                DatabaseErrorKind::ClosedConnection
+                | DatabaseErrorKind::UnableToSendCommand
+                // A standby, until another server takes its place or it is promoted.
+                | DatabaseErrorKind::ReadOnlyTransaction => true,
                 // diesel keeps no SQLSTATE for these, so that only the text can tell: a shutdown,
                 // a session that an administrator ended, a timeout of ours, a deadlock.
                 DatabaseErrorKind::Unknown => [
@@ -138,68 +144,31 @@ impl From<PoolError> for DatabaseError {
     }
 }
 
-/// Brings the schema up to date: runs, in order, what of `migrations` was not run yet. Returns the
-/// names of those that were.
-///
-/// # Errors
-/// If the database can't be reached or a migration fails, which is then rolled back.
-pub async fn migrate(
-    url: &SecretString,
-    migrations: &[EmbeddedMigrations],
-) -> Result<Vec<String>, Box<dyn std::error::Error + Send + Sync>> {
-    let mut conn = AsyncPgConnection::establish(url.expose_secret()).await?;
-    conn.batch_execute(MIGRATION_LOCK).await?;
-    // The connection, and the lock with it, ends with this function.
-    let mut harness = AsyncMigrationHarness::new(conn);
-    let mut names = Vec::new();
-    for source in migrations {
-        let versions = harness.run_pending_migrations(Borrowed(source))?;
-        names.extend(versions.iter().map(ToString::to_string));
-    }
-    Ok(names)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Whether the database answers and has every migration.
-///
-/// # Errors
-/// What is wrong, for a person to read.
-pub async fn probe(pool: &Pool, migrations: &[EmbeddedMigrations]) -> Result<(), String> {
-    let mut conn = pool
-        .get()
-        .await
-        .map_err(|err| format!("no connection: {err}"))?;
-    let applied: Vec<Version> = diesel::sql_query("select version from __diesel_schema_migrations")
-        .load(&mut conn)
-        .await
-        .map_err(|err| format!("no schema ({err}): run the subcommand migrate"))?;
-    for source in migrations {
-        for migration in Borrowed(source)
-            .migrations()
-            .map_err(|err| err.to_string())?
-        {
-            let version = migration.name().version().to_string();
-            if !applied.iter().any(|row| row.version == version) {
-                return Err(format!(
-                    "{} is missing: run the subcommand migrate",
-                    migration.name()
-                ));
-            }
+    #[test]
+    fn an_address_that_no_connection_could_use_is_refused() {
+        for good in [
+            "postgres://a:b@localhost:5432/c",
+            "postgresql://a@[::1]/c?connect_timeout=1",
+            "postgres://a:%40%2F@localhost",
+        ] {
+            assert_eq!(check_url(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "mysql://a@b/c",
+            "host=localhost",
+            "postgres://",
+            "postgres:///c",
+            "postgres://a@b:port/c",
+            "postgres://a@b:99999/c",
+            "postgres://%ff@b/c",
+            "postgres://a@b/c?what=ever",
+        ] {
+            assert!(check_url(bad).is_err(), "{bad}");
         }
     }
-    Ok(())
-}
-
-/// diesel takes migrations by value and can't clone them.
-struct Borrowed<'a>(&'a EmbeddedMigrations);
-
-impl MigrationSource<Pg> for Borrowed<'_> {
-    fn migrations(&self) -> diesel::migration::Result<Vec<Box<dyn Migration<Pg>>>> {
-        self.0.migrations()
-    }
-}
-
-#[derive(diesel::QueryableByName)]
-struct Version {
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    version: String,
 }

@@ -100,7 +100,7 @@ fn deadline_exceeded(domain: &'static str) -> Status {
 }
 
 /// Adds the details that tonic's own errors lack, and mends the code of some.
-fn explain(answer: Response<Body>, domain: &'static str) -> Response<Body> {
+fn explain(mut answer: Response<Body>, domain: &'static str) -> Response<Body> {
     let Some(status) = Status::from_header_map(answer.headers()) else {
         return answer;
     };
@@ -111,17 +111,31 @@ fn explain(answer: Response<Body>, domain: &'static str) -> Response<Body> {
     let refusal = match status.code() {
         // tonic's word for a message over the limit; every other gRPC server says the other.
         Code::OutOfRange => Refusal::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message),
-        Code::Unimplemented => {
+        // A path that nobody has; for everything else tonic finds words.
+        Code::Unimplemented if message.is_empty() => {
             let message = "there is no such method; list them with server reflection";
             Refusal::new(Code::Unimplemented, "UNIMPLEMENTED", message)
         }
+        Code::Unimplemented => Refusal::new(Code::Unimplemented, "UNIMPLEMENTED", message),
         // Bytes that are no such message, which tonic takes for a fault of its own.
-        Code::Internal if message.contains("decode") || message.contains("EOF decoding") => {
+        Code::Internal
+            if ["decode", "EOF decoding", "decompressing"]
+                .into_iter()
+                .any(|text| message.contains(text)) =>
+        {
             Refusal::new(Code::InvalidArgument, "MALFORMED_MESSAGE", message)
+        }
+        // The limit holds for what a message unpacks to, too.
+        Code::ResourceExhausted if message.contains("decompressing") => {
+            Refusal::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message)
         }
         code => Refusal::new(code, "TRANSPORT", message),
     };
-    refusal.into_status(domain).into_http()
+    // The other headers stay: they say, for example, which compression would be understood.
+    match refusal.into_status(domain).add_header(answer.headers_mut()) {
+        Ok(()) => answer,
+        Err(status) => status.into_http(),
+    }
 }
 
 /// Reads `grpc-timeout`: at most eight digits and a unit, as the gRPC specification of HTTP/2 has

@@ -92,7 +92,8 @@ impl WriteContext {
 }
 
 impl RequestKey {
-    /// The key of a request with the encoded `body`; the id `""` makes none.
+    /// The key of a request with the encoded `body`, which is the request without its id: an id may
+    /// be spelled in several ways. The id `""` makes none.
     ///
     /// # Errors
     /// If `request_id` is neither empty nor a UUID.

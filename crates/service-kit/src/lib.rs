@@ -6,6 +6,7 @@ pub mod database;
 mod deadline;
 mod health;
 pub mod idempotency;
+mod incoming;
 mod paging;
 mod refusal;
 mod schema;

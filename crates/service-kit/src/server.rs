@@ -4,10 +4,7 @@ use clap::Args;
 use program::Problems;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::Routes,
-    transport::{Endpoint, server::TcpIncoming},
-};
+use tonic::{service::Routes, transport::Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -16,6 +13,7 @@ use crate::{
     deadline::CallLayer,
     health::{Checks, check_health, say_not_serving},
     idempotency,
+    incoming::incoming,
 };
 
 /// Calls that one connection may have under way; a client with more opens a second one.
@@ -31,9 +29,12 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 /// Where and how a service is reached.
 #[derive(Args, Clone, Debug)]
 pub struct ServerOptions {
-    /// Where to listen; port 0 takes a free one, which the log tells
+    /// Where to listen, as 0.0.0.0:50051; port 0 takes a free one, which the log tells
     #[arg(long, env = "LISTEN_ADDR")]
-    listen_addr: String,
+    listen_addr: Option<String>,
+    /// Connections that may be open at once; the next ones wait until one is closed
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000")]
+    max_connections: String,
     /// How long a call may take at most, in milliseconds; callers can ask for less
     #[arg(long, env = "MAX_DEADLINE_MS", default_value = "10000")]
     max_deadline_ms: String,
@@ -46,6 +47,7 @@ pub struct ServerOptions {
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
     listen_addr: SocketAddr,
+    max_connections: usize,
     max_deadline: Duration,
     drain_timeout: Duration,
 }
@@ -53,17 +55,19 @@ pub struct ServerSettings {
 impl ServerOptions {
     /// The settings, or notes of what is wrong with them.
     pub fn check(self, problems: &mut Problems) -> Option<ServerSettings> {
-        let listen_addr = problems.check(
-            "LISTEN_ADDR",
-            self.listen_addr
-                .parse()
-                .map_err(|_| format!("{:?} isn't an address like 0.0.0.0:50051", self.listen_addr)),
-        );
+        let listen_addr = problems.required("LISTEN_ADDR", self.listen_addr);
+        let listen_addr = listen_addr.and_then(|text| {
+            let reason = |_| format!("{text:?} isn't an address like 0.0.0.0:50051");
+            problems.check("LISTEN_ADDR", text.parse().map_err(reason))
+        });
+        let max_connections =
+            problems.number("MAX_CONNECTIONS", &self.max_connections, 1..=1_000_000);
         let max_deadline = problems.number("MAX_DEADLINE_MS", &self.max_deadline_ms, 1..=600_000);
         let drain_timeout =
             problems.number("DRAIN_TIMEOUT_MS", &self.drain_timeout_ms, 0..=600_000);
         Some(ServerSettings {
             listen_addr: listen_addr?,
+            max_connections: max_connections?,
             max_deadline: Duration::from_millis(max_deadline?),
             drain_timeout: Duration::from_millis(drain_timeout?),
         })
@@ -166,7 +170,7 @@ impl Server {
             })
             .add_routes(routes)
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
+                incoming(self.listener, self.settings.max_connections),
                 shutdown.clone().cancelled_owned(),
             );
         tracing::info!(address = %self.local_addr, "ready");

@@ -1,6 +1,8 @@
 //! The whole system, as real processes, from the outside: what users of it rely on, and what is
 //! left of that when parts of it are killed.
 
+mod background;
+mod databases;
 mod kills;
 mod orders;
 mod outages;

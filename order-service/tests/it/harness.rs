@@ -7,6 +7,7 @@ use anyhow::{Context as _, Error, Result};
 use clap::Parser;
 use devstack::{Addresses, PATIENCE, Sql, eventually};
 use order_service::{MIGRATIONS, OrderService, config::ServeOptions};
+use program::Problems;
 use proto::{
     events::{User, header},
     money::v1::Money,
@@ -75,7 +76,10 @@ impl TestService {
             ["--consumer-group", &name],
         ];
         let arguments = usual.as_flattened().iter().chain(options);
-        let config = Serve::try_parse_from(arguments)?.options.check()?;
+        let mut problems = Problems::default();
+        let options = Serve::try_parse_from(arguments)?.options;
+        let config = options.check(&mut problems);
+        let config = problems.into_result(config)?;
         let service = OrderService::bind(config).await?;
         let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
         let running = service.run(shutdown.clone());

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
-use proto::order::v1::CreateOrderRequest;
+use proto::{Aggregate, ConsistencyToken, order::v1::CreateOrderRequest};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -32,6 +32,28 @@ async fn a_repeat_gets_the_first_answer_also_when_the_user_is_gone() -> Result<(
     assert_eq!(service.create(request).await?, first);
     assert_eq!(service.sql.count(ORDERS).await?, 1);
     assert_eq!(service.sql.count(EVENTS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_may_have_a_token_and_other_letters() -> Result<()> {
+    let service = TestService::start("spelling").await?;
+    let user = service.known_user().await?;
+    let first = repeatable(user.user_id);
+    let created = service.create(first.clone()).await?;
+    let token = ConsistencyToken {
+        aggregate: Aggregate::User,
+        id: user.user_id,
+        version: user.version,
+    };
+    let again = CreateOrderRequest {
+        user_id: first.user_id.to_uppercase(),
+        request_id: first.request_id.to_uppercase(),
+        consistency_token: token.encode(),
+        ..first
+    };
+    assert_eq!(service.create(again).await?, created);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
     service.stop().await
 }
 
@@ -87,6 +109,17 @@ async fn a_refused_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<()
     service.wait_for_version(&user).await?;
     let created = service.create(request.clone()).await?;
     assert_eq!(service.create(request).await?, created);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_is_the_same_however_it_is_spelled() -> Result<()> {
+    let service = TestService::start("spelled").await?;
+    let mut request = repeatable(service.known_user().await?.user_id);
+    let first = service.create(request.clone()).await?;
+    request.request_id = request.request_id.to_uppercase();
+    assert_eq!(service.create(request).await?, first);
     assert_eq!(service.sql.count(ORDERS).await?, 1);
     service.stop().await
 }

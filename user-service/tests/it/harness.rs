@@ -6,6 +6,7 @@ use std::{fmt::Debug, net::SocketAddr};
 use anyhow::{Context as _, Error, Result};
 use clap::Parser;
 use devstack::{Addresses, PATIENCE, Sql, eventually};
+use program::Problems;
 use proto::user::v1::{
     CreateUserRequest, CreateUserResponse, User, user_service_client::UserServiceClient,
 };
@@ -65,7 +66,10 @@ impl TestService {
             ["--consumer-group", &name],
         ];
         let arguments = usual.as_flattened().iter().chain(options);
-        let config = Serve::try_parse_from(arguments)?.options.check()?;
+        let mut problems = Problems::default();
+        let options = Serve::try_parse_from(arguments)?.options;
+        let config = options.check(&mut problems);
+        let config = problems.into_result(config)?;
         let service = UserService::bind(config).await?;
         let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
         let running = service.run(shutdown.clone());
@@ -141,6 +145,28 @@ impl TestService {
                      and backend_type = 'client backend'";
         let rows = self.sql.query(sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Makes the database refuse all writes of new sessions, or no longer, and ends those that are
+    /// there, as a failover to a standby does.
+    pub(crate) async fn set_read_only(&self, read_only: bool) -> Result<()> {
+        let name: String = self
+            .sql
+            .query_one("select current_database()", &[])
+            .await?
+            .get(0);
+        let sql =
+            format!("alter database \"{name}\" set default_transaction_read_only = {read_only}");
+        self.sql
+            .batch_execute("set transaction_read_only = off")
+            .await?;
+        self.sql.batch_execute(&sql).await?;
+        for pid in self.sessions().await? {
+            self.sql
+                .query("select pg_terminate_backend($1)", &[&pid])
+                .await?;
+        }
+        Ok(())
     }
 
     /// Keeps every call that needs the users waiting.

@@ -61,6 +61,26 @@ async fn health_follows_the_database_and_tells_the_calls_from_the_projection() -
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_read_only_is_not_serving() -> Result<()> {
+    let service = TestService::start("standby").await?;
+    wait_for(&service, [Serving; 3]).await?;
+    service.set_read_only(true).await?;
+    wait_for(&service, [NotServing, NotServing, Serving]).await?;
+    service.set_read_only(false).await?;
+    wait_for(&service, [Serving; 3]).await?;
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_of_a_newer_version_is_no_harm() -> Result<()> {
+    let service = TestService::start("newer").await?;
+    let newer = "insert into __diesel_schema_migrations values ('99990101000001', now())";
+    service.sql.batch_execute(newer).await?;
+    wait_for(&service, [Serving; 3]).await?;
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_is_missing_is_not_serving() -> Result<()> {
     let service = TestService::start("unmigrated").await?;
     wait_for(&service, [Serving; 3]).await?;

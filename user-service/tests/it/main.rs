@@ -1,5 +1,7 @@
 //! The promises of user-service, through the wire, on a real Postgres and a real Kafka.
 
+mod configuration;
+mod connections;
 mod create;
 mod harness;
 mod health;

@@ -112,3 +112,16 @@ async fn a_repeat_of_a_request_in_flight_is_told_to_come_back() -> Result<()> {
     assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_is_the_same_however_it_is_spelled() -> Result<()> {
+    let service = TestService::start("spelled").await?;
+    let mut request = repeatable("ada");
+    let first = service.create(request.clone()).await?;
+    request.request_id = request.request_id.to_uppercase();
+    assert_eq!(service.create(request.clone()).await?, first);
+    request.request_id = request.request_id.replace('-', "");
+    assert_eq!(service.create(request).await?, first);
+    assert_eq!(service.sql.count(USERS).await?, 1);
+    service.stop().await
+}

@@ -8,9 +8,10 @@ use proto::{
     money::v1::Money,
     user::v1::{GetUserOrderSummaryRequest, GetUserOrderSummaryResponse},
 };
+use tonic::Code;
 use uuid::Uuid;
 
-use crate::harness::TestService;
+use crate::harness::{TestService, assert_refused};
 
 const DEAD: &str = "select count(*) from dead_letters";
 /// How many records were looked at, in all partitions.
@@ -182,9 +183,19 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
         ("payload", with(|order| order.amount = "NaN".into())?),
         ("payload", with(|order| order.amount = "-1".into())?),
         ("payload", with(|order| order.amount = "1e9".into())?),
+        (
+            "payload",
+            with(|order| order.amount = "1000000000000001".into())?,
+        ),
+        (
+            "payload",
+            with(|order| order.amount = "99999999999999999999.99".into())?,
+        ),
         ("constraint", with(|order| order.currency = "euro".into())?),
         // JSON can hold these, and Postgres can't.
         ("payload", with(|order| order.currency = "EU\0".into())?),
+        // What serde says of it holds it.
+        ("payload", r#"{"order_id":"secret\u0000"}"#.to_owned()),
         (
             "payload",
             with(|order| order.update_time -= Duration::days(10_000 * 365))?,
@@ -194,8 +205,8 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
         write(&service, &key, payload).await?;
     }
     tell(&service, &good).await?;
-    service.sql.wait_for(SEEN, 10).await?;
-    service.sql.wait_for(DEAD, 9).await?;
+    service.sql.wait_for(SEEN, 13).await?;
+    service.sql.wait_for(DEAD, 12).await?;
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!((found.order_count, found.cancelled_count), (1, 0));
     assert_eq!(found.totals, [money("EUR", 10, 0)]);
@@ -204,6 +215,29 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
     let letters = service.sql.query(letters, &[]).await?;
     let letters: Vec<_> = letters.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(letters, poison);
+    let told = "select count(*) from dead_letters where error ~ 'secret|NaN|1e9|99999'";
+    assert_eq!(service.sql.count(told).await?, 0);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_amounts_are_summed_up_and_no_total_is_ever_wrong() -> Result<()> {
+    let service = TestService::start("largest").await?;
+    let ada = service.user("ada").await?;
+    for _ in 0..2 {
+        tell(&service, &order(&ada.user_id, "1000000000000000", "JPY")?).await?;
+    }
+    service.sql.wait_for(SEEN, 2).await?;
+    let found = summary(&service, &ada.user_id).await?;
+    assert_eq!(found.totals, [money("JPY", 2_000_000_000_000_000, 0)]);
+    // What it would be after thousands of these.
+    let beyond = "update user_order_summaries set total = 9223372036854775808";
+    service.sql.batch_execute(beyond).await?;
+    let request = GetUserOrderSummaryRequest {
+        user_id: ada.user_id,
+    };
+    let refused = service.users().get_user_order_summary(request).await;
+    assert_refused(refused, Code::OutOfRange, "TOTAL_OUT_OF_RANGE");
     service.stop().await
 }
 

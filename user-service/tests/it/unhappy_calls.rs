@@ -9,12 +9,12 @@ use futures_util::future::join_all;
 use prost::Message as _;
 use proto::user::v1::{CreateUserRequest, GetUserRequest};
 use tokio::time::{Instant, timeout};
-use tonic::Code;
+use tonic::{Code, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
     harness::{EVENTS, TestService, USERS, assert_refusal, assert_refused, request},
-    wire::refused_call,
+    wire::{refused_call, refused_call_with},
 };
 
 const CREATE_USER: &str = "/user.v1.UserService/CreateUser";
@@ -134,6 +134,29 @@ async fn a_method_that_is_not_there_is_unimplemented() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_can_be_compressed_and_is_told_how() -> Result<()> {
+    let service = TestService::start("compressed").await?;
+    let mut users = service.users().send_compressed(CompressionEncoding::Gzip);
+    users.create_user(request("ada")).await?;
+    // Packed it is small.
+    let large = CreateUserRequest {
+        name: "x".repeat(70_000),
+        ..request("bob")
+    };
+    let result = users.create_user(large).await;
+    assert_refused(result, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    let header = Some(("grpc-encoding", "snappy"));
+    let message = request("bob").encode_to_vec();
+    let status = refused_call_with(service.addr, CREATE_USER, header, &message).await?;
+    assert_refusal(&status, Code::Unimplemented, "UNIMPLEMENTED");
+    assert!(status.message().contains("snappy"), "{status:?}");
+    let accepted = status.metadata().get("grpc-accept-encoding");
+    let accepted = accepted.context("it does not say what it would take")?;
+    assert!(accepted.to_str()?.contains("gzip"), "{accepted:?}");
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_message_are_the_callers_mistake() -> Result<()> {
     let service = TestService::start("bytes").await?;
     for bytes in [
@@ -163,5 +186,17 @@ async fn a_database_that_is_away_is_unavailable_and_worth_a_retry() -> Result<()
     assert_eq!(retry.retry_delay, Some(Duration::from_secs(1)));
     let pushback = status.metadata().get("grpc-retry-pushback-ms");
     assert_eq!(pushback.context("no pushback")?, "1000");
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_read_only_is_unavailable_and_worth_a_retry() -> Result<()> {
+    let service = TestService::start("read_only").await?;
+    service.set_read_only(true).await?;
+    let refused = service.create(request("ada")).await;
+    let details = assert_refused(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    assert!(details.retry_info().is_some());
+    service.set_read_only(false).await?;
+    service.create_at_last(&request("ada")).await?;
     service.stop().await
 }

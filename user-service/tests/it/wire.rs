@@ -15,14 +15,25 @@ pub(crate) async fn refused_call(
     timeout: Option<&str>,
     message: &[u8],
 ) -> Result<Status> {
+    let header = timeout.map(|timeout| ("grpc-timeout", timeout));
+    refused_call_with(addr, path, header, message).await
+}
+
+/// Sends `message` with a further header.
+pub(crate) async fn refused_call_with(
+    addr: SocketAddr,
+    path: &str,
+    header: Option<(&str, &str)>,
+    message: &[u8],
+) -> Result<Status> {
     let stream = TcpStream::connect(addr).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
     let mut request = http::Request::post(format!("http://{addr}{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers");
-    if let Some(timeout) = timeout {
-        request = request.header("grpc-timeout", timeout);
+    if let Some((name, value)) = header {
+        request = request.header(name, value);
     }
     let (response, mut body) = sender
         .ready()

@@ -1,0 +1,79 @@
+//! What is followed is applied, once, whatever happens meanwhile.
+
+use anyhow::{Context as _, Result};
+use devstack::PATIENCE;
+use projection::State;
+
+use crate::harness::{DEAD, Setup, TOTAL};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_record_is_applied_once_from_the_earliest_on_and_across_restarts() -> Result<()> {
+    let setup = Setup::new("once").await?;
+    for key in ["a", "b", "c"] {
+        setup.count(key).await?;
+    }
+    for round in 1..=3 {
+        let running = setup.follow();
+        setup.sql.wait_for(TOTAL, round * 3).await?;
+        running.stop().await;
+        for key in ["a", "b", "c"] {
+            setup.count(key).await?;
+        }
+    }
+    setup
+        .sql
+        .wait_for("select count(*) from counts where count = 3", 3)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_was_overtaken_applies_nothing_twice() -> Result<()> {
+    let setup = Setup::new("overtaken").await?;
+    let running = setup.follow();
+    setup.count("a").await?;
+    setup.sql.wait_for(TOTAL, 1).await?;
+    // What a second consumer of the partition does: it has already applied the next record.
+    setup
+        .sql
+        .batch_execute(
+            "update projection_offsets set next_offset = next_offset + 1 where next_offset > 0",
+        )
+        .await?;
+    setup.count("a").await?;
+    setup.count("a").await?;
+    setup
+        .sql
+        .wait_for("select max(next_offset) from projection_offsets", 3)
+        .await?;
+    setup.sql.wait_for(TOTAL, 2).await?;
+    running.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_fails_is_waited_for() -> Result<()> {
+    let setup = Setup::new("failing").await?;
+    let running = setup.follow();
+    setup
+        .sql
+        .batch_execute("alter table counts rename to away")
+        .await?;
+    setup.count("a").await?;
+    let mut state = running.following.state();
+    let failing = state.wait_for(|s| matches!(s, State::Failing(why) if why.contains("counts")));
+    tokio::time::timeout(PATIENCE, failing)
+        .await
+        .context("no failure")??;
+    setup
+        .sql
+        .batch_execute("alter table away rename to counts")
+        .await?;
+    setup.sql.wait_for(TOTAL, 1).await?;
+    let mut state = running.following.state();
+    let again = state.wait_for(|state| *state == State::Following);
+    tokio::time::timeout(PATIENCE, again)
+        .await
+        .context("still failing")??;
+    running.stop().await;
+    setup.sql.wait_for(DEAD, 0).await
+}

@@ -1,0 +1,141 @@
+//! A projection that counts, with a topic and a database of its own.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use devstack::{Addresses, PATIENCE, Sql};
+use diesel::{QueryResult, sql_types::*};
+use diesel_async::{
+    AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
+    pooled_connection::{AsyncDieselConnectionManager, deadpool::Pool},
+};
+use diesel_migrations::MigrationHarness as _;
+use projection::{Following, Options, Poison, Projection, Record, State, follow};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const TOTAL: &str = "select coalesce(sum(count), 0) from counts";
+pub(crate) const DEAD: &str = "select count(*) from dead_letters";
+
+/// Counts how often each key was applied, which shows every double application.
+pub(crate) struct Counts;
+
+impl Projection for Counts {
+    type Change = String;
+
+    fn decode(&self, record: &Record<'_>) -> Result<Option<String>, Poison> {
+        match record.required_header("ce_type")? {
+            "count" => Ok(Some(record.key_text()?.to_owned())),
+            "panic" => panic!("a bug in decode"),
+            _ => Ok(None),
+        }
+    }
+
+    async fn apply(&self, conn: &mut AsyncPgConnection, changes: &[String]) -> QueryResult<()> {
+        for key in changes {
+            diesel::sql_query(
+                "insert into counts values ($1, 1)
+                 on conflict (key) do update set count = counts.count + 1",
+            )
+            .bind::<Text, _>(key)
+            .execute(conn)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) struct Setup {
+    pub(crate) name: String,
+    pool: Pool<AsyncPgConnection>,
+    pub(crate) sql: Sql,
+}
+
+pub(crate) struct Running {
+    pub(crate) following: Following,
+    shutdown: CancellationToken,
+}
+
+impl Setup {
+    pub(crate) async fn new(test: &str) -> Result<Self> {
+        let name = Addresses::unique_name(test);
+        let servers = Addresses::shared();
+        servers.create_topic(&name, 3).await?;
+        let url = servers.create_database(&name).await?;
+        let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
+        harness
+            .run_pending_migrations(projection::MIGRATIONS)
+            .map_err(anyhow::Error::from_boxed)?;
+        let sql = "create table counts (
+                       key varchar(20) primary key constraint counts_key_short check (length(key) < 10),
+                       count integer not null)";
+        let session = Sql::connect(&url).await?;
+        session.batch_execute(sql).await?;
+        let pool = Pool::builder(AsyncDieselConnectionManager::new(url))
+            .max_size(4)
+            .build()?;
+        Ok(Self {
+            name,
+            pool,
+            sql: session,
+        })
+    }
+
+    pub(crate) fn follow(&self) -> Running {
+        self.follow_as(&self.name)
+    }
+
+    /// Follows under another name than its own.
+    pub(crate) fn follow_as(&self, name: &str) -> Running {
+        let options = Options {
+            brokers: Addresses::shared().brokers().to_owned(),
+            name: name.to_owned(),
+            topic: self.name.clone(),
+            instance_id: Some("only".into()),
+        };
+        let shutdown = CancellationToken::new();
+        let following = follow(
+            options,
+            Arc::new(Counts),
+            self.pool.clone(),
+            shutdown.clone(),
+        );
+        Running {
+            following,
+            shutdown,
+        }
+    }
+
+    pub(crate) async fn count(&self, key: &str) -> Result<()> {
+        let payload = Some(&b"{}"[..]);
+        let headers = [("ce_type", "count")];
+        Addresses::shared()
+            .write_record(&self.name, Some(key.as_bytes()), payload, &headers)
+            .await
+    }
+}
+
+impl Running {
+    /// Waits until it is in such a state, and returns it.
+    pub(crate) async fn wait_for(&self, wanted: impl FnMut(&State) -> bool) -> Result<State> {
+        let mut state = self.following.state();
+        let reached = tokio::time::timeout(PATIENCE, state.wait_for(wanted)).await;
+        let reached = reached.with_context(|| format!("still {:?}", self.following.state()))??;
+        Ok(reached.clone())
+    }
+
+    /// Waits until it has stopped, and returns why.
+    pub(crate) async fn wait_for_stop(&self) -> Result<String> {
+        match self
+            .wait_for(|state| matches!(state, State::Stopped(_)))
+            .await?
+        {
+            State::Stopped(reason) => Ok(reason),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.following.ended().await;
+    }
+}

@@ -1,0 +1,76 @@
+//! `make up`, which can be thought better of.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use devstack::{PATIENCE, built_programs, eventually};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// `devstack up`, and the supervisor that it has started.
+struct Starting {
+    up: Child,
+    supervisor: Pid,
+}
+
+impl Starting {
+    async fn begin(folder: &Path) -> Result<Self> {
+        let up = Command::new(built_programs()?.join("devstack"))
+            .arg("--folder")
+            .arg(folder)
+            .arg("up")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // Its first words mean that it listens for signals.
+        let log = folder.join("supervisor.log");
+        eventually("a supervisor", async || {
+            Ok(fs::read(&log)
+                .is_ok_and(|text| !text.is_empty())
+                .then_some(()))
+        })
+        .await?;
+        let pid = fs::read_to_string(folder.join("supervisor.pid"))?;
+        let supervisor = Pid::from_raw(pid.trim().parse()?).context("no process")?;
+        Ok(Self { up, supervisor })
+    }
+
+    /// Waits until `up` has ended, in vain, and the supervisor with it, and nothing is left.
+    async fn wait_for_end(mut self, folder: &Path) -> Result<()> {
+        let waiting = tokio::task::spawn_blocking(move || self.up.wait());
+        let status = tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .context("up goes on")???;
+        assert!(!status.success(), "{status}");
+        assert!(test_kill_process(self.supervisor).is_err(), "it goes on");
+        for file in ["supervisor.pid", "endpoints.env"] {
+            assert!(!folder.join(file).exists(), "{file} is left");
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_during_the_start_ends_everything() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let starting = Starting::begin(folder.path()).await?;
+    let up = Pid::from_child(&starting.up);
+    kill_process(up, Signal::INT)?;
+    starting.wait_for_end(folder.path()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn down_during_the_start_ends_everything() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let starting = Starting::begin(folder.path()).await?;
+    let down = Command::new(built_programs()?.join("devstack"))
+        .arg("--folder")
+        .arg(folder.path())
+        .arg("down")
+        .output()?;
+    assert!(down.status.success(), "{down:?}");
+    starting.wait_for_end(folder.path()).await
+}

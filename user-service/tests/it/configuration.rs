@@ -1,0 +1,71 @@
+//! Settings that can't be used: each is told on a line of its own, before anything is tried.
+
+use std::process::{Command, Output};
+
+use anyhow::Result;
+
+/// Runs the program with no variables but these, to its end.
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_user-service"))
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()?)
+}
+
+/// Checks that the program ended with the code for it, and told of these settings and of no others.
+#[track_caller]
+fn assert_told(output: &Output, names: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{text}");
+    let lines = text.lines().filter_map(|line| line.strip_prefix("error: "));
+    let told: Vec<_> = lines.filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(told, names, "{text}");
+}
+
+#[test]
+fn everything_that_is_missing_is_told_at_once() -> Result<()> {
+    let output = run(&["serve"], &[])?;
+    assert_told(&output, &["LISTEN_ADDR", "DATABASE_URL", "KAFKA_BROKERS"]);
+    assert_told(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
+    Ok(())
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() -> Result<()> {
+    let output = run(
+        &["serve"],
+        &[
+            ("LOG_LEVEL", "inof"),
+            ("LOG_FORMAT", "xml"),
+            ("LISTEN_ADDR", "here"),
+            ("MAX_CONNECTIONS", "0"),
+            ("DATABASE_URL", "postgres://user:secret@host:port/name"),
+            ("DATABASE_POOL_SIZE", "many"),
+            ("KAFKA_BROKERS", "localhost"),
+            ("USERS_TOPIC", ".."),
+            ("ORDERS_TOPIC", ""),
+            ("CONSUMER_GROUP", " "),
+            ("INSTANCE_ID", "a b"),
+        ],
+    )?;
+    assert_told(
+        &output,
+        &[
+            "LOG_LEVEL",
+            "LOG_FORMAT",
+            "LISTEN_ADDR",
+            "MAX_CONNECTIONS",
+            "DATABASE_URL",
+            "DATABASE_POOL_SIZE",
+            "KAFKA_BROKERS",
+            "USERS_TOPIC",
+            "ORDERS_TOPIC",
+            "CONSUMER_GROUP",
+            "INSTANCE_ID",
+        ],
+    );
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!text.contains("secret"), "it tells the password: {text}");
+    Ok(())
+}
