@@ -5,10 +5,9 @@ use serde::Serialize;
 
 use crate::{
     drain,
-    lab::{Backlog, Lab},
+    lab::{BASE_HEADERS, Backlog, Lab, PAYLOAD_BYTES},
     options::Curves,
-    report::per,
-    session::{BASE_HEADERS, PAYLOAD_BYTES},
+    usage::per,
 };
 
 /// One run.

@@ -14,6 +14,11 @@ const POSTGRES_SETTINGS: [&str; 2] = ["shared_buffers=512MB", "max_wal_size=4GB"
 /// The tests' broker starts quickly and never compiles well; this one is as its own scripts run it.
 const KAFKA_JVM: [&str; 3] = ["-Xms256m", "-Xmx1g", "-XX:+UseG1GC"];
 
+/// The payload of most measurements.
+pub(crate) const PAYLOAD_BYTES: u32 = 200;
+/// Those that each record of a row with a trace has.
+pub(crate) const BASE_HEADERS: u32 = 8;
+
 /// The servers that everything is measured on, with a database that has an outbox, and a topic.
 pub(crate) struct Lab {
     pub(crate) servers: Servers,

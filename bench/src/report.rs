@@ -9,6 +9,7 @@ use crate::{
     latency::Latency,
     limits::Limit,
     machine::Machine,
+    usage::per,
 };
 
 /// Everything.
@@ -110,9 +111,4 @@ impl LimitFigures {
             produce_peak_rss_mib: peak_rss_mib(producing)?.max,
         })
     }
-}
-
-/// A rate. The clock of /proc ticks in hundredths, so that less than one tick counts as one.
-pub(crate) fn per(count: u64, seconds: f64) -> f64 {
-    count as f64 / seconds.max(0.01)
 }

@@ -8,7 +8,7 @@ use crate::{
     curves,
     debezium::{Connector, Tuning},
     drain::{self, Drain},
-    lab::{Backlog, Lab},
+    lab::{Backlog, Lab, PAYLOAD_BYTES},
     latency::{self, Latency},
     limits::{self, Limit},
     machine::Machine,
@@ -17,10 +17,6 @@ use crate::{
     report::{DebeziumFigures, DrainFigures, LimitFigures, Report},
     tables,
 };
-
-pub(crate) const PAYLOAD_BYTES: u32 = 200;
-/// Those that each record of a row with a trace has.
-pub(crate) const BASE_HEADERS: u32 = 8;
 
 /// Measures what was asked for, and tells.
 pub(crate) async fn run(options: &RelayOptions) -> Result<()> {

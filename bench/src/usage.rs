@@ -110,6 +110,11 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
+/// A rate. The clock of /proc ticks in hundredths, so that less than one tick counts as one.
+pub(crate) fn per(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds.max(0.01)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! A batch of records and their offsets, in one transaction.
 
 use crate::{
-    Projection,
+    Projection, dead_letters,
     offsets::{Moves, Offsets},
     poison::{self, Poison},
     record::Record,
@@ -109,7 +109,7 @@ async fn transact<P: Projection>(
                 return Err(Rollback::Overtaken);
             }
             for (record, poison) in &aside {
-                poison::set_aside(conn, offsets, record, poison).await?;
+                dead_letters::set_aside(conn, offsets, record, poison).await?;
             }
             if !changes.is_empty() {
                 projection.apply(conn, &changes).await?;

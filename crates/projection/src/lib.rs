@@ -3,6 +3,7 @@
 mod apply;
 mod assignment;
 mod consumer;
+mod dead_letters;
 mod following;
 mod offsets;
 mod poison;

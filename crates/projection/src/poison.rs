@@ -1,28 +1,9 @@
-//! Records that can't be applied: how they are told apart, and where they go.
+//! Records that can't be applied: how they are told apart. (`dead_letters` is where they go.)
 
 use std::fmt::Write as _;
 
-use diesel::{ExpressionMethods as _, QueryResult, result::DatabaseErrorKind};
-use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use diesel::result::DatabaseErrorKind;
 use serde_json::error::Category;
-
-use crate::{offsets::Offsets, record::Record};
-
-diesel::table! {
-    dead_letters (dead_letter_id) {
-        dead_letter_id -> BigInt,
-        projection -> Text,
-        topic -> Text,
-        partition -> Integer,
-        record_offset -> BigInt,
-        key -> Nullable<Binary>,
-        payload -> Nullable<Binary>,
-        header_names -> Array<Text>,
-        header_values -> Array<Binary>,
-        error_class -> Text,
-        error -> Text,
-    }
-}
 
 /// Reasons are for a glance at a table; none of ours comes near to it.
 const MAX_REASON_CHARS: usize = 300;
@@ -46,8 +27,8 @@ const REFUSED_VALUES: [&str; 10] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{class}: {reason}")]
 pub struct Poison {
-    class: &'static str,
-    reason: String,
+    pub(crate) class: &'static str,
+    pub(crate) reason: String,
 }
 
 impl Poison {
@@ -112,36 +93,6 @@ pub(crate) fn in_change(err: &diesel::result::Error) -> Option<Poison> {
             .map(|text| Poison::new("value", text)),
         _ => None,
     }
-}
-
-/// Sets a record aside, untouched. It may have been before, when a projection is rebuilt.
-pub(crate) async fn set_aside(
-    conn: &mut AsyncPgConnection,
-    offsets: &Offsets<'_>,
-    record: &Record<'_>,
-    poison: &Poison,
-) -> QueryResult<()> {
-    let headers = record.headers().iter();
-    let (names, values): (Vec<&str>, Vec<&[u8]>) = headers
-        .map(|header| (header.key, header.value.unwrap_or_default()))
-        .unzip();
-    diesel::insert_into(dead_letters::table)
-        .values((
-            dead_letters::projection.eq(offsets.projection),
-            dead_letters::topic.eq(offsets.topic),
-            dead_letters::partition.eq(record.partition()),
-            dead_letters::record_offset.eq(record.offset()),
-            dead_letters::key.eq(record.key()),
-            dead_letters::payload.eq(record.payload()),
-            dead_letters::header_names.eq(names),
-            dead_letters::header_values.eq(values),
-            dead_letters::error_class.eq(poison.class),
-            dead_letters::error.eq(&poison.reason),
-        ))
-        .on_conflict_do_nothing()
-        .execute(conn)
-        .await?;
-    Ok(())
 }
 
 #[cfg(test)]
