@@ -17,7 +17,7 @@ use crate::{
 
 /// Rows of a page: few, so that windows have many pages.
 const PAGE_ROWS: usize = 3;
-const SCHEDULES: u32 = 400;
+const SCHEDULES: u32 = 1_000;
 const STEPS: usize = 60;
 
 /// The product's reader.
