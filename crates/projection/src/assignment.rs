@@ -121,13 +121,10 @@ impl Assignment {
     ///
     /// # Errors
     /// If Kafka does not answer.
-    pub(crate) fn ahead(
-        &self,
-        consumer: &BaseConsumer<Self>,
-    ) -> Result<Option<(i64, i64)>, KafkaError> {
+    pub(crate) fn ahead(&self, client: &BaseConsumer) -> Result<Option<(i64, i64)>, KafkaError> {
         let topic = &self.shared.options.topic;
         for (partition, (next, _)) in self.positions() {
-            let (_, end) = consumer.fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)?;
+            let (_, end) = client.fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)?;
             if end < next {
                 return Ok(Some((next, end)));
             }

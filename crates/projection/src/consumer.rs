@@ -3,11 +3,7 @@
 //! A thread and not a task, because librdkafka calls back while it is polled, and the callback that
 //! assigns partitions has to ask the database where they begin.
 
-use std::{
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use diesel_async::{AsyncPgConnection, pooled_connection::deadpool::Pool};
 use rdkafka::{
@@ -24,6 +20,7 @@ use crate::{
     apply::{self, Outcome},
     assignment::Assignment,
     following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State},
+    lookout::{Look, Lookout},
     record::Record,
 };
 
@@ -32,9 +29,6 @@ use crate::{
 const MAX_BATCH_RECORDS: usize = 1_000;
 /// How long a poll waits for a record; it bounds how late a shutdown is noticed.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How often the topic is asked whether it is still there, and still the same.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
-const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Follows a topic until `shutdown`.
 pub fn follow<P: Projection>(
@@ -113,7 +107,7 @@ impl<P: Projection> Follower<P> {
 
     fn consume(&self) -> Result<End, KafkaError> {
         let consumer = Assignment::consumer(&self.shared)?;
-        let mut last_look = None;
+        let lookout = Lookout::start(&self.shared, consumer.context())?;
         loop {
             if self.shared.shutdown.is_cancelled() {
                 return Ok(End::Shutdown);
@@ -135,13 +129,10 @@ impl<P: Projection> Follower<P> {
                 }
             };
             if error.is_none()
-                && (self.shared.is_starting()
-                    || last_look.is_none_or(|at: Instant| at.elapsed() > HEALTH_INTERVAL))
+                && let Some(look) = lookout.news()
+                && let Some(end) = self.heed(look, consumer.context().has_joined())
             {
-                if let Some(end) = self.look_around(&consumer) {
-                    return Ok(end);
-                }
-                last_look = Some(Instant::now());
+                return Ok(end);
             }
             match error {
                 None => {}
@@ -168,26 +159,21 @@ impl<P: Projection> Follower<P> {
         }
     }
 
-    /// Finds out whether records could come, and whether they are those that are waited for.
-    fn look_around(&self, consumer: &BaseConsumer<Assignment>) -> Option<End> {
+    /// Takes notice of what the lookout has seen.
+    fn heed(&self, look: Look, has_joined: bool) -> Option<End> {
         let topic = &self.shared.options.topic;
-        match consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT) {
-            Ok(metadata) if metadata.topics().iter().all(|t| t.partitions().is_empty()) => {
-                self.shared.fail(&format!("Kafka has no topic {topic}"));
+        match look {
+            Look::NoTopic => self.shared.fail(&format!("Kafka has no topic {topic}")),
+            Look::NoConnection => self.shared.fail("no connection to Kafka"),
+            Look::MadeAnew { next, end } => {
+                let what = format!("it ends before offset {end}, and {next} is next");
+                return Some(self.made_anew(&what));
             }
-            Ok(_) if consumer.context().has_joined() => match consumer.context().ahead(consumer) {
-                Ok(None) => self.shared.succeed(),
-                Ok(Some((next, end))) => {
-                    let what = format!("it ends before offset {end}, and {next} is next");
-                    return Some(self.made_anew(&what));
-                }
-                Err(_) => self.shared.fail("no connection to Kafka"),
-            },
-            Ok(_) if self.shared.is_starting() => {}
-            Ok(_) => self
+            Look::Fine if has_joined => self.shared.succeed(),
+            Look::Fine if self.shared.is_starting() => {}
+            Look::Fine => self
                 .shared
                 .fail("waiting for the consumer group to give out its partitions"),
-            Err(_) => self.shared.fail("no connection to Kafka"),
         }
         None
     }

@@ -5,6 +5,7 @@ mod assignment;
 mod consumer;
 mod dead_letters;
 mod following;
+mod lookout;
 mod offsets;
 mod poison;
 mod record;
