@@ -6,7 +6,7 @@ mod kafka;
 mod rdkafka;
 mod watermark;
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Duration};
 
 pub use self::{in_flight::InFlight, kafka::KafkaSink, rdkafka::RdKafkaSink};
 use crate::{config::KafkaConfig, route::Record};
@@ -43,6 +43,9 @@ pub trait Sink: Send {
     fn is_fenced(&self) -> bool;
 }
 
+/// How often a relay's sink asks its cluster whether anything has changed.
+pub(crate) const TEND_INTERVAL: Duration = Duration::from_secs(30);
+
 /// What a sink is made with.
 #[derive(Clone, Debug)]
 pub struct SinkOptions {
@@ -50,6 +53,8 @@ pub struct SinkOptions {
     pub kafka: KafkaConfig,
     /// Records in flight at most; up to the configured number.
     pub max_in_flight: usize,
+    /// How often the cluster is asked whether anything has changed, while nothing fails.
+    pub tend_interval: Duration,
     /// Names the source towards the brokers, the same for all relays that could ship it. Kafka
     /// calls it a transactional id.
     pub producer_name: String,

@@ -16,7 +16,7 @@ use crate::{
     marks::Marks,
     reader::Reader,
     route::Router,
-    sink::{KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions},
+    sink::{KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions, TEND_INTERVAL},
     status::{Role, SharedStatus},
 };
 
@@ -102,6 +102,7 @@ impl Source {
         let options = SinkOptions {
             kafka: self.kafka.clone(),
             max_in_flight: self.max_in_flight,
+            tend_interval: TEND_INTERVAL,
             producer_name: election.producer_name.clone(),
         };
         let lease = election.leadership.lease().clone();

@@ -20,7 +20,7 @@ mod waiting;
 
 pub use audit::Audit;
 pub use home::Home;
-pub use kafka::Kafka;
+pub use kafka::{Kafka, KafkaCluster};
 pub use maven::fetch_jars;
 pub use ports::free_port;
 pub use postgres::Postgres;

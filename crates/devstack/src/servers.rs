@@ -115,7 +115,16 @@ impl Addresses {
     /// # Errors
     /// If the broker refuses.
     pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
-        kafka::create_topic(&self.brokers, name, partitions, "compact").await
+        let configs = [("cleanup.policy", "compact")];
+        kafka::create_topic(&self.brokers, name, partitions, 1, &configs).await
+    }
+
+    /// Gives a topic more partitions, so many in all.
+    ///
+    /// # Errors
+    /// If the broker refuses.
+    pub async fn add_partitions(&self, name: &str, in_all: usize) -> Result<()> {
+        kafka::add_partitions(&self.brokers, name, in_all).await
     }
 
     /// Writes a record, and waits until the broker has it.

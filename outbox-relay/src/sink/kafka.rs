@@ -39,8 +39,6 @@ use crate::{lease::Lease, route::Record};
 const REQUEST_BYTES: usize = 512 * 1024;
 /// Memory that the batch of a partition keeps for the next one.
 const KEPT_BYTES: usize = 256 * 1024;
-/// How often the cluster is asked whether anything has changed, while nothing fails.
-const TEND_INTERVAL: Duration = Duration::from_secs(30);
 /// Brokers forget a name that was not used for a week, and whom it fences; this uses it.
 const RENEWAL_INTERVAL: Duration = Duration::from_hours(24);
 
@@ -203,6 +201,9 @@ impl KafkaSink {
     /// Sends the batches of these partitions, which one broker leads.
     async fn send_request(&mut self, places: &[Place]) -> Result<(), SinkError> {
         let leader = places[0].leader;
+        if self.connections.get(&leader).is_some_and(|c| c.is_closed()) {
+            self.connections.remove(&leader);
+        }
         let connection = match self.connections.entry(leader) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
@@ -305,7 +306,7 @@ impl Sink for KafkaSink {
     }
 
     async fn tend(&mut self) -> Result<(), SinkError> {
-        if self.tended_at.elapsed() < TEND_INTERVAL {
+        if self.tended_at.elapsed() < self.options.tend_interval {
             return Ok(());
         }
         if self.is_fenced && self.registered_at.elapsed() > RENEWAL_INTERVAL {

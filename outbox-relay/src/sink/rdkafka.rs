@@ -1,8 +1,8 @@
 //! The sink over librdkafka: the conservative choice.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -14,9 +14,11 @@ use rdkafka::{
     message::{Header, Message as _, OwnedHeaders},
     producer::{
         BaseRecord, DeliveryResult, NoCustomPartitioner, Producer as _, ProducerContext,
-        ThreadedProducer,
+        PurgeConfig, ThreadedProducer,
     },
 };
+
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{
     InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions, kafka::batch_bytes, watermark::Watermark,
@@ -28,13 +30,16 @@ use crate::{lease::Lease, route::Record};
 const LINGER_MS: &str = "0.2";
 /// Pause before another try when librdkafka's queue is full, by its bound on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
+/// How exactly the age of what is on its way is known.
+const AGE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a new producer may look for the brokers before its first record.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends through librdkafka's idempotent producer.
 pub struct RdKafkaSink {
     /// Taken only when the sink is dropped.
-    producer: Option<ThreadedProducer<Deliveries>>,
+    producer: Option<Arc<ThreadedProducer<Deliveries>>>,
+    watching: JoinHandle<()>,
     in_flight: InFlight,
     lease: Lease,
     /// How large a record of a topic may be; only of topics that are there.
@@ -83,8 +88,13 @@ impl RdKafkaSink {
         .await
         .map_err(|err| SinkError::Unavailable(err.to_string()))?
         .map_err(unavailable)?;
+        let producer = Arc::new(producer);
+        // Well before librdkafka does so record by record.
+        let limit = kafka.delivery_timeout * 3 / 4;
+        let watching = give_up_as_a_whole(Arc::downgrade(&producer), in_flight.clone(), limit);
         Ok(Self {
             producer: Some(producer),
+            watching: tokio::spawn(watching),
             in_flight,
             lease,
             limits: HashMap::new(),
@@ -205,10 +215,49 @@ impl Sink for RdKafkaSink {
 
 impl Drop for RdKafkaSink {
     fn drop(&mut self) {
-        // Dropping it purges its queue and joins its thread, which blocks for a moment.
+        self.watching.abort();
+        // Dropping it joins its thread, which blocks for a moment; until then it would go on sending.
         if let Some(producer) = self.producer.take() {
+            producer.purge(PurgeConfig::default().queue().inflight());
             std::thread::spawn(move || drop(producer));
         }
+    }
+}
+
+/// Gives up everything at once when something fails, or the oldest record on its way is older than
+/// `limit`. By itself librdkafka gives up one record after the other and sends what is younger
+/// meanwhile, behind the gap.
+async fn give_up_as_a_whole(
+    producer: Weak<ThreadedProducer<Deliveries>>,
+    in_flight: InFlight,
+    limit: Duration,
+) {
+    // How many were sent by when.
+    let mut sent: VecDeque<(u64, Instant)> = VecDeque::new();
+    loop {
+        tokio::select! {
+            _ = in_flight.failed() => break,
+            () = tokio::time::sleep(AGE_INTERVAL) => {}
+        }
+        let (count, now) = (in_flight.sent(), Instant::now());
+        if sent.back().is_none_or(|(known, _)| *known < count) {
+            sent.push_back((count, now));
+        }
+        let acknowledged = in_flight.acknowledged();
+        while sent
+            .front()
+            .is_some_and(|(count, _)| *count <= acknowledged)
+        {
+            sent.pop_front();
+        }
+        if sent.front().is_some_and(|(_, at)| now - *at > limit) {
+            let reason = format!("no acknowledgement within {limit:?}");
+            in_flight.fail(SinkError::Unavailable(reason));
+            break;
+        }
+    }
+    if let Some(producer) = producer.upgrade() {
+        producer.purge(PurgeConfig::default().queue().inflight());
     }
 }
 

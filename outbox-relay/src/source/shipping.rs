@@ -302,7 +302,9 @@ async fn keep_checkpoint(
             last_write = Instant::now();
             status.update(|status| {
                 status.shipped += acknowledged - last_acknowledged;
-                status.in_flight = in_flight.sent().saturating_sub(acknowledged);
+                // Both of now: more was sent while the checkpoint was stored.
+                let sent = in_flight.sent();
+                status.in_flight = sent.saturating_sub(in_flight.acknowledged());
                 // What kept it from shipping is overcome when it has come further than before.
                 if cursor != start {
                     status.error = None;

@@ -1,10 +1,23 @@
 //! A database with an outbox, and what the tests do to it.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
 use anyhow::Result;
 use devstack::{Addresses, Sql};
 use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection};
 use diesel_migrations::MigrationHarness as _;
+use tokio::task::JoinHandle;
 use tokio_postgres::Statement;
+
+/// Few, so that there are always several versions of a key on their way.
+const KEYS: usize = 10;
+const WRITERS: usize = 3;
 
 /// A new database with an empty outbox, and aggregates with versions to write about.
 pub(crate) struct Database {
@@ -28,6 +41,51 @@ impl Database {
 
     pub(crate) async fn connect(&self) -> Result<Sql> {
         Sql::connect(&self.url).await
+    }
+
+    /// Every aggregate with its newest version.
+    pub(crate) async fn newest(&self) -> Result<Vec<(String, i64)>> {
+        let sql = "select key, version from aggregates";
+        let rows = self.connect().await?.query(sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+}
+
+/// Sessions that change one aggregate after the other, each in a transaction with its event.
+pub(crate) struct Writers {
+    writing: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Writers {
+    pub(crate) async fn start(database: &Database, topic: &str) -> Result<Self> {
+        let writing = Arc::new(AtomicBool::new(true));
+        let mut tasks = Vec::new();
+        for _ in 0..WRITERS {
+            let session = Session::new(database).await?;
+            let (topic, writing) = (topic.to_owned(), Arc::clone(&writing));
+            tasks.push(tokio::spawn(async move {
+                for turn in 0.. {
+                    if !writing.load(Ordering::Acquire) {
+                        break;
+                    }
+                    session
+                        .write(&topic, &format!("key-{}", turn % KEYS))
+                        .await?;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                Ok(())
+            }));
+        }
+        Ok(Self { writing, tasks })
+    }
+
+    pub(crate) async fn end(&mut self) -> Result<()> {
+        self.writing.store(false, Ordering::Release);
+        for task in self.tasks.drain(..) {
+            task.await??;
+        }
+        Ok(())
     }
 }
 
@@ -56,6 +114,14 @@ impl Session {
             change,
             enqueue,
         })
+    }
+
+    /// Changes an aggregate and tells of it, in a transaction.
+    pub(crate) async fn write(&self, topic: &str, key: &str) -> Result<()> {
+        self.client.batch_execute("begin").await?;
+        let version = self.change(key).await?;
+        self.enqueue(topic, key, version).await?;
+        Ok(self.client.batch_execute("commit").await?)
     }
 
     /// Changes an aggregate, which locks its row, and returns its new version.

@@ -1,10 +1,13 @@
 //! The relay's promises, on a real Postgres and a real Kafka.
 
+mod brokers;
+mod compaction;
 mod failover;
 mod harness;
 mod reading;
 mod refusals;
 mod rotation;
+mod running;
 mod schedule;
 mod shipping;
 mod sinks;

@@ -1,14 +1,14 @@
 //! The contract of a sink, which each of them has to keep.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, PATIENCE, Record as Stored};
+use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
 use outbox_relay::{
     config::{KafkaConfig, SinkKind},
     lease::Lease,
     route::{Headers, Record},
-    sink::{KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions},
+    sink::{InFlight, KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions},
 };
 
 use crate::for_each_sink;
@@ -19,7 +19,11 @@ for_each_sink! {
     large_records_go_out_beside_small_ones,
     a_topic_that_is_not_there_is_refused_by_name,
     nothing_is_sent_without_the_lease,
+    a_sink_that_failed_sends_nothing_behind_what_it_gave_up,
 }
+
+/// Of one key, while a broker is suspended.
+const VERSIONS: u32 = 40;
 
 /// What a test needs to open sinks that write to a topic of its own.
 struct Setup {
@@ -43,6 +47,7 @@ impl Setup {
         let options = SinkOptions {
             max_in_flight: kafka.max_in_flight_records,
             kafka,
+            tend_interval: Duration::from_millis(50),
             producer_name: topic.clone(),
         };
         Ok(Self {
@@ -103,18 +108,24 @@ impl AnySink {
         }
     }
 
+    async fn flush(&mut self) -> Result<(), SinkError> {
+        match self {
+            Self::Kafka(sink) => sink.flush().await,
+            Self::RdKafka(sink) => sink.flush().await,
+        }
+    }
+
+    fn in_flight(&self) -> &InFlight {
+        match self {
+            Self::Kafka(sink) => sink.in_flight(),
+            Self::RdKafka(sink) => sink.in_flight(),
+        }
+    }
+
     /// Sends what is still in the sink, and waits until all is acknowledged.
     async fn deliver(&mut self) -> Result<(), SinkError> {
-        let in_flight = match self {
-            Self::Kafka(sink) => {
-                sink.flush().await?;
-                sink.in_flight()
-            }
-            Self::RdKafka(sink) => {
-                sink.flush().await?;
-                sink.in_flight()
-            }
-        };
+        self.flush().await?;
+        let in_flight = self.in_flight();
         in_flight.wait_until_empty().await?;
         assert_eq!(in_flight.acknowledged(), in_flight.sent());
         Ok(())
@@ -222,6 +233,59 @@ async fn nothing_is_sent_without_the_lease(kind: SinkKind) -> Result<()> {
     Ok(())
 }
 
+/// When a record was given up, what was to follow it stays away: else its successor, who sends all of
+/// them once more, would put the first ones behind the last.
+async fn a_sink_that_failed_sends_nothing_behind_what_it_gave_up(kind: SinkKind) -> Result<()> {
+    let home = Arc::new(Home::new()?);
+    let kafka = Kafka::start(&home).await?;
+    let mut setup = Setup::new("given_up", kind).await?;
+    setup.options.kafka.brokers = kafka.brokers().to_owned();
+    setup.options.kafka.delivery_timeout = Duration::from_secs(2);
+    kafka.create_topic(&setup.topic, 1, &[]).await?;
+    let mut sink = setup.open(unlimited()).await?;
+    sink.send(&setup.topic, "warm", Some(b"0")).await?;
+    sink.deliver().await?;
+    kafka.process.suspend();
+    let in_flight = sink.in_flight().clone();
+    let sending = async {
+        // Over almost as long as a record may take, so that some are given up before others.
+        for version in 1..=VERSIONS {
+            let payload = version.to_string();
+            sink.send(&setup.topic, "a", Some(payload.as_bytes()))
+                .await?;
+            sink.flush().await?;
+            tokio::time::sleep(Duration::from_millis(1_800) / VERSIONS).await;
+        }
+        Ok::<_, SinkError>(in_flight.failed().await)
+    };
+    let failed = tokio::select! {
+        sent = sending => sent.unwrap_or_else(|err| err),
+        failed = in_flight.failed() => failed,
+    };
+    assert!(matches!(failed, SinkError::Unavailable(_)), "{failed}");
+    drop(sink);
+    kafka.process.resume();
+
+    let mut successor = setup.open(unlimited()).await?;
+    for version in 1..=VERSIONS {
+        let payload = version.to_string();
+        successor
+            .send(&setup.topic, "a", Some(payload.as_bytes()))
+            .await?;
+    }
+    successor.deliver().await?;
+    let mut newest = 0;
+    for record in devstack::read_topic(kafka.brokers(), &setup.topic).await? {
+        let text = String::from_utf8(record.payload.context("a payload")?)?;
+        let version: u32 = text.parse()?;
+        assert!(version <= newest + 1, "{version} came behind {newest}");
+        newest = newest.max(version);
+    }
+    assert_eq!(newest, VERSIONS);
+    kafka.process.stop().await;
+    Ok(())
+}
+
 /// A paused leader must not put an old version behind a newer one. Once a successor has written to
 /// a partition, the broker refuses the predecessor there.
 #[tokio::test(flavor = "multi_thread")]
@@ -260,11 +324,58 @@ async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
     sink.send(&setup.topic, "a", Some(b"1")).await?;
     sink.deliver().await?;
     servers.kafka.process.kill();
-    let AnySink::Kafka(sink) = &sink else {
-        unreachable!("opened as such")
-    };
     let failed = tokio::time::timeout(PATIENCE, sink.in_flight().failed()).await?;
     assert!(matches!(failed, SinkError::Unavailable(_)), "{failed}");
     servers.stop().await;
+    Ok(())
+}
+
+/// Brokers close what was idle for long, after ten minutes by default. That is no failure, above all
+/// not of the partitions that other brokers lead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_idle_for_long_is_made_anew() -> Result<()> {
+    let home = Arc::new(Home::new()?);
+    let kafka = Kafka::start_with_settings(&home, &["connections.max.idle.ms=500"]).await?;
+    let mut setup = Setup::new("idle_long", SinkKind::Kafka).await?;
+    setup.options.kafka.brokers = kafka.brokers().to_owned();
+    kafka.create_topic(&setup.topic, 1, &[]).await?;
+    let mut sink = setup.open(unlimited()).await?;
+    for _ in 0..2 {
+        sink.send(&setup.topic, "a", Some(b"1")).await?;
+        sink.deliver().await?;
+        let failed = tokio::time::timeout(Duration::from_secs(3), sink.in_flight().failed()).await;
+        assert!(failed.is_err(), "{failed:?}");
+    }
+    kafka.process.stop().await;
+    Ok(())
+}
+
+/// A key may belong to another partition then. The relay opens a new sink, which knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_added_are_noticed() -> Result<()> {
+    let setup = Setup::new("grown", SinkKind::Kafka).await?;
+    let mut sink = setup.open(unlimited()).await?;
+    sink.send(&setup.topic, "a", Some(b"1")).await?;
+    sink.deliver().await?;
+    Addresses::shared().add_partitions(&setup.topic, 6).await?;
+    let AnySink::Kafka(mut sink) = sink else {
+        unreachable!("opened as such")
+    };
+    let tending = async {
+        loop {
+            if let Err(err) = sink.tend().await {
+                break err;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let noticed = tokio::time::timeout(PATIENCE, tending).await?;
+    let text = format!("topic {} has 6 partitions now, and had 4", setup.topic);
+    assert_eq!(noticed, SinkError::Unavailable(text));
+    // The next one knows them all.
+    let keys: Vec<String> = (0..60).map(|key| key.to_string()).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let stored = setup.send(&keys, 1).await?;
+    assert!(stored.iter().any(|record| record.partition == 5));
     Ok(())
 }

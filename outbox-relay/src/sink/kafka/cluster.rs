@@ -243,7 +243,10 @@ impl Cluster {
 }
 
 /// Refuses a broker that is too old, by its name, before anything fails without one.
-async fn check_versions(connection: &mut Connection, timeout: Duration) -> Result<(), SinkError> {
+pub(super) async fn check_versions(
+    connection: &mut Connection,
+    timeout: Duration,
+) -> Result<(), SinkError> {
     let request = ApiVersionsRequest::default()
         .with_client_software_name(StrBytes::from_static_str(super::connection::CLIENT_ID))
         .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));

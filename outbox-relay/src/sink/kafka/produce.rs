@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    cluster::PRODUCE_VERSION,
+    cluster::{PRODUCE_VERSION, check_versions},
     connection::{CLIENT_ID, Connection, read_frame, unavailable, within},
     outstanding::Outstanding,
 };
@@ -89,6 +89,11 @@ impl ProduceConnection {
             requests,
             answers: tokio::spawn(answers.run()),
         })
+    }
+
+    /// Whether the broker has closed it while nothing was on its way.
+    pub(super) fn is_closed(&self) -> bool {
+        self.requests.is_closed()
     }
 
     /// Sends a request; waits while as many are on their way as may be.
@@ -265,10 +270,26 @@ impl Answers {
         if let Ok(pending) = self.pending.try_recv() {
             return Ok(Some(pending));
         }
+        if matches!(unasked, Ok(0)) {
+            return self.end_idle().await;
+        }
         Err(match unasked {
-            Ok(_) => unavailable(&self.address, "closed the connection"),
+            Ok(_) => unavailable(&self.address, "spoke unasked"),
             Err(err) => unavailable(&self.address, err),
         })
+    }
+
+    /// Brokers close a connection that was idle for long, by default for ten minutes. That is no
+    /// failure as long as they answer on another one; a broker that dies may still take one.
+    async fn end_idle(&mut self) -> Result<Option<Pending>, SinkError> {
+        // From here on nothing can be sent on it.
+        self.pending.close();
+        if self.pending.try_recv().is_ok() {
+            return Err(unavailable(&self.address, "closed the connection"));
+        }
+        let mut another = Connection::open(&self.address, self.timeout).await?;
+        check_versions(&mut another, self.timeout).await?;
+        Ok(None)
     }
 }
 

@@ -1,0 +1,59 @@
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    types::RDKafkaErrorCode,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Makes a topic with `replicas` of each partition. One that exists is left as it is.
+pub(crate) async fn create_topic(
+    brokers: &str,
+    topic: &str,
+    partitions: i32,
+    replicas: i32,
+    configs: &[(&str, &str)],
+) -> Result<()> {
+    let mut new_topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
+    for (name, value) in configs {
+        new_topic = new_topic.set(name, value);
+    }
+    let results = admin(brokers)?
+        .create_topics([&new_topic], &options())
+        .await?;
+    for result in results {
+        match result {
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) => return Err(anyhow!("can't create topic {topic}: {code}")),
+        }
+    }
+    Ok(())
+}
+
+/// Gives a topic more partitions, so many in all.
+pub(crate) async fn add_partitions(brokers: &str, topic: &str, in_all: usize) -> Result<()> {
+    let results = admin(brokers)?
+        .create_partitions([&NewPartitions::new(topic, in_all)], &options())
+        .await?;
+    for result in results {
+        result
+            .map_err(|(topic, code)| anyhow!("can't give {topic} {in_all} partitions: {code}"))?;
+    }
+    Ok(())
+}
+
+fn admin(brokers: &str) -> Result<AdminClient<DefaultClientContext>> {
+    Ok(ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()?)
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new()
+        .operation_timeout(Some(TIMEOUT))
+        .request_timeout(Some(TIMEOUT))
+}

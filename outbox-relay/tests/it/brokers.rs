@@ -1,0 +1,95 @@
+//! What becomes of the stream when brokers are killed, suspended, or lose the lead of partitions
+//! while rows are shipped.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use devstack::{Addresses, Home, Kafka, KafkaCluster};
+use outbox_relay::config::SinkKind;
+
+use crate::{
+    for_each_sink,
+    running::{COMPACTED, MAX_IN_FLIGHT_RECORDS, Running},
+};
+
+for_each_sink! {
+    a_stalled_broker_is_noticed_and_nothing_is_lost_in_it,
+}
+
+const STALLS: usize = 2;
+/// Several times as many rows as may be in flight.
+const BACKLOG: usize = 6 * MAX_IN_FLIGHT_RECORDS;
+
+/// Both sinks at once: a cluster takes long to start, and each of its brokers to come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_while_brokers_go_in_turn() -> Result<()> {
+    let home = Arc::new(Home::new()?);
+    let mut cluster = KafkaCluster::start(&home).await?;
+    let mut relays = Vec::new();
+    for sink in [SinkKind::Kafka, SinkKind::RdKafka] {
+        let topic = Addresses::unique_name("in_turn");
+        cluster.create_topic(&topic, 6, &[COMPACTED]).await?;
+        relays.push(Running::start(&home, cluster.brokers(), &topic, sink).await?);
+    }
+    for id in KafkaCluster::IDS {
+        ship(&relays, 300).await?;
+        cluster.process(id)?.kill_and_hold().await;
+        cluster.wait_until_without(id).await?;
+        // The two that are left are enough, while the third starts.
+        cluster.process(id)?.release().await;
+        ship(&relays, 300).await?;
+        cluster.wait_until_in_sync().await?;
+    }
+    // One that sleeps through the loss of its lead wakes with old requests in its hands.
+    ship(&relays, 300).await?;
+    let sleeper = cluster.leader(&relays[0].topic).await?;
+    cluster.process(sleeper)?.suspend();
+    cluster.wait_until_without(sleeper).await?;
+    ship(&relays, 300).await?;
+    cluster.process(sleeper)?.resume();
+    cluster.wait_until_in_sync().await?;
+    ship(&relays, 300).await?;
+    for relay in relays {
+        let sink = relay.sink;
+        let audit = relay.end().await?;
+        assert!(audit.is_clean(), "{sink:?}: {audit}");
+    }
+    cluster.stop().await;
+    Ok(())
+}
+
+async fn ship(relays: &[Running], more: usize) -> Result<()> {
+    for relay in relays {
+        relay.ship(more).await?;
+    }
+    Ok(())
+}
+
+async fn a_stalled_broker_is_noticed_and_nothing_is_lost_in_it(sink: SinkKind) -> Result<()> {
+    let home = Arc::new(Home::new()?);
+    let kafka = Kafka::start(&home).await?;
+    let topic = Addresses::unique_name("stalled");
+    kafka.create_topic(&topic, 3, &[COMPACTED]).await?;
+    let running = Running::start(&home, kafka.brokers(), &topic, sink).await?;
+    for stall in 0..STALLS {
+        running.ship(300).await?;
+        kafka.process.suspend();
+        running
+            .write_at_once(BACKLOG, &format!("backlog-{stall}"))
+            .await?;
+        let text = running.wait_for_readiness(503).await?;
+        assert!(text.contains("Kafka doesn't take records: "), "{text}");
+        kafka.process.resume();
+        running.wait_for_readiness(200).await?;
+        running.ship(BACKLOG).await?;
+    }
+    let mut audit = running.end().await?;
+    if sink == SinkKind::RdKafka {
+        // What the broker still held when it woke may come behind what the next producer sent:
+        // librdkafka's batches are not fenced.
+        audit.stale = 0;
+    }
+    assert!(audit.is_clean(), "{audit}");
+    kafka.process.stop().await;
+    Ok(())
+}

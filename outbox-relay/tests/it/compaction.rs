@@ -1,0 +1,69 @@
+//! What Kafka's own compaction leaves of what was shipped.
+
+use std::{collections::HashMap, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Home, Kafka, Record, eventually};
+use outbox_relay::config::SinkKind;
+
+use crate::{
+    harness::Session,
+    running::{COMPACTED, Running},
+};
+
+/// Segments end after a moment, and the cleaner looks at every one that did.
+const EAGER: [(&str, &str); 4] = [
+    COMPACTED,
+    ("segment.ms", "100"),
+    ("max.compaction.lag.ms", "100"),
+    ("min.cleanable.dirty.ratio", "0.01"),
+];
+/// The segment that is written to is never cleaned; a record of this key begins the next one.
+const FILLER: &str = "filler";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_leaves_the_newest_version_of_every_key_as_it_was() -> Result<()> {
+    let home = Arc::new(Home::new()?);
+    let settings = ["log.cleaner.backoff.ms=100"];
+    let kafka = Kafka::start_with_settings(&home, &settings).await?;
+    let topic = Addresses::unique_name("compacted");
+    kafka.create_topic(&topic, 1, &EAGER).await?;
+    let mut running = Running::start(&home, kafka.brokers(), &topic, SinkKind::Kafka).await?;
+    running.ship(1_000).await?;
+    running.end_writers().await?;
+    let session = Session::new(&running.database).await?;
+    let tombstone = "with gone as (
+            update aggregates set version = version + 1 where key in ('key-0', 'key-1')
+            returning key, version)
+        insert into outbox (topic, key, event_type, aggregate_version, payload, headers)
+        select $1, key, 'deleted', version, null, '{\"reason\":\"asked\"}' from gone";
+    session.client.query(tombstone, &[&topic]).await?;
+    let sql = "select distinct on (key) key, payload, event_id::text, event_type,
+            aggregate_version::text
+        from outbox order by key, seq desc";
+    let newest = session.client.query(sql, &[]).await?;
+
+    let records = eventually("one record of each key", async || {
+        session.write(&topic, FILLER).await?;
+        let mut records = running.records().await.context("a broker that answers")?;
+        records.retain(|record| record.key != FILLER);
+        Ok((records.len() == newest.len()).then_some(records))
+    })
+    .await?;
+    let records: HashMap<&str, &Record> = (records.iter())
+        .map(|record| (record.key.as_str(), record))
+        .collect();
+    for row in newest {
+        let record = records[row.get::<_, &str>(0)];
+        assert_eq!(record.payload.as_deref(), row.get(1), "{record:?}");
+        for (index, name) in [(2, "ce_id"), (3, "ce_type"), (4, "ce_aggregateversion")] {
+            assert_eq!(record.header(name), row.get(index), "{name} of {record:?}");
+        }
+        let reason = record.payload.is_none().then_some("asked");
+        assert_eq!(record.header("reason"), reason, "{record:?}");
+        assert_eq!(record.header("content-type"), Some("application/json"));
+    }
+    running.stop().await?;
+    kafka.process.stop().await;
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! A relay that ships what sessions write all the while.
+
+use anyhow::{Context as _, Result};
+use devstack::{Audit, Home, PATIENCE, Record, eventually, read_topic};
+use outbox_relay::{
+    Relay,
+    config::{Config, SinkKind},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Database, Writers};
+
+/// What topics of events are.
+pub(crate) const COMPACTED: (&str, &str) = ("cleanup.policy", "compact");
+/// What the relay is given as its bound.
+pub(crate) const MAX_IN_FLIGHT_RECORDS: usize = 500;
+
+/// A database with writers, and a relay that ships what they write.
+pub(crate) struct Running {
+    pub(crate) database: Database,
+    pub(crate) topic: String,
+    pub(crate) sink: SinkKind,
+    brokers: String,
+    writers: Writers,
+    admin_addr: std::net::SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<()>>,
+}
+
+/// What the relay tells of its source.
+#[derive(Debug, serde::Deserialize)]
+struct Status {
+    shipped: usize,
+    in_flight: usize,
+}
+
+impl Running {
+    pub(crate) async fn start(
+        home: &Home,
+        brokers: &str,
+        topic: &str,
+        sink: SinkKind,
+    ) -> Result<Self> {
+        let database = Database::new("brokers").await?;
+        let config = format!(
+            "admin_addr = '127.0.0.1:0'\n[kafka]\nbrokers = {brokers:?}\nsink = {:?}\n\
+             max_in_flight_records = {MAX_IN_FLIGHT_RECORDS}\n\
+             [[source]]\nname = 'test'\ndatabase_url = {:?}\n",
+            match sink {
+                SinkKind::Kafka => "kafka",
+                SinkKind::RdKafka => "rdkafka",
+            },
+            database.url,
+        );
+        let config = Config::load(&home.write("outbox-relay.toml", &config)?)?;
+        let relay = Relay::bind(config).await?;
+        let (admin_addr, shutdown) = (relay.admin_addr(), CancellationToken::new());
+        let task = tokio::spawn(relay.run(shutdown.clone()));
+        Ok(Self {
+            writers: Writers::start(&database, topic).await?,
+            database,
+            topic: topic.to_owned(),
+            brokers: brokers.to_owned(),
+            sink,
+            admin_addr,
+            shutdown,
+            task,
+        })
+    }
+
+    async fn status(&self) -> Result<Status> {
+        let (_, text) = outbox_relay::ask(self.admin_addr, "/status").await?;
+        let [status] = serde_json::from_str(&text)?;
+        Ok(status)
+    }
+
+    /// Waits until so many more records are acknowledged.
+    pub(crate) async fn ship(&self, more: usize) -> Result<()> {
+        let wanted = self.status().await?.shipped + more;
+        eventually(&format!("{wanted} records acknowledged"), async || {
+            Ok((self.status().await?.shipped >= wanted).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until `/readyz` answers with `code`; returns what it says. All the while no more is in
+    /// flight than may be.
+    pub(crate) async fn wait_for_readiness(&self, code: u16) -> Result<String> {
+        eventually(&format!("{code}"), async || {
+            let status = self.status().await?;
+            assert!(status.in_flight <= MAX_IN_FLIGHT_RECORDS, "{status:?}");
+            let (found, text) = outbox_relay::ask(self.admin_addr, "/readyz").await?;
+            Ok((found == code).then_some(text))
+        })
+        .await
+    }
+
+    /// Makes so many aggregates in one transaction, with an event of each.
+    pub(crate) async fn write_at_once(&self, count: usize, prefix: &str) -> Result<()> {
+        let sql = format!(
+            "with made as (
+                 insert into aggregates
+                 select '{prefix}-' || n, 1 from generate_series(1, {count}) n
+                 returning key, version)
+             insert into outbox (topic, key, event_type, aggregate_version, payload)
+             select '{}', key, 'changed', version, '{{}}' from made",
+            self.topic
+        );
+        Ok(self.database.connect().await?.batch_execute(&sql).await?)
+    }
+
+    /// Everything that stands in the topic. A reader can meet a broker that has just lost the lead,
+    /// so that there may be nothing.
+    pub(crate) async fn records(&self) -> Option<Vec<Record>> {
+        read_topic(&self.brokers, &self.topic).await.ok()
+    }
+
+    /// Ends the writers, waits until everything has arrived, and ends the relay. The result tells
+    /// what the topic has that it should not, or lacks.
+    pub(crate) async fn end(mut self) -> Result<Audit> {
+        self.writers.end().await?;
+        let newest = self.database.newest().await?;
+        let audit = eventually("all rows in the topic", async || {
+            let audit = (self.records().await).map(|records| Audit::new(&newest, &records));
+            Ok(audit.filter(|audit| audit.lost == 0))
+        })
+        .await?;
+        self.stop().await?;
+        Ok(audit)
+    }
+
+    /// Ends the writers.
+    pub(crate) async fn end_writers(&mut self) -> Result<()> {
+        self.writers.end().await
+    }
+
+    /// Ends the relay.
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .context("did not end")??
+    }
+}
