@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::shipping::{Shipping, SourceError};
+use self::shipping::{HEALTHY_AFTER, Shipping, SourceError};
 use crate::{
     aside::Aside,
     config::{KafkaConfig, SinkKind, SourceConfig},
@@ -25,8 +25,6 @@ const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
 /// The pause after an error; it doubles with every further one, up to the second.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// Shipping without an error for so long makes the next error a first one.
-const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// With fewer records in flight than this even a slow broker answers within the delivery timeout.
 const MIN_IN_FLIGHT_RECORDS: usize = 64;
 
@@ -129,7 +127,7 @@ impl Source {
         let opening = async {
             let url = &self.config.database_url;
             let reader = Reader::new(leader::connect(url, "outbox-relay reader").await?).await?;
-            let sink = opening.await?;
+            let sink = opening.await.map_err(SourceError::Unopened)?;
             if !sink.is_fenced() {
                 // The last leader's records may still arrive.
                 tokio::time::sleep_until(elected_at + election.wait).await;
@@ -147,6 +145,7 @@ impl Source {
         });
         let shipping = Shipping {
             config: &self.config,
+            max_in_flight: self.kafka.max_in_flight_records,
             status: &self.status,
             shutdown: &self.shutdown,
             reader: &reader,

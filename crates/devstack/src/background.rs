@@ -204,7 +204,7 @@ All addresses, process ids and the folder of logs are in {endpoints}; a part tha
 started again, with another id.
 
   . {endpoints}
-  grpcurl -plaintext -d '{{\"email\":\"ada@example.com\",\"name\":\"Ada\"}}' $USER_SERVICE_ADDR user.v1.UserService/CreateUser
+  grpcurl -plaintext -d '{{\"email\":\"grace@example.com\",\"name\":\"Grace\"}}' $USER_SERVICE_ADDR user.v1.UserService/CreateUser
 
 `make down` ends everything.
 "

@@ -18,7 +18,7 @@ pub struct InFlight(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     /// Records that may be in flight at once.
-    capacity: u64,
+    capacity: AtomicU64,
     sent: AtomicU64,
     acknowledged: AtomicU64,
     failure: Mutex<Option<SinkError>>,
@@ -28,11 +28,17 @@ struct Inner {
     changed: Notify,
 }
 
+impl Inner {
+    fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Acquire)
+    }
+}
+
 impl InFlight {
     /// Room for `capacity` records.
     pub fn new(capacity: usize) -> Self {
         Self(Arc::new(Inner {
-            capacity: capacity.max(1) as u64,
+            capacity: AtomicU64::new(capacity.max(1) as u64),
             sent: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             failure: Mutex::new(None),
@@ -60,7 +66,13 @@ impl InFlight {
 
     /// Whether no record more may be sent now.
     pub(super) fn is_full(&self) -> bool {
-        self.sent().saturating_sub(self.acknowledged()) >= self.0.capacity
+        self.sent().saturating_sub(self.acknowledged()) >= self.0.capacity()
+    }
+
+    /// From now on so many records may be in flight, if that is more than until now.
+    pub(crate) fn allow(&self, capacity: usize) {
+        self.0.capacity.fetch_max(capacity as u64, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
     }
 
     /// Whether everything sent is acknowledged.
@@ -73,7 +85,7 @@ impl InFlight {
     /// # Errors
     /// When the sink fails meanwhile.
     pub(super) async fn wait_for_room(&self) -> Result<(), SinkError> {
-        self.wait_until(|inner, in_flight| in_flight < inner.capacity)
+        self.wait_until(|inner, in_flight| in_flight < inner.capacity())
             .await
     }
 
@@ -115,7 +127,7 @@ impl InFlight {
             sent.saturating_sub(before),
             sent.saturating_sub(acknowledged),
         );
-        let low_water = self.0.capacity / 2;
+        let low_water = self.0.capacity() / 2;
         if is == 0 || (was > low_water && is <= low_water) {
             self.0.changed.notify_waiters();
         }
@@ -147,5 +159,24 @@ impl InFlight {
             // The net under it: a byte bound of the client has no notice of its own.
             let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn room_that_is_added_lets_a_sender_go_on() {
+        let in_flight = InFlight::new(1);
+        in_flight.begin();
+        assert!(in_flight.is_full());
+        in_flight.allow(2);
+        in_flight.wait_for_room().await.unwrap();
+        in_flight.begin();
+        // Less is no reason to stop what is on its way.
+        in_flight.allow(1);
+        in_flight.acknowledge_up_to(1);
+        assert!(!in_flight.is_full());
     }
 }

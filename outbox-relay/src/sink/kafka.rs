@@ -3,7 +3,8 @@
 //!
 //! - `record_batch` encodes, `partitioner` says where a key belongs, `outstanding` counts what is
 //!   acknowledged.
-//! - `produce` sends batches to one broker; `connection` and `cluster` ask for everything else.
+//! - `produce` sends batches to one broker, with `produce_request` around them; `connection` and
+//!   `cluster` ask for everything else.
 //!
 //! **Invariant:** batches bear the producer id and epoch that belong to the source's name. A
 //! successor gets a higher epoch, and from its first record on a partition the broker refuses there
@@ -14,6 +15,7 @@ mod connection;
 mod outstanding;
 mod partitioner;
 mod produce;
+mod produce_request;
 mod record_batch;
 
 use std::{
@@ -28,7 +30,8 @@ use self::{
     cluster::{Cluster, Registration},
     outstanding::Outstanding,
     partitioner::partition_of,
-    produce::{Part, ProduceConnection},
+    produce::ProduceConnection,
+    produce_request::Part,
     record_batch::{Producer, RecordBatch},
 };
 use super::{InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions};

@@ -77,7 +77,8 @@ impl RdKafkaSink {
             )
             .set("message.max.bytes", kafka.max_record_bytes.to_string());
         let context = Deliveries {
-            watermark: Mutex::new(Watermark::new(max_in_flight)),
+            // The room may grow up to there.
+            watermark: Mutex::new(Watermark::new(kafka.max_in_flight_records)),
             in_flight: in_flight.clone(),
         };
         let producer = tokio::task::spawn_blocking(move || {

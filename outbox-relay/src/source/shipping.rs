@@ -1,6 +1,6 @@
 //! Read, send, and move the checkpoint after the acknowledgements.
 
-use std::{pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,8 @@ const MARK_ROWS: u64 = 500;
 const FIRST_PAGE_ROWS: usize = 1_000;
 /// The size that pages aim at.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Shipping without an error for so long makes the next error a first one.
+pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long what is in flight may take to be acknowledged after the relay was asked to end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,8 @@ pub(super) enum SourceError {
     Database(#[from] tokio_postgres::Error),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Unopened(SinkError),
     #[error(transparent)]
     Sink(#[from] SinkError),
     #[error("event {event_id} of key {key:?} is in the way")]
@@ -76,6 +80,8 @@ pub(super) enum SourceError {
 /// A source whose rows are on their way.
 pub(super) struct Shipping<'a, S> {
     pub(super) config: &'a SourceConfig,
+    /// Records that may be in flight after a while without an error.
+    pub(super) max_in_flight: usize,
     pub(super) status: &'a SharedStatus,
     pub(super) shutdown: &'a CancellationToken,
     pub(super) reader: &'a Reader,
@@ -96,10 +102,12 @@ impl<S: Sink> Shipping<'_, S> {
         let in_flight = self.sink.in_flight().clone();
         let (marks, status) = (self.marks.clone(), self.status.clone());
         let mut keeping = pin!(keep_checkpoint(leadership, &in_flight, &marks, &status));
+        let max_in_flight = self.max_in_flight;
         let config = self.config;
         let ended = tokio::select! {
             result = self.pump() => result,
             never = keep_emptying(config) => match never {},
+            never = make_room(&in_flight, max_in_flight) => match never {},
             err = &mut keeping => return self.note(leadership, err).await,
         };
         let flushed = tokio::select! {
@@ -313,6 +321,13 @@ async fn keep_checkpoint(
             last_acknowledged = acknowledged;
         }
     }
+}
+
+/// Takes back what earlier errors have cut off, when there was none for a while.
+async fn make_room(in_flight: &InFlight, max_in_flight: usize) -> Infallible {
+    tokio::time::sleep(HEALTHY_AFTER).await;
+    in_flight.allow(max_in_flight);
+    std::future::pending().await
 }
 
 /// As many rows as made [`PAGE_BYTES`] on the last page, but at most twice as many as were asked for
