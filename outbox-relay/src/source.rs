@@ -22,7 +22,8 @@ use crate::{
 
 /// How often a standby tries to become the leader.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
-/// The pause after an error; it doubles with every further one, up to the second.
+/// The pause after an error; it doubles, up to the second, with every further one before which
+/// nothing was shipped.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// With fewer records in flight than this even a slow broker answers within the delivery timeout.
@@ -64,13 +65,16 @@ impl Source {
         let name = self.config.name.clone();
         let mut backoff = MIN_BACKOFF;
         while !self.shutdown.is_cancelled() {
-            let started = Instant::now();
+            let (started, shipped) = (Instant::now(), self.status.get().shipped);
             let Err(err) = self.lead().await else { return };
-            if started.elapsed() > HEALTHY_AFTER {
-                backoff = MIN_BACKOFF;
+            let was_healthy = started.elapsed() > HEALTHY_AFTER;
+            if was_healthy {
                 self.max_in_flight = self.kafka.max_in_flight_records;
             } else if let SourceError::Sink(SinkError::Unavailable(_)) = err {
                 self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
+            }
+            if was_healthy || self.status.get().shipped > shipped {
+                backoff = MIN_BACKOFF;
             }
             self.one_by_one = match err {
                 SourceError::OneOfMany { records, .. } => records,
@@ -83,6 +87,7 @@ impl Source {
             self.status.update(|status| {
                 status.role = Role::Starting;
                 status.in_flight = 0;
+                status.fenced += u64::from(matches!(err, SourceError::Sink(SinkError::Fenced)));
                 status.error = Some(error);
             });
             self.pause(backoff).await;

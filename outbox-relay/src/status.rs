@@ -15,6 +15,8 @@ pub(crate) struct SourceStatus {
     pub(crate) shipped: u64,
     /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
+    /// Times that Kafka refused this relay's records because another one ships the source.
+    pub(crate) fenced: u64,
     /// Keys that wait because Kafka refused an event of theirs.
     pub(crate) parked_keys: usize,
     /// Why it does not ship, while something keeps it from shipping.
@@ -47,6 +49,7 @@ impl SharedStatus {
             epoch: None,
             shipped: 0,
             in_flight: 0,
+            fenced: 0,
             parked_keys: 0,
             error: None,
         })))

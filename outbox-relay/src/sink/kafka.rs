@@ -42,8 +42,12 @@ use crate::{lease::Lease, route::Record};
 const REQUEST_BYTES: usize = 512 * 1024;
 /// Memory that the batch of a partition keeps for the next one.
 const KEPT_BYTES: usize = 256 * 1024;
-/// Brokers forget a name that was not used for a week, and whom it fences; this uses it.
-const RENEWAL_INTERVAL: Duration = Duration::from_hours(24);
+/// Brokers forget a name that was not used for a week, and whom it fences; this uses it. They
+/// forget after a day how far a producer has come in a partition (`producer.id.expiration.ms`), and
+/// would take its next batch whatever its sequence is.
+const RENEWAL_INTERVAL: Duration = Duration::from_hours(12);
+/// The sequence of a partition's first batch, by a new name or epoch.
+const FIRST_SEQUENCE: i32 = 0;
 
 /// Sends record batches of its own making.
 #[derive(Debug)]
@@ -79,6 +83,9 @@ struct Partition {
     leader: Option<BrokerId>,
     /// Of the next batch's first record, by which the broker notices repetitions and gaps.
     next_sequence: i32,
+    /// Whether the broker has had a batch of this producer. Until then it takes one of any
+    /// sequence: the second, too, when it has refused the first.
+    is_known: bool,
     batch: RecordBatch,
     first: u64,
 }
@@ -153,7 +160,8 @@ impl KafkaSink {
         let max_batch_bytes = self.fetch_limit(name).await?;
         let partition = |leader| Partition {
             leader,
-            next_sequence: 0,
+            next_sequence: FIRST_SEQUENCE,
+            is_known: false,
             batch: RecordBatch::new(),
             first: 0,
         };
@@ -194,6 +202,7 @@ impl KafkaSink {
         }
         for place in gathered.drain(..) {
             let partition = &mut self.topics[place.topic].partitions[place.partition];
+            partition.is_known = true;
             partition.batch.clear(KEPT_BYTES);
         }
         self.gathered = gathered;
@@ -228,7 +237,9 @@ impl KafkaSink {
             }
         };
         let parts: Vec<Part<'_>> = places.iter().map(part).collect();
-        connection.send(&parts).await
+        let is_known =
+            |place: &Place| self.topics[place.topic].partitions[place.partition].is_known;
+        connection.send(&parts, !places.iter().all(is_known)).await
     }
 
     /// Takes the name once more, with nothing on its way. Fails if somebody else has it by now.
@@ -241,7 +252,8 @@ impl KafkaSink {
         }
         for topic in &mut self.topics {
             for partition in &mut topic.partitions {
-                partition.next_sequence = 0;
+                partition.next_sequence = FIRST_SEQUENCE;
+                partition.is_known = false;
             }
         }
         self.registered_at = Instant::now();

@@ -19,7 +19,7 @@ use crate::{
     window::{Cursor, Snapshot},
 };
 
-/// The shortest pause between two looks: fewer rows a look cost the database more than they gain.
+/// The shortest pause between two looks of which the first found nothing.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// The pause is this part of the time since there was work: 2 ms after 100 ms, 20 ms after a second.
 const REST_PART: u32 = 50;
@@ -31,7 +31,7 @@ const MARK_ROWS: u64 = 500;
 /// The first page; later ones grow as far as their rows allow.
 const FIRST_PAGE_ROWS: usize = 1_000;
 /// The size that pages aim at.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Shipping without an error for so long makes the next error a first one.
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long what is in flight may take to be acknowledged after the relay was asked to end.
@@ -100,30 +100,35 @@ impl<S: Sink> Shipping<'_, S> {
     /// what did is noted, so that whoever goes on sends it no second time.
     pub(super) async fn run(mut self, leadership: &Leadership) -> Result<(), SourceError> {
         let in_flight = self.sink.in_flight().clone();
-        let (marks, status) = (self.marks.clone(), self.status.clone());
-        let mut keeping = pin!(keep_checkpoint(leadership, &in_flight, &marks, &status));
+        let marks = self.marks.clone();
+        let shown = Shown::new(self.status, &in_flight);
+        let mut keeping = pin!(keep_checkpoint(leadership, &in_flight, &marks, &shown));
         let max_in_flight = self.max_in_flight;
         let config = self.config;
         let ended = tokio::select! {
             result = self.pump() => result,
             never = keep_emptying(config) => match never {},
             never = make_room(&in_flight, max_in_flight) => match never {},
-            err = &mut keeping => return self.note(leadership, err).await,
+            err = &mut keeping => return self.note(leadership, &shown, err).await,
         };
         let flushed = tokio::select! {
             flushed = timeout(FLUSH_TIMEOUT, deliver(&mut self.sink)) => flushed,
-            err = &mut keeping => return self.note(leadership, err).await,
+            err = &mut keeping => return self.note(leadership, &shown, err).await,
         };
         match flushed {
             Ok(Ok(())) => leadership.resign(&self.cursor).await?,
             Ok(Err(err)) => {
                 // What ended the pump, if anything, is the better reason.
                 let err = ended.err().unwrap_or_else(|| err.into());
-                return self.note(leadership, err).await;
+                return self.note(leadership, &shown, err).await;
             }
-            Err(_) => return self.note(leadership, SourceError::FlushTimeout).await,
+            Err(_) => {
+                return self
+                    .note(leadership, &shown, SourceError::FlushTimeout)
+                    .await;
+            }
         }
-        self.status.update(|status| status.in_flight = 0);
+        shown.update();
         ended?;
         let shipped = in_flight.sent();
         tracing::info!(source = %self.config.name, shipped, "ended cleanly");
@@ -132,8 +137,14 @@ impl<S: Sink> Shipping<'_, S> {
 
     /// Notes what was acknowledged before `err`. Not so when the lead is lost: a checkpoint that
     /// belongs to another leader is none of ours.
-    async fn note(&self, leadership: &Leadership, err: SourceError) -> Result<(), SourceError> {
+    async fn note(
+        &self,
+        leadership: &Leadership,
+        shown: &Shown<'_>,
+        err: SourceError,
+    ) -> Result<(), SourceError> {
         let in_flight = self.sink.in_flight();
+        shown.update();
         if !matches!(err, SourceError::Checkpoint(_)) {
             let (reached, _) = self.marks.reached(in_flight.acknowledged());
             leadership.advance(&reached).await?;
@@ -174,7 +185,10 @@ impl<S: Sink> Shipping<'_, S> {
             if page.is_last() && !self.shutdown.is_cancelled() {
                 self.cursor.close();
                 self.marks.add(self.sink.in_flight().sent(), &self.cursor);
-                self.rest(last_work).await?;
+                // What has come while this was sent has waited long enough.
+                if rows == 0 {
+                    self.rest(last_work).await?;
+                }
             }
         }
         Ok(())
@@ -287,38 +301,58 @@ pub(super) async fn deliver(sink: &mut impl Sink) -> Result<(), SinkError> {
     sink.in_flight().wait_until_empty().await
 }
 
+/// What the status says of the records.
+struct Shown<'a> {
+    status: &'a SharedStatus,
+    in_flight: &'a InFlight,
+    /// Those that earlier sinks have shipped.
+    before: u64,
+}
+
+impl<'a> Shown<'a> {
+    fn new(status: &'a SharedStatus, in_flight: &'a InFlight) -> Self {
+        let before = status.get().shipped;
+        Self {
+            status,
+            in_flight,
+            before,
+        }
+    }
+
+    fn update(&self) {
+        let acknowledged = self.in_flight.acknowledged();
+        let in_flight = self.in_flight.sent().saturating_sub(acknowledged);
+        self.status.update(|status| {
+            status.shipped = self.before + acknowledged;
+            status.in_flight = in_flight;
+        });
+    }
+}
+
 /// Moves the checkpoint after the acknowledgements, and shows that the leader is alive. Ends only
 /// when it can't. (What goes wrong in the sink is for those to notice who use it.)
 async fn keep_checkpoint(
     leadership: &Leadership,
     in_flight: &InFlight,
     marks: &Marks,
-    status: &SharedStatus,
+    shown: &Shown<'_>,
 ) -> SourceError {
     let (start, mut reached) = marks.reached(0);
     let mut last_write = Instant::now();
-    let mut last_acknowledged = 0;
     loop {
         tokio::time::sleep(CHECKPOINT_INTERVAL).await;
-        let acknowledged = in_flight.acknowledged();
-        let (cursor, count) = marks.reached(acknowledged);
+        let (cursor, count) = marks.reached(in_flight.acknowledged());
         let moved = std::mem::replace(&mut reached, count) != count;
         if moved || last_write.elapsed() >= HEARTBEAT_INTERVAL {
             if let Err(err) = leadership.advance(&cursor).await {
                 return err.into();
             }
             last_write = Instant::now();
-            status.update(|status| {
-                status.shipped += acknowledged - last_acknowledged;
-                // Both of now: more was sent while the checkpoint was stored.
-                let sent = in_flight.sent();
-                status.in_flight = sent.saturating_sub(in_flight.acknowledged());
-                // What kept it from shipping is overcome when it has come further than before.
-                if cursor != start {
-                    status.error = None;
-                }
-            });
-            last_acknowledged = acknowledged;
+            shown.update();
+            // What kept it from shipping is overcome when it has come further than before.
+            if cursor != start {
+                shown.status.update(|status| status.error = None);
+            }
         }
     }
 }

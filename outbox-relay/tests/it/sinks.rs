@@ -1,6 +1,6 @@
 //! The contract of a sink, which each of them has to keep.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
@@ -22,6 +22,8 @@ for_each_sink! {
     a_sink_that_failed_sends_nothing_behind_what_it_gave_up,
 }
 
+/// Leaders that are replaced while they hold a record.
+const ZOMBIES: u32 = 100;
 /// Of one key, while a broker is suspended.
 const VERSIONS: u32 = 40;
 
@@ -314,6 +316,39 @@ async fn a_predecessor_is_fenced_off_by_the_broker() -> Result<()> {
     Ok(())
 }
 
+/// The same, many times: what a paused leader still holds is refused, each time and whatever it is.
+/// Without its lease, which would keep it from trying.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_predecessor_ever_gets_behind_its_successor() -> Result<()> {
+    let setup = Setup::new("zombies", SinkKind::Kafka).await?;
+    let mut sink = setup.open(unlimited()).await?;
+    let mut refused = 0;
+    for round in 0..ZOMBIES {
+        // Over all partitions in turn.
+        let key = format!("key-{}", round % 7);
+        let versions = |turn: u32| (2 * round + turn).to_string().into_bytes();
+        let mut zombie = sink;
+        zombie.send(&setup.topic, &key, Some(&versions(0))).await?;
+        sink = setup.open(unlimited()).await?;
+        for turn in 0..2 {
+            sink.send(&setup.topic, &key, Some(&versions(turn))).await?;
+        }
+        sink.deliver().await?;
+        refused += u32::from(zombie.deliver().await == Err(SinkError::Fenced));
+    }
+    assert_eq!(refused, ZOMBIES);
+    let stored = Addresses::shared().read_topic(&setup.topic).await?;
+    assert_eq!(stored.len(), 2 * ZOMBIES as usize);
+    let mut newest = HashMap::new();
+    for record in stored {
+        let text = String::from_utf8(record.payload.context("a payload")?)?;
+        let version: u32 = text.parse()?;
+        let before = newest.insert(record.key, version);
+        assert!(before < Some(version), "{before:?}, then {version}");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
     let servers = devstack::Servers::start(&[]).await?;
@@ -327,6 +362,48 @@ async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
     let failed = tokio::time::timeout(PATIENCE, sink.in_flight().failed()).await?;
     assert!(matches!(failed, SinkError::Unavailable(_)), "{failed}");
     servers.stop().await;
+    Ok(())
+}
+
+/// A broker that knows nothing of a producer takes a batch of any sequence: the second one, too, if
+/// it could not take the first. So nothing follows a partition's first batch before its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_batch_of_a_partition_travels_alone() -> Result<()> {
+    let home = Arc::new(Home::new()?);
+    let kafka = Kafka::start(&home).await?;
+    let mut setup = Setup::new("alone", SinkKind::Kafka).await?;
+    setup.options.kafka.brokers = kafka.brokers().to_owned();
+    setup.options.kafka.delivery_timeout = PATIENCE;
+    let (known, new) = ("known", "new");
+    for topic in [known, new] {
+        kafka.create_topic(topic, 1, &[]).await?;
+    }
+    let mut sink = setup.open(unlimited()).await?;
+    // It connects for the first batch of all, and asks for a topic with its first record.
+    sink.send(known, "a", Some(b"1")).await?;
+    sink.deliver().await?;
+    sink.send(new, "a", Some(b"1")).await?;
+
+    kafka.process.suspend();
+    sink.flush().await?;
+    sink.send(new, "a", Some(b"2")).await?;
+    {
+        let mut flushing = pin!(sink.flush());
+        let second = tokio::time::timeout(Duration::from_secs(1), &mut flushing).await;
+        assert!(second.is_err(), "it went out behind the first one");
+        kafka.process.resume();
+        flushing.await?;
+    }
+    sink.deliver().await?;
+
+    kafka.process.suspend();
+    for version in [b"3", b"4"] {
+        sink.send(new, "a", Some(version)).await?;
+        sink.flush().await?;
+    }
+    kafka.process.resume();
+    sink.deliver().await?;
+    kafka.process.stop().await;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use kafka_protocol::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time::Instant,
 };
 
 use crate::sink::SinkError;
@@ -119,7 +120,17 @@ pub(super) async fn within<T>(
     address: &str,
     asking: impl Future<Output = std::io::Result<T>>,
 ) -> Result<T, SinkError> {
-    match tokio::time::timeout(timeout, asking).await {
+    within_since(Instant::now(), timeout, address, asking).await
+}
+
+/// The same, for something that was asked before.
+pub(super) async fn within_since<T>(
+    asked_at: Instant,
+    timeout: Duration,
+    address: &str,
+    asking: impl Future<Output = std::io::Result<T>>,
+) -> Result<T, SinkError> {
+    match tokio::time::timeout_at(asked_at + timeout, asking).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(err)) => Err(unavailable(address, err)),
         Err(_) => Err(unavailable(

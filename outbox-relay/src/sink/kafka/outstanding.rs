@@ -45,6 +45,11 @@ impl Outstanding {
         self.in_flight.acknowledge_up_to(acknowledged);
     }
 
+    /// Why nothing more may be sent, if so.
+    pub(super) fn check(&self) -> Result<(), SinkError> {
+        self.in_flight.check()
+    }
+
     pub(super) fn fail(&self, err: SinkError) {
         self.in_flight.fail(err);
     }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     cluster::{PRODUCE_VERSION, check_versions},
-    connection::{Connection, read_frame, unavailable, within},
+    connection::{Connection, read_frame, unavailable, within, within_since},
     outstanding::Outstanding,
     produce_request::{Part, ProduceRequestFrame},
 };
@@ -26,7 +26,7 @@ use crate::sink::SinkError;
 
 /// Requests on their way on one connection. With more the broker could no longer tell a repetition
 /// from what is new: it remembers the last five batches of a producer.
-const MAX_REQUESTS: usize = 5;
+const MAX_REQUESTS: u32 = 5;
 
 /// The way to one broker, for records only.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ pub(super) struct ProduceConnection {
     timeout: Duration,
     last_correlation_id: i32,
     room: Arc<Semaphore>,
+    outstanding: Outstanding,
     requests: mpsc::UnboundedSender<Pending>,
     /// Reads the answers, and ends with the connection.
     answers: JoinHandle<()>,
@@ -64,16 +65,17 @@ impl ProduceConnection {
         let answers = Answers {
             reader,
             pending,
-            outstanding,
+            outstanding: outstanding.clone(),
             address: address.to_owned(),
             timeout,
         };
         Ok(Self {
+            outstanding,
             writer,
             address: address.to_owned(),
             timeout,
             last_correlation_id: 0,
-            room: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            room: Arc::new(Semaphore::new(MAX_REQUESTS as usize)),
             requests,
             answers: tokio::spawn(answers.run()),
         })
@@ -84,16 +86,20 @@ impl ProduceConnection {
         self.requests.is_closed()
     }
 
-    /// Sends a request; waits while as many are on their way as may be.
+    /// Sends a request; waits while as many are on their way as may be. One that goes alone waits
+    /// until all before it are answered, and those behind it wait until it is.
     ///
     /// The bytes go to the socket from where they are. When this returns they are needed no more:
     /// what is not acknowledged is read from the outbox once more.
-    pub(super) async fn send(&mut self, parts: &[Part<'_>]) -> Result<(), SinkError> {
-        let room = Arc::clone(&self.room).acquire_owned();
+    pub(super) async fn send(&mut self, parts: &[Part<'_>], alone: bool) -> Result<(), SinkError> {
+        let places = if alone { MAX_REQUESTS } else { 1 };
+        let room = Arc::clone(&self.room).acquire_many_owned(places);
         let room = within(self.timeout, &self.address, async {
             room.await.map_err(std::io::Error::other)
         })
         .await?;
+        // It may be a failure that has made room.
+        self.outstanding.check()?;
         self.last_correlation_id = self.last_correlation_id.wrapping_add(1);
         let timeout_ms = i32::try_from(self.timeout.as_millis()).unwrap_or(i32::MAX);
         let frame = ProduceRequestFrame::new(parts, self.last_correlation_id, timeout_ms);
@@ -142,28 +148,33 @@ struct Answers {
 }
 
 impl Answers {
+    /// Ends upon an error, or when the sink is gone.
     async fn run(mut self) {
-        if let Err(err) = self.read_all().await {
-            self.outstanding.fail(err);
+        loop {
+            let pending = match self.next_pending().await {
+                Ok(Some(pending)) => pending,
+                Ok(None) => return,
+                Err(err) => return self.outstanding.fail(err),
+            };
+            match self.answer_to(&pending).await {
+                Ok(()) => self.outstanding.acknowledge(&pending.firsts),
+                // Before the request gives up its place: who gets it must know.
+                Err(err) => return self.outstanding.fail(err),
+            }
         }
     }
 
-    /// Ends with an error, or when the sink is gone.
-    async fn read_all(&mut self) -> Result<(), SinkError> {
-        while let Some(pending) = self.next_pending().await? {
-            let left = self.timeout.saturating_sub(pending.sent_at.elapsed());
-            let frame = read_frame(&mut self.reader);
-            let answer = within(left, &self.address, frame).await?;
-            let answer = decode(answer, pending.correlation_id);
-            let answer = answer.map_err(|reason| unavailable(&self.address, reason))?;
-            for topic in &answer.responses {
-                for partition in &topic.partition_responses {
-                    if let Some(err) = partition.error_code.err() {
-                        return Err(classify(err, &topic.name, partition, &self.address));
-                    }
+    async fn answer_to(&mut self, pending: &Pending) -> Result<(), SinkError> {
+        let frame = read_frame(&mut self.reader);
+        let answer = within_since(pending.sent_at, self.timeout, &self.address, frame).await?;
+        let answer = decode(answer, pending.correlation_id);
+        let answer = answer.map_err(|reason| unavailable(&self.address, reason))?;
+        for topic in &answer.responses {
+            for partition in &topic.partition_responses {
+                if let Some(err) = partition.error_code.err() {
+                    return Err(classify(err, &topic.name, partition, &self.address));
                 }
             }
-            self.outstanding.acknowledge(&pending.firsts);
         }
         Ok(())
     }
