@@ -1,7 +1,6 @@
 //! How long after its commit a record is in a consumer's hands, at a steady rate of commits.
 
 mod consumer;
-mod writers;
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +11,8 @@ use serde::Serialize;
 
 use crate::{
     lab::Lab,
-    latency::{consumer::Consumer, writers::Plan},
+    latency::consumer::Consumer,
+    load::{Change, Plan, unix_us},
     usage::cpu_s,
 };
 
@@ -61,6 +61,7 @@ pub(crate) async fn warm_up(lab: &Lab, shipper: u32) -> Result<()> {
 async fn measure_at(lab: &Lab, shipper: u32, rate: u64, seconds: u64) -> Result<Latency> {
     let measured_for = Duration::from_secs(seconds);
     let plan = Plan {
+        change: Change::Event,
         rate,
         warm_up: WARM_UP,
         measured_for,
@@ -115,11 +116,4 @@ fn histogram() -> Result<Histogram<u64>> {
 
 fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     histogram.value_at_quantile(quantile) as f64 / 1_000.0
-}
-
-fn unix_us(time: SystemTime) -> u64 {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

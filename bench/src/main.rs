@@ -4,15 +4,18 @@
 //!   begin reading.
 //! - `drain`, `limits`, `latency` and `curves` are what is measured; `relay` and `debezium` are what
 //!   it is measured on.
+//! - `endurance` is the other measurement: for long, under a steady `load`.
 //! - `lab` holds servers, database and topic; `usage` reads CPU and memory from /proc.
 //! - `report` is what was found, `tables` lays it out.
 
 mod curves;
 mod debezium;
 mod drain;
+mod endurance;
 mod lab;
 mod latency;
 mod limits;
+mod load;
 mod machine;
 mod options;
 mod relay;
@@ -38,6 +41,8 @@ struct Cli {
 enum Command {
     /// The relay: draining a backlog, latency, and what limits it; with --debezium beside Debezium
     Relay(options::RelayOptions),
+    /// The relay under a steady load, for long: kills, a held transaction, an account of every event
+    Endurance(options::EnduranceOptions),
     /// Only read an outbox; a process of its own, so that its CPU is
     #[command(hide = true)]
     Read(limits::ReadOptions),
@@ -66,6 +71,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Relay(options) => session::run(&options).await,
+        Command::Endurance(options) => endurance::run(&options).await,
         Command::Read(options) => limits::read(&options).await,
         Command::Produce(options) => limits::produce(options).await,
     }

@@ -87,6 +87,14 @@ impl Relay {
         .await
     }
 
+    /// Ends it as nobody wants to end, and starts it again.
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        self.process.kill_and_hold().await;
+        self.process.release().await;
+        self.pid = self.process.started().await?;
+        Ok(())
+    }
+
     /// Ends it as it is meant to end.
     pub(crate) async fn stop(self) -> Result<()> {
         let is_same = self.process.pid() == Some(self.pid);

@@ -16,7 +16,8 @@ use rdkafka::{
     message::{BorrowedMessage, Headers as _},
 };
 
-use super::{histogram, unix_us, writers::due_us};
+use super::histogram;
+use crate::load::{due_us, unix_us};
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// After the last commit, how long its record may take.

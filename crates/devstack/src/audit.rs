@@ -1,12 +1,14 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     fmt,
 };
+
+use serde::Serialize;
 
 use crate::records::Record;
 
 /// What of a table and of the topic that tells of it does not agree.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Audit {
     /// Versions that the table has reached.
     pub versions: usize,
@@ -14,7 +16,7 @@ pub struct Audit {
     pub records: usize,
     /// Versions of which no record tells.
     pub lost: usize,
-    /// Records of versions that the table never reached.
+    /// Versions that were told and that the table never reached.
     pub phantom: usize,
     /// Records that came, for the first time, behind a later version of their key.
     pub inverted: usize,
@@ -24,6 +26,74 @@ pub struct Audit {
     pub repeated: usize,
 }
 
+/// Reads a topic record by record, and remembers no more than it has to: of each key how far it was
+/// told, and what is still missing.
+#[derive(Debug, Default)]
+pub struct Auditor {
+    keys: HashMap<String, Told>,
+    audit: Audit,
+}
+
+/// What was told of a key.
+#[derive(Debug, Default)]
+struct Told {
+    highest: i64,
+    latest: i64,
+    /// Versions below the highest that were not told yet.
+    missing: BTreeSet<i64>,
+}
+
+impl Auditor {
+    /// The next record: a version of a key.
+    pub fn see(&mut self, key: &str, version: i64) {
+        self.audit.records += 1;
+        if !self.keys.contains_key(key) {
+            self.keys.insert(key.to_owned(), Told::default());
+        }
+        let Some(told) = self.keys.get_mut(key) else {
+            return;
+        };
+        if version > told.highest {
+            told.missing.extend(told.highest + 1..version);
+            told.highest = version;
+        } else if told.missing.remove(&version) {
+            self.audit.inverted += 1;
+        } else {
+            self.audit.repeated += 1;
+        }
+        told.latest = version;
+    }
+
+    /// How many versions were told so far, whatever was repeated.
+    pub fn told(&self) -> usize {
+        self.audit.records - self.audit.repeated
+    }
+
+    /// Compares what was told with the rows, a key and its newest version each.
+    pub fn finish(mut self, rows: impl IntoIterator<Item = (String, i64)>) -> Audit {
+        let audit = &mut self.audit;
+        for (key, newest) in rows {
+            let told = self.keys.remove(&key).unwrap_or_default();
+            audit.stale += usize::from(told.latest < told.highest);
+            audit.versions += count(newest);
+            audit.lost += told.missing.range(..=newest).count();
+            audit.lost += count(newest - told.highest);
+            audit.phantom += count(told.highest - newest.max(0));
+            audit.phantom -= told.missing.range(newest.max(0) + 1..).count();
+        }
+        for told in self.keys.values() {
+            audit.stale += usize::from(told.latest < told.highest);
+            audit.phantom += count(told.highest) - told.missing.len();
+        }
+        self.audit
+    }
+}
+
+/// So many, or none.
+fn count(versions: i64) -> usize {
+    usize::try_from(versions).unwrap_or(0)
+}
+
 impl Audit {
     /// Compares `rows`, a key and its newest version each, with the records of the topic, in the
     /// order in which they stand there.
@@ -31,42 +101,11 @@ impl Audit {
     /// # Panics
     /// If a record has no version.
     pub fn new(rows: &[(String, i64)], records: &[Record]) -> Self {
-        let newest: HashMap<&str, i64> = rows.iter().map(|(key, v)| (key.as_str(), *v)).collect();
-        let versions = rows
-            .iter()
-            .map(|(_, version)| usize::try_from(*version).unwrap_or(0))
-            .sum();
-        let mut audit = Self {
-            versions,
-            records: records.len(),
-            ..Self::default()
-        };
-        let mut told = HashSet::new();
-        let mut last: HashMap<&str, (i64, i64)> = HashMap::new();
+        let mut auditor = Auditor::default();
         for record in records {
-            let key = record.key.as_str();
-            let version = record.version();
-            let (highest, latest) = last.entry(key).or_default();
-            if newest.get(key).is_none_or(|newest| version > *newest) {
-                audit.phantom += 1;
-            }
-            if !told.insert((key, version)) {
-                audit.repeated += 1;
-            } else if version < *highest {
-                audit.inverted += 1;
-            }
-            *highest = version.max(*highest);
-            *latest = version;
+            auditor.see(&record.key, record.version());
         }
-        audit.stale = last
-            .values()
-            .filter(|(highest, latest)| latest < highest)
-            .count();
-        audit.lost = (rows.iter())
-            .flat_map(|(key, newest)| (1..=*newest).map(|version| (key.as_str(), version)))
-            .filter(|version| !told.contains(version))
-            .count();
-        audit
+        auditor.finish(rows.iter().cloned())
     }
 
     /// Whether nothing is wrong; what was repeated is not.

@@ -18,7 +18,7 @@ mod sql;
 mod stack;
 mod waiting;
 
-pub use audit::Audit;
+pub use audit::{Audit, Auditor};
 pub use home::Home;
 pub use kafka::{Kafka, KafkaCluster};
 pub use maven::fetch_jars;

@@ -1,3 +1,5 @@
+//! Commits at a steady rate, whatever becomes of them: an open loop.
+
 use std::{
     sync::{
         Arc,
@@ -11,7 +13,6 @@ use devstack::Sql;
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_postgres::Statement;
 
-use super::unix_us;
 use crate::lab::Lab;
 
 /// Enough that one slow commit doesn't hold up those that are due after it.
@@ -21,21 +22,82 @@ const PAYLOAD_BYTES: usize = 200;
 /// machine can do, and is not written.
 const GRACE: Duration = Duration::from_secs(2);
 
-const INSERT: &str = "insert into outbox
-    (topic, key, event_type, aggregate_version, payload, traceparent)
-    values ($1, $2, 'order_created', $3, $4,
-        '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')";
+/// What a commit does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Change {
+    /// Writes an event, and nothing else.
+    Event,
+    /// Writes the next version of an aggregate with its event, so that every record can be
+    /// accounted for. Keys get some versions in a row and then no more: a transaction that is held
+    /// open makes each version of a row cost more than the one before.
+    Version,
+}
+
+impl Change {
+    fn sql(self) -> &'static str {
+        match self {
+            Self::Event => {
+                "insert into outbox
+                     (topic, key, event_type, aggregate_version, payload, traceparent)
+                 values ($1, $2, 'order_created', $4, $3,
+                     '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')"
+            }
+            Self::Version => {
+                "with changed as (
+                     insert into aggregates as a (key, version) values ($2, 1)
+                     on conflict (key) do update set version = a.version + 1
+                     returning version
+                 )
+                 insert into outbox
+                     (topic, key, event_type, aggregate_version, payload, traceparent)
+                 select $1, $2, 'order_created', version, $3,
+                     '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'
+                 from changed"
+            }
+        }
+    }
+
+    /// Which key the commit with this number changes.
+    fn key(self, number: u64) -> String {
+        let key = match self {
+            Self::Event => number % 10_000,
+            Self::Version => number / 5_000 * 500 + number % 500,
+        };
+        format!("00000000-0000-4000-8000-{key:012x}")
+    }
+
+    async fn commit(
+        self,
+        sql: &Sql,
+        statement: &Statement,
+        topic: &str,
+        number: u64,
+        due_us: u64,
+    ) -> Result<()> {
+        let (key, payload) = (self.key(number), payload(due_us));
+        let version = i64::try_from(number)?;
+        match self {
+            Self::Event => {
+                sql.execute(statement, &[&topic, &key, &payload, &version])
+                    .await?
+            }
+            Self::Version => sql.execute(statement, &[&topic, &key, &payload]).await?,
+        };
+        Ok(())
+    }
+}
 
 /// When commits are due. The clock says so, and no commit waits for the one before.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
-    pub(super) rate: u64,
-    pub(super) warm_up: Duration,
-    pub(super) measured_for: Duration,
+pub(crate) struct Plan {
+    pub(crate) change: Change,
+    pub(crate) rate: u64,
+    pub(crate) warm_up: Duration,
+    pub(crate) measured_for: Duration,
 }
 
 /// Open connections.
-pub(super) struct Writers {
+pub(crate) struct Writers {
     plan: Plan,
     topic: String,
     sessions: Vec<(Sql, Statement)>,
@@ -43,18 +105,18 @@ pub(super) struct Writers {
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Written {
-    pub(super) committed: u64,
-    pub(super) committed_while_measured: u64,
+pub(crate) struct Written {
+    pub(crate) committed: u64,
+    pub(crate) committed_while_measured: u64,
 }
 
 impl Plan {
     /// Opens the connections.
-    pub(super) async fn prepare(self, lab: &Lab) -> Result<Writers> {
+    pub(crate) async fn prepare(self, lab: &Lab) -> Result<Writers> {
         let mut sessions = Vec::new();
         for _ in 0..CONNECTIONS {
             let sql = lab.sql().await?;
-            let insert = sql.prepare(INSERT).await?;
+            let insert = sql.prepare(self.change.sql()).await?;
             sessions.push((sql, insert));
         }
         Ok(Writers {
@@ -77,7 +139,7 @@ impl Plan {
 impl Writers {
     /// Commits one row at a time on each connection, each when it is due or, where all connections
     /// are busy, as soon as one is free.
-    pub(super) async fn write(self) -> Result<Written> {
+    pub(crate) async fn write(self) -> Result<Written> {
         let plan = self.plan;
         let (due, next) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
         let start = (Instant::now(), SystemTime::now());
@@ -101,7 +163,9 @@ impl Writers {
                     permit.forget();
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let due_us = unix_us(start.1 + plan.due_after(number));
-                    insert_row(&sql, &insert, &topic, number, due_us).await?;
+                    plan.change
+                        .commit(&sql, &insert, &topic, number, due_us)
+                        .await?;
                     written.committed += 1;
                     let elapsed = start.0.elapsed();
                     if elapsed >= plan.warm_up && elapsed < plan.warm_up + plan.measured_for {
@@ -124,21 +188,6 @@ impl Writers {
     }
 }
 
-async fn insert_row(
-    sql: &Sql,
-    insert: &Statement,
-    topic: &str,
-    number: u64,
-    due_us: u64,
-) -> Result<()> {
-    let key = format!("00000000-0000-4000-8000-{:012x}", number % 10_000);
-    let version = i64::try_from(number)?;
-    let payload = payload(due_us);
-    sql.execute(insert, &[&topic, &key, &version, &payload])
-        .await?;
-    Ok(())
-}
-
 const DUE_FIELD: &[u8] = b"{\"due_us\":";
 
 fn payload(due_us: u64) -> Vec<u8> {
@@ -149,10 +198,18 @@ fn payload(due_us: u64) -> Vec<u8> {
 }
 
 /// When the commit of a row with this payload was due.
-pub(super) fn due_us(payload: &[u8]) -> Option<u64> {
+pub(crate) fn due_us(payload: &[u8]) -> Option<u64> {
     let digits = payload.strip_prefix(DUE_FIELD)?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+/// Microseconds since 1970.
+pub(crate) fn unix_us(time: SystemTime) -> u64 {
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -1,0 +1,216 @@
+//! Minutes and hours under a steady load: what becomes of the table, of the relay's memory and of
+//! every single event, while the relay is killed again and again or a transaction is held open.
+
+mod consumer;
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use devstack::{Audit, Sql};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use self::consumer::Accountant;
+use crate::{
+    lab::Lab,
+    load::{Change, Plan},
+    options::EnduranceOptions,
+    relay::Relay,
+    usage::{Cpu, peak_rss_mib},
+};
+
+/// Lines of the table that is printed.
+const SAMPLES: u32 = 12;
+const AGGREGATES: &str = "create table aggregates (key text primary key, version bigint not null)";
+/// Has an id and a snapshot, and so holds vacuum back in the whole database.
+const HOLD: &str = "begin isolation level repeatable read; select pg_current_xact_id()";
+/// Of the outbox with its partitions and indexes, and of the relay's own row.
+const TABLES: &str = "
+    select sum(pg_total_relation_size(relid)) filter (where relname like 'outbox\\__')::bigint,
+           sum(n_dead_tup) filter (where relname like 'outbox\\__')::bigint,
+           sum(n_dead_tup) filter (where relname = 'relay_checkpoints')::bigint
+    from pg_stat_user_tables";
+
+/// Everything that was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    seconds: u64,
+    rate: u64,
+    sink: String,
+    kills: u32,
+    held_transaction: bool,
+    achieved_per_s: f64,
+    audit: Audit,
+    samples: Vec<Sample>,
+}
+
+/// What there was at one moment.
+#[derive(Debug, Serialize)]
+struct Sample {
+    at_s: u64,
+    /// Events due by the schedule that no consumer has yet.
+    behind: u64,
+    outbox_mib: f64,
+    /// As Postgres' statistics have it, a second ago or so.
+    outbox_dead_tuples: i64,
+    checkpoint_dead_tuples: i64,
+    relay_peak_rss_mib: f64,
+    /// Of a core, since the last sample; not of a relay that was killed meanwhile.
+    relay_cpu_percent: Option<f64>,
+    postgres_cpu_percent: f64,
+}
+
+/// Does what was asked for, and tells; fails if a single event is not accounted for.
+pub(crate) async fn run(options: &EnduranceOptions) -> Result<()> {
+    let lab = Lab::start(false).await?;
+    let report = endure(&lab, options).await;
+    lab.stop().await;
+    let report = report?;
+    println!("\n{}", report.audit);
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&report)? + "\n";
+        fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    ensure!(report.audit.is_clean(), "not every event is accounted for");
+    Ok(())
+}
+
+async fn endure(lab: &Lab, options: &EnduranceOptions) -> Result<Report> {
+    let sql = lab.sql().await?;
+    sql.batch_execute(AGGREGATES).await?;
+    lab.topic.recreate().await?;
+    let topic = lab.topic.clone();
+    let consumer = tokio::task::spawn_blocking(move || topic.consumer_from_now()).await??;
+    let accountant = Accountant::start(consumer);
+    let mut relay = Relay::start(lab, &options.sink).await?;
+    relay.wait_ready().await?;
+    let held = lab.sql().await?;
+    if options.hold_transaction {
+        held.batch_execute(HOLD).await?;
+    }
+    let measured_for = Duration::from_secs(options.seconds);
+    let plan = Plan {
+        change: Change::Version,
+        rate: options.rate,
+        warm_up: Duration::ZERO,
+        measured_for,
+    };
+    let writers = plan.prepare(lab).await?;
+    let mut watch = Watch {
+        lab,
+        options,
+        sql: &sql,
+        accountant: &accountant,
+        start: Instant::now(),
+        last: None,
+        samples: Vec::new(),
+    };
+    let (written, ()) = tokio::try_join!(writers.write(), watch.run(&mut relay))?;
+    let samples = watch.samples;
+    if options.hold_transaction {
+        held.batch_execute("rollback").await?;
+    }
+    let auditor = accountant.finish(written.committed).await?;
+    relay.stop().await?;
+    let newest = sql
+        .query("select key, version from aggregates", &[])
+        .await?;
+    let newest = newest.iter().map(|row| (row.get(0), row.get(1)));
+    Ok(Report {
+        seconds: options.seconds,
+        rate: options.rate,
+        sink: options.sink.clone(),
+        kills: options.kills,
+        held_transaction: options.hold_transaction,
+        achieved_per_s: written.committed_while_measured as f64 / measured_for.as_secs_f64(),
+        audit: auditor.finish(newest),
+        samples,
+    })
+}
+
+/// Looks now and then, and kills when it is time.
+struct Watch<'a> {
+    lab: &'a Lab,
+    options: &'a EnduranceOptions,
+    sql: &'a Sql,
+    accountant: &'a Accountant,
+    start: Instant,
+    /// Of which relay, when, and what was used until then.
+    last: Option<(u32, Instant, Cpu)>,
+    samples: Vec<Sample>,
+}
+
+impl Watch<'_> {
+    async fn run(&mut self, relay: &mut Relay) -> Result<()> {
+        self.look(relay.pid()).await?;
+        eprintln!(
+            "{:>8}{:>9}{:>12}{:>12}{:>17}{:>11}{:>14}{:>16}",
+            "second",
+            "behind",
+            "outbox MiB",
+            "dead rows",
+            "of checkpoint",
+            "relay MiB",
+            "CPU: relay %",
+            "Postgres %"
+        );
+        let whole = Duration::from_secs(self.options.seconds);
+        let (mut kills, mut samples) = (0, 0);
+        loop {
+            // Not at the ends: there would be nothing to disturb.
+            let next_kill = whole * (kills + 1) / (self.options.kills + 1);
+            let next_sample = whole * (samples + 1) / SAMPLES;
+            if kills < self.options.kills && next_kill <= next_sample {
+                tokio::time::sleep_until(self.start + next_kill).await;
+                relay.kill().await?;
+                kills += 1;
+            } else if samples < SAMPLES {
+                tokio::time::sleep_until(self.start + next_sample).await;
+                let sample = self.look(relay.pid()).await?;
+                print(&sample);
+                self.samples.push(sample);
+                samples += 1;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn look(&mut self, relay: u32) -> Result<Sample> {
+        let tables = self.sql.query_one(TABLES, &[]).await?;
+        let cpu = self.lab.processes(relay)?.cpu()?;
+        let now = Instant::now();
+        let since_start = now - self.start;
+        let (last_relay, last_at, last_cpu) = self
+            .last
+            .replace((relay, now, cpu))
+            .unwrap_or((relay, now, cpu));
+        let used = cpu.since(last_cpu);
+        let percent = |cpu_s: f64| cpu_s / (now - last_at).as_secs_f64().max(0.001) * 100.0;
+        let due = since_start.as_secs_f64() * self.options.rate as f64;
+        Ok(Sample {
+            at_s: since_start.as_secs(),
+            behind: (due as u64).saturating_sub(self.accountant.told()),
+            outbox_mib: tables.get::<_, i64>(0) as f64 / f64::from(1 << 20),
+            outbox_dead_tuples: tables.get(1),
+            checkpoint_dead_tuples: tables.get(2),
+            relay_peak_rss_mib: peak_rss_mib(relay)?,
+            relay_cpu_percent: (relay == last_relay).then(|| percent(used.shipper)),
+            postgres_cpu_percent: percent(used.postgres),
+        })
+    }
+}
+
+fn print(sample: &Sample) {
+    let relay_cpu = (sample.relay_cpu_percent).map_or_else(String::new, |cpu| format!("{cpu:.1}"));
+    eprintln!(
+        "{:>8}{:>9}{:>12.1}{:>12}{:>17}{:>11.1}{relay_cpu:>14}{:>16.1}",
+        sample.at_s,
+        sample.behind,
+        sample.outbox_mib,
+        sample.outbox_dead_tuples,
+        sample.checkpoint_dead_tuples,
+        sample.relay_peak_rss_mib,
+        sample.postgres_cpu_percent,
+    );
+}
