@@ -26,6 +26,9 @@ const REST_PART: u32 = 50;
 /// How often the checkpoint follows the acknowledgements. After a kill, what was shipped since is
 /// shipped again.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
+/// It rests so many times as long as the last one took: while a transaction is held open somewhere,
+/// every version of the row stays, and makes the next one dearer.
+const CHECKPOINT_REST: u32 = 20;
 /// Rows between two places in a page that a checkpoint can name.
 const MARK_ROWS: u64 = 500;
 /// The first page; later ones grow as far as their rows allow.
@@ -339,15 +342,19 @@ async fn keep_checkpoint(
 ) -> SourceError {
     let (start, mut reached) = marks.reached(0);
     let mut last_write = Instant::now();
+    let mut rest = CHECKPOINT_INTERVAL;
     loop {
-        tokio::time::sleep(CHECKPOINT_INTERVAL).await;
+        tokio::time::sleep(rest).await;
         let (cursor, count) = marks.reached(in_flight.acknowledged());
         let moved = std::mem::replace(&mut reached, count) != count;
         if moved || last_write.elapsed() >= HEARTBEAT_INTERVAL {
+            let started = Instant::now();
             if let Err(err) = leadership.advance(&cursor).await {
                 return err.into();
             }
             last_write = Instant::now();
+            rest = ((last_write - started) * CHECKPOINT_REST)
+                .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL);
             shown.update();
             // What kept it from shipping is overcome when it has come further than before.
             if cursor != start {
