@@ -238,8 +238,8 @@ fn curves(report: &Report) -> Table {
     }
     Table {
         heading: "What an event costs, by backlog, payload and headers".to_owned(),
-        note: "One run each, counted as above; MB/s are those of payloads. /proc counts CPU in \
-               hundredths of a second: at 10,000 rows that is 1 us an event",
+        note: "Small backlogs are drained several times. CPU is that of all runs, without what the \
+               start of a relay takes that finds nothing to ship; MB/s are those of payloads",
         rows,
     }
 }
