@@ -23,10 +23,10 @@ bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SIN
 	  $(if $(SINKS),--sinks $(SINKS)) $(if $(DEBEZIUM),--debezium) $(if $(CURVES),--curves=$(if $(filter full,$(CURVES)),full,short)) \
 	  $(if $(JSON),--json $(JSON)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
-endure-relay: setup ## Load the relay for long. SECONDS=3600 RATE=2000 KILLS=100 HOLD=1 (an open transaction) SINK=rdkafka JSON=FILE
+endure-relay: setup ## Load the relay for long. SECONDS=3600 RATE=2000 KILLS=100 STANDBY=1 HOLD=1 (an open transaction) SINK=rdkafka JSON=FILE
 	cargo build --locked --release -p outbox-relay -p bench
 	$(BUILT)/release/bench endurance $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) \
-	  $(if $(KILLS),--kills $(KILLS)) $(if $(HOLD),--hold-transaction) $(if $(SINK),--sink $(SINK)) $(if $(JSON),--json $(JSON))
+	  $(if $(KILLS),--kills $(KILLS)) $(if $(STANDBY),--standby) $(if $(HOLD),--hold-transaction) $(if $(SINK),--sink $(SINK)) $(if $(JSON),--json $(JSON))
 
 up: setup ## Start the whole system in the background; its addresses are in .devstack/endpoints.env
 	cargo build --locked $(PROGRAMS)

@@ -38,8 +38,11 @@ struct Report {
     rate: u64,
     sink: String,
     kills: u32,
+    standby: bool,
     held_transaction: bool,
     achieved_per_s: f64,
+    /// The longest time without a record.
+    longest_pause_ms: f64,
     audit: Audit,
     samples: Vec<Sample>,
 }
@@ -66,7 +69,10 @@ pub(crate) async fn run(options: &EnduranceOptions) -> Result<()> {
     let report = endure(&lab, options).await;
     lab.stop().await;
     let report = report?;
-    println!("\n{}", report.audit);
+    println!(
+        "\n{}; the longest pause was {:.0} ms",
+        report.audit, report.longest_pause_ms
+    );
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
         fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
@@ -82,8 +88,11 @@ async fn endure(lab: &Lab, options: &EnduranceOptions) -> Result<Report> {
     let topic = lab.topic.clone();
     let consumer = tokio::task::spawn_blocking(move || topic.consumer_from_now()).await??;
     let accountant = Accountant::start(consumer);
-    let mut relay = Relay::start(lab, &options.sink).await?;
-    relay.wait_ready().await?;
+    let mut relays = vec![Relay::start(lab, &options.sink).await?];
+    relays[0].wait_ready().await?;
+    if options.standby {
+        relays.push(Relay::start_beside(lab, &options.sink, "outbox-relay-standby").await?);
+    }
     let held = lab.sql().await?;
     if options.hold_transaction {
         held.batch_execute(HOLD).await?;
@@ -105,13 +114,15 @@ async fn endure(lab: &Lab, options: &EnduranceOptions) -> Result<Report> {
         last: None,
         samples: Vec::new(),
     };
-    let (written, ()) = tokio::try_join!(writers.write(), watch.run(&mut relay))?;
+    let (written, ()) = tokio::try_join!(writers.write(), watch.run(&mut relays))?;
     let samples = watch.samples;
     if options.hold_transaction {
         held.batch_execute("rollback").await?;
     }
-    let auditor = accountant.finish(written.committed).await?;
-    relay.stop().await?;
+    let accounts = accountant.finish(written.committed).await?;
+    for relay in relays {
+        relay.stop().await?;
+    }
     let newest = sql
         .query("select key, version from aggregates", &[])
         .await?;
@@ -121,9 +132,11 @@ async fn endure(lab: &Lab, options: &EnduranceOptions) -> Result<Report> {
         rate: options.rate,
         sink: options.sink.clone(),
         kills: options.kills,
+        standby: options.standby,
         held_transaction: options.hold_transaction,
         achieved_per_s: written.committed_while_measured as f64 / measured_for.as_secs_f64(),
-        audit: auditor.finish(newest),
+        longest_pause_ms: accounts.longest_pause.as_secs_f64() * 1_000.0,
+        audit: accounts.auditor.finish(newest),
         samples,
     })
 }
@@ -141,8 +154,8 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    async fn run(&mut self, relay: &mut Relay) -> Result<()> {
-        self.look(relay.pid()).await?;
+    async fn run(&mut self, relays: &mut [Relay]) -> Result<()> {
+        self.look(relays[0].pid()).await?;
         eprintln!(
             "{:>8}{:>9}{:>12}{:>12}{:>17}{:>11}{:>14}{:>16}",
             "second",
@@ -162,11 +175,11 @@ impl Watch<'_> {
             let next_sample = whole * (samples + 1) / SAMPLES;
             if kills < self.options.kills && next_kill <= next_sample {
                 tokio::time::sleep_until(self.start + next_kill).await;
-                relay.kill().await?;
+                leader(relays).await.kill().await?;
                 kills += 1;
             } else if samples < SAMPLES {
                 tokio::time::sleep_until(self.start + next_sample).await;
-                let sample = self.look(relay.pid()).await?;
+                let sample = self.look(leader(relays).await.pid()).await?;
                 print(&sample);
                 self.samples.push(sample);
                 samples += 1;
@@ -199,6 +212,17 @@ impl Watch<'_> {
             postgres_cpu_percent: percent(used.postgres),
         })
     }
+}
+
+/// The one that leads, or any while none does.
+async fn leader(relays: &mut [Relay]) -> &mut Relay {
+    let mut leader = 0;
+    for (index, relay) in relays.iter().enumerate() {
+        if relay.leads().await {
+            leader = index;
+        }
+    }
+    &mut relays[leader]
 }
 
 fn print(sample: &Sample) {

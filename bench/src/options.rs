@@ -47,6 +47,9 @@ pub(crate) struct EnduranceOptions {
     /// How often the relay is killed with SIGKILL, spread over the time
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
     pub(crate) kills: u32,
+    /// Run a second relay, which stands by; the one that leads is killed
+    #[arg(long)]
+    pub(crate) standby: bool,
     /// Keep a transaction open all the while
     #[arg(long)]
     pub(crate) hold_transaction: bool,

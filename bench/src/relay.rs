@@ -7,7 +7,6 @@ use tokio::process::Command;
 
 use crate::lab::Lab;
 
-const CONFIG: &str = "outbox-relay.toml";
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The relay as it is built for use, as a process of its own.
@@ -30,13 +29,18 @@ struct Status {
 impl Relay {
     /// Starts it with no memory of what was shipped before.
     pub(crate) async fn start(lab: &Lab, sink: &str) -> Result<Self> {
-        let home = &lab.servers.home;
         let forget = "delete from relay_checkpoints";
         lab.sql().await?.batch_execute(forget).await?;
+        Self::start_beside(lab, sink, "outbox-relay").await
+    }
+
+    /// Starts one of this name that goes on from where another is, or stands by for it.
+    pub(crate) async fn start_beside(lab: &Lab, sink: &str, name: &str) -> Result<Self> {
+        let home = &lab.servers.home;
         let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let (brokers, database_url) = (&lab.topic.brokers, &lab.database_url);
         let config = home.write(
-            CONFIG,
+            &format!("{name}.toml"),
             &format!(
                 "admin_addr = \"{admin_addr}\"\n\
                  [kafka]\nbrokers = \"{brokers}\"\nsink = \"{sink}\"\n\
@@ -44,7 +48,7 @@ impl Relay {
             ),
         )?;
         let program = home.stage(&built_programs()?.join("outbox-relay"))?;
-        let run = Program::new("outbox-relay", &program)
+        let run = Program::new(name, &program)
             .args(["run"])
             .env("OUTBOX_RELAY_CONFIG", config.display());
         let mut process = Process::start(home, run);
@@ -65,11 +69,14 @@ impl Relay {
     /// Waits until it ships.
     pub(crate) async fn wait_ready(&self) -> Result<()> {
         eventually("a relay that leads", async || {
-            // It may not answer yet.
-            let status = self.status().await.ok();
-            Ok(status.filter(|status| status.role == "leader").map(drop))
+            Ok(self.leads().await.then_some(()))
         })
         .await
+    }
+
+    /// Whether it ships. It may not answer yet.
+    pub(crate) async fn leads(&self) -> bool {
+        (self.status().await).is_ok_and(|status| status.role == "leader")
     }
 
     /// Waits until it says itself that it has shipped so many, and nothing is on its way.

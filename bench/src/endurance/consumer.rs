@@ -23,9 +23,16 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// Accounts for every record, on a thread of its own.
 pub(super) struct Accountant {
-    thread: JoinHandle<Result<Auditor>>,
+    thread: JoinHandle<Result<Accounts>>,
     told: Arc<AtomicU64>,
     wanted: Arc<AtomicU64>,
+}
+
+/// What came of it.
+pub(super) struct Accounts {
+    pub(super) auditor: Auditor,
+    /// The longest time without an event that had not come before.
+    pub(super) longest_pause: Duration,
 }
 
 impl Accountant {
@@ -49,7 +56,7 @@ impl Accountant {
     }
 
     /// Waits until as many events have come as were committed, or no more come.
-    pub(super) async fn finish(self, committed: u64) -> Result<Auditor> {
+    pub(super) async fn finish(self, committed: u64) -> Result<Accounts> {
         self.wanted.store(committed, Ordering::Relaxed);
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
         joining
@@ -58,26 +65,32 @@ impl Accountant {
     }
 }
 
-fn consume(consumer: &BaseConsumer, told: &AtomicU64, wanted: &AtomicU64) -> Result<Auditor> {
-    let mut auditor = Auditor::default();
-    let mut last_news = Instant::now();
+fn consume(consumer: &BaseConsumer, told: &AtomicU64, wanted: &AtomicU64) -> Result<Accounts> {
+    let mut accounts = Accounts {
+        auditor: Auditor::default(),
+        longest_pause: Duration::ZERO,
+    };
+    let mut last_news: Option<Instant> = None;
     loop {
-        match consumer.poll(POLL_TIMEOUT) {
-            Some(record) => {
-                let (key, version) = identity(&record?).context("a record has no version")?;
-                auditor.see(&key, version);
-                let now_told = auditor.told() as u64;
-                if told.swap(now_told, Ordering::Relaxed) != now_told {
-                    last_news = Instant::now();
-                }
+        if let Some(record) = consumer.poll(POLL_TIMEOUT) {
+            let (key, version) = identity(&record?).context("a record has no version")?;
+            accounts.auditor.see(&key, version);
+            let now_told = accounts.auditor.told() as u64;
+            if told.swap(now_told, Ordering::Relaxed) != now_told {
+                let pause = last_news.map_or(Duration::ZERO, |last| last.elapsed());
+                accounts.longest_pause = accounts.longest_pause.max(pause);
+                last_news = Some(Instant::now());
             }
-            None => match wanted.load(Ordering::Relaxed) {
-                UNKNOWN => last_news = Instant::now(),
-                // Nothing came for a moment: what is repeated would have come by now.
-                wanted if auditor.told() as u64 >= wanted => return Ok(auditor),
-                _ if last_news.elapsed() > STALL_TIMEOUT => return Ok(auditor),
-                _ => {}
-            },
+            continue;
+        }
+        let wanted = wanted.load(Ordering::Relaxed);
+        if wanted == UNKNOWN {
+            continue;
+        }
+        // Nothing came for a moment: what is repeated would have come by now.
+        let is_all = accounts.auditor.told() as u64 >= wanted;
+        if is_all || last_news.is_none_or(|last| last.elapsed() > STALL_TIMEOUT) {
+            return Ok(accounts);
         }
     }
 }
