@@ -40,8 +40,8 @@ use crate::{lease::Lease, route::Record};
 /// Batches are sent when together they have this size, or when their page ends. Larger ones cost the
 /// broker less, and make acknowledgements wait.
 const REQUEST_BYTES: usize = 512 * 1024;
-/// Memory that the batch of a partition keeps for the next one.
-const KEPT_BYTES: usize = 256 * 1024;
+/// Memory that the batches of all partitions keep for the next ones, together.
+const KEPT_BYTES: usize = 2 * 1024 * 1024;
 /// Brokers forget a name that was not used for a week, and whom it fences; this uses it. They
 /// forget after a day how far a producer has come in a partition (`producer.id.expiration.ms`), and
 /// would take its next batch whatever its sequence is.
@@ -60,8 +60,11 @@ pub struct KafkaSink {
     registered_at: Instant,
     tended_at: Instant,
     topics: Vec<Topic>,
+    topics_by_name: HashMap<String, usize>,
     /// Of the last record: the next is mostly for the same.
     last_topic: usize,
+    /// Of all topics.
+    partitions: usize,
     connections: HashMap<i32, ProduceConnection>,
     in_flight: InFlight,
     outstanding: Outstanding,
@@ -130,7 +133,9 @@ impl KafkaSink {
             registered_at: Instant::now(),
             tended_at: Instant::now(),
             topics: Vec::new(),
+            topics_by_name: HashMap::new(),
             last_topic: 0,
+            partitions: 0,
             connections: HashMap::new(),
             gathered: Vec::new(),
             gathered_bytes: 0,
@@ -139,13 +144,15 @@ impl KafkaSink {
 
     /// The topic's place in the list; asks for it when it comes for the first time.
     async fn topic(&mut self, name: &str) -> Result<usize, SinkError> {
-        let known = self.topics.iter().position(|topic| topic.name == name);
-        let index = match known {
-            Some(index) => index,
+        let index = match self.topics_by_name.get(name) {
+            Some(index) => *index,
             None => {
                 let topic = self.fetch_topic(name).await?;
+                self.partitions += topic.partitions.len();
                 self.topics.push(topic);
-                self.topics.len() - 1
+                let index = self.topics.len() - 1;
+                self.topics_by_name.insert(name.to_owned(), index);
+                index
             }
         };
         self.last_topic = index;
@@ -200,10 +207,11 @@ impl KafkaSink {
         for places in gathered.chunk_by(|a, b| a.leader == b.leader) {
             self.send_request(places).await?;
         }
+        let kept_bytes = KEPT_BYTES / self.partitions.max(1);
         for place in gathered.drain(..) {
             let partition = &mut self.topics[place.topic].partitions[place.partition];
             partition.is_known = true;
-            partition.batch.clear(KEPT_BYTES);
+            partition.batch.clear(kept_bytes);
         }
         self.gathered = gathered;
         self.gathered_bytes = 0;

@@ -60,6 +60,32 @@ async fn a_partition_is_emptied_when_all_of_it_was_shipped_and_not_before() -> R
     Ok(())
 }
 
+/// Two teams may ship the same table, each with a source of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_stays_until_every_source_has_shipped_it() -> Result<()> {
+    let setup = Setup::new("two_sources", SinkKind::Kafka).await?;
+    let session = Session::new(&setup.database).await?;
+    let sql = &session.client;
+    sql.batch_execute(&insert(&setup, 3, 10)).await?;
+    sql.batch_execute(
+        "insert into relay_checkpoints (source, epoch, snapshot, max_seq, heartbeat_at, resigned)
+         values ('other', 1, pg_current_snapshot(), 10, now(), true)",
+    )
+    .await?;
+    // This the other source has not seen.
+    sql.batch_execute(&insert(&setup, 4, 10)).await?;
+    let relay = setup.start().await?;
+    setup.records(20).await?;
+    sql.wait_for(&rows(3), 0).await?;
+    // Some looks more.
+    tokio::time::sleep(5 * setup.config()?.sources[0].rotation_interval).await;
+    assert_eq!(sql.count(&rows(4)).await?, 10);
+    sql.batch_execute("delete from relay_checkpoints where source = 'other'")
+        .await?;
+    sql.wait_for(&rows(4), 0).await?;
+    relay.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_are_shipped_once_more_from_a_seq_on() -> Result<()> {
     let setup = Setup::new("replay", SinkKind::Kafka).await?;
