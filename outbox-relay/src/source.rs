@@ -23,7 +23,7 @@ use crate::{
 /// How often a standby tries to become the leader.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
 /// The pause after an error; it doubles, up to the second, with every further one before which
-/// nothing was shipped.
+/// nothing was shipped or set aside.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// With fewer records in flight than this even a slow broker answers within the delivery timeout.
@@ -73,11 +73,13 @@ impl Source {
             } else if let SourceError::Sink(SinkError::Unavailable(_)) = err {
                 self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
             }
-            if was_healthy || self.status.get().shipped > shipped {
+            let is_set_aside = matches!(err, SourceError::SetAside { .. });
+            if was_healthy || is_set_aside || self.status.get().shipped > shipped {
                 backoff = MIN_BACKOFF;
             }
             self.one_by_one = match err {
                 SourceError::OneOfMany { records, .. } => records,
+                SourceError::SetAside { one_by_one, .. } => one_by_one,
                 // The next row is the one that was refused.
                 SourceError::Refused { .. } => 1,
                 _ => 0,

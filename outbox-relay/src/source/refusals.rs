@@ -48,6 +48,7 @@ impl<S: Sink> Shipping<'_, S> {
         self.marks.add(in_flight.acknowledged(), &self.cursor);
         Err(SourceError::SetAside {
             event_id,
+            one_by_one: self.one_by_one,
             source: refusal,
         })
     }
@@ -88,16 +89,15 @@ impl<S: Sink> Shipping<'_, S> {
                 continue;
             }
             self.one_by_one = self.one_by_one.max(1);
-            match self.send_row(&row).await {
-                Ok(()) => self.aside.unpark(row.seq, topic, key).await?,
-                Err(SourceError::Sink(refusal @ SinkError::Refused { .. })) => {
+            match self.send_row(&row).await? {
+                None => self.aside.unpark(row.seq, topic, key).await?,
+                Some(refusal) => {
                     let reason = refusal.to_string();
                     self.aside.park_again(row.seq, &reason).await?;
                     // The broker's refusal ends the sink; its own does not.
                     self.sink.in_flight().check()?;
                     refused.push((topic, key));
                 }
-                Err(err) => return Err(err),
             }
         }
         Ok(())
@@ -118,6 +118,8 @@ impl<S: Sink> Shipping<'_, S> {
                 headers: &headers,
                 ..record
             };
+            // What goes wrong from here on is this letter's.
+            deliver(&mut self.sink).await?;
             let sent = match self.sink.send(&record).await {
                 Ok(()) => deliver(&mut self.sink).await,
                 refused => refused,

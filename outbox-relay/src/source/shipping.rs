@@ -64,6 +64,8 @@ pub(super) enum SourceError {
     #[error("event {event_id} was set aside")]
     SetAside {
         event_id: uuid::Uuid,
+        /// Rows that are still to be sent one by one.
+        one_by_one: u64,
         source: SinkError,
     },
     #[error(
@@ -148,13 +150,13 @@ impl<S: Sink> Shipping<'_, S> {
     ) -> Result<(), SourceError> {
         let in_flight = self.sink.in_flight();
         shown.update();
+        let (reached, count) = self.marks.reached(in_flight.acknowledged());
         if !matches!(err, SourceError::Checkpoint(_)) {
-            let (reached, _) = self.marks.reached(in_flight.acknowledged());
             leadership.advance(&reached).await?;
         }
         Err(match err {
             SourceError::Sink(source @ SinkError::Refused { .. }) => SourceError::OneOfMany {
-                records: in_flight.sent() - in_flight.acknowledged(),
+                records: in_flight.sent() - count,
                 source,
             },
             err => err,
@@ -245,12 +247,9 @@ impl<S: Sink> Shipping<'_, S> {
                 self.cursor.advance(row.seq);
                 continue;
             }
-            match self.send_row(&row).await {
-                Ok(()) => self.cursor.advance(row.seq),
-                Err(SourceError::Sink(refusal @ SinkError::Refused { .. })) => {
-                    self.set_aside(&row, refusal).await?;
-                }
-                Err(err) => return Err(err),
+            match self.send_row(&row).await? {
+                None => self.cursor.advance(row.seq),
+                Some(refusal) => self.set_aside(&row, refusal).await?,
             }
             let sent = self.sink.in_flight().sent();
             if sent.is_multiple_of(MARK_ROWS) {
@@ -263,15 +262,36 @@ impl<S: Sink> Shipping<'_, S> {
         Ok(())
     }
 
-    pub(super) async fn send_row(&mut self, row: &Row<'_>) -> Result<(), SourceError> {
-        let record = self.router.route(row);
-        let record = record.map_err(|err| SinkError::refused(row.topic, err))?;
-        self.sink.send(&record).await?;
-        if self.one_by_one > 0 {
+    /// Sends a row; returns why, if it is this one that will not be taken. An error can be that of any
+    /// row that was on its way.
+    pub(super) async fn send_row(
+        &mut self,
+        row: &Row<'_>,
+    ) -> Result<Option<SinkError>, SourceError> {
+        let is_alone = self.one_by_one > 0;
+        if is_alone {
             self.one_by_one -= 1;
+            // What goes wrong from here on is this row's.
             deliver(&mut self.sink).await?;
         }
-        Ok(())
+        let mut sent = match self.router.route(row) {
+            Ok(record) => self.sink.send(&record).await,
+            Err(err) => Err(SinkError::refused(row.topic, err)),
+        };
+        if is_alone && sent.is_ok() {
+            sent = deliver(&mut self.sink).await;
+        }
+        match sent {
+            Ok(()) => Ok(None),
+            // A sink of use has refused the row itself; one that is of no use any more may have told
+            // of another one.
+            Err(refusal @ SinkError::Refused { .. })
+                if is_alone || self.sink.in_flight().check().is_ok() =>
+            {
+                Ok(Some(refusal))
+            }
+            Err(err) => Err(err.into()),
+        }
     }
 
     /// Pauses before the next look at the outbox: for a part of the time since there was work, so
@@ -390,7 +410,7 @@ mod tests {
         assert_eq!(next_page_rows(1_000, 1_000, 1_000 * 400, 20_000), 2_000);
         assert_eq!(
             next_page_rows(20_000, 20_000, 20_000 * 4_096, 20_000),
-            1_024
+            PAGE_BYTES / 4_096
         );
         assert_eq!(next_page_rows(1_000, 1, 64 << 20, 20_000), 1);
         assert_eq!(next_page_rows(500, 0, 0, 20_000), 500);

@@ -1,5 +1,6 @@
 //! The relay's promises, on a real Postgres and a real Kafka.
 
+mod acl;
 mod brokers;
 mod compaction;
 mod failover;

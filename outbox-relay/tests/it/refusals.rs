@@ -5,14 +5,21 @@ use ::rdkafka::{
     admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
     client::DefaultClientContext,
 };
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Record, eventually};
+use devstack::{Addresses, Home, Kafka, Record, eventually};
 use outbox_relay::{
     Parked,
     config::{OnRefusal, SinkKind},
 };
 
-use crate::{for_each_sink, harness::Session, shipping::Setup};
+use crate::{
+    acl::{AUTHORIZER, forbid_writing},
+    for_each_sink,
+    harness::Session,
+    shipping::Setup,
+};
 
 for_each_sink! {
     halt_lets_nothing_pass,
@@ -20,6 +27,7 @@ for_each_sink! {
     a_dropped_event_leaves_a_record_and_frees_its_key,
     a_dead_letter_is_in_the_table_and_in_the_topic,
     a_refusal_by_the_broker_is_narrowed_down_to_its_record,
+    a_topic_that_may_not_be_written_to_holds_no_other_up,
 }
 
 const LARGE: usize = 2_000_000;
@@ -218,4 +226,44 @@ async fn a_refusal_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind) 
     assert_eq!(versions_of(&records, "a").iter().max(), Some(&1));
     relay.wait_for_readiness(200).await.context("all is well")?;
     relay.stop().await
+}
+
+/// Of this nothing but an answer to a whole batch tells: it is sent again, one record at a time.
+async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) -> Result<()> {
+    let home = Arc::new(Home::new()?);
+    let kafka = Kafka::start_with_settings(&home, &AUTHORIZER).await?;
+    let (mut setup, session) = setup("forbidden", sink, OnRefusal::ParkKey).await?;
+    setup.brokers = kafka.brokers().to_owned();
+    let forbidden = format!("{}_forbidden", setup.topic);
+    for topic in [&setup.topic, &forbidden] {
+        kafka.create_topic(topic, 3, &[]).await?;
+    }
+    forbid_writing(kafka.brokers(), &forbidden).await?;
+    session.client.batch_execute("begin").await?;
+    for key in ["a", "b", "a", "b"] {
+        for topic in [&setup.topic, &forbidden] {
+            let version = session.change(key).await?;
+            session.enqueue(topic, key, version).await?;
+        }
+    }
+    session.client.batch_execute("commit").await?;
+    let relay = setup.start().await?;
+    eventually("the other topic's records", async || {
+        // The brokers took some with the batch that they refused a part of: these come twice.
+        let records = setup.records(1).await?;
+        let newest = |key| versions_of(&records, key).last().copied();
+        Ok((newest("a") == Some(3) && newest("b") == Some(3)).then_some(()))
+    })
+    .await?;
+    relay.wait_for_readiness(200).await?;
+    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    let keys = eventually("two parked keys", async || {
+        let keys = parked.list().await?;
+        Ok((keys.iter().map(|key| key.events).sum::<i64>() == 4).then_some(keys))
+    })
+    .await?;
+    assert!(keys.iter().all(|key| key.topic == forbidden), "{keys:?}");
+    relay.stop().await?;
+    kafka.process.stop().await;
+    Ok(())
 }

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, PATIENCE, Record, eventually};
+use devstack::{Addresses, PATIENCE, Record, eventually, read_topic};
 use outbox_relay::{
     Relay,
     config::{Config, KafkaConfig, OnRefusal, SinkKind, SourceConfig},
@@ -31,6 +31,7 @@ for_each_sink! {
 /// A database, a topic, and a relay between them.
 pub(crate) struct Setup {
     pub(crate) database: Database,
+    pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) sink: SinkKind,
     pub(crate) on_refusal: OnRefusal,
@@ -50,6 +51,7 @@ impl Setup {
         Addresses::shared().create_topic(&topic, 3).await?;
         Ok(Self {
             database: Database::new(test).await?,
+            brokers: Addresses::shared().brokers().to_owned(),
             topic,
             sink,
             on_refusal: OnRefusal::Halt,
@@ -62,7 +64,7 @@ impl Setup {
         Ok(Config {
             admin_addr: "127.0.0.1:0".parse()?,
             kafka: KafkaConfig {
-                brokers: Addresses::shared().brokers().to_owned(),
+                brokers: self.brokers.clone(),
                 sink: self.sink,
                 delivery_timeout: Duration::from_secs(2),
                 max_in_flight_records: 1_000,
@@ -107,7 +109,7 @@ impl Setup {
     /// The topic's records, once there are at least so many.
     pub(crate) async fn records(&self, at_least: usize) -> Result<Vec<Record>> {
         let enough = async || {
-            let records = Addresses::shared().read_topic(&self.topic).await?;
+            let records = read_topic(&self.brokers, &self.topic).await?;
             Ok((records.len() >= at_least).then_some(records))
         };
         eventually(&format!("{at_least} records"), enough).await
