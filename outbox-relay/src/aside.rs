@@ -10,7 +10,8 @@ use tokio_postgres::Client;
 use crate::{
     checkpoint::CheckpointError,
     config::SourceConfig,
-    leader::{self, Leadership},
+    leader::{self, DatabaseError, Leadership},
+    reader::parked_keys,
 };
 
 /// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
@@ -30,6 +31,8 @@ pub(crate) struct Aside<'a> {
     leadership: &'a Leadership,
     /// The keys that are parked, by topic.
     parked: HashMap<String, HashSet<String>>,
+    /// Events that wait behind a parked one, and are not stored yet.
+    behind: Vec<i64>,
     looked_at: Instant,
     /// Dead letters may wait for their topic.
     has_news: bool,
@@ -37,10 +40,10 @@ pub(crate) struct Aside<'a> {
 
 impl<'a> Aside<'a> {
     pub(crate) async fn load(leadership: &'a Leadership) -> Result<Self, CheckpointError> {
-        let sql = "select distinct topic, key from relay_parked where source = $1";
+        let sql = format!("{} select topic, key from parked_key", parked_keys("$1"));
         let rows = leadership
             .client()
-            .query(sql, &[&leadership.source()])
+            .query(&sql, &[&leadership.source()])
             .await?;
         let mut parked: HashMap<String, HashSet<String>> = HashMap::new();
         for row in rows {
@@ -49,6 +52,7 @@ impl<'a> Aside<'a> {
         Ok(Self {
             leadership,
             parked,
+            behind: Vec::new(),
             looked_at: Instant::now(),
             has_news: true,
         })
@@ -69,22 +73,48 @@ impl<'a> Aside<'a> {
         self.parked.values().map(HashSet::len).sum()
     }
 
-    /// Parks the event with this seq, and its key with it. `error` says why it was refused, or none
-    /// if it only waits behind another.
+    /// Parks the event with this seq behind another one of its key. It is stored with the next
+    /// [`store_parked`](Self::store_parked).
+    pub(crate) fn park_behind(&mut self, seq: i64) {
+        self.behind.push(seq);
+    }
+
+    /// Stores what was parked behind others, in one statement.
+    pub(crate) async fn store_parked(&mut self) -> Result<(), CheckpointError> {
+        if self.behind.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "insert into relay_parked (source, {COLUMNS})
+             select $1, {COLUMNS} from outbox where seq = any ($3) and {LEADS}
+             on conflict (source, seq) do update set retry = false"
+        );
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let client = self.leadership.client();
+        let stored = client
+            .execute(&sql, &[&source, &epoch, &self.behind])
+            .await?;
+        if stored != self.behind.len() as u64 {
+            return Err(CheckpointError::Superseded);
+        }
+        self.behind.clear();
+        Ok(())
+    }
+
+    /// Parks the event with this seq, which was refused, and its key with it.
     pub(crate) async fn park(
         &mut self,
         seq: i64,
         topic: &str,
         key: &str,
-        error: Option<&str>,
+        error: &str,
     ) -> Result<(), CheckpointError> {
         let sql = format!(
             "insert into relay_parked (source, {COLUMNS}, error)
              select $1, {COLUMNS}, $4 from outbox where seq = $3 and {LEADS}
-             on conflict (source, seq) do update
-                 set error = coalesce(excluded.error, relay_parked.error), retry = false"
+             on conflict (source, seq) do update set error = excluded.error, retry = false"
         );
-        self.change(&sql, seq, error).await?;
+        self.change(&sql, seq, Some(error)).await?;
         self.parked
             .entry(topic.to_owned())
             .or_default()
@@ -216,7 +246,7 @@ impl Parked {
     ///
     /// # Errors
     /// If it can't be reached.
-    pub async fn of(source: &SourceConfig) -> Result<Self, tokio_postgres::Error> {
+    pub async fn of(source: &SourceConfig) -> Result<Self, DatabaseError> {
         Ok(Self {
             client: leader::connect(&source.database_url, "outbox-relay parked").await?,
             source: source.name.clone(),

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Row};
 
-use crate::window::{Cursor, MalformedSnapshot};
+use crate::{
+    leader::DatabaseError,
+    window::{Cursor, MalformedSnapshot},
+};
 
 /// What a new leader takes over.
 #[derive(Debug)]
@@ -23,6 +26,15 @@ pub(crate) struct Claim {
 pub(crate) enum CheckpointError {
     #[error("can't reach the checkpoint")]
     Database(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Session(#[from] DatabaseError),
+    /// Its snapshots are of another cluster.
+    #[error(
+        "the checkpoint is of another Postgres: was this database restored from a dump, or moved by \
+         pg_upgrade? If so, run `outbox-relay reset --source {0}`, which ships every row that the \
+         outbox still holds once more"
+    )]
+    Foreign(String),
     #[error("the checkpoint can't be read")]
     Malformed(#[from] MalformedSnapshot),
     /// Another leader has taken over.
@@ -30,8 +42,20 @@ pub(crate) enum CheckpointError {
     Superseded,
 }
 
+/// What names this cluster of databases, and stays when a standby takes over; none if it may not be
+/// asked for.
+async fn system_identifier(client: &Client) -> Result<Option<i64>, tokio_postgres::Error> {
+    let may_ask = "select has_function_privilege('pg_control_system()', 'execute')";
+    if !client.query_one(may_ask, &[]).await?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = "select system_identifier from pg_control_system()";
+    Ok(Some(client.query_one(sql, &[]).await?.get(0)))
+}
+
 /// Makes the caller, who holds the source's lock, its leader on record.
 pub(crate) async fn claim(client: &Client, source: &str) -> Result<Claim, CheckpointError> {
+    let system_identifier = system_identifier(client).await?;
     client
         .execute(
             "insert into relay_checkpoints
@@ -45,14 +69,19 @@ pub(crate) async fn claim(client: &Client, source: &str) -> Result<Claim, Checkp
         .query_one(
             "with before as (select * from relay_checkpoints where source = $1 for update)
              update relay_checkpoints as now
-             set epoch = now.epoch + 1, resigned = false, heartbeat_at = clock_timestamp()
+             set epoch = now.epoch + 1, resigned = false, heartbeat_at = clock_timestamp(),
+                 system_identifier = coalesce(now.system_identifier, $2)
              from before where now.source = before.source
              returning now.epoch, before.snapshot::text, before.max_seq,
                  before.window_snapshot::text, before.window_seq, before.resigned,
-                 date_part('epoch', clock_timestamp() - before.heartbeat_at), before.instance::text",
-            &[&source],
+                 date_part('epoch', clock_timestamp() - before.heartbeat_at), before.instance::text,
+                 now.system_identifier",
+            &[&source, &system_identifier],
         )
         .await?;
+    if system_identifier.is_some() && system_identifier != row.get(8) {
+        return Err(CheckpointError::Foreign(source.to_owned()));
+    }
     let (resigned, age_s): (bool, f64) = (row.get(5), row.get(6));
     Ok(Claim {
         epoch: row.get(0),
@@ -134,6 +163,7 @@ pub(crate) async fn reset(
         ResetTo::Seq(seq) => (Some(seq), None),
         ResetTo::UnixSeconds(seconds) => (None, Some(seconds)),
     };
+    adopt_foreign_rows(client).await?;
     // As if a window were open that reaches from nothing to now, and done up to that seq. What is not
     // visible now is not in the window, and will be found as a straggler.
     let sql = "
@@ -150,9 +180,29 @@ pub(crate) async fn reset(
         )
         update relay_checkpoints
         set snapshot = '1:1:', max_seq = 0, window_snapshot = pg_current_snapshot(),
-            window_seq = greatest(start.seq, 0)
+            window_seq = greatest(start.seq, 0), system_identifier = $4
         from start where source = $1
         returning window_seq";
-    let updated = client.query_opt(sql, &[&source, &seq, &seconds]).await?;
+    let system_identifier = system_identifier(client).await?;
+    let updated = client
+        .query_opt(sql, &[&source, &seq, &seconds, &system_identifier])
+        .await?;
     Ok(updated.map_or(0, |row| row.get(0)))
+}
+
+/// Gives rows that came from another cluster, in a dump, an id of this one: theirs are of
+/// transactions that are still to come here, and nobody would look at the rows until then. No row
+/// of this cluster that is visible has such an id.
+async fn adopt_foreign_rows(client: &Client) -> Result<(), tokio_postgres::Error> {
+    // The limit stays while the rows are changed: the changing transaction has an id beyond it.
+    let limit = "select pg_snapshot_xmax(pg_current_snapshot())::text";
+    let limit: String = client.query_one(limit, &[]).await?.get(0);
+    let foreign = format!("from outbox where xid >= '{limit}'::xid8");
+    let is_any = format!("select exists (select {foreign})");
+    if client.query_one(&is_any, &[]).await?.get(0) {
+        let adopt =
+            format!("update outbox set xid = pg_current_xact_id() where xid >= '{limit}'::xid8");
+        client.batch_execute(&adopt).await?;
+    }
+    Ok(())
 }

@@ -157,6 +157,9 @@ fn default_max_poll_interval_ms() -> u64 {
     20
 }
 
+/// An hour.
+const MAX_RETENTION_S: u64 = 3_600;
+
 fn default_retention_s() -> u64 {
     600
 }
@@ -371,6 +374,15 @@ impl SourceTable {
             problems.add(
                 format!("{name}.max_poll_interval_ms"),
                 "isn't from 1 to 60000",
+            );
+        }
+        if self.retention_s > MAX_RETENTION_S {
+            problems.add(
+                format!("{name}.retention_s"),
+                format!(
+                    "isn't at most {MAX_RETENTION_S}: a partition is written to again 70 minutes \
+                     after it was, and is emptied before that or not at all"
+                ),
             );
         }
         if !(1..=1_000_000).contains(&self.max_page_rows) {

@@ -22,6 +22,27 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 const SEND_LEASE: Duration = Duration::from_millis(600);
 /// How long the database may take for a statement of ours before it counts as gone.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long we wait for an answer that takes a moment: a server can accept and then stall.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no answer from the database.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// It can't be reached, or refuses.
+    #[error("can't reach the database")]
+    Failed(#[from] tokio_postgres::Error),
+    /// It says nothing.
+    #[error("the database doesn't answer within {ANSWER_TIMEOUT:?}")]
+    Silent,
+}
+
+/// Waits for an answer that takes a moment.
+pub(crate) async fn answered<T, E: From<DatabaseError>>(
+    asking: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
+    answer.unwrap_or_else(|_| Err(DatabaseError::Silent.into()))
+}
 
 /// The right to ship a source. It ends with the session that holds the lock.
 #[derive(Debug)]
@@ -55,10 +76,10 @@ impl Candidate {
     pub(crate) async fn new(
         database_url: &SecretString,
         source: &str,
-    ) -> Result<Self, tokio_postgres::Error> {
+    ) -> Result<Self, DatabaseError> {
         let client = connect(database_url, "outbox-relay leader").await?;
         let sql = format!("set idle_session_timeout = {}", SILENCE_LIMIT.as_millis());
-        client.batch_execute(&sql).await?;
+        answered(async { Ok::<_, DatabaseError>(client.batch_execute(&sql).await?) }).await?;
         Ok(Self {
             client,
             source: source.to_owned(),
@@ -66,9 +87,13 @@ impl Candidate {
     }
 
     /// Takes the lock, unless another session has it.
-    pub(crate) async fn try_lock(&self) -> Result<bool, tokio_postgres::Error> {
+    pub(crate) async fn try_lock(&self) -> Result<bool, DatabaseError> {
         let sql = "select pg_try_advisory_lock(hashtextextended('outbox-relay ' || $1, 0))";
-        Ok(self.client.query_one(sql, &[&self.source]).await?.get(0))
+        let asking = async {
+            let row = self.client.query_one(sql, &[&self.source]).await?;
+            Ok::<_, DatabaseError>(row)
+        };
+        Ok(answered(asking).await?.get(0))
     }
 
     /// Becomes the leader, with the lock in hand. `delivery_timeout` is how long a record can be on
@@ -83,7 +108,7 @@ impl Candidate {
             cursor,
             instance,
             predecessor_age,
-        } = checkpoint::claim(&client, &source).await?;
+        } = answered(checkpoint::claim(&client, &source)).await?;
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
         });
@@ -126,7 +151,8 @@ impl Leadership {
     pub(crate) async fn advance(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
         // The time before the statement: it may take effect the moment it is sent.
         let sent_at = Instant::now();
-        checkpoint::advance(&self.client, &self.source, self.epoch, cursor, false).await?;
+        let advancing = checkpoint::advance(&self.client, &self.source, self.epoch, cursor, false);
+        answered(advancing).await?;
         self.lease.renew(sent_at);
         Ok(())
     }
@@ -143,7 +169,8 @@ impl Leadership {
 
     /// Gives the source up, with nothing left on its way.
     pub(crate) async fn resign(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
-        checkpoint::advance(&self.client, &self.source, self.epoch, cursor, true).await
+        let advancing = checkpoint::advance(&self.client, &self.source, self.epoch, cursor, true);
+        answered(advancing).await
     }
 }
 
@@ -157,6 +184,11 @@ pub(crate) async fn reset(
     if !candidate.try_lock().await? {
         return Err(CheckpointError::Superseded);
     }
+    // It looks at all rows, or changes them: an operator can wait.
+    candidate
+        .client
+        .batch_execute("set statement_timeout = 0")
+        .await?;
     checkpoint::reset(&candidate.client, source, to).await
 }
 
@@ -164,11 +196,21 @@ pub(crate) async fn reset(
 pub(crate) async fn connect(
     database_url: &SecretString,
     application_name: &str,
-) -> Result<Client, tokio_postgres::Error> {
-    let mut config: tokio_postgres::Config = database_url.expose_secret().parse()?;
+) -> Result<Client, DatabaseError> {
+    answered(open_session(database_url, application_name)).await
+}
+
+async fn open_session(
+    database_url: &SecretString,
+    application_name: &str,
+) -> Result<Client, DatabaseError> {
+    let mut config: tokio_postgres::Config = database_url
+        .expose_secret()
+        .parse()
+        .map_err(DatabaseError::Failed)?;
     config
         .application_name(application_name)
-        .connect_timeout(Duration::from_secs(5))
+        .connect_timeout(ANSWER_TIMEOUT)
         .tcp_user_timeout(STATEMENT_TIMEOUT)
         .keepalives_idle(Duration::from_secs(5))
         .keepalives_interval(Duration::from_secs(2))

@@ -1,13 +1,16 @@
 //! Reads what is due: the SQL of windows and pages, and the decoding of what comes back.
 
-use std::{fmt::Write as _, pin::pin};
+use std::{fmt::Write as _, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use uuid::Uuid;
 
-use crate::window::{Cursor, MalformedSnapshot, Snapshot};
+use crate::{
+    leader::ANSWER_TIMEOUT,
+    window::{Cursor, MalformedSnapshot, Snapshot},
+};
 
 /// A page that grows beyond this is cut there; the rest is read again with the next page. It
 /// bounds the memory of a page by this much and one row.
@@ -21,6 +24,9 @@ const SESSION: &str = "set enable_seqscan = off;
     set jit = off;
     set statement_timeout = '60s';
     set application_name = 'outbox-relay reader'";
+
+/// A little more than the database itself allows a statement: a server can stall altogether.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(70);
 
 const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
      traceparent, created_at";
@@ -37,9 +43,20 @@ pub enum ReadError {
     /// The database can't be reached, or refuses the statement.
     #[error("can't read the outbox")]
     Database(#[from] tokio_postgres::Error),
+    /// The database says nothing.
+    #[error("the database doesn't answer within {0:?}")]
+    Silent(Duration),
     /// The answer is not what a COPY of the outbox looks like.
     #[error("the outbox isn't as it should be: {0}")]
     Layout(&'static str),
+}
+
+async fn within<T>(
+    limit: Duration,
+    reading: impl Future<Output = Result<T, ReadError>>,
+) -> Result<T, ReadError> {
+    let read = tokio::time::timeout(limit, reading).await;
+    read.unwrap_or(Err(ReadError::Silent(limit)))
 }
 
 impl From<MalformedSnapshot> for ReadError {
@@ -63,10 +80,8 @@ impl Reader {
     /// # Errors
     /// If the database can't be asked.
     pub async fn snapshot(&self) -> Result<Snapshot, ReadError> {
-        let messages = self
-            .client
-            .simple_query("select pg_current_snapshot()")
-            .await?;
+        let asking = self.client.simple_query("select pg_current_snapshot()");
+        let messages = within(ANSWER_TIMEOUT, async { Ok(asking.await?) }).await?;
         let text = messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0),
             _ => None,
@@ -93,18 +108,16 @@ impl Reader {
         let source = quoted(source);
         let sql = format!(
             "copy (
-                 select {COLUMNS} from relay_parked as parked
-                 where source = {source} and exists (
-                     select from (
-                         select error, retry from relay_parked as of_key
-                         where of_key.source = {source}
-                             and of_key.topic = parked.topic and of_key.key = parked.key
-                         order by seq limit 1
-                     ) as first
-                     where first.error is null or first.retry
-                 )
+                 {}
+                 select of_key.* from parked_key, lateral (
+                     select {COLUMNS} from relay_parked
+                     where source = {source} and (topic, key) = (parked_key.topic, parked_key.key)
+                     order by seq limit {max_rows}
+                 ) as of_key
+                 where parked_key.error is null or parked_key.retry
                  order by seq limit {max_rows}
-             ) to stdout (format binary)"
+             ) to stdout (format binary)",
+            parked_keys(&source)
         );
         self.copy(&sql, max_rows).await
     }
@@ -125,6 +138,10 @@ impl Reader {
     }
 
     async fn copy(&self, sql: &str, max_rows: usize) -> Result<Page, ReadError> {
+        within(PAGE_TIMEOUT, self.copy_all(sql, max_rows)).await
+    }
+
+    async fn copy_all(&self, sql: &str, max_rows: usize) -> Result<Page, ReadError> {
         let mut messages = pin!(self.client.copy_out(sql).await?);
         let mut page = Page {
             rows: Vec::new(),
@@ -149,6 +166,27 @@ impl Reader {
 /// A COPY takes no parameters. (Backslashes mean nothing in a standard string.)
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The head of a statement about parked events: `parked_key` has the first event of each key that is
+/// parked. It skips from key to key in the index, however many events wait behind each. `source` is
+/// an expression.
+pub(crate) fn parked_keys(source: &str) -> String {
+    let first = |condition: &str| {
+        format!(
+            "(select topic, key, error, retry from relay_parked
+              where source = {source} {condition} order by topic, key, seq limit 1)"
+        )
+    };
+    format!(
+        "with recursive parked_key as (
+             {}
+             union all
+             select next.* from parked_key, lateral {} as next
+         )",
+        first(""),
+        first("and (topic, key) > (parked_key.topic, parked_key.key)")
+    )
 }
 
 /// The rows of `cursor`'s window that come next. What is put into the text are numbers only.

@@ -5,7 +5,10 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::{config::SourceConfig, leader};
+use crate::{
+    config::SourceConfig,
+    leader::{self, DatabaseError},
+};
 
 /// How long to wait for the lock. Whoever wants to write to or read from the partition meanwhile
 /// waits as long; nobody writes to it unless a transaction is unusually slow.
@@ -50,7 +53,7 @@ pub(crate) async fn keep_emptying(config: &SourceConfig) -> Infallible {
 /// names of those that were.
 ///
 /// A partition that can't be locked at once is left for the next time.
-async fn rotate(config: &SourceConfig) -> Result<Vec<String>, tokio_postgres::Error> {
+async fn rotate(config: &SourceConfig) -> Result<Vec<String>, DatabaseError> {
     // A session of its own, because of the transactions.
     let client = leader::connect(&config.database_url, "outbox-relay rotation").await?;
     let mut emptied = Vec::new();
@@ -97,6 +100,9 @@ async fn try_truncate(
 ) -> Result<bool, tokio_postgres::Error> {
     let lock = format!(
         "begin;
+         set local enable_seqscan = off;
+         set local enable_bitmapscan = off;
+         set local jit = off;
          set local lock_timeout = {};
          lock table only {partition} in access exclusive mode",
         LOCK_TIMEOUT.as_millis()
@@ -104,7 +110,8 @@ async fn try_truncate(
     client.batch_execute(&lock).await?;
     // Behind the lock, because a slow transaction may have written here until now; with it nobody is
     // in the middle of writing. A row is needed as long as a checkpoint has not seen its transaction,
-    // which two looks into an index tell.
+    // which two looks into an index tell: the settings above see to that, whatever the statistics
+    // of a partition that was just filled may say.
     let needed = format!(
         "select exists (
              select from relay_checkpoints as checkpoint

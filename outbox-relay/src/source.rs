@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::shipping::{HEALTHY_AFTER, Shipping, SourceError};
+use self::shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping, SourceError};
 use crate::{
     aside::Aside,
     config::{KafkaConfig, SinkKind, SourceConfig},
@@ -48,6 +48,12 @@ pub(crate) async fn run(
     source.status.update(|status| status.role = Role::Stopped);
 }
 
+/// Ends when something that was to end with `shutdown` has had its time.
+async fn patience_ends(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(FLUSH_TIMEOUT + Duration::from_secs(1)).await;
+}
+
 struct Source {
     config: SourceConfig,
     kafka: KafkaConfig,
@@ -66,7 +72,15 @@ impl Source {
         let mut backoff = MIN_BACKOFF;
         while !self.shutdown.is_cancelled() {
             let (started, shipped) = (Instant::now(), self.status.get().shipped);
-            let Err(err) = self.lead().await else { return };
+            let shutdown = self.shutdown.clone();
+            let led = tokio::select! {
+                led = Box::pin(self.lead()) => led,
+                () = patience_ends(&shutdown) => {
+                    tracing::warn!(source = %name, "ended without an answer from the database");
+                    return;
+                }
+            };
+            let Err(err) = led else { return };
             let was_healthy = started.elapsed() > HEALTHY_AFTER;
             if was_healthy {
                 self.max_in_flight = self.kafka.max_in_flight_records;
@@ -163,7 +177,7 @@ impl Source {
             cursor: election.cursor.clone(),
             marks: Marks::new(election.cursor.clone()),
         };
-        shipping.run(leadership).await
+        Box::pin(shipping.run(leadership)).await
     }
 
     /// Stands by until this relay is the leader; none if it is asked to end before.

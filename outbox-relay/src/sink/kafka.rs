@@ -160,7 +160,7 @@ impl KafkaSink {
     }
 
     async fn fetch_topic(&mut self, name: &str) -> Result<Topic, SinkError> {
-        let layout = self.cluster.layouts(&[name]).await?.pop().flatten();
+        let layout = self.cluster.layouts(&[name]).await?.remove(name);
         let Some(layout) = layout.filter(|layout| !layout.leaders.is_empty()) else {
             return Err(SinkError::refused(name, NO_SUCH_TOPIC));
         };
@@ -186,8 +186,18 @@ impl KafkaSink {
         Ok(limit.map_or(own, |limit| limit.min(own)))
     }
 
-    /// Sends what was gathered, a request to each broker that leads a part of it.
+    /// Sends what was gathered. The sink is of no use any more when that fails: what was gathered
+    /// has its numbers already.
     async fn send_gathered(&mut self) -> Result<(), SinkError> {
+        let sent = self.try_send_gathered().await;
+        if let Err(err) = &sent {
+            self.in_flight.fail(err.clone());
+        }
+        sent
+    }
+
+    /// A request to each broker that leads a part of it.
+    async fn try_send_gathered(&mut self) -> Result<(), SinkError> {
         if self.gathered.is_empty() {
             return Ok(());
         }
@@ -340,7 +350,9 @@ impl Sink for KafkaSink {
             .iter()
             .map(|topic| topic.name.as_str())
             .collect();
-        for (topic, layout) in self.topics.iter().zip(self.cluster.layouts(&names).await?) {
+        let layouts = self.cluster.layouts(&names).await?;
+        for topic in &self.topics {
+            let layout = layouts.get(&topic.name);
             let partitions = layout.map_or(0, |layout| layout.leaders.len());
             if partitions != topic.partitions.len() {
                 return Err(SinkError::Unavailable(format!(

@@ -24,7 +24,7 @@ impl<S: Sink> Shipping<'_, S> {
         match self.config.on_refusal {
             OnRefusal::ParkKey if !is_lost_cause => {
                 let (topic, key) = (row.topic, row.key);
-                self.aside.park(row.seq, topic, key, Some(&reason)).await?;
+                self.aside.park(row.seq, topic, key, &reason).await?;
             }
             OnRefusal::DeadLetter => self.aside.bury(row.seq, &reason).await?,
             OnRefusal::ParkKey | OnRefusal::Halt => {
@@ -38,14 +38,13 @@ impl<S: Sink> Shipping<'_, S> {
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
         tracing::error!(%source, %event_id, seq, reason, policy = ?self.config.on_refusal, "event set aside");
         self.cursor.advance(row.seq);
-        let in_flight = self.sink.in_flight();
+        let in_flight = self.sink.in_flight().clone();
         if in_flight.check().is_ok() {
-            self.marks.add(in_flight.sent(), &self.cursor);
-            return Ok(());
+            return self.mark(in_flight.sent()).await;
         }
         // The broker has refused it, and the sink is of no use any more. Everything before it was
-        // acknowledged, because rows were sent one by one.
-        self.marks.add(in_flight.acknowledged(), &self.cursor);
+        // acknowledged, because it was sent alone.
+        self.mark(in_flight.acknowledged()).await?;
         Err(SourceError::SetAside {
             event_id,
             one_by_one: self.one_by_one,

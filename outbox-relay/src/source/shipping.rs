@@ -9,7 +9,7 @@ use crate::{
     aside::Aside,
     checkpoint::CheckpointError,
     config::SourceConfig,
-    leader::{HEARTBEAT_INTERVAL, Leadership},
+    leader::{DatabaseError, HEARTBEAT_INTERVAL, Leadership},
     marks::Marks,
     reader::{Page, ReadError, Reader, Row},
     rotation::keep_emptying,
@@ -38,15 +38,15 @@ const PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Shipping without an error for so long makes the next error a first one.
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long what is in flight may take to be acknowledged after the relay was asked to end.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why shipping has to begin anew.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SourceError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("can't reach the database")]
-    Database(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
@@ -120,19 +120,17 @@ impl<S: Sink> Shipping<'_, S> {
             flushed = timeout(FLUSH_TIMEOUT, deliver(&mut self.sink)) => flushed,
             err = &mut keeping => return self.note(leadership, &shown, err).await,
         };
-        match flushed {
-            Ok(Ok(())) => leadership.resign(&self.cursor).await?,
-            Ok(Err(err)) => {
-                // What ended the pump, if anything, is the better reason.
-                let err = ended.err().unwrap_or_else(|| err.into());
-                return self.note(leadership, &shown, err).await;
-            }
-            Err(_) => {
-                return self
-                    .note(leadership, &shown, SourceError::FlushTimeout)
-                    .await;
-            }
+        let unflushed = match flushed {
+            Ok(Ok(())) => None,
+            Ok(Err(err)) => Some(SourceError::from(err)),
+            Err(_) => Some(SourceError::FlushTimeout),
+        };
+        if let Some(err) = unflushed {
+            // What ended the pump, if anything, is the better reason.
+            let err = ended.err().unwrap_or(err);
+            return self.note(leadership, &shown, err).await;
         }
+        leadership.resign(&self.cursor).await?;
         shown.update();
         ended?;
         let shipped = in_flight.sent();
@@ -239,26 +237,36 @@ impl<S: Sink> Shipping<'_, S> {
     async fn send_rows(&mut self, page: &Page) -> Result<(), SourceError> {
         for row in page.rows() {
             if self.shutdown.is_cancelled() {
-                return Ok(());
+                break;
             }
             let row = row?;
             if self.aside.is_parked(row.topic, row.key) {
-                self.aside.park(row.seq, row.topic, row.key, None).await?;
+                self.aside.park_behind(row.seq);
                 self.cursor.advance(row.seq);
                 continue;
             }
+            let is_alone = self.one_by_one > 0;
             match self.send_row(&row).await? {
                 None => self.cursor.advance(row.seq),
                 Some(refusal) => self.set_aside(&row, refusal).await?,
             }
             let sent = self.sink.in_flight().sent();
-            if sent.is_multiple_of(MARK_ROWS) {
-                self.marks.add(sent, &self.cursor);
+            // Alone, so that whoever goes on begins with the row that is refused.
+            if is_alone || sent.is_multiple_of(MARK_ROWS) {
+                self.mark(sent).await?;
             }
         }
         self.sink.flush().await?;
-        self.marks.add(self.sink.in_flight().sent(), &self.cursor);
+        self.mark(self.sink.in_flight().sent()).await?;
         self.sink.tend().await?;
+        Ok(())
+    }
+
+    /// Makes this a place that a checkpoint can name, when the first `sent` records are acknowledged.
+    pub(super) async fn mark(&mut self, sent: u64) -> Result<(), SourceError> {
+        // A row that the cursor has passed was sent or is set aside.
+        self.aside.store_parked().await?;
+        self.marks.add(sent, &self.cursor);
         Ok(())
     }
 
@@ -373,8 +381,9 @@ async fn keep_checkpoint(
                 return err.into();
             }
             last_write = Instant::now();
+            // Two of these and a heartbeat's interval are less than the lease.
             rest = ((last_write - started) * CHECKPOINT_REST)
-                .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL);
+                .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL / 2);
             shown.update();
             // What kept it from shipping is overcome when it has come further than before.
             if cursor != start {

@@ -92,23 +92,23 @@ impl Cluster {
         address.ok_or_else(|| SinkError::Unavailable(format!("broker {} is unknown", broker.0)))
     }
 
-    /// Asks about topics, in their order; none for one that does not exist.
+    /// Asks about topics; those that do not exist are not in the answer. Brokers answer in an order
+    /// of their own.
     pub(super) async fn layouts(
         &mut self,
         topics: &[&str],
-    ) -> Result<Vec<Option<TopicLayout>>, SinkError> {
+    ) -> Result<HashMap<String, TopicLayout>, SinkError> {
         let metadata = self.metadata(topics).await?;
-        let layouts = metadata.topics.into_iter().map(|topic| {
+        let mut layouts = HashMap::new();
+        for topic in metadata.topics {
+            let name = topic.name.map(|name| name.to_string()).unwrap_or_default();
             match topic.error_code.err() {
                 None => {}
-                Some(ResponseError::UnknownTopicOrPartition) => return Ok(None),
+                Some(ResponseError::UnknownTopicOrPartition) => continue,
                 Some(
                     err @ (ResponseError::TopicAuthorizationFailed
                     | ResponseError::InvalidTopicException),
-                ) => {
-                    let topic = topic.name.map(|name| name.to_string()).unwrap_or_default();
-                    return Err(SinkError::refused(&topic, err));
-                }
+                ) => return Err(SinkError::refused(&name, err)),
                 Some(err) => return Err(unavailable(&self.connection.address, err)),
             }
             let mut leaders = vec![None; topic.partitions.len()];
@@ -118,9 +118,9 @@ impl Cluster {
                     *leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id);
                 }
             }
-            Ok(Some(TopicLayout { leaders }))
-        });
-        layouts.collect()
+            layouts.insert(name, TopicLayout { leaders });
+        }
+        Ok(layouts)
     }
 
     async fn metadata(&mut self, topics: &[&str]) -> Result<MetadataResponse, SinkError> {
