@@ -5,7 +5,7 @@ use ::rdkafka::{
     admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
     client::DefaultClientContext,
 };
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, Record, eventually};
@@ -27,7 +27,9 @@ for_each_sink! {
     a_dropped_event_leaves_a_record_and_frees_its_key,
     a_dead_letter_is_in_the_table_and_in_the_topic,
     a_refusal_by_the_broker_is_narrowed_down_to_its_record,
+    a_batch_that_is_refused_takes_no_other_row_along,
     a_topic_that_may_not_be_written_to_holds_no_other_up,
+    what_is_in_front_of_a_refused_row_is_not_repeated,
 }
 
 const LARGE: usize = 2_000_000;
@@ -228,17 +230,103 @@ async fn a_refusal_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind) 
     relay.stop().await
 }
 
-/// Of this nothing but an answer to a whole batch tells: it is sent again, one record at a time.
-async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) -> Result<()> {
+/// No row is too large, but what is on its way together is: while rows are still handed over, the
+/// sink tells of the refusal, and it is none of theirs.
+async fn a_batch_that_is_refused_takes_no_other_row_along(sink: SinkKind) -> Result<()> {
+    const ROWS: usize = 450;
+    for on_refusal in [OnRefusal::ParkKey, OnRefusal::DeadLetter] {
+        let (mut setup, session) = setup("innocent", sink, on_refusal).await?;
+        setup.max_page_rows = 20_000;
+        setup.write(&session, "warm").await?;
+        let relay = setup.start().await?;
+        setup.records(1).await?;
+        set_limit(&setup.topic, 100_000).await?;
+        let sql = format!(
+            "insert into outbox (topic, key, event_type, aggregate_version, payload)
+             select '{}', 'key-' || n % 10, 'made', n, convert_to(repeat('x', 10000), 'UTF8')
+             from generate_series(1, {ROWS}) as n",
+            setup.topic
+        );
+        session.client.batch_execute(&sql).await?;
+        eventually("all rows", async || {
+            let records = setup.records(1).await?;
+            let told: HashSet<_> = records.iter().map(|r| (&r.key, r.version())).collect();
+            Ok((told.len() == ROWS + 1).then_some(()))
+        })
+        .await?;
+        let set_aside = "select (select count(*) from relay_parked)
+                              + (select count(*) from relay_dead_letters)";
+        assert_eq!(session.client.count(set_aside).await?, 0);
+        relay.stop().await?;
+    }
+    Ok(())
+}
+
+/// A broker that takes everything but what is for one topic.
+async fn forbidding(sink: SinkKind, on_refusal: OnRefusal) -> Result<Forbidding> {
     let home = Arc::new(Home::new()?);
     let kafka = Kafka::start_with_settings(&home, &AUTHORIZER).await?;
-    let (mut setup, session) = setup("forbidden", sink, OnRefusal::ParkKey).await?;
+    let (mut setup, session) = setup("forbidden", sink, on_refusal).await?;
     setup.brokers = kafka.brokers().to_owned();
     let forbidden = format!("{}_forbidden", setup.topic);
     for topic in [&setup.topic, &forbidden] {
         kafka.create_topic(topic, 3, &[]).await?;
     }
     forbid_writing(kafka.brokers(), &forbidden).await?;
+    Ok(Forbidding {
+        kafka,
+        setup,
+        session,
+        forbidden,
+    })
+}
+
+struct Forbidding {
+    kafka: Kafka,
+    setup: Setup,
+    session: Session,
+    forbidden: String,
+}
+
+/// Whatever keeps it from shipping, it goes on from where it was.
+async fn what_is_in_front_of_a_refused_row_is_not_repeated(sink: SinkKind) -> Result<()> {
+    const ROWS: usize = 300;
+    let Forbidding {
+        kafka,
+        mut setup,
+        session,
+        forbidden,
+    } = forbidding(sink, OnRefusal::Halt).await?;
+    setup.max_page_rows = 20_000;
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, payload)
+         select '{}', 'key-' || n % 10, 'made', n, '{{}}' from generate_series(1, {ROWS}) as n;
+         insert into outbox (topic, key, event_type, aggregate_version, payload)
+         values ('{forbidden}', 'key-1', 'made', 1000, '{{}}')",
+        setup.topic
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    relay.wait_for_state(503, "is in the way").await?;
+    let count = setup.records(ROWS).await?.len();
+    // Several tries more.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(setup.records(ROWS).await?.len(), count);
+    // Once with all the others, and once one by one.
+    assert!(count <= 2 * ROWS, "{count} records of {ROWS} rows");
+    relay.stop().await?;
+    kafka.process.stop().await;
+    Ok(())
+}
+
+/// Of this nothing but an answer to a whole batch tells: it is sent again, one record at a time.
+async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) -> Result<()> {
+    let Forbidding {
+        kafka,
+        setup,
+        session,
+        forbidden,
+    } = forbidding(sink, OnRefusal::ParkKey).await?;
     session.client.batch_execute("begin").await?;
     for key in ["a", "b", "a", "b"] {
         for topic in [&setup.topic, &forbidden] {

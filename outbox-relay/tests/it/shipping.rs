@@ -6,8 +6,9 @@ use std::{collections::HashMap, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use devstack::{Addresses, PATIENCE, Record, eventually, read_topic};
 use outbox_relay::{
-    Relay,
+    Relay, ResetTo,
     config::{Config, KafkaConfig, OnRefusal, SinkKind, SourceConfig},
+    reset,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ for_each_sink! {
     a_standby_takes_over_and_sends_nothing_twice_after_a_clean_end,
     a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint,
     a_checkpoint_from_the_future_stops_the_source_until_it_is_reset,
+    a_dump_that_was_restored_elsewhere_is_shipped_after_a_reset,
+    a_database_that_says_nothing_is_told_and_waited_for_no_longer_than_it_may,
     a_missing_topic_halts_its_source_and_repeats_nothing,
     a_record_that_is_too_large_halts_its_source_and_repeats_nothing,
 }
@@ -37,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) on_refusal: OnRefusal,
     pub(crate) dead_letter_topic: Option<String>,
     pub(crate) max_record_bytes: usize,
+    /// Few, so that a test of some hundred rows has many pages.
+    pub(crate) max_page_rows: usize,
 }
 
 pub(crate) struct Running {
@@ -57,6 +62,7 @@ impl Setup {
             on_refusal: OnRefusal::Halt,
             dead_letter_topic: None,
             max_record_bytes: 100_000,
+            max_page_rows: 50,
         })
     }
 
@@ -77,8 +83,7 @@ impl Setup {
                 ce_source: "/test".into(),
                 content_type: "application/json".into(),
                 max_poll_interval: Duration::from_millis(20),
-                // Few, so that a test of some hundred rows has many pages.
-                max_page_rows: 50,
+                max_page_rows: self.max_page_rows,
                 on_refusal: self.on_refusal,
                 retention: Duration::ZERO,
                 rotation_interval: Duration::from_millis(200),
@@ -322,13 +327,51 @@ async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset(
     relay.wait_for_state(503, way_out).await?;
     assert_eq!(setup.records(0).await?, []);
     relay.stop().await?;
-    // What `outbox-relay reset` does, which refuses only while a relay leads.
-    session
-        .client
-        .batch_execute("delete from relay_checkpoints")
-        .await?;
+    reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
     let relay = setup.start().await?;
     assert_eq!(setup.records(1).await?.len(), 1);
+    relay.stop().await
+}
+
+/// As a dump leaves it: rows and checkpoint with ids of transactions that are still to come here.
+async fn a_dump_that_was_restored_elsewhere_is_shipped_after_a_reset(sink: SinkKind) -> Result<()> {
+    let setup = Setup::new("restored", sink).await?;
+    let session = Session::new(&setup.database).await?;
+    for _ in 0..3 {
+        setup.write(&session, "a").await?;
+    }
+    let relay = setup.start().await?;
+    setup.records(3).await?;
+    relay.stop().await?;
+    let restored = "
+        update outbox set xid = (xid::text::bigint + 1000000)::text::xid8;
+        update relay_checkpoints set system_identifier = system_identifier + 1";
+    session.client.batch_execute(restored).await?;
+    let relay = setup.start().await?;
+    let text = relay.wait_for_state(503, "is of another Postgres").await?;
+    assert!(text.contains("outbox-relay reset --source test"), "{text}");
+    relay.stop().await?;
+    reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
+    let relay = setup.start().await?;
+    setup.records(6).await?;
+    setup.write(&session, "a").await?;
+    let records = setup.records(7).await?;
+    let versions: Vec<i64> = records.iter().map(Record::version).collect();
+    assert_eq!(versions, [1, 2, 3, 1, 2, 3, 4]);
+    relay.stop().await
+}
+
+async fn a_database_that_says_nothing_is_told_and_waited_for_no_longer_than_it_may(
+    sink: SinkKind,
+) -> Result<()> {
+    let mut setup = Setup::new("silent", sink).await?;
+    // It takes connections, by the system's hand, and that is all.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    setup.database.url = format!("postgres://nobody@{}/nowhere", silent.local_addr()?);
+    let relay = setup.start().await?;
+    relay
+        .wait_for_state(503, "the database doesn't answer within")
+        .await?;
     relay.stop().await
 }
 

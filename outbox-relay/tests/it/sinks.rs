@@ -365,6 +365,30 @@ async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
     Ok(())
 }
 
+/// A broker answers for several topics in an order of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_topics_that_have_not_changed_are_no_change() -> Result<()> {
+    let mut setup = Setup::new("many", SinkKind::Kafka).await?;
+    setup.options.tend_interval = Duration::ZERO;
+    let AnySink::Kafka(mut sink) = setup.open(unlimited()).await? else {
+        unreachable!("opened as such")
+    };
+    for partitions in 1..=8 {
+        let topic = Addresses::unique_name("many");
+        Addresses::shared().create_topic(&topic, partitions).await?;
+        let record = Record {
+            topic: &topic,
+            key: b"a",
+            payload: None,
+            headers: &Headers::default(),
+        };
+        sink.send(&record).await?;
+        sink.flush().await?;
+        sink.tend().await?;
+    }
+    Ok(())
+}
+
 /// A broker that knows nothing of a producer takes a batch of any sequence: the second one, too, if
 /// it could not take the first. So nothing follows a partition's first batch before its answer.
 #[tokio::test(flavor = "multi_thread")]
