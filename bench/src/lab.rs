@@ -92,9 +92,13 @@ impl Lab {
         })
     }
 
-    /// Empties the outbox.
+    /// Empties the outbox, and has everything written that was put off: half a minute later the kernel
+    /// writes back a gigabyte of Kafka's, and every commit that is measured then waits behind it.
     pub(crate) async fn empty(&self) -> Result<()> {
-        self.sql().await?.batch_execute("truncate outbox").await?;
+        let sql = self.sql().await?;
+        sql.batch_execute("truncate outbox").await?;
+        sql.batch_execute("checkpoint").await?;
+        tokio::task::spawn_blocking(rustix::fs::sync).await?;
         Ok(())
     }
 

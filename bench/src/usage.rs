@@ -66,7 +66,7 @@ impl Cpu {
 /// CPU seconds of a process.
 pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
     let stat = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
-    Ok(seconds(stat.own_ticks))
+    Ok(stat.own_s(pid))
 }
 
 /// The most memory that a process has had resident, in MiB.
@@ -83,7 +83,7 @@ pub(crate) fn peak_rss_mib(pid: u32) -> Result<f64> {
 /// CPU seconds of a process and its children, those that ended included.
 fn family_cpu_s(pid: u32) -> Result<f64> {
     let parent = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
-    let mut ticks = parent.own_ticks + parent.ended_children_ticks;
+    let mut used = parent.own_s(pid) + seconds(parent.ended_children_ticks);
     for entry in fs::read_dir("/proc").context("there is no /proc")? {
         let name = entry?.file_name();
         let child = name.to_str().and_then(|name| name.parse().ok());
@@ -91,10 +91,10 @@ fn family_cpu_s(pid: u32) -> Result<f64> {
         if let Some(stat) = child.and_then(Stat::of)
             && stat.parent == pid
         {
-            ticks += stat.own_ticks;
+            used += stat.own_s(child.unwrap_or_default());
         }
     }
-    Ok(seconds(ticks))
+    Ok(used)
 }
 
 /// A part of /proc/PID/stat.
@@ -109,6 +109,12 @@ impl Stat {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
+    /// The ticks are hundredths of a second; the scheduler counts nanoseconds, of the threads that
+    /// are still there.
+    fn own_s(&self, pid: u32) -> f64 {
+        seconds(self.own_ticks).max(threads_s(pid).unwrap_or_default())
+    }
+
     fn parse(text: &str) -> Option<Self> {
         // The name of the program, in brackets, can hold anything, brackets too.
         let (_, after_name) = text.rsplit_once(") ")?;
@@ -120,6 +126,15 @@ impl Stat {
             ended_children_ticks: field(13)? + field(14)?,
         })
     }
+}
+
+fn threads_s(pid: u32) -> Option<f64> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let stat = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += stat.split(' ').next()?.parse::<u64>().ok()?;
+    }
+    Some(nanoseconds as f64 / 1e9)
 }
 
 fn seconds(ticks: u64) -> f64 {

@@ -21,8 +21,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
     traceparent, created_at";
-/// True for the leader alone, and for as long as the statement lasts: what a leader of the past sets
-/// aside would be missing in its successor's memory.
+/// True for the leader alone, until the statement ends. Its successor reads these tables once and then
+/// knows them by heart, so nobody else may write to them behind its back.
 const LEADS: &str = "exists (select from relay_checkpoints
     where source = $1 and epoch = $2 for share)";
 
@@ -34,8 +34,8 @@ pub(crate) struct Aside<'a> {
     /// Events that wait behind a parked one, and are not stored yet.
     behind: Vec<i64>,
     looked_at: Instant,
-    /// Dead letters may wait for their topic.
-    has_news: bool,
+    /// Something may wait to be tried again: dead letters for their topic, for example.
+    is_due: bool,
 }
 
 impl<'a> Aside<'a> {
@@ -54,7 +54,7 @@ impl<'a> Aside<'a> {
             parked,
             behind: Vec::new(),
             looked_at: Instant::now(),
-            has_news: true,
+            is_due: true,
         })
     }
 
@@ -139,7 +139,7 @@ impl<'a> Aside<'a> {
              on conflict (source, seq) do update set error = excluded.error"
         );
         self.change(&sql, seq, Some(error)).await?;
-        self.has_news = true;
+        self.is_due = true;
         Ok(())
     }
 
@@ -183,20 +183,20 @@ impl<'a> Aside<'a> {
     }
 
     /// Whether it is time to look for what somebody wants tried again.
-    pub(crate) fn wants_a_look(&self) -> bool {
-        self.has_news || (!self.parked.is_empty() && self.looked_at.elapsed() > LOOK_INTERVAL)
+    pub(crate) fn needs_reload(&self) -> bool {
+        self.is_due || (!self.parked.is_empty() && self.looked_at.elapsed() > LOOK_INTERVAL)
     }
 
     /// Learns what operators have done.
-    pub(crate) async fn look(&mut self) -> Result<(), CheckpointError> {
+    pub(crate) async fn reload(&mut self) -> Result<(), CheckpointError> {
         *self = Self::load(self.leadership).await?;
-        self.has_news = false;
+        self.is_due = false;
         Ok(())
     }
 
     /// There was more than one look takes.
-    pub(crate) fn look_again(&mut self) {
-        self.has_news = true;
+    pub(crate) fn reload_soon(&mut self) {
+        self.is_due = true;
     }
 
     async fn change(

@@ -86,7 +86,8 @@ pub struct SourceConfig {
     pub on_refusal: OnRefusal,
     /// The topic for dead letters, beside their table.
     pub dead_letter_topic: Option<String>,
-    /// How long rows stay after they were shipped, at least; then their partitions are emptied.
+    /// How long rows stay after they were written, at least; their partitions are emptied then, if all
+    /// of them were shipped.
     pub retention: Duration,
     /// How often it is looked whether a partition can be emptied.
     pub rotation_interval: Duration,

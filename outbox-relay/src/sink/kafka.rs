@@ -202,7 +202,6 @@ impl KafkaSink {
             return Ok(());
         }
         self.in_flight.check()?;
-        self.lease.wait().await;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ms = i64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
         let mut gathered = std::mem::take(&mut self.gathered);
@@ -257,7 +256,9 @@ impl KafkaSink {
         let parts: Vec<Part<'_>> = places.iter().map(part).collect();
         let is_known =
             |place: &Place| self.topics[place.topic].partitions[place.partition].is_known;
-        connection.send(&parts, !places.iter().all(is_known)).await
+        connection
+            .send(&parts, !places.iter().all(is_known), &self.lease)
+            .await
     }
 
     /// Takes the name once more, with nothing on its way. Fails if somebody else has it by now.

@@ -19,10 +19,10 @@ impl<S: Sink> Shipping<'_, S> {
         row: &Row<'_>,
         refusal: SinkError,
     ) -> Result<(), SourceError> {
-        let is_lost_cause = self.aside.parked_keys() >= MAX_PARKED_KEYS;
+        let is_parking_full = self.aside.parked_keys() >= MAX_PARKED_KEYS;
         let reason = refusal.to_string();
         match self.config.on_refusal {
-            OnRefusal::ParkKey if !is_lost_cause => {
+            OnRefusal::ParkKey if !is_parking_full => {
                 let (topic, key) = (row.topic, row.key);
                 self.aside.park(row.seq, topic, key, &reason).await?;
             }
@@ -54,23 +54,23 @@ impl<S: Sink> Shipping<'_, S> {
 
     /// Ships what was set aside and is to be tried again.
     pub(super) async fn look_aside(&mut self) -> Result<(), SourceError> {
-        if !self.aside.wants_a_look() {
+        if !self.aside.needs_reload() {
             return Ok(());
         }
-        self.aside.look().await?;
+        self.aside.reload().await?;
         let source = &self.config.name;
         if self.aside.parked_keys() > 0 {
             let page = self.reader.parked(source, LOOK_ROWS).await?;
             self.ship_parked(&page).await?;
             if page.rows().len() == LOOK_ROWS {
-                self.aside.look_again();
+                self.aside.reload_soon();
             }
         }
         if let Some(topic) = &self.config.dead_letter_topic {
             let page = self.reader.dead_letters(source, LOOK_ROWS).await?;
             self.ship_dead_letters(&page, topic).await?;
             if page.rows().len() == LOOK_ROWS {
-                self.aside.look_again();
+                self.aside.reload_soon();
             }
         }
         let parked_keys = self.aside.parked_keys();

@@ -22,7 +22,7 @@ use super::{
     outstanding::Outstanding,
     produce_request::{Part, ProduceRequestFrame},
 };
-use crate::sink::SinkError;
+use crate::{lease::Lease, sink::SinkError};
 
 /// Requests on their way on one connection. With more the broker could no longer tell a repetition
 /// from what is new: it remembers the last five batches of a producer.
@@ -91,13 +91,20 @@ impl ProduceConnection {
     ///
     /// The bytes go to the socket from where they are. When this returns they are needed no more:
     /// what is not acknowledged is read from the outbox once more.
-    pub(super) async fn send(&mut self, parts: &[Part<'_>], alone: bool) -> Result<(), SinkError> {
+    pub(super) async fn send(
+        &mut self,
+        parts: &[Part<'_>],
+        alone: bool,
+        lease: &Lease,
+    ) -> Result<(), SinkError> {
         let places = if alone { MAX_REQUESTS } else { 1 };
         let room = Arc::clone(&self.room).acquire_many_owned(places);
         let room = within(self.timeout, &self.address, async {
             room.await.map_err(std::io::Error::other)
         })
         .await?;
+        // The last wait before the bytes go: a successor knows how long these may take.
+        lease.wait().await;
         // It may be a failure that has made room.
         self.outstanding.check()?;
         self.last_correlation_id = self.last_correlation_id.wrapping_add(1);
