@@ -163,7 +163,10 @@ pub(crate) async fn reset(
         ResetTo::Seq(seq) => (Some(seq), None),
         ResetTo::UnixSeconds(seconds) => (None, Some(seconds)),
     };
-    adopt_foreign_rows(client).await?;
+    // Committed before the window is opened: their new ids are in it.
+    client
+        .execute("select outbox_adopt_foreign_rows()", &[])
+        .await?;
     // As if a window were open that reaches from nothing to now, and done up to that seq. What is not
     // visible now is not in the window, and will be found as a straggler.
     let sql = "
@@ -188,21 +191,4 @@ pub(crate) async fn reset(
         .query_opt(sql, &[&source, &seq, &seconds, &system_identifier])
         .await?;
     Ok(updated.map_or(0, |row| row.get(0)))
-}
-
-/// Gives rows that came from another cluster, in a dump, an id of this one: theirs are of
-/// transactions that are still to come here, and nobody would look at the rows until then. No row
-/// of this cluster that is visible has such an id.
-async fn adopt_foreign_rows(client: &Client) -> Result<(), tokio_postgres::Error> {
-    // The limit stays while the rows are changed: the changing transaction has an id beyond it.
-    let limit = "select pg_snapshot_xmax(pg_current_snapshot())::text";
-    let limit: String = client.query_one(limit, &[]).await?.get(0);
-    let foreign = format!("from outbox where xid >= '{limit}'::xid8");
-    let is_any = format!("select exists (select {foreign})");
-    if client.query_one(&is_any, &[]).await?.get(0) {
-        let adopt =
-            format!("update outbox set xid = pg_current_xact_id() where xid >= '{limit}'::xid8");
-        client.batch_execute(&adopt).await?;
-    }
-    Ok(())
 }
