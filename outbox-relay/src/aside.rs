@@ -295,7 +295,8 @@ impl Parked {
              )
              insert into relay_dead_letters (source, {COLUMNS}, error)
              select source, {COLUMNS}, 'dropped by an operator; ' || coalesce(error, 'it waited')
-             from dropped"
+             from dropped
+             on conflict (source, seq) do update set error = excluded.error"
         );
         Ok(self.client.execute(&sql, &[&self.source, &seq]).await? > 0)
     }

@@ -40,6 +40,7 @@ use crate::{lease::Lease, route::Record};
 /// Batches are sent when together they have this size, or when their page ends. Larger ones cost the
 /// broker less, and make acknowledgements wait.
 const REQUEST_BYTES: usize = 512 * 1024;
+const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// Memory that the batches of all partitions keep for the next ones, together.
 const KEPT_BYTES: usize = 2 * 1024 * 1024;
 /// Brokers forget a name that was not used for a week, and whom it fences; this uses it. They
@@ -160,6 +161,10 @@ impl KafkaSink {
     }
 
     async fn fetch_topic(&mut self, name: &str) -> Result<Topic, SinkError> {
+        if !is_topic_name(name) {
+            let shown: String = name.chars().take(MAX_TOPIC_NAME_BYTES).collect();
+            return Err(SinkError::refused(&shown, "no topic can have this name"));
+        }
         let layout = self.cluster.layouts(&[name]).await?.remove(name);
         let Some(layout) = layout.filter(|layout| !layout.leaders.is_empty()) else {
             return Err(SinkError::refused(name, NO_SUCH_TOPIC));
@@ -278,6 +283,12 @@ impl KafkaSink {
         self.registered_at = Instant::now();
         Ok(())
     }
+}
+
+/// Kafka's own rule. A broker that is asked about anything else may close the connection.
+fn is_topic_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=MAX_TOPIC_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
 /// What a broker holds against a topic's `max.message.bytes`: a batch with this record alone.

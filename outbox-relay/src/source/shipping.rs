@@ -121,7 +121,8 @@ impl<S: Sink> Shipping<'_, S> {
             err = &mut keeping => return self.note(leadership, &shown, err).await,
         };
         let unflushed = match flushed {
-            Ok(Ok(())) => None,
+            // The cursor may have passed rows that are parked in memory only.
+            Ok(Ok(())) => self.aside.store_parked().await.err().map(Into::into),
             Ok(Err(err)) => Some(SourceError::from(err)),
             Err(_) => Some(SourceError::FlushTimeout),
         };

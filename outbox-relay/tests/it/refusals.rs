@@ -30,6 +30,7 @@ for_each_sink! {
     a_batch_that_is_refused_takes_no_other_row_along,
     a_topic_that_may_not_be_written_to_holds_no_other_up,
     what_is_in_front_of_a_refused_row_is_not_repeated,
+    what_waits_behind_a_parked_key_is_kept_when_the_source_halts,
 }
 
 const LARGE: usize = 2_000_000;
@@ -354,4 +355,38 @@ async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) ->
     relay.stop().await?;
     kafka.process.stop().await;
     Ok(())
+}
+
+/// The page ends with an error while events of a parked key wait to be stored.
+async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
+    sink: SinkKind,
+) -> Result<()> {
+    let (setup, session) = setup("behind", sink, OnRefusal::ParkKey).await?;
+    let missing = Addresses::unique_name("missing");
+    session.enqueue(&missing, "hot", 1).await?;
+    let relay = setup.start().await?;
+    let parked = "select count(*) from relay_parked";
+    session.client.wait_for(parked, 1).await?;
+    // Nothing more can be parked for a reason of its own.
+    let refuse = "alter table relay_parked add constraint full_up check (error is null or seq = 1)";
+    session.client.batch_execute(refuse).await?;
+    session.client.batch_execute("begin").await?;
+    for version in 2..=4 {
+        session.enqueue(&missing, "hot", version).await?;
+    }
+    session.enqueue(&missing, "another", 1).await?;
+    session.client.batch_execute("commit").await?;
+    relay.wait_for_state(503, "full_up").await?;
+    session.client.wait_for(parked, 4).await?;
+    let mend = "alter table relay_parked drop constraint full_up";
+    session.client.batch_execute(mend).await?;
+    session.client.wait_for(parked, 5).await?;
+    Addresses::shared().create_topic(&missing, 1).await?;
+    let source = &setup.config()?.sources[0];
+    Parked::of(source).await?.retry(None).await?;
+    session.client.wait_for(parked, 0).await?;
+    let records = Addresses::shared().read_topic(&missing).await?;
+    assert_eq!(versions_of(&records, "hot"), [1, 2, 3, 4]);
+    assert_eq!(versions_of(&records, "another"), [1]);
+    relay.stop().await
 }

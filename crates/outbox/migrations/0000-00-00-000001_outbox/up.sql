@@ -13,16 +13,17 @@ create table outbox (
     seq bigint not null default nextval('outbox_seq') constraint outbox_seq_positive check (seq > 0),
     -- The event's identity in every copy that is ever made of it (header ce_id).
     event_id uuid not null default gen_random_uuid(),
-    topic text not null constraint outbox_topic_named check (topic <> ''),
+    topic text not null constraint outbox_topic_named check (octet_length(topic) between 1 and 249),
     -- The aggregate's id: events of one key stay in order. It becomes the record's key.
-    key text not null constraint outbox_key_named check (key <> ''),
+    key text not null constraint outbox_key_named check (octet_length(key) between 1 and 1024),
     event_type text not null constraint outbox_event_type_named check (event_type <> ''),
     aggregate_version bigint not null,
     -- The record's value as it is; null makes a tombstone, which lets compaction forget the key.
     payload bytea,
     -- Further headers, an object of strings.
     headers jsonb constraint outbox_headers_strings check (
-        jsonb_typeof(headers) = 'object' and not jsonb_path_exists(headers, '$.* ? (@.type() != "string")')
+        jsonb_typeof(headers) = 'object'
+        and not jsonb_path_exists(headers, 'strict $.* ? (@.type() != "string")', '{}', true)
     ),
     -- The W3C trace context of the request that wrote the row.
     traceparent text,
