@@ -14,6 +14,7 @@ pub struct Event {
     event_type: String,
     aggregate_version: i64,
     payload: Option<Vec<u8>>,
+    headers: Option<serde_json::Value>,
     traceparent: Option<String>,
 }
 
@@ -37,8 +38,26 @@ impl Event {
             event_type: event_type.to_owned(),
             aggregate_version: version,
             payload: Some(serde_json::to_vec(payload)?),
+            headers: None,
             traceparent: None,
         })
+    }
+
+    /// The same event without a payload: a tombstone, which lets compaction forget the key. Enqueue
+    /// it behind the event that tells of the aggregate's end.
+    #[must_use]
+    pub fn tombstone(&self) -> Self {
+        Self {
+            payload: None,
+            ..self.clone()
+        }
+    }
+
+    /// The same event with the id of the event that caused it, as header `ce_causationid`.
+    #[must_use]
+    pub fn caused_by(mut self, event_id: &str) -> Self {
+        self.headers = Some(serde_json::json!({ "ce_causationid": event_id }));
+        self
     }
 
     /// The same event with the W3C trace context of the request that causes it.

@@ -4,7 +4,7 @@ mod enqueue;
 mod event;
 mod schema;
 
-pub use enqueue::enqueue;
+pub use enqueue::{enqueue, enqueue_all};
 pub use event::Event;
 
 /// The migrations of the outbox and of the relay's checkpoints. Run them before the service's own.

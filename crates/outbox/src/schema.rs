@@ -7,6 +7,7 @@ diesel::table! {
         event_type -> Text,
         aggregate_version -> BigInt,
         payload -> Nullable<Binary>,
+        headers -> Nullable<Jsonb>,
         traceparent -> Nullable<Text>,
     }
 }
