@@ -1,13 +1,17 @@
 //! How the service is run. Every option is also a variable:
 //!
-//! - `LISTEN_ADDR`, `MAX_CONNECTIONS`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`: see [`ServerOptions`]
+//! - `LISTEN_ADDR`, `MAX_CONNECTIONS`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`, `GRPC_WEB_ORIGINS`: see
+//!   [`ServerOptions`]
 //! - `DATABASE_URL` or `DATABASE_URL_FILE`: see [`DatabaseOptions`]
 //! - `DATABASE_POOL_SIZE`: connections at most
+//! - `MAX_CALLS`: calls that may use or wait for the database at once
 //! - `KAFKA_BROKERS`: the brokers to begin with
 //! - `ORDERS_TOPIC`, `USERS_TOPIC`: where events go, where they come from
 //! - `CONSUMER_GROUP`: names the projection, and its group in Kafka
 //! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
 //! - `TOKEN_WAIT_MS`, `UNKNOWN_USER_WAIT_MS`, `MAX_WAITERS`: how CreateOrder waits for events
+//! - `VALIDATION`, `USER_SERVICE_ADDR`: whom CreateOrder asks for a user
+//! - `MAX_WATCHES`, `WATCH_PATIENCE_MS`: limits of WatchOrders
 
 use std::time::Duration;
 
@@ -16,8 +20,13 @@ use program::Problems;
 use proto::events;
 use secrecy::SecretString;
 use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
+use tonic::transport::Endpoint;
 
-use crate::consistency::WaitLimits;
+use crate::{
+    consistency::WaitLimits,
+    validation::{Mode, RemoteUsers, Validation},
+    watch::WatchLimits,
+};
 
 const DEFAULT_CONSUMER_GROUP: &str = "order_service_group";
 
@@ -31,6 +40,9 @@ pub struct ServeOptions {
     /// Connections to the database at most; more than its cores can use only queue there
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "16")]
     database_pool_size: String,
+    /// Calls that may use the database or wait for it at once; others are told at once to come later
+    #[arg(long, env = "MAX_CALLS", default_value = "256")]
+    max_calls: String,
     /// The Kafka brokers to begin with, as host:port, separated by commas
     #[arg(long, env = "KAFKA_BROKERS")]
     kafka_brokers: Option<String>,
@@ -55,6 +67,19 @@ pub struct ServeOptions {
     /// How many calls may wait at once; others are told at once to retry
     #[arg(long, env = "MAX_WAITERS", default_value = "1000")]
     max_waiters: String,
+    /// Whom CreateOrder asks for a user: local (what was heard of users), local-then-remote (user-service, of users
+    /// that were not heard of), remote (user-service, always)
+    #[arg(long, env = "VALIDATION", default_value = "local")]
+    validation: String,
+    /// Where user-service is, as host:port; needed for validation that is not local
+    #[arg(long, env = "USER_SERVICE_ADDR")]
+    user_service_addr: Option<String>,
+    /// Streams of WatchOrders at once; others are told to come later
+    #[arg(long, env = "MAX_WATCHES", default_value = "1000")]
+    max_watches: String,
+    /// How long a caller of WatchOrders may leave its stream unread, in milliseconds
+    #[arg(long, env = "WATCH_PATIENCE_MS", default_value = "10000")]
+    watch_patience_ms: String,
 }
 
 /// [`ServeOptions`], checked.
@@ -63,10 +88,13 @@ pub struct Config {
     pub(crate) server: ServerSettings,
     pub(crate) database_url: SecretString,
     pub(crate) database_pool_size: usize,
+    pub(crate) max_calls: usize,
     pub(crate) orders_topic: String,
     pub(crate) users: projection::Options,
     pub(crate) wait_limits: WaitLimits,
     pub(crate) max_waiters: usize,
+    pub(crate) validation: Validation,
+    pub(crate) watch_limits: WatchLimits,
 }
 
 impl ServeOptions {
@@ -75,6 +103,7 @@ impl ServeOptions {
         let server = self.server.check(problems);
         let database_url = self.database.check(problems);
         let pool_size = problems.number("DATABASE_POOL_SIZE", &self.database_pool_size, 1..=1_000);
+        let max_calls = problems.number("MAX_CALLS", &self.max_calls, 1..=100_000);
         let token = problems.number("TOKEN_WAIT_MS", &self.token_wait_ms, 0..=60_000);
         let unknown_user = problems.number(
             "UNKNOWN_USER_WAIT_MS",
@@ -82,6 +111,9 @@ impl ServeOptions {
             0..=60_000,
         );
         let max_waiters = problems.number("MAX_WAITERS", &self.max_waiters, 0..=1_000_000);
+        let validation = validation(&self.validation, self.user_service_addr, problems);
+        let max_watches = problems.number("MAX_WATCHES", &self.max_watches, 0..=1_000_000);
+        let patience = problems.number("WATCH_PATIENCE_MS", &self.watch_patience_ms, 1..=600_000);
         let brokers = problems.required("KAFKA_BROKERS", self.kafka_brokers);
         let brokers = brokers.and_then(|text| problems.brokers("KAFKA_BROKERS", &text));
         let orders_topic = problems.kafka_name("ORDERS_TOPIC", self.orders_topic);
@@ -96,6 +128,7 @@ impl ServeOptions {
             server: server?,
             database_url: database_url?,
             database_pool_size: pool_size?,
+            max_calls: max_calls?,
             orders_topic: orders_topic?,
             users: projection::Options {
                 brokers: brokers?,
@@ -108,6 +141,24 @@ impl ServeOptions {
                 unknown_user: Duration::from_millis(unknown_user?),
             },
             max_waiters: max_waiters?,
+            validation: validation?,
+            watch_limits: WatchLimits {
+                max_watches: max_watches?,
+                patience: Duration::from_millis(patience?),
+            },
         })
     }
+}
+
+fn validation(mode: &str, addr: Option<String>, problems: &mut Problems) -> Option<Validation> {
+    let with: fn(RemoteUsers) -> Validation = match problems.check("VALIDATION", mode.parse())? {
+        Mode::Local => return Some(Validation::Local),
+        Mode::LocalThenRemote => Validation::LocalThenRemote,
+        Mode::Remote => Validation::Remote,
+    };
+    let addr = problems.required("USER_SERVICE_ADDR", addr)?;
+    let endpoint = Endpoint::try_from(format!("http://{addr}"))
+        .map_err(|_| format!("{addr:?} isn't an address like user-service:50051"));
+    let endpoint = problems.check("USER_SERVICE_ADDR", endpoint)?;
+    Some(with(RemoteUsers::new(endpoint)))
 }

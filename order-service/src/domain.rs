@@ -16,6 +16,15 @@ pub struct NewOrder {
     pub amount: Amount,
 }
 
+/// Which order to cancel.
+#[derive(Clone, Debug)]
+pub struct Cancellation {
+    /// Which order.
+    pub order_id: Uuid,
+    /// What the caller has seen of it last; empty if that does not matter.
+    pub etag: String,
+}
+
 /// An order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -34,8 +43,17 @@ pub struct Order {
 pub enum State {
     /// Placed.
     Created,
-    /// Called off.
-    Cancelled,
+    /// Called off, for good.
+    Cancelled(CancelReason),
+}
+
+/// Why an order was called off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelReason {
+    /// A caller asked for it.
+    Requested,
+    /// The user was deleted.
+    UserDeleted,
 }
 
 /// What this service has heard of a user.
@@ -45,4 +63,10 @@ pub struct CachedUser {
     pub version: i64,
     /// Whether the user is gone.
     pub deleted: bool,
+}
+
+impl From<(i64, bool)> for CachedUser {
+    fn from((version, deleted): (i64, bool)) -> Self {
+        Self { version, deleted }
+    }
 }

@@ -1,121 +1,47 @@
-//! The door: decode, wait for what the caller has seen, ask the store, encode.
+//! The door: decode, ask the store, encode. Nothing is decided here.
 
-use std::{sync::Arc, time::Duration};
+mod decode;
+mod encode;
 
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, stream};
 use prost::Message as _;
-use proto::{
-    Aggregate, ConsistencyToken,
-    money::v1::Money,
-    order::v1::{
-        CreateOrderRequest, CreateOrderResponse, GetOrderRequest, GetOrderResponse,
-        ListOrdersRequest, ListOrdersResponse, Order as ProtoOrder, OrderState,
-        order_service_server::OrderService,
-    },
+use proto::order::v1::{
+    CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse,
+    GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, WatchOrdersRequest,
+    WatchOrdersResponse, order_service_server::OrderService,
 };
 use service_kit::{
-    CallError, Deadline, PageToken, Violations, cut_page,
-    idempotency::{Answer, RequestKey, WriteContext},
-    page_size, to_completion, traceparent,
+    Deadline, Paging, asked_deadline, idempotency::WriteContext, to_completion, traceparent,
+    with_token,
 };
-use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    consistency::{WaitLimits, Waiters},
-    domain::{Amount, NewOrder, Order, State},
     error::Error,
+    placing::{Placement, Placing},
     store::Store,
+    wakers::Wakers,
+    watch::Watches,
 };
-
-/// What is kept of a caller's deadline to write the order after the wait.
-const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 
 /// The implementation of `order.v1.OrderService`.
 pub struct Orders {
     store: Store,
-    waiters: Arc<Waiters>,
-    limits: WaitLimits,
-}
-
-/// A request to place an order, decoded.
-struct CreateOrder {
-    new: NewOrder,
-    token: Option<ConsistencyToken>,
-    request: Option<RequestKey>,
+    placing: Placing,
+    watches: Watches,
+    changes: Arc<Wakers>,
 }
 
 impl Orders {
     /// Answers from this store.
-    pub fn new(store: Store, waiters: Arc<Waiters>, limits: WaitLimits) -> Self {
+    pub fn new(placing: Placing, watches: Watches) -> Self {
         Self {
-            store,
-            waiters,
-            limits,
-        }
-    }
-
-    /// Waits for the user's version that a token names. What this service wrote itself needs no
-    /// wait.
-    async fn wait_for_token(
-        &self,
-        token: &ConsistencyToken,
-        deadline: Option<Instant>,
-    ) -> Result<(), Error> {
-        let deadline = earlier(Instant::now() + self.limits.token, deadline);
-        match token.aggregate {
-            Aggregate::Order => Ok(()),
-            Aggregate::User => {
-                let waited = self
-                    .waiters
-                    .wait_for(&self.store, token.id, token.version, deadline)
-                    .await?;
-                if waited {
-                    Ok(())
-                } else {
-                    Err(Error::ProjectionLagging)
-                }
-            }
-        }
-    }
-
-    async fn write(&self, new: &NewOrder, context: &WriteContext) -> Result<Answer<Order>, Error> {
-        let (store, new, context) = (self.store.clone(), new.clone(), context.clone());
-        let respond = |order: &Order| create_response(order).encode_to_vec();
-        to_completion(async move { store.create_order(new, context, respond).await }).await
-    }
-
-    async fn create(
-        &self,
-        create: CreateOrder,
-        traceparent: Option<String>,
-        deadline: Option<Instant>,
-    ) -> Result<Answer<Order>, Error> {
-        let CreateOrder {
-            new,
-            token,
-            request,
-        } = create;
-        if let Some(token) = &token {
-            self.wait_for_token(token, deadline).await?;
-        }
-        let context = WriteContext {
-            request,
-            traceparent,
-        };
-        match self.write(&new, &context).await {
-            // The event may be on its way: one short wait, then one more try.
-            Err(Error::UserUnknown(user_id)) if !self.limits.unknown_user.is_zero() => {
-                let deadline = earlier(Instant::now() + self.limits.unknown_user, deadline);
-                if !self
-                    .waiters
-                    .wait_for(&self.store, user_id, 1, deadline)
-                    .await?
-                {
-                    return Err(Error::UserUnknown(user_id));
-                }
-                self.write(&new, &context).await
-            }
-            result => result,
+            store: placing.store.clone(),
+            changes: Arc::clone(&placing.changes),
+            placing,
+            watches,
         }
     }
 }
@@ -127,31 +53,31 @@ impl OrderService for Orders {
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let traceparent = traceparent(request.metadata());
-        let deadline = request
-            .extensions()
-            .get::<Deadline>()
-            .map(|deadline| deadline.0);
-        let create = decode_create(request.get_ref())?;
-        let response = match self.create(create, traceparent, deadline).await? {
-            Answer::Done(order) => create_response(&order),
-            Answer::Repeated(response) => CreateOrderResponse::decode(&*response)
-                .map_err(|err| Error::from(CallError::bug(err)))?,
+        let Deadline(deadline) = Deadline::of(&request);
+        let (new, token, key) = decode::create(request.get_ref(), request.metadata())?;
+        let placement = Placement {
+            new,
+            token,
+            context: WriteContext {
+                request: key,
+                traceparent,
+            },
+            respond: |order| encode::created(order).encode_to_vec(),
+            deadline,
         };
-        Ok(Response::new(response))
+        let answer = self.placing.place(&placement).await?;
+        let answer = answer.into_message(encode::created).map_err(Error::from)?;
+        let token = answer.consistency_token.clone();
+        Ok(with_token(answer, &token))
     }
 
     async fn get_order(
         &self,
         request: Request<GetOrderRequest>,
     ) -> Result<Response<GetOrderResponse>, Status> {
-        let mut violations = Violations::default();
-        let order_id = violations
-            .id("order_id", &request.get_ref().order_id)
-            .ok_or_else(|| Error::from(CallError::Invalid(violations)))?;
-        let order = self.store.order(order_id).await?;
-        Ok(Response::new(GetOrderResponse {
-            order: Some(encode(&order)),
-        }))
+        let order_id = decode::id("order_id", &request.get_ref().order_id)?;
+        let order = Some(encode::order(&self.store.order(order_id).await?));
+        Ok(Response::new(GetOrderResponse { order }))
     }
 
     async fn list_orders(
@@ -160,132 +86,73 @@ impl OrderService for Orders {
     ) -> Result<Response<ListOrdersResponse>, Status> {
         let ListOrdersRequest {
             user_id,
-            page_size: asked,
+            page_size,
             page_token,
         } = request.into_inner();
-        let mut violations = Violations::default();
         let user_id = match user_id.as_str() {
             "" => None,
-            text => Some(
-                violations
-                    .id("user_id", text)
-                    .ok_or_else(|| Error::from(CallError::Invalid(violations)))?,
-            ),
+            text => Some(decode::id("user_id", text)?),
         };
-        let query = format!("orders user_id={user_id:?}");
-        let after = PageToken::decode(&page_token, &query).map_err(Error::from)?;
-        let size = page_size(asked);
-        // One more than the page takes tells whether there is a page behind this one.
+        let list = format!("orders user_id={user_id:?}");
+        let key = self.store.token_key().await?;
+        let paging = Paging::new(key, list, page_size, &page_token).map_err(Error::from)?;
         let mut orders = self
             .store
-            .orders(user_id, after.map(|token| token.0), size + 1)
+            .orders(user_id, paging.after(), paging.limit())
             .await?;
-        let next_page_token = cut_page(&mut orders, size, &query, |order| order.order_id);
-        let orders = orders.iter().map(encode).collect();
+        let next_page_token = paging.cut(&mut orders, |order| order.order_id);
+        let orders = orders.iter().map(encode::order).collect();
         Ok(Response::new(ListOrdersResponse {
             orders,
             next_page_token,
         }))
     }
-}
 
-/// The limit, or the caller's deadline less a margin, whichever is earlier.
-fn earlier(limit: Instant, deadline: Option<Instant>) -> Instant {
-    let deadline = deadline.and_then(|deadline| deadline.checked_sub(DEADLINE_MARGIN));
-    deadline.map_or(limit, |deadline| deadline.min(limit))
-}
-
-fn decode_create(request: &CreateOrderRequest) -> Result<CreateOrder, Error> {
-    let mut violations = Violations::default();
-    let user_id = violations.id("user_id", &request.user_id);
-    let amount = decode_amount(request.amount.as_ref(), &mut violations);
-    let token = match request.consistency_token.as_str() {
-        "" => Some(None),
-        text => violations
-            .check(
-                "consistency_token",
-                ConsistencyToken::decode(text)
-                    .map_err(|_| "must be a token of this system, or empty"),
-            )
-            .map(Some),
-    };
-    // What is ordered, and not how it was asked for: a caller that got no answer may well repeat with
-    // a token.
-    let body = CreateOrderRequest {
-        user_id: user_id.map(|id| id.to_string()).unwrap_or_default(),
-        amount: request.amount.clone(),
-        ..CreateOrderRequest::default()
-    };
-    let request = violations.check(
-        "request_id",
-        RequestKey::parse("CreateOrder", &request.request_id, &body.encode_to_vec()),
-    );
-    match (user_id, amount, token, request) {
-        (Some(user_id), Some(amount), Some(token), Some(request)) => Ok(CreateOrder {
-            new: NewOrder { user_id, amount },
-            token,
+    async fn cancel_order(
+        &self,
+        request: Request<CancelOrderRequest>,
+    ) -> Result<Response<CancelOrderResponse>, Status> {
+        let traceparent = traceparent(request.metadata());
+        let (cancellation, request) = decode::cancel(request.get_ref())?;
+        let context = WriteContext {
             request,
-        }),
-        _ => Err(CallError::Invalid(violations).into()),
-    }
-}
-
-fn decode_amount(money: Option<&Money>, violations: &mut Violations) -> Option<Amount> {
-    let Some(money) = money else {
-        violations.add("amount", "must be given");
-        return None;
-    };
-    match Amount::from_units(&money.currency_code, money.units, money.nanos) {
-        Ok(amount) => Some(amount),
-        Err(bad) => {
-            if let Some(reason) = bad.currency_code {
-                violations.add("amount.currency_code", reason);
+            traceparent,
+        };
+        let (store, changes) = (self.store.clone(), Arc::clone(&self.changes));
+        let writing = async move {
+            let respond = |order: &_| encode::cancelled(order).encode_to_vec();
+            let answer = store.cancel_order(cancellation, context, respond).await?;
+            if let service_kit::idempotency::Answer::Done(order) = &answer {
+                changes.wake(order.user_id);
             }
-            if let Some(reason) = bad.units {
-                violations.add("amount.units", reason);
-            }
-            if let Some(reason) = bad.nanos {
-                violations.add("amount.nanos", reason);
-            }
-            None
-        }
+            Ok::<_, Error>(answer)
+        };
+        let answer = to_completion(writing).await?;
+        let answer = answer
+            .into_message(encode::cancelled)
+            .map_err(Error::from)?;
+        let token = answer.consistency_token.clone();
+        Ok(with_token(answer, &token))
     }
-}
 
-fn create_response(order: &Order) -> CreateOrderResponse {
-    let (aggregate, id, version) = (Aggregate::Order, order.order_id, order.version);
-    let consistency_token = ConsistencyToken {
-        aggregate,
-        id,
-        version,
-    }
-    .encode();
-    CreateOrderResponse {
-        order: Some(encode(order)),
-        consistency_token,
-    }
-}
+    type WatchOrdersStream =
+        Pin<Box<dyn Stream<Item = Result<WatchOrdersResponse, Status>> + Send>>;
 
-fn encode(order: &Order) -> ProtoOrder {
-    let (units, nanos) = order.amount.to_units();
-    let currency_code = order.amount.currency_code().to_owned();
-    let state = match order.state {
-        State::Created => OrderState::Created,
-        State::Cancelled => OrderState::Cancelled,
-    };
-    ProtoOrder {
-        order_id: order.order_id.to_string(),
-        user_id: order.user_id.to_string(),
-        amount: Some(Money {
-            currency_code,
-            units,
-            nanos,
-        }),
-        state: state.into(),
-        cancel_reason: 0,
-        etag: format!("v{}", order.version),
-        version: order.version,
-        create_time: Some(proto::timestamp(order.create_time)),
-        update_time: Some(proto::timestamp(order.update_time)),
+    async fn watch_orders(
+        &self,
+        request: Request<WatchOrdersRequest>,
+    ) -> Result<Response<Self::WatchOrdersStream>, Status> {
+        let deadline = asked_deadline(request.metadata());
+        let key = self.store.token_key().await?.clone();
+        let (user_id, position) = decode::watch(request.get_ref(), &key)?;
+        let watch = self.watches.start(user_id, position, deadline)?;
+        let stream = stream::unfold((watch, key), move |(mut watch, key)| async move {
+            let change = watch.next().await?;
+            let message = change
+                .map(|change| encode::change(&change, user_id, &key))
+                .map_err(Status::from);
+            Some((message, (watch, key)))
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 }

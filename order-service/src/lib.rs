@@ -2,34 +2,43 @@
 //!
 //! - [`grpc`] is the door: it decodes a request into the [`domain`], asks the [`store`], encodes
 //!   the answer.
+//! - [`placing`] is what CreateOrder does, [`watch`] what WatchOrders does.
 //! - [`store`] has all SQL: an order and the event that tells of it are written in one transaction.
 //! - [`error`] is the one place where an error becomes a gRPC status.
 //! - [`users_projection`] applies user events to `users_cache`; [`consistency`] lets calls wait for
 //!   them.
 //!
-//! **Invariant:** nothing here knows where user-service is. An order is validated against
-//! `users_cache`, and against nothing else.
+//! **Invariant:** an order is validated against `users_cache`, and against nothing else. Nothing here
+//! knows where user-service is, unless it is told to ask it: see [`validation`].
 
 pub mod config;
 pub mod consistency;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod placing;
 mod schema;
 pub mod store;
 pub mod users_projection;
+pub mod validation;
+pub mod wakers;
+pub mod watch;
 
 use std::{error::Error, io, net::SocketAddr, sync::Arc};
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::order::v1::order_service_server::{OrderServiceServer, SERVICE_NAME};
-use service_kit::{Checks, Server, Service, database, idempotency};
+use service_kit::{
+    Checks, Server, Service,
+    database::{self, CallDatabase},
+    idempotency,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
-    config::Config, consistency::Waiters, grpc::Orders, store::Store,
-    users_projection::UsersProjection,
+    config::Config, consistency::Waiters, grpc::Orders, placing::Placing, store::Store,
+    users_projection::UsersProjection, wakers::Wakers, watch::Watches,
 };
 
 /// The schema of this service's database, in the order in which it is built; its own part is last.
@@ -42,6 +51,9 @@ pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
 
 /// The service's name in its errors, and in Kafka.
 pub const NAME: &str = "order-service";
+
+/// One each for health, the sweep and the projection, at a time.
+const BACKGROUND_CONNECTIONS: usize = 3;
 
 /// Far above the largest request.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -80,17 +92,39 @@ impl OrderService {
         shutdown: CancellationToken,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { server, config } = self;
-        let pool = database::pool(&config.database_url, config.database_pool_size);
-        let waiters = Arc::new(Waiters::new(config.max_waiters));
+        // Health, the sweep and the projection have connections of their own, so that a crowd of
+        // calls keeps none of them waiting.
+        let pool = database::pool(&config.database_url, BACKGROUND_CONNECTIONS);
+        let calls = database::pool(&config.database_url, config.database_pool_size);
+        let calls = CallDatabase::new(calls, config.max_calls);
+        let (arrivals, changes) = (Arc::new(Wakers::default()), Arc::new(Wakers::default()));
+        let projection = UsersProjection {
+            orders_topic: config.orders_topic.clone(),
+            arrivals: Arc::clone(&arrivals),
+            changes: Arc::clone(&changes),
+        };
         let following = projection::follow(
             config.users,
-            Arc::new(UsersProjection::new(Arc::clone(&waiters))),
+            Arc::new(projection),
             pool.clone(),
             shutdown.clone(),
         );
         let state = following.state();
-        let store = Store::new(pool.clone(), config.orders_topic);
-        let orders = Orders::new(store, waiters, config.wait_limits);
+        let store = Store::new(calls, config.orders_topic);
+        let watches = Watches::new(
+            store.clone(),
+            Arc::clone(&changes),
+            config.watch_limits,
+            shutdown.clone(),
+        );
+        let placing = Placing {
+            store,
+            waiters: Waiters::new(arrivals, config.max_waiters),
+            limits: config.wait_limits,
+            validation: config.validation,
+            changes,
+        };
+        let orders = Orders::new(placing, watches);
         let service = OrderServiceServer::new(orders)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .accept_compressed(CompressionEncoding::Gzip);

@@ -8,6 +8,7 @@ diesel::table! {
     }
 }
 
+// There is also `changed_xid`, of a type that diesel does not know.
 diesel::table! {
     orders (order_id) {
         order_id -> Uuid,
@@ -15,6 +16,7 @@ diesel::table! {
         amount_minor -> BigInt,
         currency -> Text,
         state -> Text,
+        cancel_reason -> Nullable<Text>,
         version -> BigInt,
         create_time -> Timestamptz,
         update_time -> Timestamptz,

@@ -1,61 +1,116 @@
 //! All SQL of the service. An order and the event that tells of it are written in one transaction.
 
+mod cancellations;
+mod changes;
+
 use chrono::{DateTime, SubsecRound as _, Utc};
 use diesel::{
-    ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, Selectable,
-    SelectableHelper as _,
+    ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, QueryableByName,
+    Selectable, SelectableHelper as _,
 };
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _};
 use proto::events;
 use service_kit::{
-    CallError,
-    database::Pool,
+    CallError, TokenKey, check_etag,
+    database::CallDatabase,
     idempotency::{Answer, WriteContext},
 };
 use uuid::Uuid;
 
 use crate::{
-    domain::{Amount, CachedUser, NewOrder, Order, State},
+    domain::{Amount, CachedUser, CancelReason, Cancellation, NewOrder, Order, State},
     error::Error,
     schema::{orders, users_cache},
+};
+
+pub use self::{
+    cancellations::{Deletion, cancel_orders_of_deleted},
+    changes::{Changes, Position},
 };
 
 /// The service's database.
 #[derive(Clone)]
 pub struct Store {
-    pool: Pool,
+    database: CallDatabase,
     topic: String,
 }
 
 impl Store {
-    /// The store behind `pool`; events go to `topic`.
-    pub fn new(pool: Pool, topic: String) -> Self {
-        Self { pool, topic }
+    /// The store in `database`; events go to `topic`.
+    pub fn new(database: CallDatabase, topic: String) -> Self {
+        Self { database, topic }
+    }
+
+    /// The key of this service's page and resume tokens.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn token_key(&self) -> Result<&TokenKey, Error> {
+        Ok(self.database.token_key().await?)
     }
 
     /// Places an order. `respond` encodes the response, which is kept for repeats.
     ///
     /// # Errors
-    /// If the user is not known here or was deleted, the request id was used for something else, or
-    /// the database fails.
+    /// If the user was deleted, or is not known here unless `vouched` for, the request id was used
+    /// for something else, or the database fails.
     pub async fn create_order(
         &self,
         new: NewOrder,
+        vouched: bool,
         context: WriteContext,
         respond: fn(&Order) -> Vec<u8>,
     ) -> Result<Answer<Order>, Error> {
-        let mut conn = self.pool.get().await?;
+        let mut conn = self.database.get().await?;
         conn.transaction(async |conn| {
             if let Some(response) = context.earlier_response(conn).await? {
                 return Ok(Answer::Repeated(response));
             }
-            match cached_user(conn, new.user_id).await? {
-                None => return Err(Error::UserUnknown(new.user_id)),
+            match lock_cached_user(conn, new.user_id).await? {
+                None if !vouched => return Err(Error::UserUnknown(new.user_id)),
                 Some(user) if user.deleted => return Err(Error::UserDeleted(new.user_id)),
-                Some(_) => {}
+                _ => {}
             }
             let order = insert(conn, &new).await?;
-            let event = self.event(events::ORDER_CREATED, &order)?;
+            let event = event(&self.topic, events::ORDER_CREATED, &order)?;
+            outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
+            context.keep_response(conn, || respond(&order)).await?;
+            Ok(Answer::Done(order))
+        })
+        .await
+    }
+
+    /// Cancels an order.
+    ///
+    /// # Errors
+    /// If there is no such order, it is cancelled already or is not the one that the caller has
+    /// seen, the request id was used for something else, or the database fails.
+    pub async fn cancel_order(
+        &self,
+        cancellation: Cancellation,
+        context: WriteContext,
+        respond: fn(&Order) -> Vec<u8>,
+    ) -> Result<Answer<Order>, Error> {
+        let Cancellation { order_id, etag } = cancellation;
+        let mut conn = self.database.get().await?;
+        conn.transaction(async |conn| {
+            if let Some(response) = context.earlier_response(conn).await? {
+                return Ok(Answer::Repeated(response));
+            }
+            let row: Option<OrderRow> = orders::table
+                .find(order_id)
+                .select(OrderRow::as_select())
+                .for_no_key_update()
+                .first(conn)
+                .await
+                .optional()?;
+            let before: Order = row.ok_or(Error::OrderNotFound(order_id))?.try_into()?;
+            if before.state != State::Created {
+                return Err(Error::OrderCancelled(order_id));
+            }
+            check_etag(&etag, before.version)?;
+            let order = cancellations::cancel(conn, before, CancelReason::Requested).await?;
+            let event = event(&self.topic, events::ORDER_CANCELLED, &order)?;
             outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
             context.keep_response(conn, || respond(&order)).await?;
             Ok(Answer::Done(order))
@@ -68,11 +123,11 @@ impl Store {
     /// # Errors
     /// If there is none, or the database fails.
     pub async fn order(&self, order_id: Uuid) -> Result<Order, Error> {
-        let mut conn = self.pool.get().await?;
+        let mut conn = self.database.get().await?;
         let row: Option<OrderRow> = orders::table
             .find(order_id)
             .select(OrderRow::as_select())
-            .first(&mut conn)
+            .first(&mut *conn)
             .await
             .optional()?;
         row.ok_or(Error::OrderNotFound(order_id))?.try_into()
@@ -96,11 +151,11 @@ impl Store {
         if let Some(after) = after {
             query = query.filter(orders::order_id.gt(after));
         }
-        let mut conn = self.pool.get().await?;
+        let mut conn = self.database.get().await?;
         let rows = query
             .order(orders::order_id)
             .limit(limit)
-            .load(&mut conn)
+            .load(&mut *conn)
             .await?;
         rows.into_iter().map(Order::try_from).collect()
     }
@@ -110,33 +165,32 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn cached_user(&self, user_id: Uuid) -> Result<Option<CachedUser>, Error> {
-        cached_user(&mut *self.pool.get().await?, user_id).await
+        cached_user(&mut *self.database.get().await?, user_id).await
     }
+}
 
-    /// The event that tells of an order's new state.
-    fn event(&self, event_type: &str, order: &Order) -> Result<outbox::Event, Error> {
-        let state = events::Order {
-            order_id: order.order_id,
-            user_id: order.user_id,
-            amount: order.amount.to_string(),
-            currency: order.amount.currency_code().to_owned(),
-            state: match order.state {
-                State::Created => events::OrderState::Created,
-                State::Cancelled => events::OrderState::Cancelled,
-            },
-            version: order.version,
-            create_time: order.create_time,
-            update_time: order.update_time,
-        };
-        outbox::Event::new(
-            &self.topic,
-            order.order_id,
-            event_type,
-            order.version,
-            &state,
-        )
+/// The event that tells of an order's new state.
+fn event(topic: &str, event_type: &str, order: &Order) -> Result<outbox::Event, Error> {
+    let (state, cancel_reason) = match order.state {
+        State::Created => (events::OrderState::Created, None),
+        State::Cancelled(reason) => (events::OrderState::Cancelled, Some(reason)),
+    };
+    let state = events::Order {
+        order_id: order.order_id,
+        user_id: order.user_id,
+        amount: order.amount.to_string(),
+        currency: order.amount.currency_code().to_owned(),
+        state,
+        cancel_reason: cancel_reason.map(|reason| match reason {
+            CancelReason::Requested => events::CancelReason::Requested,
+            CancelReason::UserDeleted => events::CancelReason::UserDeleted,
+        }),
+        version: order.version,
+        create_time: order.create_time,
+        update_time: order.update_time,
+    };
+    outbox::Event::new(topic, order.order_id, event_type, order.version, &state)
         .map_err(|err| CallError::bug(err).into())
-    }
 }
 
 async fn cached_user(
@@ -149,7 +203,23 @@ async fn cached_user(
         .first(conn)
         .await
         .optional()?;
-    Ok(row.map(|(version, deleted)| CachedUser { version, deleted }))
+    Ok(row.map(CachedUser::from))
+}
+
+/// What is known of a user, which stays so until the transaction ends: an order of a user whose
+/// deletion arrives at the same moment is either refused here, or seen and cancelled there.
+async fn lock_cached_user(
+    conn: &mut AsyncPgConnection,
+    user_id: Uuid,
+) -> Result<Option<CachedUser>, Error> {
+    let row: Option<(i64, bool)> = users_cache::table
+        .find(user_id)
+        .select((users_cache::version, users_cache::deleted))
+        .for_share()
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(row.map(CachedUser::from))
 }
 
 async fn insert(conn: &mut AsyncPgConnection, new: &NewOrder) -> Result<Order, Error> {
@@ -182,8 +252,10 @@ async fn insert(conn: &mut AsyncPgConnection, new: &NewOrder) -> Result<Order, E
 
 const CREATED: &str = "created";
 const CANCELLED: &str = "cancelled";
+const REQUESTED: &str = "requested";
+const USER_DELETED: &str = "user_deleted";
 
-#[derive(Queryable, Selectable)]
+#[derive(Queryable, QueryableByName, Selectable)]
 #[diesel(table_name = orders)]
 struct OrderRow {
     order_id: Uuid,
@@ -191,6 +263,7 @@ struct OrderRow {
     amount_minor: i64,
     currency: String,
     state: String,
+    cancel_reason: Option<String>,
     version: i64,
     create_time: DateTime<Utc>,
     update_time: DateTime<Utc>,
@@ -208,9 +281,10 @@ impl TryFrom<OrderRow> for Order {
             user_id: row.user_id,
             amount: Amount::from_minor(&row.currency, row.amount_minor)
                 .ok_or_else(|| bad("amount"))?,
-            state: match row.state.as_str() {
-                CREATED => State::Created,
-                CANCELLED => State::Cancelled,
+            state: match (row.state.as_str(), row.cancel_reason.as_deref()) {
+                (CREATED, None) => State::Created,
+                (CANCELLED, Some(REQUESTED)) => State::Cancelled(CancelReason::Requested),
+                (CANCELLED, Some(USER_DELETED)) => State::Cancelled(CancelReason::UserDeleted),
                 _ => return Err(bad("state").into()),
             },
             version: row.version,

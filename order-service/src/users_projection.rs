@@ -1,17 +1,40 @@
-//! Follows the users of user-service into `users_cache`.
+//! Follows the users of user-service into `users_cache`, and cancels what deleted users leave open.
 
 use std::sync::Arc;
 
-use diesel::{QueryResult, sql_types::*};
+use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use projection::{Poison, Projection, Record};
 use proto::events::{self, User};
 
-use crate::consistency::Waiters;
+use crate::{
+    store::{Deletion, cancel_orders_of_deleted},
+    wakers::Wakers,
+};
 
 /// The projection into `users_cache`.
 pub struct UsersProjection {
-    waiters: Arc<Waiters>,
+    /// Where events of orders go.
+    pub orders_topic: String,
+    /// Wakes those who wait for a user.
+    pub arrivals: Arc<Wakers>,
+    /// Wakes those who follow a user's orders.
+    pub changes: Arc<Wakers>,
+}
+
+/// A user's new state, and the id of the event that told of it.
+pub struct UserChange {
+    user: User,
+    event_id: Option<String>,
+}
+
+/// A row that was written.
+#[derive(QueryableByName)]
+struct Applied {
+    #[diesel(sql_type = Uuid)]
+    user_id: uuid::Uuid,
+    #[diesel(sql_type = BigInt)]
+    version: i64,
 }
 
 /// The newest version of each user wins; of a deleted user no name and no e-mail is kept.
@@ -24,19 +47,13 @@ const APPLY: &str = "
     on conflict on constraint users_cache_pkey do update set
         email = excluded.email, name = excluded.name,
         version = excluded.version, deleted = excluded.deleted
-    where excluded.version > users_cache.version";
-
-impl UsersProjection {
-    /// A projection that wakes these waiters.
-    pub fn new(waiters: Arc<Waiters>) -> Self {
-        Self { waiters }
-    }
-}
+    where excluded.version > users_cache.version
+    returning user_id, version";
 
 impl Projection for UsersProjection {
-    type Change = User;
+    type Change = UserChange;
 
-    fn decode(&self, record: &Record<'_>) -> Result<Option<User>, Poison> {
+    fn decode(&self, record: &Record<'_>) -> Result<Option<UserChange>, Poison> {
         // A tombstone only tells compaction to forget the key; the state was said before it.
         if record.payload().is_none() {
             return Ok(None);
@@ -58,27 +75,54 @@ impl Projection for UsersProjection {
                 "it has a character with the number 0",
             ));
         }
-        Ok(Some(user))
+        let event_id = record.header(events::header::ID);
+        let event_id = event_id.and_then(|id| std::str::from_utf8(id).ok());
+        Ok(Some(UserChange {
+            user,
+            // Whoever wrote it may have written anything; what goes on from here is an id.
+            event_id: event_id
+                .filter(|id| id.parse::<uuid::Uuid>().is_ok())
+                .map(str::to_owned),
+        }))
     }
 
-    async fn apply(&self, conn: &mut AsyncPgConnection, users: &[User]) -> QueryResult<()> {
-        fn column<'a, T>(users: &'a [User], of: impl Fn(&'a User) -> T) -> Vec<T> {
-            users.iter().map(of).collect()
+    async fn apply(&self, conn: &mut AsyncPgConnection, users: &[UserChange]) -> QueryResult<()> {
+        fn column<'a, T>(users: &'a [UserChange], of: impl Fn(&'a User) -> T) -> Vec<T> {
+            users.iter().map(|change| of(&change.user)).collect()
         }
-        diesel::sql_query(APPLY)
+        let applied: Vec<Applied> = diesel::sql_query(APPLY)
             .bind::<Array<Uuid>, _>(column(users, |u| u.user_id))
             .bind::<Array<Nullable<Text>>, _>(column(users, |u| (!u.deleted).then_some(&u.email)))
             .bind::<Array<Nullable<Text>>, _>(column(users, |u| (!u.deleted).then_some(&u.name)))
             .bind::<Array<BigInt>, _>(column(users, |u| u.version))
             .bind::<Array<Bool>, _>(column(users, |u| u.deleted))
-            .execute(conn)
+            .load(conn)
             .await?;
-        Ok(())
+        // What was known before has been reacted to before.
+        let is_new = |user: &User| {
+            let row = applied.iter().find(|row| row.user_id == user.user_id);
+            row.is_some_and(|row| row.version == user.version)
+        };
+        let deletions: Vec<Deletion> = users
+            .iter()
+            .filter(|change| change.user.deleted && is_new(&change.user))
+            .map(|change| Deletion {
+                user_id: change.user.user_id,
+                event_id: change.event_id.clone(),
+            })
+            .collect();
+        if deletions.is_empty() {
+            return Ok(());
+        }
+        cancel_orders_of_deleted(conn, &self.orders_topic, &deletions).await
     }
 
-    fn applied(&self, users: &[User]) {
-        for user in users {
-            self.waiters.wake(user.user_id);
+    fn applied(&self, users: &[UserChange]) {
+        for UserChange { user, .. } in users {
+            self.arrivals.wake(user.user_id);
+            if user.deleted {
+                self.changes.wake(user.user_id);
+            }
         }
     }
 }

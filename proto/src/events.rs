@@ -12,8 +12,16 @@ pub const ORDERS_TOPIC: &str = "orders.v1";
 
 /// The type of the event that a new user causes; its payload is a [`User`].
 pub const USER_CREATED: &str = "user_created";
+/// The type of the event that a changed user causes; its payload is a [`User`].
+pub const USER_UPDATED: &str = "user_updated";
+/// The type of the event that a deleted user causes; its payload is a [`User`] without e-mail and name. A tombstone
+/// follows it, so that compaction forgets the user.
+pub const USER_DELETED: &str = "user_deleted";
+
 /// The type of the event that a new order causes; its payload is an [`Order`].
 pub const ORDER_CREATED: &str = "order_created";
+/// The type of the event that a cancelled order causes; its payload is an [`Order`].
+pub const ORDER_CANCELLED: &str = "order_cancelled";
 
 /// The names of the headers of a record: CloudEvents 1.0 in Kafka's binary mode.
 pub mod header {
@@ -25,6 +33,8 @@ pub mod header {
     pub const TIME: &str = "ce_time";
     /// The aggregate's version after the event, a decimal number.
     pub const AGGREGATE_VERSION: &str = "ce_aggregateversion";
+    /// The `ce_id` of the event that caused this one, where one did.
+    pub const CAUSATION_ID: &str = "ce_causationid";
 }
 
 /// A user as it was right after an event: the payload of every event in [`USERS_TOPIC`].
@@ -32,9 +42,9 @@ pub mod header {
 pub struct User {
     /// The key of the record, too.
     pub user_id: Uuid,
-    /// As the user wrote it.
+    /// As the user wrote it; empty once the user is deleted.
     pub email: String,
-    /// The user's name.
+    /// The user's name; empty once the user is deleted.
     pub name: String,
     /// 1 for a new user, one more with every change.
     pub version: i64,
@@ -60,6 +70,9 @@ pub struct Order {
     pub currency: String,
     /// What has become of the order.
     pub state: OrderState,
+    /// Why it was cancelled; there only if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel_reason: Option<CancelReason>,
     /// 1 for a new order, one more with every change.
     pub version: i64,
     /// When the order was placed.
@@ -76,4 +89,14 @@ pub enum OrderState {
     Created,
     /// Called off, for good.
     Cancelled,
+}
+
+/// Why an order was cancelled.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelReason {
+    /// A caller asked for it.
+    Requested,
+    /// The user was deleted.
+    UserDeleted,
 }

@@ -2,10 +2,12 @@
 //! the old ones must still parse.
 
 use anyhow::Result;
-use proto::events::{Order, OrderState, User};
+use proto::events::{CancelReason, Order, OrderState, User};
 
 const USER_CREATED: &str = include_str!("golden/user_created.v1.json");
+const USER_DELETED: &str = include_str!("golden/user_deleted.v1.json");
 const ORDER_CREATED: &str = include_str!("golden/order_created.v1.json");
+const ORDER_CANCELLED: &str = include_str!("golden/order_cancelled.v1.json");
 
 fn user() -> Result<User> {
     Ok(User {
@@ -26,6 +28,7 @@ fn order() -> Result<Order> {
         amount: "19.90".into(),
         currency: "EUR".into(),
         state: OrderState::Created,
+        cancel_reason: None,
         version: 1,
         create_time: "2026-01-02T03:04:06.123456Z".parse()?,
         update_time: "2026-01-02T03:04:06.123456Z".parse()?,
@@ -45,6 +48,36 @@ fn order_created_is_written_and_read_as_released() -> Result<()> {
     let written = serde_json::to_string(&order()?)?;
     assert_eq!(written, ORDER_CREATED.trim_end());
     assert_eq!(serde_json::from_str::<Order>(ORDER_CREATED)?, order()?);
+    Ok(())
+}
+
+#[test]
+fn user_deleted_is_written_and_read_as_released() -> Result<()> {
+    let deleted = User {
+        email: String::new(),
+        name: String::new(),
+        version: 2,
+        deleted: true,
+        update_time: "2026-01-02T03:04:07.5Z".parse()?,
+        ..user()?
+    };
+    assert_eq!(serde_json::to_string(&deleted)?, USER_DELETED.trim_end());
+    assert_eq!(serde_json::from_str::<User>(USER_DELETED)?, deleted);
+    Ok(())
+}
+
+#[test]
+fn order_cancelled_is_written_and_read_as_released() -> Result<()> {
+    let cancelled = Order {
+        state: OrderState::Cancelled,
+        cancel_reason: Some(CancelReason::UserDeleted),
+        version: 2,
+        update_time: "2026-01-02T03:04:07.5Z".parse()?,
+        ..order()?
+    };
+    let written = serde_json::to_string(&cancelled)?;
+    assert_eq!(written, ORDER_CANCELLED.trim_end());
+    assert_eq!(serde_json::from_str::<Order>(ORDER_CANCELLED)?, cancelled);
     Ok(())
 }
 

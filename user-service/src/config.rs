@@ -1,8 +1,10 @@
 //! How the service is run. Every option is also a variable:
 //!
-//! - `LISTEN_ADDR`, `MAX_CONNECTIONS`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`: see [`ServerOptions`]
+//! - `LISTEN_ADDR`, `MAX_CONNECTIONS`, `MAX_DEADLINE_MS`, `DRAIN_TIMEOUT_MS`, `GRPC_WEB_ORIGINS`: see
+//!   [`ServerOptions`]
 //! - `DATABASE_URL` or `DATABASE_URL_FILE`: see [`DatabaseOptions`]
 //! - `DATABASE_POOL_SIZE`: connections at most
+//! - `MAX_CALLS`: calls that may use or wait for the database at once
 //! - `KAFKA_BROKERS`: the brokers to begin with
 //! - `USERS_TOPIC`, `ORDERS_TOPIC`: where events go, where they come from
 //! - `CONSUMER_GROUP`: names the projection, and its group in Kafka
@@ -26,6 +28,9 @@ pub struct ServeOptions {
     /// Connections to the database at most; more than its cores can use only queue there
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "16")]
     database_pool_size: String,
+    /// Calls that may use the database or wait for it at once; others are told at once to come later
+    #[arg(long, env = "MAX_CALLS", default_value = "256")]
+    max_calls: String,
     /// The Kafka brokers to begin with, as host:port, separated by commas
     #[arg(long, env = "KAFKA_BROKERS")]
     kafka_brokers: Option<String>,
@@ -49,6 +54,7 @@ pub struct Config {
     pub(crate) server: ServerSettings,
     pub(crate) database_url: SecretString,
     pub(crate) database_pool_size: usize,
+    pub(crate) max_calls: usize,
     pub(crate) users_topic: String,
     pub(crate) orders: projection::Options,
 }
@@ -59,6 +65,7 @@ impl ServeOptions {
         let server = self.server.check(problems);
         let database_url = self.database.check(problems);
         let pool_size = problems.number("DATABASE_POOL_SIZE", &self.database_pool_size, 1..=1_000);
+        let max_calls = problems.number("MAX_CALLS", &self.max_calls, 1..=100_000);
         let brokers = problems.required("KAFKA_BROKERS", self.kafka_brokers);
         let brokers = brokers.and_then(|text| problems.brokers("KAFKA_BROKERS", &text));
         let users_topic = problems.kafka_name("USERS_TOPIC", self.users_topic);
@@ -73,6 +80,7 @@ impl ServeOptions {
             server: server?,
             database_url: database_url?,
             database_pool_size: pool_size?,
+            max_calls: max_calls?,
             users_topic: users_topic?,
             orders: projection::Options {
                 brokers: brokers?,

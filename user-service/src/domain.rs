@@ -44,7 +44,12 @@ impl Email {
 
     /// What is compared, so that one address is not taken twice in different case.
     pub fn key(&self) -> String {
-        self.0.to_lowercase()
+        Self::key_of(&self.0)
+    }
+
+    /// The same of an address that is known to be one, or to be erased.
+    pub fn key_of(email: &str) -> String {
+        email.to_lowercase()
     }
 }
 
@@ -108,7 +113,31 @@ pub struct NewUser {
     pub name: Name,
 }
 
-/// A user.
+/// What to change of a user.
+#[derive(Clone, Debug)]
+pub struct UserChange {
+    /// Which user.
+    pub user_id: Uuid,
+    /// What the caller has seen of it last; empty if that does not matter.
+    pub etag: String,
+    /// The new address, if it changes.
+    pub email: Option<Email>,
+    /// The new name, if it changes.
+    pub name: Option<Name>,
+}
+
+/// Which user to delete.
+#[derive(Clone, Debug)]
+pub struct UserDeletion {
+    /// Which user.
+    pub user_id: Uuid,
+    /// What the caller has seen of it last; empty if that does not matter.
+    pub etag: String,
+    /// Whether it is as well if there is no such user, or no longer.
+    pub allow_missing: bool,
+}
+
+/// A user. Once it is deleted, e-mail and name are empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct User {

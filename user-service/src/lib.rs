@@ -20,7 +20,11 @@ use std::{error::Error, io, net::SocketAddr, sync::Arc};
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::user::v1::user_service_server::{SERVICE_NAME, UserServiceServer};
-use service_kit::{Checks, Server, Service, database, idempotency};
+use service_kit::{
+    Checks, Server, Service,
+    database::{self, CallDatabase},
+    idempotency,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes};
 
@@ -36,6 +40,9 @@ pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
 
 /// The service's name in its errors, and in Kafka.
 pub const NAME: &str = "user-service";
+
+/// One for each of them, at a time.
+const BACKGROUND_CONNECTIONS: usize = 3;
 
 /// Far above the largest request.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -74,7 +81,11 @@ impl UserService {
         shutdown: CancellationToken,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { server, config } = self;
-        let pool = database::pool(&config.database_url, config.database_pool_size);
+        // Health, the sweep and the projection have connections of their own, so that a crowd of
+        // calls keeps none of them waiting.
+        let pool = database::pool(&config.database_url, BACKGROUND_CONNECTIONS);
+        let calls = database::pool(&config.database_url, config.database_pool_size);
+        let calls = CallDatabase::new(calls, config.max_calls);
         let following = projection::follow(
             config.orders,
             Arc::new(OrdersProjection),
@@ -82,7 +93,7 @@ impl UserService {
             shutdown.clone(),
         );
         let state = following.state();
-        let users = Users::new(Store::new(pool.clone(), config.users_topic));
+        let users = Users::new(Store::new(calls, config.users_topic));
         let service = UserServiceServer::new(users)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .accept_compressed(CompressionEncoding::Gzip);

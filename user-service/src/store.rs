@@ -1,5 +1,7 @@
 //! All SQL of the service. A user and the event that tells of it are written in one transaction.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, SubsecRound as _, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, QueryableByName,
@@ -10,14 +12,14 @@ use diesel::{
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _};
 use proto::events;
 use service_kit::{
-    CallError,
-    database::Pool,
+    CallError, TokenKey, check_etag,
+    database::CallDatabase,
     idempotency::{Answer, WriteContext},
 };
 use uuid::Uuid;
 
 use crate::{
-    domain::{NewUser, OrderSummary, User},
+    domain::{Email, NewUser, OrderSummary, User, UserChange, UserDeletion},
     error::Error,
     schema::users,
 };
@@ -25,14 +27,22 @@ use crate::{
 /// The service's database.
 #[derive(Clone)]
 pub struct Store {
-    pool: Pool,
+    database: CallDatabase,
     topic: String,
 }
 
 impl Store {
-    /// The store behind `pool`; events go to `topic`.
-    pub fn new(pool: Pool, topic: String) -> Self {
-        Self { pool, topic }
+    /// The store in `database`; events go to `topic`.
+    pub fn new(database: CallDatabase, topic: String) -> Self {
+        Self { database, topic }
+    }
+
+    /// The key of this service's page tokens.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn token_key(&self) -> Result<&TokenKey, Error> {
+        Ok(self.database.token_key().await?)
     }
 
     /// Makes a user. `respond` encodes the response, which is kept for repeats.
@@ -45,7 +55,7 @@ impl Store {
         context: WriteContext,
         respond: fn(&User) -> Vec<u8>,
     ) -> Result<Answer<User>, Error> {
-        let mut conn = self.pool.get().await?;
+        let mut conn = self.database.get().await?;
         conn.transaction(async |conn| {
             if let Some(response) = context.earlier_response(conn).await? {
                 return Ok(Answer::Repeated(response));
@@ -59,19 +69,108 @@ impl Store {
         .await
     }
 
+    /// Changes a user. What changes nothing makes no new version, and no event.
+    ///
+    /// # Errors
+    /// If there is no such user or it was deleted, it is not the one that the caller has seen, the
+    /// e-mail is taken, the request id was used for something else, or the database fails.
+    pub async fn update_user(
+        &self,
+        change: UserChange,
+        context: WriteContext,
+        respond: fn(&User) -> Vec<u8>,
+    ) -> Result<Answer<User>, Error> {
+        let mut conn = self.database.get().await?;
+        conn.transaction(async |conn| {
+            if let Some(response) = context.earlier_response(conn).await? {
+                return Ok(Answer::Repeated(response));
+            }
+            let before = lock(conn, change.user_id).await?;
+            let before = before.ok_or(Error::UserNotFound(change.user_id))?;
+            if before.delete_time.is_some() {
+                return Err(Error::UserDeleted(change.user_id));
+            }
+            check_etag(&change.etag, before.version)?;
+            let user = changed(&before, &change);
+            if user.version > before.version {
+                update(conn, &user).await?;
+                let event = self.event(events::USER_UPDATED, &user)?;
+                outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
+            }
+            context.keep_response(conn, || respond(&user)).await?;
+            Ok(Answer::Done(user))
+        })
+        .await
+    }
+
+    /// Deletes a user: its row stays, without e-mail and name. `None` if there was none, and that is
+    /// as well.
+    ///
+    /// # Errors
+    /// If there is no such user or it is deleted already, it is not the one that the caller has
+    /// seen, the request id was used for something else, or the database fails.
+    pub async fn delete_user(
+        &self,
+        deletion: UserDeletion,
+        context: WriteContext,
+        respond: fn(&Option<User>) -> Vec<u8>,
+    ) -> Result<Answer<Option<User>>, Error> {
+        let mut conn = self.database.get().await?;
+        conn.transaction(async |conn| {
+            if let Some(response) = context.earlier_response(conn).await? {
+                return Ok(Answer::Repeated(response));
+            }
+            let user = match lock(conn, deletion.user_id).await? {
+                Some(user) if user.delete_time.is_none() => {
+                    check_etag(&deletion.etag, user.version)?;
+                    let user = deleted(user);
+                    update(conn, &user).await?;
+                    let event = self.event(events::USER_DELETED, &user)?;
+                    let event = event.with_traceparent(context.traceparent.clone());
+                    outbox::enqueue_all(conn, &[event.clone(), event.tombstone()]).await?;
+                    Some(user)
+                }
+                gone if deletion.allow_missing => gone,
+                _ => return Err(Error::UserNotFound(deletion.user_id)),
+            };
+            context.keep_response(conn, || respond(&user)).await?;
+            Ok(Answer::Done(user))
+        })
+        .await
+    }
+
     /// Reads a user.
     ///
     /// # Errors
     /// If there is none, or the database fails.
     pub async fn user(&self, user_id: Uuid) -> Result<User, Error> {
-        let mut conn = self.pool.get().await?;
+        let mut conn = self.database.get().await?;
         let row: Option<UserRow> = users::table
             .find(user_id)
             .select(UserRow::as_select())
-            .first(&mut conn)
+            .first(&mut *conn)
             .await
             .optional()?;
         row.map(User::from).ok_or(Error::UserNotFound(user_id))
+    }
+
+    /// Reads these users, in this order.
+    ///
+    /// # Errors
+    /// If there is none with one of the ids, or the database fails.
+    pub async fn users_by_id(&self, user_ids: &[Uuid]) -> Result<Vec<User>, Error> {
+        let mut conn = self.database.get().await?;
+        let rows: Vec<UserRow> = users::table
+            .filter(users::user_id.eq_any(user_ids))
+            .select(UserRow::as_select())
+            .load(&mut *conn)
+            .await?;
+        let users: HashMap<Uuid, User> = rows
+            .into_iter()
+            .map(|row| (row.user_id, User::from(row)))
+            .collect();
+        let user = |id: &Uuid| users.get(id).cloned().ok_or(Error::UserNotFound(*id));
+        user_ids.iter().map(user).collect()
     }
 
     /// Reads at most `limit` users behind `after`, in the order of their ids, which is that of
@@ -92,11 +191,11 @@ impl Store {
         if !show_deleted {
             query = query.filter(users::delete_time.is_null());
         }
-        let mut conn = self.pool.get().await?;
+        let mut conn = self.database.get().await?;
         let rows = query
             .order(users::user_id)
             .limit(limit)
-            .load(&mut conn)
+            .load(&mut *conn)
             .await?;
         Ok(rows.into_iter().map(User::from).collect())
     }
@@ -107,13 +206,13 @@ impl Store {
     /// If there is no such user, or the database fails.
     pub async fn order_summaries(&self, user_id: Uuid) -> Result<Vec<OrderSummary>, Error> {
         self.user(user_id).await?;
-        let mut conn = self.pool.get().await?;
+        let mut conn = self.database.get().await?;
         let rows: Vec<SummaryRow> = diesel::sql_query(
             "select currency, order_count, cancelled_count, total::text, as_of_time
              from user_order_summaries where user_id = $1 order by currency",
         )
         .bind::<sql_types::Uuid, _>(user_id)
-        .load(&mut conn)
+        .load(&mut *conn)
         .await?;
         Ok(rows.into_iter().map(OrderSummary::from).collect())
     }
@@ -158,15 +257,82 @@ async fn insert(conn: &mut AsyncPgConnection, new: &NewUser) -> Result<User, Err
         ))
         .execute(conn)
         .await
-        .map_err(|err| match &err {
-            DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)
-                if info.constraint_name() == Some("users_email_key") =>
-            {
-                Error::EmailTaken
-            }
-            _ => err.into(),
-        })?;
+        .map_err(refused)?;
     Ok(user)
+}
+
+/// Reads a user and keeps others from changing it until the transaction ends.
+async fn lock(conn: &mut AsyncPgConnection, user_id: Uuid) -> Result<Option<User>, Error> {
+    let row: Option<UserRow> = users::table
+        .find(user_id)
+        .select(UserRow::as_select())
+        .for_no_key_update()
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(row.map(User::from))
+}
+
+/// The next version of a user, or the same one if `change` changes nothing.
+fn changed(before: &User, change: &UserChange) -> User {
+    let mut user = before.clone();
+    if let Some(email) = &change.email {
+        email.as_str().clone_into(&mut user.email);
+    }
+    if let Some(name) = &change.name {
+        name.as_str().clone_into(&mut user.name);
+    }
+    if user != *before {
+        user.version += 1;
+        user.update_time = later_than(before.update_time);
+    }
+    user
+}
+
+/// The last version of a user.
+fn deleted(before: User) -> User {
+    let now = later_than(before.update_time);
+    User {
+        email: String::new(),
+        name: String::new(),
+        version: before.version + 1,
+        update_time: now,
+        delete_time: Some(now),
+        ..before
+    }
+}
+
+/// The present time; a clock that was set back does not make a version older than the one before.
+fn later_than(time: DateTime<Utc>) -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6).max(time)
+}
+
+async fn update(conn: &mut AsyncPgConnection, user: &User) -> Result<(), Error> {
+    diesel::update(users::table.find(user.user_id))
+        .set((
+            users::email.eq(&user.email),
+            users::email_key.eq(Email::key_of(&user.email)),
+            users::name.eq(&user.name),
+            users::version.eq(user.version),
+            users::update_time.eq(user.update_time),
+            users::delete_time.eq(user.delete_time),
+        ))
+        .execute(conn)
+        .await
+        .map_err(refused)?;
+    Ok(())
+}
+
+/// What a refused insertion or update means.
+fn refused(err: DieselError) -> Error {
+    match &err {
+        DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)
+            if info.constraint_name() == Some("users_email_key") =>
+        {
+            Error::EmailTaken
+        }
+        _ => err.into(),
+    }
 }
 
 #[derive(Queryable, Selectable)]

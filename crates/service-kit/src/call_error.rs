@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tonic::Code;
+use uuid::Uuid;
 
 use crate::{
     database::{DatabaseError, PoolError},
@@ -8,8 +8,40 @@ use crate::{
     violations::Violations,
 };
 
+crate::reasons! {
+    VALIDATION_FAILED: InvalidArgument, "fields of the request can't be accepted",
+        "BadRequest, with every such field", "mend them";
+    PAGE_TOKEN_INVALID: InvalidArgument, "`page_token` was changed, or is of another list",
+        "", "begin again without a token";
+    REQUEST_ID_REUSED: InvalidArgument, "`request_id` was used with another body",
+        "", "make a new id for what is another request";
+    MALFORMED_MESSAGE: InvalidArgument, "the message can't be decoded",
+        "", "generate the client from the .proto files of this version or an older one";
+    REQUEST_IN_FLIGHT: Aborted, "the same request, by its `request_id`, is being worked on",
+        "RetryInfo", "repeat it for its answer";
+    ETAG_MISMATCH: Aborted, "`etag` is not that of the present version: somebody else was faster",
+        "", "read again, decide again";
+    OVERLOADED: ResourceExhausted, "as many calls as the service can bear are under way",
+        "RetryInfo, `grpc-retry-pushback-ms`", "repeat it after that time; nothing was done";
+    MESSAGE_TOO_LARGE: ResourceExhausted, "the message is larger than 64 KiB",
+        "", "send less";
+    DEADLINE_EXCEEDED: DeadlineExceeded, "the call's deadline has passed, or the server's of 10 s",
+        "", "repeat it with its `request_id`: whether a write took effect is unknown";
+    DATABASE_UNAVAILABLE: Unavailable, "the service can't reach its database",
+        "RetryInfo, `grpc-retry-pushback-ms`", "repeat it after that time, with its `request_id`";
+    UNIMPLEMENTED: Unimplemented, "there is no such method, or no such compression",
+        "", "look at the methods with server reflection";
+    TRANSPORT: Unknown, "the request is no gRPC call; the code is what fits best",
+        "", "look at the message";
+    INTERNAL: Internal, "the service has a fault",
+        "RequestInfo, with a number", "report it with that number";
+}
+
 /// A repeat is likely through by then.
 const IN_FLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// A queue that was full is mostly empty by then. Callers are spread over this and as much again, or
+/// they would all be back at once.
+const OVERLOADED_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// After so long a database that was restarted is mostly back.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -24,6 +56,10 @@ pub enum CallError {
     RequestIdReused,
     /// The same request is being worked on.
     RequestInFlight,
+    /// The thing has changed since the caller saw it.
+    EtagMismatch,
+    /// As many calls as there is room for are under way.
+    Overloaded,
     /// The database.
     Database(DatabaseError),
     /// A fault of our own.
@@ -42,27 +78,32 @@ impl From<CallError> for Refusal {
         match err {
             CallError::Invalid(violations) => Self::invalid(violations),
             CallError::BadPageToken => Self::new(
-                Code::InvalidArgument,
-                "PAGE_TOKEN_INVALID",
+                PAGE_TOKEN_INVALID,
                 "page_token is not of this list; begin again without one",
             ),
             CallError::RequestIdReused => Self::new(
-                Code::InvalidArgument,
-                "REQUEST_ID_REUSED",
+                REQUEST_ID_REUSED,
                 "this request_id was used with another body, and is answered for that one only; with a new \
                  one this would be another request",
             ),
             CallError::RequestInFlight => Self::new(
-                Code::Aborted,
-                "REQUEST_IN_FLIGHT",
+                REQUEST_IN_FLIGHT,
                 "the same request is being worked on; repeat it for its answer",
             )
             .retry_after(IN_FLIGHT_RETRY_DELAY),
+            CallError::EtagMismatch => Self::new(
+                ETAG_MISMATCH,
+                "it has changed since it was read with this etag; read it again",
+            ),
+            CallError::Overloaded => Self::new(
+                OVERLOADED,
+                "too many calls are under way; nothing was done, repeat this one after a while",
+            )
+            .retry_after(spread(OVERLOADED_RETRY_DELAY)),
             CallError::Database(DatabaseError::Unavailable(err)) => {
                 tracing::warn!(error = %err, "database unavailable");
                 Self::new(
-                    Code::Unavailable,
-                    "DATABASE_UNAVAILABLE",
+                    DATABASE_UNAVAILABLE,
                     "the service can't reach its database; try again",
                 )
                 .retry_after(DATABASE_RETRY_DELAY)
@@ -83,4 +124,12 @@ impl From<PoolError> for CallError {
     fn from(err: PoolError) -> Self {
         Self::Database(err.into())
     }
+}
+
+/// From `delay` to twice that, at random.
+fn spread(delay: Duration) -> Duration {
+    // Most bits of such an id are random, which is random enough here.
+    let (_, low) = Uuid::new_v4().as_u64_pair();
+    let share = (low % 1_000) as u32;
+    delay + delay * share / 1_000
 }

@@ -1,5 +1,6 @@
 //! Connections to Postgres, and the schema behind them.
 
+mod calls;
 mod migrations;
 
 use std::{path::PathBuf, time::Duration};
@@ -13,7 +14,10 @@ use diesel_async::{
 use program::Problems;
 use secrecy::{ExposeSecret as _, SecretString};
 
-pub use self::migrations::{migrate, probe};
+pub use self::{
+    calls::{CallConnection, CallDatabase},
+    migrations::{migrate, probe},
+};
 pub use diesel_async::pooled_connection::deadpool::PoolError;
 
 /// A pool of connections.

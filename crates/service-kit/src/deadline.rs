@@ -7,15 +7,39 @@ use std::{
 
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use tower::{BoxError, Layer, Service};
 
-use crate::refusal::Refusal;
+use crate::{
+    call_error::{
+        DEADLINE_EXCEEDED, MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED,
+    },
+    reason::Reason,
+    refusal::Refusal,
+};
 
 /// When the caller, or the server for it, gives up on a call. Handlers find it in the request's
 /// extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Instant);
+
+/// How long a call may take to which nobody has given a deadline: one that did not come through our
+/// server.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Deadline {
+    /// That of a call.
+    pub fn of<T>(request: &tonic::Request<T>) -> Self {
+        let deadline = request.extensions().get::<Self>().copied();
+        deadline.unwrap_or_else(|| Self(Instant::now() + DEFAULT_DEADLINE))
+    }
+}
+
+/// When the caller gives up, if it says so. A stream lasts until then: the [`Deadline`] that every call
+/// has counts for its first answer only.
+pub fn asked_deadline(metadata: &MetadataMap) -> Option<Instant> {
+    Instant::now().checked_add(grpc_timeout(metadata.as_ref())?)
+}
 
 /// Gives every call a [`Deadline`] and answers DEADLINE_EXCEEDED when it has passed.
 ///
@@ -92,8 +116,7 @@ where
 
 fn deadline_exceeded(domain: &'static str) -> Status {
     Refusal::new(
-        Code::DeadlineExceeded,
-        "DEADLINE_EXCEEDED",
+        DEADLINE_EXCEEDED,
         "the deadline passed; whether a write took effect is unknown, repeat it with its request_id",
     )
     .into_status(domain)
@@ -110,26 +133,26 @@ fn explain(mut answer: Response<Body>, domain: &'static str) -> Response<Body> {
     let message = status.message();
     let refusal = match status.code() {
         // tonic's word for a message over the limit; every other gRPC server says the other.
-        Code::OutOfRange => Refusal::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message),
+        Code::OutOfRange => Refusal::new(MESSAGE_TOO_LARGE, message),
         // A path that nobody has; for everything else tonic finds words.
         Code::Unimplemented if message.is_empty() => {
             let message = "there is no such method; list them with server reflection";
-            Refusal::new(Code::Unimplemented, "UNIMPLEMENTED", message)
+            Refusal::new(UNIMPLEMENTED, message)
         }
-        Code::Unimplemented => Refusal::new(Code::Unimplemented, "UNIMPLEMENTED", message),
+        Code::Unimplemented => Refusal::new(UNIMPLEMENTED, message),
         // Bytes that are no such message, which tonic takes for a fault of its own.
         Code::Internal
             if ["decode", "EOF decoding", "decompressing"]
                 .into_iter()
                 .any(|text| message.contains(text)) =>
         {
-            Refusal::new(Code::InvalidArgument, "MALFORMED_MESSAGE", message)
+            Refusal::new(MALFORMED_MESSAGE, message)
         }
         // The limit holds for what a message unpacks to, too.
         Code::ResourceExhausted if message.contains("decompressing") => {
-            Refusal::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message)
+            Refusal::new(MESSAGE_TOO_LARGE, message)
         }
-        code => Refusal::new(code, "TRANSPORT", message),
+        code => Refusal::new(Reason { code, ..TRANSPORT }, message),
     };
     // The other headers stay: they say, for example, which compression would be understood.
     match refusal.into_status(domain).add_header(answer.headers_mut()) {

@@ -9,6 +9,7 @@ use diesel::{
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use diesel_migrations::EmbeddedMigrations;
+use prost::Message;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -56,6 +57,22 @@ pub enum Answer<T> {
     Done(T),
     /// It was done before, with this response.
     Repeated(Vec<u8>),
+}
+
+impl<T> Answer<T> {
+    /// The answer as a message: as `encode` makes it of what was done now, or as it was kept.
+    ///
+    /// # Errors
+    /// If what was kept is no such message, which would be a bug.
+    pub fn into_message<M: Message + Default>(
+        self,
+        encode: impl FnOnce(&T) -> M,
+    ) -> Result<M, CallError> {
+        match self {
+            Self::Done(done) => Ok(encode(&done)),
+            Self::Repeated(response) => M::decode(&*response).map_err(CallError::bug),
+        }
+    }
 }
 
 impl WriteContext {

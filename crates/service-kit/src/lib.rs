@@ -1,26 +1,33 @@
 //! What a gRPC service over Postgres needs and no service wants to write: limits on the server,
 //! health that tells the truth, errors with details, requests that can be repeated, pages.
 
+mod browsers;
 mod call_error;
 pub mod database;
 mod deadline;
+mod etag;
 mod health;
 pub mod idempotency;
 mod incoming;
+mod metadata;
 mod paging;
+mod reason;
 mod refusal;
 mod schema;
 mod server;
-mod trace_context;
+mod token_key;
 mod violations;
 
-pub use call_error::CallError;
-pub use deadline::Deadline;
+pub use call_error::{CallError, TABLE};
+pub use deadline::{Deadline, asked_deadline};
+pub use etag::{check_etag, etag};
 pub use health::{Checks, PROJECTION};
-pub use paging::{PageToken, cut_page, page_size};
+pub use metadata::{CONSISTENCY_TOKEN, token_in_metadata, traceparent, with_token};
+pub use paging::Paging;
+pub use reason::Reason;
 pub use refusal::Refusal;
 pub use server::{HealthcheckOptions, Server, ServerOptions, ServerSettings, Service};
-pub use trace_context::traceparent;
+pub use token_key::TokenKey;
 pub use violations::Violations;
 
 /// Runs `write` to its end even when the caller goes away in the middle of it.

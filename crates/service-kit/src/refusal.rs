@@ -4,14 +4,13 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
 
-use crate::violations::Violations;
+use crate::{call_error, reason::Reason, violations::Violations};
 
 /// An error as a client sees it: a code for its retry policy, a reason for its code, a message for
 /// its developer. Each part is there on every error.
 #[derive(Debug)]
 pub struct Refusal {
-    code: Code,
-    reason: &'static str,
+    reason: Reason,
     message: String,
     details: ErrorDetails,
     retry_after: Option<Duration>,
@@ -19,10 +18,9 @@ pub struct Refusal {
 
 impl Refusal {
     /// An error that says no more than this.
-    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let (message, details) = (message.into(), ErrorDetails::new());
         Self {
-            code,
             reason,
             message,
             details,
@@ -35,7 +33,7 @@ impl Refusal {
         let violations = violations.into_vec();
         let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
         let message = format!("invalid: {}", fields.join(", "));
-        let mut refusal = Self::new(Code::InvalidArgument, "VALIDATION_FAILED", message);
+        let mut refusal = Self::new(call_error::VALIDATION_FAILED, message);
         refusal.details.set_bad_request(violations);
         refusal
     }
@@ -45,7 +43,7 @@ impl Refusal {
         let quote = Uuid::new_v4();
         tracing::error!(%quote, error = %program::chain(err), "internal error");
         let message = format!("internal error; quote {quote} when you report it");
-        let mut refusal = Self::new(Code::Internal, "INTERNAL", message);
+        let mut refusal = Self::new(call_error::INTERNAL, message);
         refusal.details.set_request_info(quote, "");
         refusal
     }
@@ -78,14 +76,14 @@ impl Refusal {
     /// The error on the wire; `domain` is the service that answers.
     pub fn into_status(mut self, domain: &str) -> Status {
         self.details
-            .set_error_info(self.reason, domain, std::collections::HashMap::new());
+            .set_error_info(self.reason.name, domain, std::collections::HashMap::new());
         if let Some(delay) = self.retry_after {
             self.details.set_retry_info(Some(delay));
         }
-        let mut status = Status::with_error_details(self.code, self.message, self.details);
+        let mut status = Status::with_error_details(self.reason.code, self.message, self.details);
         // Clients that retry by themselves do so for these codes, and wait as long as this says.
         if let (Some(delay), Code::Unavailable | Code::ResourceExhausted) =
-            (self.retry_after, self.code)
+            (self.retry_after, self.reason.code)
         {
             let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
             status

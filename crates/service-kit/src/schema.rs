@@ -7,3 +7,10 @@ diesel::table! {
         created_at -> Timestamptz,
     }
 }
+
+diesel::table! {
+    token_keys (one) {
+        one -> Bool,
+        key -> Binary,
+    }
+}

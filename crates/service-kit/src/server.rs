@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Args;
+use http::HeaderValue;
 use program::Problems;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -8,8 +9,10 @@ use tonic::{service::Routes, transport::Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
+use tonic_web::GrpcWebLayer;
 
 use crate::{
+    browsers,
     deadline::CallLayer,
     health::{Checks, check_health, say_not_serving},
     idempotency,
@@ -41,6 +44,9 @@ pub struct ServerOptions {
     /// How long calls in flight may go on after SIGTERM, in milliseconds
     #[arg(long, env = "DRAIN_TIMEOUT_MS", default_value = "10000")]
     drain_timeout_ms: String,
+    /// Origins of web pages that may call by gRPC-Web, as https://shop.example.com, separated by commas; * for any
+    #[arg(long, env = "GRPC_WEB_ORIGINS", default_value = "")]
+    grpc_web_origins: String,
 }
 
 /// [`ServerOptions`], checked.
@@ -50,6 +56,7 @@ pub struct ServerSettings {
     max_connections: usize,
     max_deadline: Duration,
     drain_timeout: Duration,
+    grpc_web_origins: Vec<HeaderValue>,
 }
 
 impl ServerOptions {
@@ -65,11 +72,14 @@ impl ServerOptions {
         let max_deadline = problems.number("MAX_DEADLINE_MS", &self.max_deadline_ms, 1..=600_000);
         let drain_timeout =
             problems.number("DRAIN_TIMEOUT_MS", &self.drain_timeout_ms, 0..=600_000);
+        let grpc_web_origins = browsers::origins(&self.grpc_web_origins);
+        let grpc_web_origins = problems.check("GRPC_WEB_ORIGINS", grpc_web_origins);
         Some(ServerSettings {
             listen_addr: listen_addr?,
             max_connections: max_connections?,
             max_deadline: Duration::from_millis(max_deadline?),
             drain_timeout: Duration::from_millis(drain_timeout?),
+            grpc_web_origins: grpc_web_origins?,
         })
     }
 }
@@ -164,6 +174,10 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_connection_age(MAX_CONNECTION_AGE)
+            // gRPC-Web comes over HTTP/1.1 as well.
+            .accept_http1(true)
+            .layer(browsers::cors(&self.settings.grpc_web_origins))
+            .layer(GrpcWebLayer::new())
             .layer(CallLayer {
                 domain,
                 max_deadline: self.settings.max_deadline,

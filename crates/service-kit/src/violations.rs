@@ -23,6 +23,11 @@ impl Violations {
         self.0.push(FieldViolation::new(field, reason.to_string()));
     }
 
+    /// Whether nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn into_vec(self) -> Vec<FieldViolation> {
         self.0
     }

@@ -8,7 +8,8 @@ use clap::Parser;
 use devstack::{Addresses, PATIENCE, Sql, eventually};
 use program::Problems;
 use proto::user::v1::{
-    CreateUserRequest, CreateUserResponse, User, user_service_client::UserServiceClient,
+    CreateUserRequest, CreateUserResponse, DeleteUserRequest, User,
+    user_service_client::UserServiceClient,
 };
 use service_kit::database::migrate;
 use tokio::task::JoinHandle;
@@ -136,6 +137,16 @@ impl TestService {
     pub(crate) async fn user(&self, name: &str) -> Result<User> {
         let created = self.create(request(name)).await?;
         created.user.context("an answer without a user")
+    }
+
+    /// Deletes a user, whatever has become of it.
+    pub(crate) async fn delete(&self, user: &User) -> Result<User> {
+        let request = DeleteUserRequest {
+            user_id: user.user_id.clone(),
+            ..DeleteUserRequest::default()
+        };
+        let deleted = self.users().delete_user(request).await?.into_inner();
+        deleted.user.context("an answer without a user")
     }
 
     /// The service's sessions with its database, by their process ids.

@@ -74,7 +74,7 @@ async fn repeats_at_once_make_one_user_and_get_one_answer() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_request_is_not_kept_and_can_succeed_later() -> Result<()> {
     let service = TestService::start("refused").await?;
-    service.user("ada").await?;
+    let ada = service.user("ada").await?;
     let request = repeatable("ada");
     assert_refused(
         service.create(request.clone()).await,
@@ -83,10 +83,7 @@ async fn a_refused_request_is_not_kept_and_can_succeed_later() -> Result<()> {
     );
     assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 0);
     // The owner gives the address up.
-    service
-        .sql
-        .batch_execute("update users set delete_time = now()")
-        .await?;
+    service.delete(&ada).await?;
     let created = service.create(request.clone()).await?;
     assert_eq!(service.create(request).await?, created);
     assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 1);

@@ -4,7 +4,7 @@ use anyhow::Result;
 use chrono::{DateTime, Duration, Utc};
 use devstack::Addresses;
 use proto::{
-    events::{Order, OrderState, header},
+    events::{CancelReason, Order, OrderState, header},
     money::v1::Money,
     user::v1::{GetUserOrderSummaryRequest, GetUserOrderSummaryResponse},
 };
@@ -25,6 +25,7 @@ fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order> {
         amount: amount.to_owned(),
         currency: currency.to_owned(),
         state: OrderState::Created,
+        cancel_reason: None,
         version: 1,
         create_time: now,
         update_time: now,
@@ -35,6 +36,7 @@ fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order> {
 fn cancelled(order: &Order) -> Order {
     Order {
         state: OrderState::Cancelled,
+        cancel_reason: Some(CancelReason::Requested),
         version: order.version + 1,
         update_time: order.update_time + Duration::seconds(1),
         ..order.clone()

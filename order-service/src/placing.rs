@@ -1,0 +1,151 @@
+//! What CreateOrder does: it waits for what the caller has seen, and places the order if there is
+//! such a user.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{Aggregate, ConsistencyToken};
+use service_kit::{
+    idempotency::{Answer, WriteContext},
+    to_completion,
+};
+use tokio::time::Instant;
+
+use crate::{
+    consistency::{WaitLimits, Waiters},
+    domain::{NewOrder, Order},
+    error::Error,
+    store::Store,
+    validation::Validation,
+    wakers::Wakers,
+};
+
+/// What is kept of a caller's deadline to write the order after the wait.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
+
+/// Places orders.
+pub struct Placing {
+    /// Where they go.
+    pub store: Store,
+    /// Waits for users.
+    pub waiters: Waiters,
+    /// For how long.
+    pub limits: WaitLimits,
+    /// How a user is known to exist.
+    pub validation: Validation,
+    /// Tells those who follow a user's orders.
+    pub changes: Arc<Wakers>,
+}
+
+/// A request to place an order.
+pub struct Placement {
+    /// What is ordered.
+    pub new: NewOrder,
+    /// What the caller has seen.
+    pub token: Option<ConsistencyToken>,
+    /// What surrounds the request.
+    pub context: WriteContext,
+    /// Encodes the answer, which is kept for repeats.
+    pub respond: fn(&Order) -> Vec<u8>,
+    /// When the caller gives up.
+    pub deadline: Instant,
+}
+
+impl Placing {
+    /// Places an order.
+    ///
+    /// # Errors
+    /// If there is no such user as far as is known, what the caller has seen does not arrive in
+    /// time, or as of [`Store::create_order`].
+    pub async fn place(&self, placement: &Placement) -> Result<Answer<Order>, Error> {
+        let user_id = placement.new.user_id;
+        match &self.validation {
+            Validation::Local => self.place_locally(placement).await,
+            Validation::LocalThenRemote(users) => {
+                if self
+                    .has_arrived(placement.token.as_ref(), Instant::now())
+                    .await?
+                {
+                    match self.write(placement, false).await {
+                        Err(Error::UserUnknown(_)) => {}
+                        result => return result,
+                    }
+                }
+                match users.check(user_id, placement.deadline).await {
+                    Ok(()) => self.write(placement, true).await,
+                    // Then the event is what is left to hope for.
+                    Err(Error::UserServiceUnavailable(_)) => self.place_locally(placement).await,
+                    Err(err) => Err(err),
+                }
+            }
+            Validation::Remote(users) => {
+                users.check(user_id, placement.deadline).await?;
+                self.write(placement, true).await
+            }
+        }
+    }
+
+    async fn place_locally(&self, placement: &Placement) -> Result<Answer<Order>, Error> {
+        let until = self.wait_until(self.limits.token, placement);
+        if !self.has_arrived(placement.token.as_ref(), until).await? {
+            return Err(Error::ProjectionLagging);
+        }
+        match self.write(placement, false).await {
+            // The event may be on its way: one short wait, then one more try.
+            Err(Error::UserUnknown(user_id)) if !self.limits.unknown_user.is_zero() => {
+                let until = self.wait_until(self.limits.unknown_user, placement);
+                if !self
+                    .waiters
+                    .wait_for(&self.store, user_id, 1, until)
+                    .await?
+                {
+                    return Err(Error::UserUnknown(user_id));
+                }
+                self.write(placement, false).await
+            }
+            result => result,
+        }
+    }
+
+    /// Whether what a token names is here by then. What this service wrote itself needs no wait.
+    async fn has_arrived(
+        &self,
+        token: Option<&ConsistencyToken>,
+        until: Instant,
+    ) -> Result<bool, Error> {
+        match token {
+            Some(ConsistencyToken {
+                aggregate: Aggregate::User,
+                id,
+                version,
+            }) => {
+                self.waiters
+                    .wait_for(&self.store, *id, *version, until)
+                    .await
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// The limit, or the caller's deadline less a margin, whichever is earlier.
+    fn wait_until(&self, limit: Duration, placement: &Placement) -> Instant {
+        let limit = Instant::now() + limit;
+        let deadline = placement.deadline.checked_sub(DEADLINE_MARGIN);
+        deadline.map_or(limit, |deadline| deadline.min(limit))
+    }
+
+    async fn write(&self, placement: &Placement, vouched: bool) -> Result<Answer<Order>, Error> {
+        let (new, context, respond) = (
+            placement.new.clone(),
+            placement.context.clone(),
+            placement.respond,
+        );
+        let (store, changes) = (self.store.clone(), Arc::clone(&self.changes));
+        to_completion(async move {
+            let user_id = new.user_id;
+            let answer = store.create_order(new, vouched, context, respond).await?;
+            changes.wake(user_id);
+            Ok(answer)
+        })
+        .await
+    }
+}

@@ -1,0 +1,117 @@
+//! The SQL of cancellations: one order that a caller names, and all that a deleted user leaves open.
+
+use chrono::{DateTime, SubsecRound as _, Utc};
+use diesel::{
+    QueryResult, QueryableByName,
+    sql_types::{Array, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use proto::events;
+use uuid::Uuid;
+
+use super::{CANCELLED, OrderRow, REQUESTED, USER_DELETED, event};
+use crate::{
+    domain::{CancelReason, Order, State},
+    error::Error,
+};
+
+const CANCEL: &str = "
+    update orders set state = $2, cancel_reason = $3, version = version + 1, update_time = $4,
+        changed_xid = pg_current_xact_id()
+    where order_id = $1";
+
+/// In the order of their ids, in which everybody locks orders, and each with the event that deleted
+/// its user.
+const CANCEL_OF_DELETED: &str = "
+    with deletion (user_id, event_id) as (select * from unnest($1::uuid[], $2::text[])),
+    open as (
+        select order_id, event_id from orders join deletion using (user_id)
+        where state = 'created' order by order_id for no key update of orders
+    )
+    update orders set state = 'cancelled', cancel_reason = 'user_deleted', version = version + 1,
+        update_time = greatest(update_time, $3), changed_xid = pg_current_xact_id()
+    from open where orders.order_id = open.order_id
+    returning orders.order_id, user_id, amount_minor, currency, state, cancel_reason, version,
+        create_time, update_time, event_id";
+
+/// The end of a user, and the event that told of it.
+#[derive(Clone, Debug)]
+pub struct Deletion {
+    /// Who is gone.
+    pub user_id: Uuid,
+    /// The event's `ce_id`, where it had one.
+    pub event_id: Option<String>,
+}
+
+#[derive(QueryableByName)]
+struct CancelledRow {
+    #[diesel(embed)]
+    order: OrderRow,
+    #[diesel(sql_type = Nullable<Text>)]
+    event_id: Option<String>,
+}
+
+/// Cancels an order that the transaction has locked; returns its next version.
+pub(super) async fn cancel(
+    conn: &mut AsyncPgConnection,
+    before: Order,
+    reason: CancelReason,
+) -> QueryResult<Order> {
+    let order = Order {
+        state: State::Cancelled(reason),
+        version: before.version + 1,
+        update_time: now().max(before.update_time),
+        ..before
+    };
+    let reason = match reason {
+        CancelReason::Requested => REQUESTED,
+        CancelReason::UserDeleted => USER_DELETED,
+    };
+    diesel::sql_query(CANCEL)
+        .bind::<SqlUuid, _>(order.order_id)
+        .bind::<Text, _>(CANCELLED)
+        .bind::<Text, _>(reason)
+        .bind::<Timestamptz, _>(order.update_time)
+        .execute(conn)
+        .await?;
+    Ok(order)
+}
+
+/// Cancels the open orders of deleted users, and tells of it in events to `topic`, each with the
+/// deletion as its cause. Call it in the transaction that writes the deletions into `users_cache`,
+/// behind that: what it does not see then, [`create_order`](super::Store::create_order) refuses.
+///
+/// # Errors
+/// The database's.
+pub async fn cancel_orders_of_deleted(
+    conn: &mut AsyncPgConnection,
+    topic: &str,
+    deletions: &[Deletion],
+) -> QueryResult<()> {
+    let user_ids: Vec<Uuid> = deletions.iter().map(|d| d.user_id).collect();
+    let event_ids: Vec<Option<&str>> = deletions.iter().map(|d| d.event_id.as_deref()).collect();
+    let rows: Vec<CancelledRow> = diesel::sql_query(CANCEL_OF_DELETED)
+        .bind::<Array<SqlUuid>, _>(user_ids)
+        .bind::<Array<Nullable<Text>>, _>(event_ids)
+        .bind::<Timestamptz, _>(now())
+        .load(conn)
+        .await?;
+    let events: Result<Vec<_>, Error> = rows.into_iter().map(|row| cancelled(topic, row)).collect();
+    let events = events
+        .map_err(|err| diesel::result::Error::QueryBuilderError(format!("{err:?}").into()))?;
+    outbox::enqueue_all(conn, &events).await
+}
+
+fn cancelled(topic: &str, row: CancelledRow) -> Result<outbox::Event, Error> {
+    let order: Order = row.order.try_into()?;
+    let event = event(topic, events::ORDER_CANCELLED, &order)?;
+    Ok(match row.event_id {
+        Some(cause) => event.caused_by(&cause),
+        None => event,
+    })
+}
+
+/// Postgres keeps microseconds: what is answered now is what is read later.
+fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
+}

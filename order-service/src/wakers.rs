@@ -1,0 +1,90 @@
+//! Wakes calls that wait for something about a user.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// The calls that wait, by the user whom they wait for.
+#[derive(Debug, Default)]
+pub struct Wakers {
+    by_user: Mutex<HashMap<Uuid, Waiting>>,
+}
+
+/// Those who wait for one user.
+#[derive(Debug, Default)]
+struct Waiting {
+    notify: Arc<Notify>,
+    calls: usize,
+}
+
+impl Wakers {
+    /// Wakes those who wait for this user.
+    pub fn wake(&self, user_id: Uuid) {
+        if let Some(waiting) = self.lock().get(&user_id) {
+            waiting.notify.notify_waiters();
+        }
+    }
+
+    /// Has this call woken, as long as the entry is kept.
+    pub fn listen(self: &Arc<Self>, user_id: Uuid) -> Listener {
+        let mut by_user = self.lock();
+        let waiting = by_user.entry(user_id).or_default();
+        waiting.calls += 1;
+        Listener {
+            wakers: Arc::clone(self),
+            user_id,
+            notify: Arc::clone(&waiting.notify),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Waiting>> {
+        self.by_user.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call's entry, taken away with the call however it ends.
+#[derive(Debug)]
+pub struct Listener {
+    wakers: Arc<Wakers>,
+    user_id: Uuid,
+    notify: Arc<Notify>,
+}
+
+impl Listener {
+    /// What is notified when the user's calls are woken. Enable it before looking at what is waited
+    /// for: then nothing is missed in between.
+    pub fn notify(&self) -> &Notify {
+        &self.notify
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut by_user = self.wakers.lock();
+        if let Some(waiting) = by_user.get_mut(&self.user_id) {
+            waiting.calls -= 1;
+            if waiting.calls == 0 {
+                by_user.remove(&self.user_id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_goes_with_its_last_call() {
+        let wakers = Arc::new(Wakers::default());
+        let (first, second) = (wakers.listen(Uuid::nil()), wakers.listen(Uuid::nil()));
+        drop(first);
+        assert_eq!(wakers.lock().len(), 1);
+        drop(second);
+        assert_eq!(wakers.lock().len(), 0);
+    }
+}

@@ -1,0 +1,167 @@
+//! Follows a user's orders for a caller of WatchOrders.
+//!
+//! A stream has a task that reads changes and hands them over a short queue. It reads when this
+//! process has written something of the user's, and now and then by itself, because another replica
+//! may have. Whatever it misses it finds with the next look, so that waking is for speed only.
+
+use std::{sync::Arc, time::Duration};
+
+use service_kit::CallError;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    domain::Order,
+    error::Error,
+    store::{Position, Store},
+    wakers::Wakers,
+};
+
+/// How often a stream looks by itself.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Orders of one look at most.
+const PAGE_ORDERS: usize = 100;
+/// Orders that wait for the caller to read them at most, beside one page that is being handed over.
+const QUEUE_ORDERS: usize = 16;
+/// A stream is renewed after so long, so that callers spread over new replicas.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// Limits of the streams.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchLimits {
+    /// Streams at once, at most.
+    pub max_watches: usize,
+    /// How long a caller may leave a full queue unread.
+    pub patience: Duration,
+}
+
+/// The streams of WatchOrders.
+pub struct Watches {
+    store: Store,
+    changes: Arc<Wakers>,
+    places: Arc<Semaphore>,
+    patience: Duration,
+    shutdown: CancellationToken,
+}
+
+/// An order that was placed or changed, and where to go on behind it.
+pub type Change = (Order, Position);
+
+/// What a caller reads.
+pub struct Watch {
+    changes: mpsc::Receiver<Change>,
+    end: oneshot::Receiver<Error>,
+}
+
+impl Watch {
+    /// The next change, or why there is none any more; none after that.
+    pub async fn next(&mut self) -> Option<Result<Change, Error>> {
+        match self.changes.recv().await {
+            Some(change) => Some(Ok(change)),
+            None => (&mut self.end).await.ok().map(Err),
+        }
+    }
+}
+
+impl Watches {
+    /// Streams of what `store` holds; `changes` tells of users whose orders were changed here.
+    pub fn new(
+        store: Store,
+        changes: Arc<Wakers>,
+        limits: WatchLimits,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            changes,
+            places: Arc::new(Semaphore::new(limits.max_watches)),
+            patience: limits.patience,
+            shutdown,
+        }
+    }
+
+    /// Follows a user's orders from `position` on, until `deadline` at the latest.
+    ///
+    /// # Errors
+    /// If there are too many streams.
+    pub fn start(
+        &self,
+        user_id: Uuid,
+        position: Position,
+        deadline: Option<Instant>,
+    ) -> Result<Watch, Error> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| CallError::Overloaded)?;
+        let (queue, changes) = mpsc::channel(QUEUE_ORDERS);
+        let (end_with, end) = oneshot::channel();
+        let max_age = Instant::now() + MAX_AGE;
+        let task = Task {
+            store: self.store.clone(),
+            wakers: Arc::clone(&self.changes),
+            user_id,
+            patience: self.patience,
+            end: deadline.map_or(max_age, |deadline| deadline.min(max_age)),
+            shutdown: self.shutdown.clone(),
+            queue,
+            _place: place,
+        };
+        tokio::spawn(async move {
+            // A caller that has left does not want to know.
+            let _ = end_with.send(task.follow(position).await);
+        });
+        Ok(Watch { changes, end })
+    }
+}
+
+struct Task {
+    store: Store,
+    wakers: Arc<Wakers>,
+    user_id: Uuid,
+    patience: Duration,
+    end: Instant,
+    shutdown: CancellationToken,
+    queue: mpsc::Sender<Change>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Task {
+    /// Hands changes over until something ends it, and says what.
+    async fn follow(self, mut position: Position) -> Error {
+        let listener = self.wakers.listen(self.user_id);
+        loop {
+            let mut woken = std::pin::pin!(listener.notify().notified());
+            // What changes from here on wakes; what did before is seen by the look that follows.
+            woken.as_mut().enable();
+            let changes = self.store.changes(self.user_id, &position, PAGE_ORDERS);
+            let changes = match changes.await {
+                Ok(changes) => changes,
+                Err(err) => return err,
+            };
+            for change in changes.orders {
+                match timeout(self.patience, self.queue.send(change)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return Error::WatchEnded,
+                    Err(_) => return Error::WatchTooSlow,
+                }
+            }
+            position = changes.position;
+            if self.shutdown.is_cancelled() || Instant::now() >= self.end {
+                return Error::WatchEnded;
+            }
+            if !changes.is_all {
+                continue;
+            }
+            tokio::select! {
+                () = woken => {}
+                () = sleep(POLL_INTERVAL) => {}
+                () = self.shutdown.cancelled() => return Error::WatchEnded,
+                () = sleep_until(self.end) => return Error::WatchEnded,
+                () = self.queue.closed() => return Error::WatchEnded,
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+-- Deleted users have lost what the old rules demand, and are not held to them.
+alter table users
+    drop constraint users_email_length,
+    drop constraint users_email_key_erased,
+    drop constraint users_name_length,
+    add constraint users_email_length check (char_length(email) between 3 and 254) not valid,
+    add constraint users_name_length check (char_length(name) between 1 and 200) not valid;
