@@ -1,5 +1,5 @@
 # Each target does its own set-up, on a fresh machine too. CONTRIBUTING.md says more.
-.PHONY: help demo test bench-relay endure-relay up down lint fmt setup tools
+.PHONY: help demo test bench-relay bench-calls endure-relay up down lint fmt setup tools
 .DEFAULT_GOAL := help
 
 # One set for all who run the system: with another, cargo would build its dependencies once more.
@@ -22,6 +22,10 @@ bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SIN
 	$(BUILT)/release/bench relay $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(if $(RATES),--rates $(RATES)) \
 	  $(if $(SINKS),--sinks $(SINKS)) $(if $(DEBEZIUM),--debezium) $(if $(CURVES),--curves=$(if $(filter full,$(CURVES)),full,short)) \
 	  $(if $(JSON),--json $(JSON)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
+
+bench-calls: setup ## Measure the services: ways of validation, overload. SECONDS=10 RATE=100 JSON=FILE
+	cargo build --locked --release $(PROGRAMS) -p bench
+	$(BUILT)/release/bench calls $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) $(if $(JSON),--json $(JSON))
 
 endure-relay: setup ## Load the relay for long. SECONDS=3600 RATE=2000 KILLS=100 STANDBY=1 HOLD=1 (an open transaction) SINK=rdkafka JSON=FILE
 	cargo build --locked --release -p outbox-relay -p bench

@@ -5,9 +5,11 @@
 //! - `drain`, `limits`, `latency` and `curves` are what is measured; `relay` and `debezium` are what
 //!   it is measured on.
 //! - `endurance` is the other measurement: for long, under a steady `load`.
+//! - `calls` is the third: the services, from their doors.
 //! - `lab` holds servers, database and topic; `usage` reads CPU and memory from /proc.
 //! - `report` is what was found, `tables` lays it out.
 
+mod calls;
 mod curves;
 mod debezium;
 mod drain;
@@ -43,6 +45,8 @@ enum Command {
     Relay(options::RelayOptions),
     /// The relay under a steady load, for long: kills, a held transaction, an account of every event
     Endurance(options::EnduranceOptions),
+    /// The services: ways of validation side by side, and ten times too many calls
+    Calls(calls::CallsOptions),
     /// Only read an outbox; a process of its own, so that its CPU is
     #[command(hide = true)]
     Read(limits::ReadOptions),
@@ -72,6 +76,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Relay(options) => session::run(&options).await,
         Command::Endurance(options) => endurance::run(&options).await,
+        Command::Calls(options) => calls::run(&options).await,
         Command::Read(options) => limits::read(&options).await,
         Command::Produce(options) => limits::produce(options).await,
     }

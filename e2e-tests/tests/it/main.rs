@@ -3,6 +3,7 @@
 
 mod background;
 mod databases;
+mod error_table;
 mod kills;
 mod orders;
 mod outages;

@@ -1,0 +1,212 @@
+//! The ways to know that a user exists, side by side.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use demo::System;
+use devstack::step;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::{sync::watch, time::Instant};
+use tonic_types::StatusExt as _;
+
+use super::{
+    CallsOptions, Spread,
+    proxy::{Proxy, Way},
+};
+
+const MODES: [&str; 3] = ["local", "local-then-remote", "remote"];
+/// Added to each direction of the way to a slow user-service.
+const SLOWNESS: Duration = Duration::from_millis(100);
+const CONDITIONS: [(&str, Way); 3] = [
+    ("well", Way::Open),
+    ("slow", Way::Slow(SLOWNESS)),
+    ("away", Way::Closed),
+];
+const KNOWN_USERS: usize = 50;
+/// Of so many orders one is of a user who was created right before it.
+const NEW_USER_EVERY: u64 = 5;
+
+/// What orders met under one condition.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Figures {
+    mode: &'static str,
+    user_service: &'static str,
+    known: Outcome,
+    new: Outcome,
+}
+
+/// What became of orders at their first try, without a consistency token.
+#[derive(Clone, Debug, Serialize)]
+struct Outcome {
+    orders: u64,
+    accepted_percent: f64,
+    latency: Spread,
+    refused: BTreeMap<String, u64>,
+}
+
+/// What is counted while it goes on.
+struct Count {
+    latency: Histogram<u64>,
+    accepted: u64,
+    refused: BTreeMap<String, u64>,
+}
+
+impl Count {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            latency: Histogram::new_with_max(60_000_000, 3)?,
+            accepted: 0,
+            refused: BTreeMap::new(),
+        })
+    }
+
+    fn outcome(&self) -> Outcome {
+        let orders = self.latency.len();
+        Outcome {
+            orders,
+            accepted_percent: self.accepted as f64 / orders.max(1) as f64 * 100.0,
+            latency: Spread::of(&self.latency),
+            refused: self.refused.clone(),
+        }
+    }
+}
+
+pub(super) async fn measure(options: &CallsOptions) -> Result<Vec<Figures>> {
+    let mut figures = Vec::new();
+    for mode in MODES {
+        let (proxy, way) = Proxy::bind().await?;
+        let addr = proxy.addr()?;
+        let variables = [("VALIDATION", mode), ("USER_SERVICE_ADDR", addr.as_str())];
+        let system = Arc::new(System::start_with(&variables).await?);
+        let user_service = system.stack.names().user_service_addr.clone();
+        let leading = tokio::spawn(proxy.lead_to(user_service));
+        let users = known_users(&system).await?;
+        for condition in CONDITIONS {
+            let what = format!("{mode}, user-service {}", condition.0);
+            let load = under(&system, mode, condition, &way, &users, options);
+            figures.push(step(&what, load).await?);
+        }
+        leading.abort();
+        if let Some(system) = Arc::into_inner(system) {
+            system.stop().await;
+        }
+    }
+    Ok(figures)
+}
+
+async fn known_users(system: &System) -> Result<Vec<String>> {
+    let mut users = Vec::new();
+    for number in 0..KNOWN_USERS {
+        let created = system
+            .create_user(&format!("known{number}@example.com"), "Known")
+            .await?;
+        let user_id = created.user.context("a user")?.user_id;
+        system
+            .create_order(&user_id, &created.consistency_token)
+            .await?;
+        users.push(user_id);
+    }
+    Ok(users)
+}
+
+/// Orders at a steady rate, whatever becomes of those before.
+async fn under(
+    system: &Arc<System>,
+    mode: &'static str,
+    (user_service, way): (&'static str, Way),
+    control: &watch::Sender<Way>,
+    users: &[String],
+    options: &CallsOptions,
+) -> Result<Figures> {
+    control.send_replace(way);
+    // Whoever was connected notices.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let counts = Arc::new(Mutex::new((Count::new()?, Count::new()?)));
+    let start = Instant::now();
+    let mut calls = Vec::new();
+    for number in 0..options.rate * options.seconds {
+        tokio::time::sleep_until(
+            start + Duration::from_secs(1) * number as u32 / options.rate as u32,
+        )
+        .await;
+        let (system, counts) = (Arc::clone(system), Arc::clone(&counts));
+        let is_new = number % NEW_USER_EVERY == 0;
+        let known = users[number as usize % users.len()].clone();
+        let email = format!("{mode}{user_service}{number}@example.com");
+        calls.push(tokio::spawn(async move {
+            let user_id = if is_new {
+                let created = system.create_user(&email, "New").await?;
+                created.user.context("a user")?.user_id
+            } else {
+                known
+            };
+            let asked = Instant::now();
+            let answer = system.create_order(&user_id, "").await;
+            let us = asked.elapsed().as_micros() as u64;
+            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = if is_new { &mut counts.1 } else { &mut counts.0 };
+            count.latency.saturating_record(us);
+            match answer {
+                Ok(_) => count.accepted += 1,
+                Err(status) => {
+                    let info = status.get_error_details().error_info().cloned();
+                    let reason = info.map_or_else(|| status.code().to_string(), |info| info.reason);
+                    *count.refused.entry(reason).or_default() += 1;
+                }
+            }
+            anyhow::Ok(())
+        }));
+    }
+    for call in calls {
+        call.await??;
+    }
+    let counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Figures {
+        mode,
+        user_service,
+        known: counts.0.outcome(),
+        new: counts.1.outcome(),
+    })
+}
+
+/// For people, in Markdown.
+pub(super) fn table(figures: &[Figures]) -> String {
+    let mut text = String::from(
+        "| validation | user-service is | known users: accepted | p50, ms | p99 | new users: accepted at once | p50, ms | p99 | refused |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---|\n",
+    );
+    for Figures {
+        mode,
+        user_service,
+        known,
+        new,
+    } in figures
+    {
+        let mut refused = known.refused.clone();
+        for (reason, count) in &new.refused {
+            *refused.entry(reason.clone()).or_default() += count;
+        }
+        let refused: Vec<_> = refused
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        let _ = writeln!(
+            text,
+            "| {mode} | {user_service} | {:.1} % | {:.1} | {:.1} | {:.1} % | {:.1} | {:.1} | {} |",
+            known.accepted_percent,
+            known.latency.p50_ms,
+            known.latency.p99_ms,
+            new.accepted_percent,
+            new.latency.p50_ms,
+            new.latency.p99_ms,
+            refused.join(", "),
+        );
+    }
+    text
+}
