@@ -11,8 +11,8 @@ import (
 // tokenKey is the metadata in which both services give, and order-service takes, a consistency token.
 const tokenKey = "x-consistency-token"
 
-// tokenSession lets every call see what the calls before it have written, whichever service they went to: it remembers
-// the last token it was given and sends it along. Keep one for each user of your program, not one for all.
+// tokenSession lets a call see what was written just before it, whichever service wrote it: it remembers the last token
+// that it was given and sends it along. Keep one for each user of your program, not one for all.
 type tokenSession struct {
 	token atomic.Pointer[string]
 }

@@ -1,6 +1,9 @@
 package com.example.outbox;
 
 import com.google.gson.Gson;
+import com.google.gson.JsonElement;
+import com.google.gson.JsonObject;
+import com.google.gson.JsonParser;
 import com.google.gson.reflect.TypeToken;
 import io.grpc.ClientInterceptor;
 import io.grpc.Grpc;
@@ -51,9 +54,18 @@ final class Services implements AutoCloseable {
         .build();
   }
 
+  /**
+   * The shared one, and UNKNOWN is worth another try too: that is what grpc-java says of a call that it begins on a
+   * connection that has just broken (grpc/grpc-java#10120). The services say it only of what is no gRPC call.
+   */
   private static Map<String, ?> readServiceConfig() throws IOException {
     try (Reader reader = Files.newBufferedReader(SERVICE_CONFIG)) {
-      return new Gson().fromJson(reader, new TypeToken<Map<String, ?>>() {});
+      JsonObject config = JsonParser.parseReader(reader).getAsJsonObject();
+      for (JsonElement method : config.getAsJsonArray("methodConfig")) {
+        JsonObject retryPolicy = method.getAsJsonObject().getAsJsonObject("retryPolicy");
+        retryPolicy.getAsJsonArray("retryableStatusCodes").add("UNKNOWN");
+      }
+      return new Gson().fromJson(config, new TypeToken<Map<String, ?>>() {});
     }
   }
 

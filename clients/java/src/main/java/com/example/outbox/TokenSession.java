@@ -10,8 +10,8 @@ import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 
 /**
- * Lets every call see what the calls before it have written, whichever service they went to: it remembers the last
- * consistency token that it was given and sends it along. Keep one for each user of your program, not one for all.
+ * Lets a call see what was written just before it, whichever service wrote it: it remembers the last consistency token
+ * that it was given and sends it along. Keep one for each user of your program, not one for all.
  */
 final class TokenSession implements ClientInterceptor {
   /** The metadata in which both services give, and order-service takes, a token. */

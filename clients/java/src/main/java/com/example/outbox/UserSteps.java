@@ -117,7 +117,7 @@ final class UserSteps extends Steps {
         value = line.startsWith(prefix) ? line.substring(prefix.length()) : value;
       }
     }
-    if (value == null) {
+    if (value == null || value.isEmpty()) {
       throw new Scenario.Skipped("USER_SERVICE_PID is not set");
     }
     return Long.parseLong(value);
