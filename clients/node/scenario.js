@@ -74,7 +74,7 @@ const steps = {
     tokens.token = 'no token'; // Only one that was read can be refused.
     const call = sessionOrders.createOrder(orderRequest(user.userId));
     const { fields } = await refused(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
-    assert.deepEqual(fields, ['consistency_token']);
+    assert.deepEqual(fields, ['x-consistency-token']);
     return `${order.orderId}, the token carried by an interceptor`;
   },
 

@@ -94,7 +94,7 @@ def metadata() -> str:
     tokens.token = "no token"  # Only one that was read can be refused.
     request = order_request(user.user.user_id)
     bad = refused(session_orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
-    assert bad.fields == ["consistency_token"], bad
+    assert bad.fields == ["x-consistency-token"], bad
     return f"{placed.order_id}, the token carried by an interceptor"
 
 
