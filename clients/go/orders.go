@@ -45,7 +45,18 @@ func (s *scenario) metadata(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "order " + ordered.GetOrder().GetOrderId(), nil
+	// Only a token that was read can be refused.
+	garbled := "no token"
+	session.token.Store(&garbled)
+	_, err = following.orders.CreateOrder(ctx, newOrder(created.GetUser().GetUserId(), euros(19, 90)))
+	invalid, err := wantRefusal(err, codes.InvalidArgument, "VALIDATION_FAILED")
+	if err != nil {
+		return "", err
+	}
+	if !slices.Equal(invalid.fields, []string{tokenKey}) {
+		return "", fmt.Errorf("refused for %v", invalid.fields)
+	}
+	return "order " + ordered.GetOrder().GetOrderId() + ", the token carried by an interceptor", nil
 }
 
 // page: pages of two, until there is no token for another.

@@ -25,6 +25,11 @@ final class TokenSession implements ClientInterceptor {
     return token;
   }
 
+  /** Goes on with a token from elsewhere: of another process, say. */
+  void token(String token) {
+    this.token = token;
+  }
+
   @Override
   public <Q, A> ClientCall<Q, A> interceptCall(MethodDescriptor<Q, A> method, CallOptions options, Channel next) {
     return new SimpleForwardingClientCall<>(next.newCall(method, options)) {

@@ -1,12 +1,14 @@
 package com.example.outbox;
 
 import static com.example.outbox.Amounts.euros;
+import static io.grpc.Status.Code.INVALID_ARGUMENT;
 
 import io.grpc.Metadata;
 import io.grpc.stub.MetadataUtils;
-import java.io.IOException;
+import java.util.List;
 import java.util.concurrent.atomic.AtomicReference;
-import order.v1.OrderOuterClass.CreateOrderResponse;
+import order.v1.OrderOuterClass.CreateOrderRequest;
+import order.v1.OrderOuterClass.Order;
 import user.v1.UserOuterClass.CreateUserResponse;
 import user.v1.UserOuterClass.User;
 
@@ -43,14 +45,20 @@ final class TokenSteps extends Steps {
   }
 
   /** The same, and no code sees the token but an interceptor. */
-  String metadata() throws IOException {
+  String metadata() throws Exception {
     TokenSession session = new TokenSession();
     try (Services following = Services.connect(session)) {
       CreateUserResponse user = following.users.createUser(newUser());
       check(user.getConsistencyToken().equals(session.token()), "x-consistency-token of CreateUser", session.token());
-      CreateOrderResponse ordered = following.orders.createOrder(
-          newOrder(user.getUser().getUserId(), euros("19.90")).build());
-      return "order " + ordered.getOrder().getOrderId();
+      String userId = user.getUser().getUserId();
+      Order order = following.orders.createOrder(newOrder(userId, euros("19.90")).build()).getOrder();
+      // Only a token that was read can be refused.
+      session.token("no token");
+      CreateOrderRequest request = newOrder(userId, euros("19.90")).build();
+      Refusal invalid =
+          Refusal.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> following.orders.createOrder(request));
+      check(invalid.fields().equals(List.of(TokenSession.TOKEN.name())), "fields", invalid);
+      return "order " + order.getOrderId() + ", the token carried by an interceptor";
     }
   }
 }
