@@ -29,6 +29,11 @@ impl Database {
         let url = Addresses::shared()
             .create_database(&Addresses::unique_name(test))
             .await?;
+        Self::at(url).await
+    }
+
+    /// In this database, which is empty.
+    pub(crate) async fn at(url: String) -> Result<Self> {
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
         harness
             .run_pending_migrations(outbox::MIGRATIONS)
