@@ -48,6 +48,18 @@ impl Database {
         Sql::connect(&self.url).await
     }
 
+    /// How often a row of the outbox was fetched by an index, once its readers have gone: a session
+    /// tells of the last of it when it ends.
+    pub(crate) async fn rows_fetched(&self) -> Result<i64> {
+        let client = self.connect().await?;
+        let readers = "select count(*) from pg_stat_activity
+            where datname = current_database() and application_name = 'outbox-relay reader'";
+        client.wait_for(readers, 0).await?;
+        let fetched = "select sum(idx_tup_fetch) from pg_stat_user_tables
+            where relname like 'outbox%'";
+        client.count(fetched).await
+    }
+
     /// Every aggregate with its newest version.
     pub(crate) async fn newest(&self) -> Result<Vec<(String, i64)>> {
         let sql = "select key, version from aggregates";

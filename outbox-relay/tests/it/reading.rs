@@ -236,19 +236,6 @@ impl Late {
         }
         Ok(seqs)
     }
-
-    /// How often a row of the outbox was fetched, for the reader alone. It ends with that.
-    async fn fetched(self) -> Result<i64> {
-        // A session tells of the last of it when it ends.
-        drop(self.reader);
-        let client = self.database.connect().await?;
-        let sessions = "select count(*) from pg_stat_activity
-            where datname = current_database() and application_name = 'outbox-relay reader'";
-        client.wait_for(sessions, 0).await?;
-        let fetched = "select sum(idx_tup_fetch) from pg_stat_user_tables
-            where relname like 'outbox%'";
-        client.count(fetched).await
-    }
 }
 
 async fn transaction(session: &Session) -> Result<u64> {
@@ -300,7 +287,8 @@ async fn rows_that_come_late_are_not_looked_at_again_with_every_page() -> Result
         assert_eq!((seqs.len(), seqs.is_sorted()), (ROWS, true));
     }
     // With the first page, with the question where they are, and with the page of each.
-    let fetched = usize::try_from(late.fetched().await?)?;
+    drop(late.reader);
+    let fetched = usize::try_from(late.database.rows_fetched().await?)?;
     assert!(fetched < 2 * 4 * ROWS, "{fetched} for twice {ROWS} rows");
     postgres.process.stop().await;
     Ok(())

@@ -31,6 +31,7 @@ for_each_sink! {
     a_topic_that_may_not_be_written_to_holds_no_other_up,
     what_is_in_front_of_a_refused_row_is_not_repeated,
     what_waits_behind_a_parked_key_is_kept_when_the_source_halts,
+    a_source_that_halts_reads_one_row_a_try_and_not_a_page,
 }
 
 const LARGE: usize = 2_000_000;
@@ -389,4 +390,28 @@ async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
     assert_eq!(versions_of(&records, "hot"), [1, 2, 3, 4]);
     assert_eq!(versions_of(&records, "another"), [1]);
     relay.stop().await
+}
+
+async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) -> Result<()> {
+    const ROWS: usize = 5_000;
+    const TRIES: i64 = 8;
+    let (mut setup, session) = setup("tries", sink, OnRefusal::Halt).await?;
+    setup.max_page_rows = 20_000;
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version)
+         select '{}', 'a', 'made', n from generate_series(1, {ROWS}) as n",
+        Addresses::unique_name("missing")
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    let tries = "select epoch from relay_checkpoints";
+    eventually("some tries", async || {
+        Ok((session.client.count(tries).await? > TRIES).then_some(()))
+    })
+    .await?;
+    relay.stop().await?;
+    // Two pages, the second of which is read ahead, at the first try alone.
+    let fetched = usize::try_from(setup.database.rows_fetched().await?)?;
+    assert!(fetched < ROWS, "{fetched}");
+    Ok(())
 }
