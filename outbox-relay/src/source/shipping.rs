@@ -51,6 +51,8 @@ pub(super) enum SourceError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Unopened(SinkError),
+    #[error("dead_letter_topic can't be used")]
+    DeadLetterTopic(#[source] SinkError),
     #[error(transparent)]
     Sink(#[from] SinkError),
     #[error("event {event_id} of key {key:?} is in the way")]
