@@ -1,5 +1,7 @@
 //! What probes and people ask a running relay.
 
+mod incoming;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
@@ -10,6 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::incoming::Incoming;
 use crate::status::{SharedStatus, SourceStatus};
 
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -25,7 +28,7 @@ pub(crate) async fn serve(
         .route("/readyz", get(ready))
         .route("/status", get(status))
         .with_state(Arc::new(sources));
-    axum::serve(listener, app)
+    axum::serve(Incoming::new(listener), app)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await
 }

@@ -12,6 +12,8 @@ use program::{ConfigError, Problems};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use crate::sink::is_topic_name;
+
 /// A configuration that can be used.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -284,6 +286,14 @@ impl KafkaTable {
                 "is missing: set it to host:port, or OUTBOX_RELAY_KAFKA_BROKERS",
             );
         }
+        for broker in brokers.split(',').map(str::trim) {
+            if !brokers.trim().is_empty() && !is_broker(broker) {
+                problems.add(
+                    "kafka.brokers",
+                    format!("{broker:?} isn't like localhost:9092; give host and port"),
+                );
+            }
+        }
         let mut within = |name: &str, value: usize, low: usize, high: usize| {
             if !(low..=high).contains(&value) {
                 problems.add(
@@ -377,6 +387,14 @@ impl SourceTable {
                 "isn't from 1 to 60000",
             );
         }
+        if let Some(topic) = &self.dead_letter_topic
+            && !is_topic_name(topic)
+        {
+            problems.add(
+                format!("{name}.dead_letter_topic"),
+                format!("no topic can be named {topic:?}; use 1 to 249 of a-z, A-Z, 0-9, ., _, -"),
+            );
+        }
         if self.retention_s > MAX_RETENTION_S {
             problems.add(
                 format!("{name}.retention_s"),
@@ -402,6 +420,14 @@ impl SourceTable {
             max_page_rows: self.max_page_rows,
         })
     }
+}
+
+/// Whether this is `host:port`.
+fn is_broker(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
+        !host.is_empty() && is_port
+    })
 }
 
 /// A source's name as a part of the name of a variable.
@@ -495,6 +521,27 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn what_kafka_could_not_be_asked_for_is_told_with_the_way_out() {
+        let text = check(
+            r#"
+            kafka.brokers = "localhost:9092, kafka"
+            [[source]]
+            name = "a"
+            database_url = "postgres://localhost/a"
+            dead_letter_topic = "dead letters"
+            "#,
+            &[],
+        )
+        .unwrap_err();
+        for part in [
+            r#""kafka" isn't like localhost:9092"#,
+            r#"a.dead_letter_topic: no topic can be named "dead letters""#,
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
     }
 
     #[test]

@@ -1,12 +1,20 @@
-//! Reads what is due: the SQL of windows and pages, and the decoding of what comes back.
+//! Reads what is due, a page at a time, and decodes what comes back. The SQL of a window is in
+//! `due`.
 
-use std::{fmt::Write as _, pin::pin, time::Duration};
+mod due;
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use uuid::Uuid;
 
+use self::due::{MAX_BRANCHES, Stragglers, late_transactions_sql, page_sql};
 use crate::{
     leader::ANSWER_TIMEOUT,
     window::{Cursor, MalformedSnapshot, Snapshot},
@@ -17,9 +25,12 @@ use crate::{
 const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Plans for the outbox must not depend on statistics, which are wrong right after a partition was
-/// filled or emptied: rows are found by the two indexes, whatever the planner believes.
+/// filled or emptied: rows are found by the two indexes, whatever the planner believes, and by the
+/// one of the two with which fewer rows are looked at, wherever their pages lie.
 const SESSION: &str = "set enable_seqscan = off;
     set enable_bitmapscan = off;
+    set seq_page_cost = 0;
+    set random_page_cost = 0;
     set max_parallel_workers_per_gather = 0;
     set jit = off;
     set statement_timeout = '60s';
@@ -35,7 +46,12 @@ const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version,
 #[derive(Debug)]
 pub struct Reader {
     client: Client,
+    /// Where the stragglers of a window are, once that was asked.
+    known: Mutex<Option<(WindowBounds, Stragglers)>>,
 }
+
+/// What a window reaches from, and what to.
+type WindowBounds = (Snapshot, Arc<Snapshot>);
 
 /// Why a page could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +88,10 @@ impl Reader {
     /// If the database refuses the settings that reading needs.
     pub async fn new(client: Client) -> Result<Self, ReadError> {
         client.batch_execute(SESSION).await?;
-        Ok(Self { client })
+        Ok(Self {
+            client,
+            known: Mutex::new(None),
+        })
     }
 
     /// What is visible now.
@@ -96,7 +115,46 @@ impl Reader {
     /// # Errors
     /// If the database can't be asked or answers nonsense.
     pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
-        self.copy(&page_sql(cursor, max_rows), max_rows).await
+        let stragglers = self.stragglers(cursor).await?;
+        let sql = page_sql(cursor, &stragglers, max_rows);
+        self.copy(&sql, max_rows).await
+    }
+
+    /// Where the window's stragglers are. It is asked once a window, and not before the second page
+    /// of them: mostly there is none, and the statement would be in vain.
+    async fn stragglers(&self, cursor: &Cursor) -> Result<Stragglers, ReadError> {
+        let Some(window) = cursor.window() else {
+            return Ok(Stragglers::Anywhere);
+        };
+        if window.done_seq == 0 || !cursor.expects_stragglers() {
+            return Ok(Stragglers::Anywhere);
+        }
+        if let Some((bounds, stragglers)) = &*self.known()
+            && (&bounds.0, &bounds.1) == (cursor.seen(), &window.upto)
+        {
+            return Ok(stragglers.clone());
+        }
+        let sql = late_transactions_sql(cursor, window);
+        let asking = self.client.simple_query(&sql);
+        let messages = within(PAGE_TIMEOUT, async { Ok(asking.await?) }).await?;
+        let mut late = Vec::new();
+        for message in &messages {
+            if let SimpleQueryMessage::Row(row) = message {
+                let xid = row.get(0).and_then(|xid| xid.parse().ok());
+                late.push(xid.ok_or(ReadError::Layout("column xid is no xid8"))?);
+            }
+        }
+        let stragglers = match late.len() {
+            0..=MAX_BRANCHES => Stragglers::Of(late.into()),
+            _ => Stragglers::Anywhere,
+        };
+        let bounds = (cursor.seen().clone(), Arc::clone(&window.upto));
+        *self.known() = Some((bounds, stragglers.clone()));
+        Ok(stragglers)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<(WindowBounds, Stragglers)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Parked events that are to be tried again: those of keys whose first event is, or was shipped
@@ -187,49 +245,6 @@ pub(crate) fn parked_keys(source: &str) -> String {
         first(""),
         first("and (topic, key) > (parked_key.topic, parked_key.key)")
     )
-}
-
-/// The rows of `cursor`'s window that come next. What is put into the text are numbers only.
-///
-/// A row is due if its transaction is visible in the window's snapshot and was not in the one
-/// before. With `seq` that splits in two: new rows above the highest seq seen, and stragglers up to
-/// it. A straggler's transaction was in progress, so it was either listed as such or has an id from
-/// xmax on. Leaving the latter out looks right and loses rows.
-fn page_sql(cursor: &Cursor, max_rows: usize) -> String {
-    let (seen, max_seq) = (cursor.seen(), cursor.max_seq());
-    let (upto, done_seq) = match cursor.window() {
-        Some(window) => (window.upto.as_ref(), window.done_seq),
-        None => (seen, max_seq),
-    };
-    let visible = format!("pg_visible_in_snapshot(xid, '{upto}')");
-    let mut sql = format!(
-        "copy (select * from (
-             select {COLUMNS} from outbox
-             where seq > {} and not pg_visible_in_snapshot(xid, '{seen}') and {visible}",
-        max_seq.max(done_seq),
-    );
-    // A branch costs the planner more than a small page costs to read, so none is there in vain: a
-    // transaction that is still open is no straggler yet.
-    if cursor.expects_stragglers() {
-        let listed = seen.in_progress().iter().filter(|xid| upto.sees(**xid));
-        let listed: Vec<String> = listed.map(ToString::to_string).collect();
-        let late = [
-            (!listed.is_empty()).then(|| format!("xid = any ('{{{}}}'::xid8[])", listed.join(","))),
-            (upto.xmax() > seen.xmax()).then(|| format!("xid >= '{}'", seen.xmax())),
-        ];
-        for straggler in late.iter().flatten() {
-            let _ = write!(
-                sql,
-                " union all select {COLUMNS} from outbox
-                  where {straggler} and seq > {done_seq} and seq <= {max_seq} and {visible}"
-            );
-        }
-    }
-    let _ = write!(
-        sql,
-        ") due order by seq limit {max_rows}) to stdout (format binary)"
-    );
-    sql
 }
 
 /// Rows of one page, as they came.

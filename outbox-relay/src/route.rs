@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use chrono::DateTime;
+use chrono::{DateTime, Datelike as _};
 use serde::{
     Deserialize, Deserializer as _,
     de::{MapAccess, Visitor},
@@ -81,9 +81,30 @@ pub struct Router {
 }
 
 /// A row that can't become a record.
-#[derive(Debug, thiserror::Error)]
-#[error("column headers isn't an object of strings")]
-pub struct BadHeaders;
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRow {
+    /// Its headers can't be read.
+    #[error("column headers isn't an object of strings")]
+    Headers,
+    /// It has one of the record's own headers, of which consumers would see either.
+    #[error("column headers has {0}, which every record has already")]
+    OwnHeader(&'static str),
+    /// Its time can't be written as RFC 3339: infinity, or a year with more than four digits.
+    #[error("column created_at isn't a time from year 0 to 9999")]
+    Time,
+}
+
+/// The headers that a record has by itself.
+const OWN_HEADERS: [&str; 8] = [
+    "ce_specversion",
+    "ce_source",
+    "content-type",
+    "ce_id",
+    "ce_type",
+    "ce_time",
+    "ce_aggregateversion",
+    "traceparent",
+];
 
 impl Router {
     /// `ce_source` names the system that the events come from, `content_type` is that of payloads.
@@ -102,15 +123,16 @@ impl Router {
     /// The record of a row.
     ///
     /// # Errors
-    /// If the row's own headers can't be read.
-    pub fn route<'a>(&'a mut self, row: &Row<'a>) -> Result<Record<'a>, BadHeaders> {
+    /// If the row can't be a CloudEvent.
+    pub fn route<'a>(&'a mut self, row: &Row<'a>) -> Result<Record<'a>, BadRow> {
         let headers = &mut self.headers;
         headers.clear();
         headers.extend(&self.common);
         let id = row.event_id.hyphenated();
         headers.push("ce_id", id.encode_lower(&mut [0; 36]).as_bytes());
         headers.push("ce_type", row.event_type.as_bytes());
-        headers.push("ce_time", self.clock.text(row.created_at_us));
+        let time = self.clock.text(row.created_at_us).ok_or(BadRow::Time)?;
+        headers.push("ce_time", time);
         let mut digits = itoa::Buffer::new();
         let version = digits.format(row.aggregate_version);
         headers.push("ce_aggregateversion", version.as_bytes());
@@ -118,10 +140,14 @@ impl Router {
             headers.push("traceparent", traceparent.as_bytes());
         }
         if let Some(json) = row.headers {
-            let mut own = serde_json::Deserializer::from_slice(json);
-            own.deserialize_map(OwnHeaders(headers))
-                .and_then(|()| own.end())
-                .map_err(|_| BadHeaders)?;
+            let mut further = serde_json::Deserializer::from_slice(json);
+            let repeated = further
+                .deserialize_map(FurtherHeaders(headers))
+                .and_then(|repeated| further.end().map(|()| repeated))
+                .map_err(|_| BadRow::Headers)?;
+            if let Some(name) = repeated {
+                return Err(BadRow::OwnHeader(name));
+            }
         }
         let (topic, key, payload) = (row.topic, row.key.as_bytes(), row.payload);
         Ok(Record {
@@ -133,21 +159,24 @@ impl Router {
     }
 }
 
-/// Takes the headers of a JSON object, one after the other.
-struct OwnHeaders<'a>(&'a mut Headers);
+/// Takes the headers of a JSON object, one after the other. The result is one that a record has by
+/// itself, if it is among them.
+struct FurtherHeaders<'a>(&'a mut Headers);
 
-impl<'de> Visitor<'de> for OwnHeaders<'_> {
-    type Value = ();
+impl<'de> Visitor<'de> for FurtherHeaders<'_> {
+    type Value = Option<&'static str>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object of strings")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut repeated = None;
         while let Some((Text(name), Text(value))) = map.next_entry()? {
+            repeated = repeated.or(OWN_HEADERS.into_iter().find(|own| *own == name));
             self.0.push(&name, value.as_bytes());
         }
-        Ok(())
+        Ok(repeated)
     }
 }
 
@@ -164,11 +193,15 @@ struct ClockText {
 }
 
 impl ClockText {
-    fn text(&mut self, unix_us: i64) -> &[u8] {
+    /// None for what RFC 3339 has no form for.
+    fn text(&mut self, unix_us: i64) -> Option<&[u8]> {
         const DIGITS: usize = 6;
         let (second, mut us) = (unix_us.div_euclid(1_000_000), unix_us.rem_euclid(1_000_000));
         if self.second != Some(second) {
-            let time = DateTime::from_timestamp(second, 0).unwrap_or_default();
+            let time = DateTime::from_timestamp(second, 0)?;
+            if !(0..=9_999).contains(&time.year()) {
+                return None;
+            }
             self.text = time.format("%Y-%m-%dT%H:%M:%S.000000Z").to_string().into();
             self.second = Some(second);
         }
@@ -177,7 +210,7 @@ impl ClockText {
             *digit = b'0' + u8::try_from(us % 10).unwrap_or(0);
             us /= 10;
         }
-        &self.text
+        Some(&self.text)
     }
 }
 
@@ -268,6 +301,34 @@ mod tests {
     }
 
     #[test]
+    fn headers_that_a_record_has_by_itself_are_refused() {
+        let mut router = Router::new("/users", "application/json");
+        for name in OWN_HEADERS {
+            let json = format!(r#"{{"a":"1","{name}":"x","b":"2"}}"#);
+            let row = Row {
+                headers: Some(json.as_bytes()),
+                ..ROW
+            };
+            assert_eq!(router.route(&row).unwrap_err(), BadRow::OwnHeader(name));
+        }
+    }
+
+    #[test]
+    fn times_that_have_no_form_are_refused() {
+        let mut router = Router::new("/users", "application/json");
+        // Infinity as the reader has it, minus infinity, and the year 10000.
+        for created_at_us in [i64::MAX, i64::MIN, 253_402_300_800_000_000] {
+            let row = Row {
+                created_at_us,
+                ..ROW
+            };
+            assert_eq!(router.route(&row).unwrap_err(), BadRow::Time);
+            // The next row is none the worse for it.
+            assert!(router.route(&ROW).is_ok());
+        }
+    }
+
+    #[test]
     fn times_are_written_as_chrono_writes_them() {
         let mut clock = ClockText::default();
         for unix_us in [
@@ -279,7 +340,7 @@ mod tests {
             1_767_323_045_678_902,
             -1,
         ] {
-            let text = clock.text(unix_us).to_vec();
+            let text = clock.text(unix_us).unwrap().to_vec();
             let time = DateTime::from_timestamp_micros(unix_us).unwrap();
             let expected = time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
             assert_eq!(String::from_utf8(text).unwrap(), expected);

@@ -8,6 +8,7 @@ mod watermark;
 
 use std::{fmt::Display, time::Duration};
 
+pub(crate) use self::kafka::is_topic_name;
 pub use self::{in_flight::InFlight, kafka::KafkaSink, rdkafka::RdKafkaSink};
 use crate::{config::KafkaConfig, route::Record};
 
@@ -23,6 +24,12 @@ pub trait Sink: Send {
     /// When this record will not be taken, or the sink is of no use any more. What was not
     /// acknowledged may or may not arrive.
     fn send(&mut self, record: &Record<'_>) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Finds out whether records of this topic can be taken.
+    ///
+    /// # Errors
+    /// When there is no such topic, or the sink is of no use any more.
+    fn look_up(&mut self, topic: &str) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// Sends what is still here.
     ///

@@ -148,7 +148,14 @@ impl Source {
         let opening = async {
             let url = &self.config.database_url;
             let reader = Reader::new(leader::connect(url, "outbox-relay reader").await?).await?;
-            let sink = opening.await.map_err(SourceError::Unopened)?;
+            let mut sink = opening.await.map_err(SourceError::Unopened)?;
+            if let Some(topic) = &self.config.dead_letter_topic {
+                // A letter that is refused there is not tried again.
+                sink.look_up(topic).await.map_err(|err| match err {
+                    SinkError::Refused { .. } => SourceError::DeadLetterTopic(err),
+                    err => SourceError::Unopened(err),
+                })?;
+            }
             if !sink.is_fenced() {
                 // The last leader's records may still arrive.
                 tokio::time::sleep_until(elected_at + election.wait).await;

@@ -286,7 +286,7 @@ impl KafkaSink {
 }
 
 /// Kafka's own rule. A broker that is asked about anything else may close the connection.
-fn is_topic_name(name: &str) -> bool {
+pub(crate) fn is_topic_name(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=MAX_TOPIC_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_allowed)
 }
@@ -344,6 +344,10 @@ impl Sink for KafkaSink {
         partition.batch.push(record);
         self.gathered_bytes += partition.batch.len() - before;
         Ok(())
+    }
+
+    async fn look_up(&mut self, topic: &str) -> Result<(), SinkError> {
+        self.topic(topic).await.map(|_| ())
     }
 
     async fn flush(&mut self) -> Result<(), SinkError> {

@@ -196,6 +196,12 @@ impl Sink for RdKafkaSink {
         }
     }
 
+    async fn look_up(&mut self, topic: &str) -> Result<(), SinkError> {
+        let limit = self.fetch_limit(topic).await?;
+        self.limits.insert(topic.to_owned(), limit);
+        Ok(())
+    }
+
     async fn flush(&mut self) -> Result<(), SinkError> {
         // librdkafka sends by itself.
         Ok(())

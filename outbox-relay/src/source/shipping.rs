@@ -51,6 +51,8 @@ pub(super) enum SourceError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Unopened(SinkError),
+    #[error("dead_letter_topic can't be used")]
+    DeadLetterTopic(#[source] SinkError),
     #[error(transparent)]
     Sink(#[from] SinkError),
     #[error("event {event_id} of key {key:?} is in the way")]
@@ -164,7 +166,7 @@ impl<S: Sink> Shipping<'_, S> {
 
     /// Reads window after window and hands the rows to the sink, until `shutdown`.
     async fn pump(&mut self) -> Result<(), SourceError> {
-        let mut page_rows = FIRST_PAGE_ROWS.min(self.config.max_page_rows);
+        let mut page_rows = first_page_rows(self.one_by_one).min(self.config.max_page_rows);
         let mut last_work = Instant::now();
         let mut read_ahead = None;
         while !self.shutdown.is_cancelled() {
@@ -405,6 +407,15 @@ async fn make_room(in_flight: &InFlight, max_in_flight: usize) -> Infallible {
     std::future::pending().await
 }
 
+/// While rows are sent one by one, no more are read than those: each of them may be refused and end
+/// the try, and a source that halts tries again and again.
+fn first_page_rows(one_by_one: u64) -> usize {
+    match usize::try_from(one_by_one) {
+        Ok(rows @ 1..FIRST_PAGE_ROWS) => rows,
+        _ => FIRST_PAGE_ROWS,
+    }
+}
+
 /// As many rows as made [`PAGE_BYTES`] on the last page, but at most twice as many as were asked for
 /// then: rows can suddenly be much larger.
 fn next_page_rows(asked: usize, rows: usize, bytes: usize, max: usize) -> usize {
@@ -428,5 +439,12 @@ mod tests {
         );
         assert_eq!(next_page_rows(1_000, 1, 64 << 20, 20_000), 1);
         assert_eq!(next_page_rows(500, 0, 0, 20_000), 500);
+    }
+
+    #[test]
+    fn a_try_reads_no_more_than_it_sends_one_by_one() {
+        assert_eq!(first_page_rows(0), FIRST_PAGE_ROWS);
+        assert_eq!(first_page_rows(1), 1);
+        assert_eq!(first_page_rows(u64::MAX), FIRST_PAGE_ROWS);
     }
 }

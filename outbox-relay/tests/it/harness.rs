@@ -29,6 +29,11 @@ impl Database {
         let url = Addresses::shared()
             .create_database(&Addresses::unique_name(test))
             .await?;
+        Self::at(url).await
+    }
+
+    /// In this database, which is empty.
+    pub(crate) async fn at(url: String) -> Result<Self> {
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
         harness
             .run_pending_migrations(outbox::MIGRATIONS)
@@ -41,6 +46,18 @@ impl Database {
 
     pub(crate) async fn connect(&self) -> Result<Sql> {
         Sql::connect(&self.url).await
+    }
+
+    /// How often a row of the outbox was fetched by an index, once its readers have gone: a session
+    /// tells of the last of it when it ends.
+    pub(crate) async fn rows_fetched(&self) -> Result<i64> {
+        let client = self.connect().await?;
+        let readers = "select count(*) from pg_stat_activity
+            where datname = current_database() and application_name = 'outbox-relay reader'";
+        client.wait_for(readers, 0).await?;
+        let fetched = "select sum(idx_tup_fetch) from pg_stat_user_tables
+            where relname like 'outbox%'";
+        client.count(fetched).await
     }
 
     /// Every aggregate with its newest version.

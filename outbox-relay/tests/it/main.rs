@@ -1,6 +1,7 @@
 //! The relay's promises, on a real Postgres and a real Kafka.
 
 mod acl;
+mod admin;
 mod brokers;
 mod compaction;
 mod failover;

@@ -1,8 +1,10 @@
 //! The reading rule: every committed row once, in order per key, whatever the writers do. The
 //! product's reader passes; two readers that look right fail the same test.
 
+use std::sync::Arc;
+
 use anyhow::Result;
-use devstack::Sql;
+use devstack::{Home, Postgres, Sql};
 use outbox_relay::{reader::Reader, window::Cursor};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
@@ -11,7 +13,7 @@ use proptest::{
 use tokio::sync::Mutex;
 
 use crate::{
-    harness::Database,
+    harness::{Database, Session},
     schedule::{Found, Reading, Step, Verdict, Writers, schedules},
 };
 
@@ -198,5 +200,119 @@ async fn a_reader_that_trusts_the_list_of_a_snapshot_is_caught() -> Result<()> {
         })
     });
     assert!(caught.await?);
+    Ok(())
+}
+
+/// A reader in a database where somebody is late.
+struct Late {
+    database: Database,
+    reader: Reader,
+    cursor: Cursor,
+}
+
+impl Late {
+    async fn new(database: Database) -> Result<Self> {
+        Ok(Self {
+            reader: Reader::new(database.connect().await?.into_client()).await?,
+            cursor: Cursor::beginning(),
+            database,
+        })
+    }
+
+    /// Reads what is visible, in pages of so many rows; returns the seqs.
+    async fn read(&mut self, page_rows: usize) -> Result<Vec<i64>> {
+        self.cursor.open(self.reader.snapshot().await?);
+        let mut seqs = Vec::new();
+        while self.cursor.window().is_some() {
+            let page = self.reader.page(&self.cursor, page_rows).await?;
+            for row in page.rows() {
+                let seq = row?.seq;
+                self.cursor.advance(seq);
+                seqs.push(seq);
+            }
+            if page.is_last() {
+                self.cursor.close();
+            }
+        }
+        Ok(seqs)
+    }
+}
+
+async fn transaction(session: &Session) -> Result<u64> {
+    let sql = "select pg_current_xact_id()::text";
+    let row = session.client.query_one(sql, &[]).await?;
+    Ok(row.get::<_, &str>(0).parse()?)
+}
+
+/// Opens a transaction with so many rows; returns its id.
+async fn begin_with_rows(session: &Session, rows: usize) -> Result<u64> {
+    let sql = format!(
+        "begin;
+         insert into outbox (topic, key, event_type, aggregate_version)
+         select 'topic', 'key-' || n, 'made', 1 from generate_series(1, {rows}) as n"
+    );
+    session.client.batch_execute(&sql).await?;
+    transaction(session).await
+}
+
+/// Each page would otherwise look at all that is left: 500,000 rows took ten times as long as in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_come_late_are_not_looked_at_again_with_every_page() -> Result<()> {
+    const ROWS: usize = 5_000;
+    const PAGE_ROWS: usize = 50;
+    // Of its own, because transactions in other databases have their place in snapshots, too.
+    let home = Arc::new(Home::new()?);
+    let postgres = Postgres::start(&home, &["fsync=off"]).await?;
+    let mut late = Late::new(Database::at(postgres.admin_url().to_owned()).await?).await?;
+    let slow = Session::new(&late.database).await?;
+    let fast = Session::new(&late.database).await?;
+    // The id of the late transaction is listed in the snapshot before it, or is from its xmax on.
+    for is_listed in [true, false] {
+        fast.client.batch_execute("begin").await?;
+        if !is_listed {
+            transaction(&fast).await?;
+        }
+        let xid = begin_with_rows(&slow, ROWS).await?;
+        fast.enqueue("topic", "fast", 1).await?;
+        fast.client.batch_execute("commit").await?;
+        assert_eq!(late.read(PAGE_ROWS).await?.len(), 1);
+        assert_eq!(
+            late.cursor.seen().in_progress().contains(&xid),
+            is_listed,
+            "{}",
+            late.cursor.seen()
+        );
+        slow.client.batch_execute("commit").await?;
+        let seqs = late.read(PAGE_ROWS).await?;
+        assert_eq!((seqs.len(), seqs.is_sorted()), (ROWS, true));
+    }
+    // With the first page, with the question where they are, and with the page of each.
+    drop(late.reader);
+    let fetched = usize::try_from(late.database.rows_fetched().await?)?;
+    assert!(fetched < 2 * 4 * ROWS, "{fetched} for twice {ROWS} rows");
+    postgres.process.stop().await;
+    Ok(())
+}
+
+/// Too many to look at each by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn late_rows_of_many_transactions_are_read_once_and_in_order() -> Result<()> {
+    const TRANSACTIONS: usize = 20;
+    const ROWS: usize = 10;
+    let mut late = Late::new(Database::new("many_late").await?).await?;
+    let mut sessions = Vec::new();
+    for _ in 0..TRANSACTIONS {
+        let session = Session::new(&late.database).await?;
+        begin_with_rows(&session, ROWS).await?;
+        sessions.push(session);
+    }
+    let fast = Session::new(&late.database).await?;
+    fast.enqueue("topic", "fast", 1).await?;
+    assert_eq!(late.read(7).await?.len(), 1);
+    for session in sessions {
+        session.client.batch_execute("commit").await?;
+    }
+    let seqs = late.read(7).await?;
+    assert_eq!((seqs.len(), seqs.is_sorted()), (TRANSACTIONS * ROWS, true));
     Ok(())
 }

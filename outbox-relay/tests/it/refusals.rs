@@ -31,6 +31,9 @@ for_each_sink! {
     a_topic_that_may_not_be_written_to_holds_no_other_up,
     what_is_in_front_of_a_refused_row_is_not_repeated,
     what_waits_behind_a_parked_key_is_kept_when_the_source_halts,
+    a_source_that_halts_reads_one_row_a_try_and_not_a_page,
+    a_missing_dead_letter_topic_is_told_before_anything_is_shipped,
+    rows_that_make_no_record_are_refused_with_the_reason,
 }
 
 const LARGE: usize = 2_000_000;
@@ -388,5 +391,72 @@ async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
     let records = Addresses::shared().read_topic(&missing).await?;
     assert_eq!(versions_of(&records, "hot"), [1, 2, 3, 4]);
     assert_eq!(versions_of(&records, "another"), [1]);
+    relay.stop().await
+}
+
+async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) -> Result<()> {
+    const ROWS: usize = 5_000;
+    const TRIES: i64 = 8;
+    let (mut setup, session) = setup("tries", sink, OnRefusal::Halt).await?;
+    setup.max_page_rows = 20_000;
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version)
+         select '{}', 'a', 'made', n from generate_series(1, {ROWS}) as n",
+        Addresses::unique_name("missing")
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    let tries = "select epoch from relay_checkpoints";
+    eventually("some tries", async || {
+        Ok((session.client.count(tries).await? > TRIES).then_some(()))
+    })
+    .await?;
+    relay.stop().await?;
+    // Two pages, the second of which is read ahead, at the first try alone.
+    let fetched = usize::try_from(setup.database.rows_fetched().await?)?;
+    assert!(fetched < ROWS, "{fetched}");
+    Ok(())
+}
+
+/// What goes there is tried once, so it would all be refused for good.
+async fn a_missing_dead_letter_topic_is_told_before_anything_is_shipped(
+    sink: SinkKind,
+) -> Result<()> {
+    let (mut setup, session) = setup("no_letters", sink, OnRefusal::DeadLetter).await?;
+    let missing = Addresses::unique_name("missing");
+    setup.dead_letter_topic = Some(missing.clone());
+    session.enqueue("nobody.made.this", "a", 1).await?;
+    let relay = setup.start().await?;
+    let text = relay.wait_for_state(503, &missing).await?;
+    assert!(text.contains("create it"), "{text}");
+    Addresses::shared().create_topic(&missing, 1).await?;
+    relay.wait_for_readiness(200).await?;
+    let sent = "select count(*) from relay_dead_letters where in_topic = 'sent'";
+    session.client.wait_for(sent, 1).await?;
+    relay.stop().await
+}
+
+async fn rows_that_make_no_record_are_refused_with_the_reason(sink: SinkKind) -> Result<()> {
+    let (setup, session) = setup("no_record", sink, OnRefusal::DeadLetter).await?;
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, headers, created_at)
+         values ('{0}', 'a', 'made', 1, '{{\"ce_id\":\"another\"}}', now()),
+             ('{0}', 'a', 'made', 2, null, 'infinity'), ('{0}', 'a', 'made', 3, null, '-infinity'),
+             ('{0}', 'a', 'made', 4, null, now())",
+        setup.topic
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    assert_eq!(versions_of(&setup.records(1).await?, "a"), [4]);
+    let reasons = "select error from relay_dead_letters order by seq";
+    let rows = session.client.query(reasons, &[]).await?;
+    let reasons: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    for (reason, part) in reasons
+        .iter()
+        .zip(["has ce_id", "created_at", "created_at"])
+    {
+        assert!(reason.contains(part), "{reason}");
+    }
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
     relay.stop().await
 }

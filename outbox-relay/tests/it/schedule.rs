@@ -47,6 +47,8 @@ pub(crate) struct Verdict {
 /// The sessions that write.
 pub(crate) struct Writers {
     sessions: Vec<Writer>,
+    /// Names their prepared transactions, which are those of the whole server.
+    database: String,
     schedules: u32,
 }
 
@@ -83,6 +85,7 @@ impl Writers {
         }
         Ok(Self {
             sessions,
+            database: database.url.clone(),
             schedules: 0,
         })
     }
@@ -134,7 +137,8 @@ impl Writers {
             .filter(|(other, _)| *other != number)
             .flat_map(|(_, writer)| writer.keys.iter().copied())
             .collect();
-        let gid = format!("schedule {} writer {number}", self.schedules);
+        let (database, schedule) = (&self.database, self.schedules);
+        let gid = format!("{database} schedule {schedule} writer {number}");
         let writer = &mut self.sessions[number];
         // An event comes right after its change, but any other session may act in between.
         if let Some((key, version)) = writer.half_done.take() {

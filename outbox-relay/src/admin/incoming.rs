@@ -1,0 +1,117 @@
+//! The connections to the admin port: never so many that none is left for Postgres and Kafka.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::serve::Listener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Connections that may be open at once. The oldest makes way for a new one, so that a probe is
+/// answered whoever holds the others.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may be open. Every answer is there at once; what stays longer says nothing,
+/// or takes its time to.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes connections.
+pub(super) struct Incoming {
+    listener: TcpListener,
+    /// What ends each of the last connections, the oldest first.
+    ends: VecDeque<CancellationToken>,
+}
+
+impl Incoming {
+    pub(super) fn new(listener: TcpListener) -> Self {
+        Self {
+            listener,
+            ends: VecDeque::new(),
+        }
+    }
+}
+
+impl Listener for Incoming {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        let (stream, address) = Listener::accept(&mut self.listener).await;
+        if self.ends.len() == MAX_CONNECTIONS
+            && let Some(oldest) = self.ends.pop_front()
+        {
+            oldest.cancel();
+        }
+        let end = CancellationToken::new();
+        self.ends.push_back(end.clone());
+        let end = timeout(CONNECTION_TIMEOUT, end.cancelled_owned());
+        let end: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async {
+            // Whichever comes first.
+            let _ = end.await;
+        });
+        (Connection { stream, end }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that ends when it has to.
+pub(super) struct Connection {
+    stream: TcpStream,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Connection {
+    /// `waiting`, unless it is to go on when the connection has to end.
+    fn unless_ended<T>(
+        &mut self,
+        waiting: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if waiting.is_pending() && self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        waiting
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.unless_ended(read, cx)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.unless_ended(written, cx)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
