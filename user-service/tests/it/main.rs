@@ -1,8 +1,10 @@
 //! The promises of user-service, through the wire, on a real Postgres and a real Kafka.
 
+mod batch;
 mod configuration;
 mod connections;
 mod create;
+mod delete;
 mod harness;
 mod health;
 mod reads;
@@ -11,4 +13,5 @@ mod schema;
 mod shutdown;
 mod summaries;
 mod unhappy_calls;
+mod update;
 mod wire;
