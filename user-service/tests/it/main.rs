@@ -1,10 +1,12 @@
 //! The promises of user-service, through the wire, on a real Postgres and a real Kafka.
 
 mod batch;
+mod browsers;
 mod configuration;
 mod connections;
 mod create;
 mod delete;
+mod errors;
 mod harness;
 mod health;
 mod overload;
