@@ -193,24 +193,22 @@ struct Locked {
     locked: bool,
 }
 
-/// Deletes answers that need not be kept any longer, until `shutdown`.
+/// Deletes answers that need not be kept any longer, now and then until `shutdown`.
 pub async fn sweep(pool: Pool, shutdown: CancellationToken) {
     loop {
+        if let Err(err) = sweep_all(&pool).await {
+            tracing::warn!(error = %err, "could not sweep old request ids, trying later");
+        }
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
-        loop {
-            match sweep_batch(&pool).await {
-                Ok(deleted) if deleted == SWEEP_BATCH => {}
-                Ok(_) => break,
-                Err(err) => {
-                    tracing::warn!(error = %err, "could not sweep old request ids, trying later");
-                    break;
-                }
-            }
-        }
     }
+}
+
+async fn sweep_all(pool: &Pool) -> Result<(), DatabaseError> {
+    while sweep_batch(pool).await? == SWEEP_BATCH {}
+    Ok(())
 }
 
 async fn sweep_batch(pool: &Pool) -> Result<i64, DatabaseError> {

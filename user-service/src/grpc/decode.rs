@@ -76,9 +76,11 @@ pub(super) fn update(
             email: !user.email.is_empty(),
             name: !user.name.is_empty(),
         },
-        Some(paths) => Mask::parse(paths, &mut violations),
+        Some(paths) => Mask::named(paths),
     };
-    if !mask.email && !mask.name && violations.is_empty() {
+    if paths.is_some_and(|paths| !paths.iter().all(|path| is_field(path))) {
+        violations.add("update_mask", "can name email, name and * only");
+    } else if !mask.email && !mask.name {
         violations.add("update_mask", "must leave something to change: email, name");
     }
     let (mut email, mut name) = (Some(None), Some(None));
@@ -111,25 +113,18 @@ struct Mask {
 }
 
 impl Mask {
-    fn parse(paths: &[String], violations: &mut Violations) -> Self {
-        let mut mask = Self {
-            email: false,
-            name: false,
-        };
-        let mut is_known = true;
-        for path in paths {
-            match path.as_str() {
-                "*" => (mask.email, mask.name) = (true, true),
-                "email" => mask.email = true,
-                "name" => mask.name = true,
-                _ => is_known = false,
-            }
+    fn named(paths: &[String]) -> Self {
+        let names = |field| paths.iter().any(|path| path == "*" || path == field);
+        Self {
+            email: names("email"),
+            name: names("name"),
         }
-        if !is_known {
-            violations.add("update_mask", "can name email, name and * only");
-        }
-        mask
     }
+}
+
+/// Whether a mask can name this path.
+fn is_field(path: &str) -> bool {
+    matches!(path, "*" | "email" | "name")
 }
 
 pub(super) fn delete(

@@ -168,13 +168,3 @@ async fn of_many_calls_for_one_email_at_once_exactly_one_succeeds() -> Result<()
     assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_email_of_a_deleted_user_is_free_again() -> Result<()> {
-    let service = TestService::start("free_again").await?;
-    let ada = service.user("ada").await?;
-    service.delete(&ada).await?;
-    service.user("ada").await?;
-    assert_eq!(service.sql.count(USERS).await?, 2);
-    service.stop().await
-}

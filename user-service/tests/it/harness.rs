@@ -7,9 +7,14 @@ use anyhow::{Context as _, Error, Result};
 use clap::Parser;
 use devstack::{Addresses, PATIENCE, Sql, eventually};
 use program::Problems;
-use proto::user::v1::{
-    CreateUserRequest, CreateUserResponse, DeleteUserRequest, User,
-    user_service_client::UserServiceClient,
+use prost_types::FieldMask;
+use proto::{
+    events,
+    user::v1::{
+        CreateUserRequest, CreateUserResponse, DeleteUserRequest, DeleteUserResponse,
+        GetUserRequest, UpdateUserRequest, UpdateUserResponse, User,
+        user_service_client::UserServiceClient,
+    },
 };
 use service_kit::database::migrate;
 use tokio::task::JoinHandle;
@@ -24,6 +29,11 @@ pub(crate) const EVENTS: &str = "select count(*) from outbox";
 
 /// The topic that the service's own events are for. They stay in the outbox: no relay runs here.
 pub(crate) const USERS_TOPIC: &str = "users.test";
+
+/// Options for a crowd of calls. To open a connection costs so much in a build without optimizations
+/// that a machine with other things to do would open and drop them for ever; and such a machine is
+/// no reason to end a call.
+pub(crate) const CROWDED: &[&str] = &["--database-pool-size=4", "--max-deadline-ms=60000"];
 
 /// The command line of `serve`; what is given later wins.
 #[derive(Parser)]
@@ -42,7 +52,21 @@ pub(crate) struct TestService {
     pub(crate) orders_topic: String,
     channel: Channel,
     database_url: String,
+    /// With which it was started.
+    arguments: Vec<String>,
     running: JoinHandle<Result<()>>,
+}
+
+/// A row of the outbox.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Event {
+    pub(crate) event_id: String,
+    pub(crate) event_type: String,
+    pub(crate) version: i64,
+    /// Of the transaction that wrote it.
+    pub(crate) xid: String,
+    /// None makes it a tombstone.
+    pub(crate) state: Option<events::User>,
 }
 
 impl TestService {
@@ -67,8 +91,17 @@ impl TestService {
             ["--consumer-group", &name],
         ];
         let arguments = usual.as_flattened().iter().chain(options);
+        let arguments = arguments.map(|&text| text.to_owned()).collect();
+        Self::serve(database_url, name, arguments).await
+    }
+
+    async fn serve(
+        database_url: String,
+        orders_topic: String,
+        arguments: Vec<String>,
+    ) -> Result<Self> {
         let mut problems = Problems::default();
-        let options = Serve::try_parse_from(arguments)?.options;
+        let options = Serve::try_parse_from(&arguments)?.options;
         let config = options.check(&mut problems);
         let config = problems.into_result(config)?;
         let service = UserService::bind(config).await?;
@@ -79,10 +112,19 @@ impl TestService {
             sql: Sql::connect(&database_url).await?,
             running: tokio::spawn(async { running.await.map_err(Error::from_boxed) }),
             shutdown,
-            orders_topic: name,
+            orders_topic,
             channel: Channel::from_shared(format!("http://{addr}"))?.connect_lazy(),
             database_url,
+            arguments,
         })
+    }
+
+    /// Ends it, and starts another one on the same database.
+    pub(crate) async fn restart(self) -> Result<Self> {
+        let (database_url, orders_topic) = (self.database_url.clone(), self.orders_topic.clone());
+        let arguments = self.arguments.clone();
+        self.stop().await?;
+        Self::serve(database_url, orders_topic, arguments).await
     }
 
     /// Ends it, which takes no longer than the calls in flight.
@@ -119,18 +161,34 @@ impl TestService {
         Ok(response.into_inner())
     }
 
-    /// Calls as a client should: repeats what is refused with a RetryInfo, as when another call
-    /// with this request id is in flight, or when too many want a connection at once.
+    /// Creates a user, as a client should: see [`at_last`].
     pub(crate) async fn create_at_last(
         &self,
         request: &CreateUserRequest,
     ) -> Result<CreateUserResponse, Status> {
-        let answer = async || match self.create(request.clone()).await {
-            Err(status) if status.get_details_retry_info().is_some() => Ok(None),
-            result => Ok(Some(result)),
-        };
-        let answer = eventually("an answer", answer).await;
-        answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
+        at_last(async || self.create(request.clone()).await).await
+    }
+
+    pub(crate) async fn get(&self, user_id: &str) -> Result<User, Status> {
+        let user_id = user_id.to_owned();
+        let response = self.users().get_user(GetUserRequest { user_id }).await?;
+        Ok(response.into_inner().user.unwrap_or_default())
+    }
+
+    pub(crate) async fn update(
+        &self,
+        request: UpdateUserRequest,
+    ) -> Result<UpdateUserResponse, Status> {
+        let response = self.users().update_user(request).await?;
+        Ok(response.into_inner())
+    }
+
+    pub(crate) async fn delete_with(
+        &self,
+        request: DeleteUserRequest,
+    ) -> Result<DeleteUserResponse, Status> {
+        let response = self.users().delete_user(request).await?;
+        Ok(response.into_inner())
     }
 
     /// A user of this name, of whom nothing else matters.
@@ -141,12 +199,27 @@ impl TestService {
 
     /// Deletes a user, whatever has become of it.
     pub(crate) async fn delete(&self, user: &User) -> Result<User> {
-        let request = DeleteUserRequest {
-            user_id: user.user_id.clone(),
-            ..DeleteUserRequest::default()
-        };
-        let deleted = self.users().delete_user(request).await?.into_inner();
+        let deleted = self.delete_with(deletion(&user.user_id)).await?;
         deleted.user.context("an answer without a user")
+    }
+
+    /// What was written about a user, in the order of `seq`.
+    pub(crate) async fn events_of(&self, user_id: &str) -> Result<Vec<Event>> {
+        let sql = "select event_id::text, event_type, aggregate_version, xid::text, payload
+                   from outbox where key = $1 order by seq";
+        let rows = self.sql.query(sql, &[&user_id]).await?;
+        let mut written = Vec::new();
+        for row in rows {
+            let payload: Option<&[u8]> = row.get(4);
+            written.push(Event {
+                event_id: row.get(0),
+                event_type: row.get(1),
+                version: row.get(2),
+                xid: row.get(3),
+                state: payload.map(serde_json::from_slice).transpose()?,
+            });
+        }
+        Ok(written)
     }
 
     /// The service's sessions with its database, by their process ids.
@@ -205,12 +278,51 @@ impl UsersLock {
     }
 }
 
+/// Calls as a client should: repeats what is refused with a RetryInfo, as when another call with
+/// its request id is in flight, or when too many want a connection at once.
+pub(crate) async fn at_last<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+    let answer = async || match call().await {
+        Err(status) if status.get_details_retry_info().is_some() => Ok(None),
+        result => Ok(Some(result)),
+    };
+    let answer = eventually("an answer", answer).await;
+    answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
+}
+
 /// A good request to create a user of this name.
 pub(crate) fn request(name: &str) -> CreateUserRequest {
     CreateUserRequest {
         email: format!("{name}@example.com"),
         name: name.to_owned(),
         request_id: String::new(),
+    }
+}
+
+/// A request to change a user's fields of these names to those of `user`, if that has its etag still.
+pub(crate) fn update(user: User, paths: &[&str]) -> UpdateUserRequest {
+    let paths = paths.iter().map(|&path| path.to_owned()).collect();
+    UpdateUserRequest {
+        user: Some(user),
+        update_mask: Some(FieldMask { paths }),
+        request_id: String::new(),
+    }
+}
+
+/// A request to give a user another name, in any case.
+pub(crate) fn renaming(user: &User, name: &str) -> UpdateUserRequest {
+    let user = User {
+        user_id: user.user_id.clone(),
+        name: name.to_owned(),
+        ..User::default()
+    };
+    update(user, &["name"])
+}
+
+/// A request to delete a user, in any case.
+pub(crate) fn deletion(user_id: &str) -> DeleteUserRequest {
+    DeleteUserRequest {
+        user_id: user_id.to_owned(),
+        ..DeleteUserRequest::default()
     }
 }
 

@@ -1,14 +1,21 @@
 //! The promises of user-service, through the wire, on a real Postgres and a real Kafka.
 
+mod batch;
+mod browsers;
 mod configuration;
 mod connections;
 mod create;
+mod delete;
+mod errors;
 mod harness;
 mod health;
+mod overload;
 mod reads;
 mod repeats;
 mod schema;
 mod shutdown;
 mod summaries;
+mod tokens;
 mod unhappy_calls;
+mod update;
 mod wire;

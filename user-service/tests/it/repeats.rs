@@ -2,11 +2,13 @@
 
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
-use proto::user::v1::CreateUserRequest;
+use proto::user::v1::{CreateUserRequest, DeleteUserRequest, UpdateUserRequest};
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::harness::{EVENTS, TestService, USERS, assert_refused, request};
+use crate::harness::{
+    CROWDED, EVENTS, TestService, USERS, assert_refused, deletion, renaming, request,
+};
 
 const KEPT_ANSWERS: &str = "select count(*) from request_ids";
 
@@ -61,13 +63,117 @@ async fn a_request_id_with_another_body_is_refused() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repeats_at_once_make_one_user_and_get_one_answer() -> Result<()> {
-    let service = TestService::start("at_once").await?;
+    let service = TestService::start_with("at_once", CROWDED).await?;
     let request = repeatable("ada");
-    let answers = try_join_all((0..16).map(|_| service.create_at_last(&request))).await?;
+    let answers = try_join_all((0..64).map(|_| service.create_at_last(&request))).await?;
     assert!(answers.iter().all(|answer| *answer == answers[0]));
     assert_eq!(service.sql.count(USERS).await?, 1);
     assert_eq!(service.sql.count(EVENTS).await?, 1);
     assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_gets_the_first_answer_from_a_server_that_was_started_since() -> Result<()> {
+    let service = TestService::start("restarted").await?;
+    let request = repeatable("ada");
+    let first = service.create(request.clone()).await?;
+    let service = service.restart().await?;
+    assert_eq!(service.create(request).await?, first);
+    assert_eq!(service.sql.count(USERS).await?, 1);
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_and_deletions_are_repeated_and_compared_as_creations_are() -> Result<()> {
+    let service = TestService::start("other_methods").await?;
+    let (ada, bob) = (service.user("ada").await?, service.user("bob").await?);
+    let changing = UpdateUserRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..renaming(&ada, "Countess")
+    };
+    let changed = service.update(changing.clone()).await?;
+    let other_name = UpdateUserRequest {
+        user: renaming(&ada, "Another").user,
+        ..changing.clone()
+    };
+    let other_mask = UpdateUserRequest {
+        update_mask: None,
+        ..changing.clone()
+    };
+    for other in [other_name, other_mask] {
+        let refused = service.update(other).await;
+        assert_refused(refused, Code::InvalidArgument, "REQUEST_ID_REUSED");
+    }
+    let deleting = DeleteUserRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..deletion(&ada.user_id)
+    };
+    let deleted = service.delete_with(deleting.clone()).await?;
+    let other_user = DeleteUserRequest {
+        user_id: bob.user_id.clone(),
+        ..deleting.clone()
+    };
+    let other_wish = DeleteUserRequest {
+        allow_missing: true,
+        ..deleting.clone()
+    };
+    for other in [other_user, other_wish] {
+        let refused = service.delete_with(other).await;
+        assert_refused(refused, Code::InvalidArgument, "REQUEST_ID_REUSED");
+    }
+    // The first answers, though that user can't be changed any more.
+    assert_eq!(service.update(changing).await?, changed);
+    assert_eq!(service.delete_with(deleting).await?, deleted);
+    assert_eq!(service.get(&bob.user_id).await?, bob);
+    assert_eq!(service.sql.count(EVENTS).await?, 5);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_id_for_several_methods_is_several_requests() -> Result<()> {
+    let service = TestService::start("methods").await?;
+    let request = repeatable("ada");
+    let request_id = request.request_id.clone();
+    let created = service.create(request.clone()).await?;
+    let ada = created.user.clone().context("no user")?;
+    let changing = UpdateUserRequest {
+        request_id: request_id.clone(),
+        ..renaming(&ada, "Countess")
+    };
+    let changed = service.update(changing.clone()).await?;
+    let deleting = DeleteUserRequest {
+        request_id,
+        ..deletion(&ada.user_id)
+    };
+    let deleted = service.delete_with(deleting.clone()).await?;
+    assert_eq!(service.create(request).await?, created);
+    assert_eq!(service.update(changing).await?, changed);
+    assert_eq!(service.delete_with(deleting).await?, deleted);
+    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 3);
+    assert_eq!(service.events_of(&ada.user_id).await?.len(), 4);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_older_than_a_day_are_swept_and_all_younger_ones_are_kept() -> Result<()> {
+    let service = TestService::start("swept").await?;
+    // More than go in one statement, and some of nearly the age.
+    let aged = "insert into request_ids (method, request_id, fingerprint, response, created_at)
+                select 'CreateUser', gen_random_uuid(), '', '', now() - age
+                from (values (2500, interval '24 hours 1 second'), (2500, interval '30 days'),
+                             (1500, interval '23 hours'), (1500, interval '0')) as of (number, age),
+                     generate_series(1, number)";
+    service.sql.batch_execute(aged).await?;
+    let request = repeatable("ada");
+    let first = service.create(request.clone()).await?;
+    // A server sweeps as it starts.
+    let service = service.restart().await?;
+    service.sql.wait_for(KEPT_ANSWERS, 3_001).await?;
+    let old = format!("{KEPT_ANSWERS} where created_at < now() - interval '24 hours'");
+    assert_eq!(service.sql.count(&old).await?, 0);
+    assert_eq!(service.create(request).await?, first);
     service.stop().await
 }
 

@@ -26,6 +26,16 @@ pub(crate) async fn refused_call_with(
     header: Option<(&str, &str)>,
     message: &[u8],
 ) -> Result<Status> {
+    refused_bytes(addr, path, header, frame(message)).await
+}
+
+/// Sends what need not be a message.
+pub(crate) async fn refused_bytes(
+    addr: SocketAddr,
+    path: &str,
+    header: Option<(&str, &str)>,
+    bytes: Bytes,
+) -> Result<Status> {
     let stream = TcpStream::connect(addr).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
@@ -40,14 +50,14 @@ pub(crate) async fn refused_call_with(
         .await?
         .send_request(request.body(())?, false)?;
     // A server that knows its answer already takes no more; then the answer is what counts.
-    let _ = body.send_data(frame(message), true);
+    let _ = body.send_data(bytes, true);
     let response = response.await?;
     // A refusal is all headers; an answer would have its status behind its body.
     Status::from_header_map(response.headers()).context("it was not refused")
 }
 
 /// A message as gRPC frames it: not compressed, its length, itself.
-fn frame(message: &[u8]) -> Bytes {
+pub(crate) fn frame(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(0);
     frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));

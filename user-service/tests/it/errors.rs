@@ -1,0 +1,196 @@
+//! Every row of the tables of errors, as a caller meets it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use prost::Message as _;
+use proto::user::v1::{CreateUserRequest, GetUserOrderSummaryRequest, ListUsersRequest, User};
+use service_kit::Reason;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+use crate::{
+    harness::{TestService, at_last, renaming, request, update},
+    wire::{refused_bytes, refused_call},
+};
+
+const CREATE_USER: &str = "/user.v1.UserService/CreateUser";
+
+/// What calls were refused with, by the names of the reasons.
+#[derive(Default)]
+struct Refusals(BTreeMap<String, Status>);
+
+impl Refusals {
+    fn add<T>(&mut self, result: Result<T, Status>) -> Result<()> {
+        let status = result.err().context("it was not refused")?;
+        let info = status.get_details_error_info().context("no ErrorInfo")?;
+        self.0.insert(info.reason, status);
+        Ok(())
+    }
+}
+
+/// What the caller has to mend, or to live with.
+async fn refuse_requests(service: &TestService, refusals: &mut Refusals) -> Result<()> {
+    let first = CreateUserRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..request("ada")
+    };
+    let ada = service.create(first.clone()).await?.user.context("none")?;
+    refusals.add(service.create(CreateUserRequest::default()).await)?;
+    refusals.add(service.create(request("ada")).await)?;
+    let other = CreateUserRequest {
+        name: "Another".into(),
+        ..first
+    };
+    refusals.add(service.create(other).await)?;
+    let list = ListUsersRequest {
+        page_token: "1".into(),
+        ..ListUsersRequest::default()
+    };
+    refusals.add(service.users().list_users(list).await)?;
+    let stale = User {
+        etag: "garbage".into(),
+        ..ada.clone()
+    };
+    refusals.add(service.update(update(stale, &["name"])).await)?;
+    refusals.add(service.get(&Uuid::now_v7().to_string()).await)?;
+
+    let beyond = "insert into user_order_summaries
+                  select user_id, 'JPY', 1, 0, 9223372036854775808, now() from users";
+    service.sql.batch_execute(beyond).await?;
+    let summary = GetUserOrderSummaryRequest {
+        user_id: ada.user_id.clone(),
+    };
+    refusals.add(service.users().get_user_order_summary(summary).await)?;
+
+    service.delete(&ada).await?;
+    refusals.add(service.update(renaming(&ada, "Ada")).await)
+}
+
+/// What never gets to a method.
+async fn refuse_bytes(service: &TestService, refusals: &mut Refusals) -> Result<()> {
+    let unknown = refused_call(service.addr, "/user.v1.UserService/Nothing", None, &[]);
+    refusals.add::<()>(Err(unknown.await?))?;
+    let garbage = refused_call(service.addr, CREATE_USER, None, &[0xff; 20]);
+    refusals.add::<()>(Err(garbage.await?))?;
+    let large = refused_call(service.addr, CREATE_USER, None, &[0; 70_000]);
+    refusals.add::<()>(Err(large.await?))?;
+    // No message at all, and a compressed one that does not say how: gRPC wants INTERNAL for it.
+    for bytes in [&[][..], &[1, 0, 0, 0, 1, 0]] {
+        let bytes = Bytes::from_static(bytes);
+        let status = refused_bytes(service.addr, CREATE_USER, None, bytes).await?;
+        assert_eq!(status.code(), Code::Internal);
+        refusals.add::<()>(Err(status))?;
+    }
+    Ok(())
+}
+
+/// What is late, or comes too early.
+async fn refuse_while_held(service: &TestService, refusals: &mut Refusals) -> Result<()> {
+    let lock = service.lock_users().await?;
+    let first = CreateUserRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..request("bob")
+    };
+    let refusing = async {
+        service.wait_for_held_calls(1).await?;
+        refusals.add(service.create(first.clone()).await)?;
+        let message = request("carol").encode_to_vec();
+        let late = refused_call(service.addr, CREATE_USER, Some("100m"), &message).await?;
+        refusals.add::<()>(Err(late))?;
+        lock.release().await
+    };
+    let (created, refused) = tokio::join!(service.create_at_last(&first), refusing);
+    refused?;
+    created?;
+    Ok(())
+}
+
+/// What there is no room for.
+async fn refuse_a_second_call(refusals: &mut Refusals) -> Result<()> {
+    let service = TestService::start_with("full", &["--max-calls=1"]).await?;
+    let lock = service.lock_users().await?;
+    let first = request("ada");
+    let refusing = async {
+        service.wait_for_held_calls(1).await?;
+        refusals.add(service.create(request("bob")).await)?;
+        lock.release().await
+    };
+    let (created, refused) = tokio::join!(service.create_at_last(&first), refusing);
+    refused?;
+    created?;
+    service.stop().await
+}
+
+/// What the database has to answer for, in a way that nobody gets over.
+async fn refuse_for_the_database(service: &TestService, refusals: &mut Refusals) -> Result<()> {
+    service.set_read_only(true).await?;
+    refusals.add(service.create(request("dora")).await)?;
+    service.set_read_only(false).await?;
+    let other_schema = "alter table users rename column update_time to secret_column";
+    service.sql.batch_execute(other_schema).await?;
+    // Some connections may still be of the time before.
+    let broken = at_last(async || service.get(&Uuid::now_v7().to_string()).await).await;
+    if let Err(status) = &broken {
+        let told = format!("{status:?} {}", String::from_utf8_lossy(status.details()));
+        assert!(!told.contains("secret_column"), "{told}");
+        assert!(!told.contains("update_time"), "{told}");
+    }
+    refusals.add(broken)
+}
+
+/// Checks that a refusal has the code and the details of its row, and no others.
+#[track_caller]
+fn assert_as_documented(status: &Status, row: &Reason) {
+    // Whoever finds that it is no call chooses its code.
+    if row.name != "TRANSPORT" {
+        assert_eq!(status.code(), row.code, "{}", row.name);
+    }
+    assert!(!status.message().is_empty(), "{}", row.name);
+    let found = status.get_error_details();
+    let info = found.error_info().expect("every error has an ErrorInfo");
+    assert_eq!(info.domain, user_service::NAME);
+    let pushback = status.metadata().get("grpc-retry-pushback-ms");
+    for (detail, is_there) in [
+        ("BadRequest", found.bad_request().is_some()),
+        (
+            "PreconditionFailure",
+            found.precondition_failure().is_some(),
+        ),
+        ("RequestInfo", found.request_info().is_some()),
+        ("ResourceInfo", found.resource_info().is_some()),
+        ("RetryInfo", found.retry_info().is_some()),
+        ("`grpc-retry-pushback-ms`", pushback.is_some()),
+        ("QuotaFailure", found.quota_failure().is_some()),
+        ("DebugInfo", found.debug_info().is_some()),
+        ("Help", found.help().is_some()),
+        ("LocalizedMessage", found.localized_message().is_some()),
+    ] {
+        let is_promised = row.details.contains(detail);
+        assert_eq!(is_there, is_promised, "{} and {detail}", row.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_row_of_the_tables_is_met_with_the_code_and_the_details_that_it_names() -> Result<()>
+{
+    let service = TestService::start("errors").await?;
+    let mut refusals = Refusals::default();
+    refuse_requests(&service, &mut refusals).await?;
+    refuse_bytes(&service, &mut refusals).await?;
+    refuse_while_held(&service, &mut refusals).await?;
+    refuse_a_second_call(&mut refusals).await?;
+    refuse_for_the_database(&service, &mut refusals).await?;
+    let rows = user_service::error::TABLE.iter().chain(service_kit::TABLE);
+    for row in rows {
+        let Some(status) = refusals.0.remove(row.name) else {
+            bail!("no call was refused for {}: write one that is", row.name);
+        };
+        assert_as_documented(&status, row);
+    }
+    let others: Vec<_> = refusals.0.keys().collect();
+    assert!(others.is_empty(), "in no table: {others:?}");
+    service.stop().await
+}

@@ -1,0 +1,79 @@
+//! More calls than the service can bear: some wait, the others are told at once to come later.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use devstack::eventually;
+use futures_util::future::try_join_all;
+use proto::user::v1::user_service_server::SERVICE_NAME;
+use tonic::{Code, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus::Serving, health_client::HealthClient,
+};
+use tonic_types::StatusExt as _;
+
+use crate::harness::{EVENTS, TestService, USERS, assert_refusal, request};
+
+/// Asks for one user more, until there is no room for it. As long as there is, a call is held until
+/// it is given up for another reason.
+async fn overload(service: &TestService) -> Result<Status> {
+    let refused = async || {
+        let refused = service.create(request("one_more")).await;
+        let status = refused.err().context("it was not held")?;
+        let reason = status.get_details_error_info().context("no ErrorInfo")?;
+        Ok((reason.reason == "OVERLOADED").then_some(status))
+    };
+    eventually("a refusal", refused).await
+}
+
+/// Waits until the health of the database is looked at once more.
+async fn wait_for_probe(service: &TestService) -> Result<()> {
+    let last = "select extract(epoch from max(query_start)) * 1000000 from pg_stat_activity
+                where datname = current_database() and pid <> pg_backend_pid()
+                  and query like '%transaction_read_only%'";
+    let before = service.sql.count(last).await?;
+    let later = async || Ok((service.sql.count(last).await? > before).then_some(()));
+    eventually("a look at the health", later).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_beyond_the_limit_are_refused_at_once_and_those_within_it_are_done() -> Result<()> {
+    let options = ["--max-calls=20", "--database-pool-size=2"];
+    let service = TestService::start_with("overload", &options).await?;
+    let lock = service.lock_users().await?;
+    let requests: Vec<_> = (0..20).map(|n| request(&format!("user{n}"))).collect();
+    let held = try_join_all(
+        requests
+            .iter()
+            .map(|request| service.create_at_last(request)),
+    );
+    let refusing = async {
+        service.wait_for_held_calls(2).await?;
+        let status = overload(&service).await?;
+        let details = assert_refusal(&status, Code::ResourceExhausted, "OVERLOADED");
+        let delay = details.retry_info().and_then(|info| info.retry_delay);
+        let delay = delay.context("no RetryInfo")?;
+        let spread = Duration::from_millis(200)..Duration::from_millis(400);
+        assert!(spread.contains(&delay), "{delay:?}");
+        let pushback = status.metadata().get("grpc-retry-pushback-ms");
+        let pushback = pushback.context("no pushback")?.to_str()?;
+        assert_eq!(pushback, delay.as_millis().to_string());
+        // Health has connections of its own, and what it says is no answer of before.
+        for _ in 0..2 {
+            wait_for_probe(&service).await?;
+        }
+        let mut health = HealthClient::new(service.channel());
+        let about = HealthCheckRequest {
+            service: SERVICE_NAME.to_owned(),
+        };
+        assert_eq!(health.check(about).await?.get_ref().status(), Serving);
+        lock.release().await
+    };
+    let (done, refused) = tokio::join!(held, refusing);
+    refused?;
+    assert_eq!(done?.len(), 20);
+    assert_eq!(service.sql.count(USERS).await?, 20);
+    assert_eq!(service.sql.count(EVENTS).await?, 20);
+    service.create(request("one_more")).await?;
+    service.stop().await
+}

@@ -1,0 +1,351 @@
+//! UpdateUser: what is named changes, each change is one version and one event, nobody's change is
+//! lost.
+
+use anyhow::{Context as _, Result};
+use futures_util::future::{join_all, try_join_all};
+use prost_types::FieldMask;
+use proto::{
+    Aggregate, ConsistencyToken,
+    events::{self, USER_CREATED, USER_UPDATED},
+    user::v1::{UpdateUserRequest, User},
+};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::harness::{CROWDED, EVENTS, TestService, assert_refused, at_last, renaming, update};
+
+/// Ada with another address and another name.
+fn both_changed(ada: &User) -> User {
+    User {
+        email: "countess@example.com".into(),
+        name: "Countess".into(),
+        ..ada.clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_one_version_and_one_event_that_tells_the_new_state() -> Result<()> {
+    let service = TestService::start("change").await?;
+    let ada = service.user("ada").await?;
+    let response = service.update(update(both_changed(&ada), &["*"])).await?;
+    let user = response.user.context("an answer without a user")?;
+    assert_eq!(
+        (user.email.as_str(), user.name.as_str(), user.version),
+        ("countess@example.com", "Countess", 2)
+    );
+    assert_eq!(user.create_time, ada.create_time);
+    assert_ne!(user.update_time, ada.update_time);
+    assert_ne!(user.etag, ada.etag);
+    assert_eq!(user.delete_time, None);
+    let user_id: Uuid = user.user_id.parse()?;
+    let token = ConsistencyToken {
+        aggregate: Aggregate::User,
+        id: user_id,
+        version: 2,
+    };
+    assert_eq!(response.consistency_token, token.encode());
+    assert_eq!(service.get(&ada.user_id).await?, user);
+
+    let written = service.events_of(&ada.user_id).await?;
+    let [_, event] = &written[..] else {
+        panic!("not one event for each version: {written:?}");
+    };
+    let row = "select xmin::text, email_key from users";
+    let row = service.sql.query_one(row, &[]).await?;
+    assert_eq!(
+        (event.event_type.as_str(), event.version, &*event.xid),
+        (USER_UPDATED, 2, row.get(0))
+    );
+    assert_eq!(row.get::<_, &str>(1), "countess@example.com");
+    let state = event.state.clone().context("a tombstone")?;
+    assert_eq!(Some(proto::timestamp(state.create_time)), user.create_time);
+    assert_eq!(Some(proto::timestamp(state.update_time)), user.update_time);
+    let expected = events::User {
+        user_id,
+        email: user.email,
+        name: user.name,
+        version: 2,
+        deleted: false,
+        ..state.clone()
+    };
+    assert_eq!(state, expected);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mask_says_what_changes_and_all_else_stays() -> Result<()> {
+    let service = TestService::start("mask").await?;
+    // Each with what changes: the e-mail, the name.
+    for (n, (paths, changes)) in [
+        (&["name"][..], (false, true)),
+        (&["email"], (true, false)),
+        (&["email", "name", "name"], (true, true)),
+        (&["name", "*"], (true, true)),
+        (&["*"], (true, true)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = service.user(&format!("before{n}")).await?;
+        let asked = User {
+            email: format!("after{n}@example.com"),
+            name: format!("after{n}"),
+            ..before.clone()
+        };
+        let user = service.update(update(asked.clone(), paths)).await?.user;
+        let user = user.context("an answer without a user")?;
+        let email = if changes.0 { &asked } else { &before }.email.as_str();
+        let name = if changes.1 { &asked } else { &before }.name.as_str();
+        assert_eq!((&*user.email, &*user.name), (email, name), "{paths:?}");
+        assert_eq!(service.get(&before.user_id).await?, user, "{paths:?}");
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_mask_what_is_not_empty_changes() -> Result<()> {
+    let service = TestService::start("no_mask").await?;
+    for (n, mask) in [None, Some(FieldMask::default())].into_iter().enumerate() {
+        let before = service.user(&format!("before{n}")).await?;
+        let asked = UpdateUserRequest {
+            update_mask: mask,
+            ..renaming(&before, "After")
+        };
+        let user = service.update(asked).await?.user.context("no user")?;
+        assert_eq!((&user.email, &*user.name), (&before.email, "After"));
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mask_of_what_can_not_change_or_of_nothing_is_refused_by_its_name() -> Result<()> {
+    let service = TestService::start("bad_mask").await?;
+    let ada = service.user("ada").await?;
+    let nothing_named = UpdateUserRequest {
+        update_mask: None,
+        ..renaming(&ada, "")
+    };
+    let nobody = UpdateUserRequest {
+        user: None,
+        ..renaming(&ada, "")
+    };
+    let no_id = User {
+        user_id: "1".into(),
+        email: "x".into(),
+        ..User::default()
+    };
+    let all_wrong = UpdateUserRequest {
+        request_id: "1".into(),
+        ..update(no_id, &["*"])
+    };
+    for (request, fields) in [
+        // A typing mistake, what the server gives, what is not there, and case counts.
+        (update(both_changed(&ada), &["nmae"]), &["update_mask"][..]),
+        (update(both_changed(&ada), &["user_id"]), &["update_mask"]),
+        (
+            update(both_changed(&ada), &["name", "version"]),
+            &["update_mask"],
+        ),
+        (update(both_changed(&ada), &["user.name"]), &["update_mask"]),
+        (
+            update(both_changed(&ada), &["Name", "etag"]),
+            &["update_mask"],
+        ),
+        (update(both_changed(&ada), &[""]), &["update_mask"]),
+        (nothing_named, &["update_mask"]),
+        (nobody, &["user"]),
+        // Named, and empty: that is no value for it.
+        (renaming(&ada, " "), &["user.name"]),
+        (
+            all_wrong,
+            &["request_id", "user.user_id", "user.email", "user.name"],
+        ),
+    ] {
+        let refused = service.update(request).await;
+        let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+        let violations = details.bad_request().context("no BadRequest")?;
+        let violations = &violations.field_violations;
+        let named: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
+        assert_eq!(named, fields);
+    }
+    assert_eq!(service.get(&ada.user_id).await?, ada);
+    assert_eq!(service.sql.count(EVENTS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_nothing_makes_no_version_and_no_event() -> Result<()> {
+    let service = TestService::start("no_change").await?;
+    let ada = service.user("ada").await?;
+    let padded = User {
+        name: " ada ".into(),
+        ..ada.clone()
+    };
+    for request in [
+        update(ada.clone(), &["*"]),
+        update(padded, &["name"]),
+        renaming(&ada, "ada"),
+    ] {
+        let response = service.update(request).await?;
+        assert_eq!(response.user.as_ref(), Some(&ada));
+        let token = ConsistencyToken::decode(&response.consistency_token);
+        assert_eq!(token.map(|token| token.version), Ok(1));
+    }
+    assert_eq!(service.get(&ada.user_id).await?, ada);
+    let written = service.events_of(&ada.user_id).await?;
+    assert_eq!(written.len(), 1);
+    assert_eq!(written[0].event_type, USER_CREATED);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_of_another_is_taken_in_any_case_and_ones_own_is_not() -> Result<()> {
+    let service = TestService::start("update_taken").await?;
+    let (ada, bob) = (service.user("ada").await?, service.user("bob").await?);
+    let with_email = |email: &str| {
+        let user = User {
+            email: email.to_owned(),
+            ..ada.clone()
+        };
+        update(user, &["email"])
+    };
+    for email in ["bob@example.com", "BOB@Example.Com"] {
+        let refused = service.update(with_email(email)).await;
+        let details = assert_refused(refused, Code::AlreadyExists, "EMAIL_TAKEN");
+        let resource = details.resource_info().context("no ResourceInfo")?;
+        assert_eq!(resource.resource_name, "");
+    }
+    assert_eq!(service.get(&ada.user_id).await?, ada);
+    let own = service.update(with_email("Ada@Example.com")).await?;
+    let own = own.user.context("no user")?;
+    assert_eq!((own.email.as_str(), own.version), ("Ada@Example.com", 2));
+    // What she has given up is free, what she has taken is not.
+    let moved = User {
+        email: "countess@example.com".into(),
+        ..own
+    };
+    service.update(update(moved, &["email"])).await?;
+    let taking = User {
+        email: "ada@example.com".into(),
+        ..bob
+    };
+    service.update(update(taking, &["email"])).await?;
+    assert_eq!(service.sql.count(EVENTS).await?, 5);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etag_that_is_not_the_present_one_is_refused() -> Result<()> {
+    let service = TestService::start("etag").await?;
+    let ada = service.user("ada").await?;
+    let changed = service.update(update(both_changed(&ada), &["*"])).await?;
+    let changed = changed.user.context("no user")?;
+    for etag in [&ada.etag, "garbage", "v3", "v02", " "] {
+        // Also where it would change nothing.
+        for name in ["Another", &changed.name] {
+            let stale = User {
+                etag: etag.into(),
+                name: name.into(),
+                ..changed.clone()
+            };
+            let refused = service.update(update(stale, &["name"])).await;
+            assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+        }
+    }
+    assert_eq!(service.get(&ada.user_id).await?, changed);
+    assert_eq!(service.sql.count(EVENTS).await?, 2);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_is_not_there_or_no_longer_can_not_be_changed() -> Result<()> {
+    let service = TestService::start("gone").await?;
+    let ada = service.user("ada").await?;
+    let deleted = service.delete(&ada).await?;
+    // The etag is of no interest any more.
+    for request in [
+        renaming(&ada, "Ada"),
+        update(both_changed(&ada), &["*"]),
+        update(both_changed(&deleted), &["*"]),
+    ] {
+        let refused = service.update(request).await;
+        let details = assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+        let failure = details.precondition_failure().context("no failure")?;
+        let [violation] = &failure.violations[..] else {
+            panic!("not one violation: {failure:?}");
+        };
+        assert_eq!(
+            (&*violation.r#type, &violation.subject),
+            ("USER_LIVE", &format!("users/{}", ada.user_id))
+        );
+    }
+    assert_eq!(service.get(&ada.user_id).await?, deleted);
+
+    let nobody = User {
+        user_id: Uuid::now_v7().to_string(),
+        ..ada
+    };
+    let refused = service.update(renaming(&nobody, "Nobody")).await;
+    let details = assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+    let resource = details.resource_info().context("no ResourceInfo")?;
+    assert_eq!(
+        (&*resource.resource_type, &resource.resource_name),
+        ("user.v1.User", &nobody.user_id)
+    );
+    assert!(service.events_of(&nobody.user_id).await?.is_empty());
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_changes_with_one_etag_exactly_one_is_made() -> Result<()> {
+    let service = TestService::start_with("one_etag", CROWDED).await?;
+    let ada = service.user("ada").await?;
+    let changes = (0..32).map(async |n| {
+        let user = User {
+            name: format!("Ada {n}"),
+            ..ada.clone()
+        };
+        let request = update(user, &["name"]);
+        at_last(async || service.update(request.clone()).await).await
+    });
+    let (made, refused): (Vec<_>, Vec<_>) =
+        join_all(changes).await.into_iter().partition(Result::is_ok);
+    assert_eq!((made.len(), refused.len()), (1, 31));
+    for refused in refused {
+        assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    }
+    for made in made {
+        let user = made?.user.context("no user")?;
+        assert_eq!(user.version, 2);
+        assert_eq!(service.get(&ada.user_id).await?, user);
+    }
+    assert_eq!(service.events_of(&ada.user_id).await?.len(), 2);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_at_once_without_an_etag_are_all_made_each_with_one_event() -> Result<()> {
+    let service = TestService::start_with("at_once", CROWDED).await?;
+    let ada = service.user("ada").await?;
+    let changes = (0..32).map(async |n| {
+        let request = renaming(&ada, &format!("Ada {n}"));
+        let response = at_last(async || service.update(request.clone()).await).await?;
+        response.user.context("no user")
+    });
+    let mut made = try_join_all(changes).await?;
+    made.sort_by_key(|user| user.version);
+    let versions: Vec<i64> = made.iter().map(|user| user.version).collect();
+    assert_eq!(versions, Vec::from_iter(2..=33));
+    assert_eq!(service.get(&ada.user_id).await?, made[31]);
+    // Written in the order of the versions, and each tells what was answered.
+    let mut told = service.events_of(&ada.user_id).await?;
+    let told: Vec<_> = told.drain(1..).map(|event| event.state).collect();
+    let told: Vec<_> = told.into_iter().flatten().collect();
+    let told: Vec<_> = told
+        .iter()
+        .map(|state| (state.version, &state.name))
+        .collect();
+    let answered: Vec<_> = made.iter().map(|user| (user.version, &user.name)).collect();
+    assert_eq!(told, answered);
+    service.stop().await
+}
