@@ -13,6 +13,7 @@
 
 pub mod config;
 pub mod consistency;
+pub mod dlq;
 pub mod domain;
 pub mod error;
 pub mod grpc;

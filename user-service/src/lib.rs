@@ -9,6 +9,7 @@
 //! **Invariant:** nothing here knows where order-service is.
 
 pub mod config;
+pub mod dlq;
 pub mod domain;
 pub mod error;
 pub mod grpc;

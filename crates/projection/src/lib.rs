@@ -2,22 +2,28 @@
 
 mod apply;
 mod assignment;
+mod command;
 mod consumer;
-mod dead_letters;
+mod dead_letter_topic;
+pub mod dead_letters;
 mod following;
 mod lookout;
 mod offsets;
 mod poison;
 mod record;
+mod redrive;
+mod schema;
 
 use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 
 pub use self::{
+    command::DlqCommand,
     consumer::follow,
     following::{Following, Options, State},
     poison::Poison,
     record::Record,
+    redrive::{Redriven, redrive},
 };
 
 /// The migrations of the offsets and the dead letters. Run them before the service's own.

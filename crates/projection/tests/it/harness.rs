@@ -7,7 +7,10 @@ use devstack::{Addresses, PATIENCE, Sql};
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
-    pooled_connection::{AsyncDieselConnectionManager, deadpool::Pool},
+    pooled_connection::{
+        AsyncDieselConnectionManager,
+        deadpool::{Object, Pool},
+    },
 };
 use diesel_migrations::MigrationHarness as _;
 use projection::{Following, Options, Poison, Projection, Record, State, follow};
@@ -86,10 +89,19 @@ impl Setup {
 
     /// Follows under another name than its own.
     pub(crate) fn follow_as(&self, name: &str) -> Running {
+        self.follow_with(name, None)
+    }
+
+    pub(crate) fn follow_with_dead_letter_topic(&self, topic: &str) -> Running {
+        self.follow_with(&self.name, Some(topic))
+    }
+
+    fn follow_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
         let options = Options {
             brokers: Addresses::shared().brokers().to_owned(),
             name: name.to_owned(),
             topic: self.name.clone(),
+            dead_letter_topic: dead_letter_topic.map(str::to_owned),
             instance_id: Some("only".into()),
         };
         let shutdown = CancellationToken::new();
@@ -103,6 +115,10 @@ impl Setup {
             following,
             shutdown,
         }
+    }
+
+    pub(crate) async fn connection(&self) -> Result<Object<AsyncPgConnection>> {
+        Ok(self.pool.get().await?)
     }
 
     pub(crate) async fn count(&self, key: &str) -> Result<()> {

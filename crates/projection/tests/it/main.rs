@@ -1,5 +1,6 @@
 //! The promises of a projection, on a real Postgres and a real Kafka.
 
+mod dead_letters;
 mod following;
 mod harness;
 mod poison;
