@@ -11,9 +11,9 @@
 //! **Invariant:** an order is validated against `users_cache`, and against nothing else. Nothing here
 //! knows where user-service is, unless it is told to ask it: see [`validation`].
 
+pub mod commands;
 pub mod config;
 pub mod consistency;
-pub mod dlq;
 pub mod domain;
 pub mod error;
 pub mod grpc;

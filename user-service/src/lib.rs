@@ -8,8 +8,8 @@
 //!
 //! **Invariant:** nothing here knows where order-service is.
 
+pub mod commands;
 pub mod config;
-pub mod dlq;
 pub mod domain;
 pub mod error;
 pub mod grpc;

@@ -9,7 +9,11 @@ use service_kit::{
     HealthcheckOptions,
     database::{self, DatabaseOptions},
 };
-use user_service::{MIGRATIONS, UserService, config::ServeOptions, dlq::DlqOptions};
+use user_service::{
+    MIGRATIONS, UserService,
+    commands::{DlqOptions, ProjectionOptions},
+    config::ServeOptions,
+};
 
 /// Owns the users: gRPC, a database of its own, and an outbox that tells others.
 #[derive(Parser)]
@@ -29,6 +33,8 @@ enum Command {
     Migrate(DatabaseOptions),
     /// Look after records that could not be applied
     Dlq(DlqOptions),
+    /// Look after the tables that are made from the other service's events
+    Projection(ProjectionOptions),
     /// Ask a running server for its health; ends with 0 if it serves, with 1 if not
     Healthcheck(HealthcheckOptions),
 }
@@ -64,6 +70,12 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let (log, dlq) = problems.into_result(log.zip(dlq))?;
             log.install();
             return dlq.run().await;
+        }
+        Command::Projection(options) => {
+            let command = options.check(&mut problems);
+            let (log, command) = problems.into_result(log.zip(command))?;
+            log.install();
+            command.run().await?;
         }
         Command::Healthcheck(options) => {
             problems.into_result(log)?.install();

@@ -129,6 +129,19 @@ impl Addresses {
         kafka::create_topic(&self.brokers, name, 1, 1, &configs).await
     }
 
+    /// Forgets the records of a partition before an offset, as a retention does.
+    ///
+    /// # Errors
+    /// If the broker refuses.
+    pub async fn delete_records_before(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+    ) -> Result<()> {
+        kafka::delete_records_before(&self.brokers, topic, partition, offset).await
+    }
+
     /// Gives a topic more partitions, so many in all.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The subcommand `dlq` of a service that follows a topic.
+//! The subcommands `dlq` and `projection` of a service that follows a topic.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -8,9 +8,9 @@ use diesel_async::AsyncPgConnection;
 use serde_json::{Value, json};
 
 use crate::{
-    Projection, Redriven,
+    Projection, RebuildOptions, Rebuildable, Redriven,
     dead_letters::{self, DeadLetter},
-    redrive,
+    drop_replaced, redrive,
 };
 
 /// Dead letters that `redrive --all` reads at a time.
@@ -125,7 +125,7 @@ async fn redrive_these<P: Projection>(
 ) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for id in ids {
-        match redrive::redrive(conn, projection, name, *id).await? {
+        match redrive(conn, projection, name, *id).await? {
             Redriven::Applied => println!("{id}\tapplied"),
             Redriven::Refused(poison) => {
                 println!("{id}\tstill refused: {poison}");
@@ -222,5 +222,80 @@ fn text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
         _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// What to do with a projection.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ProjectionCommand {
+    /// Show how far it is behind its topic, and what became of the records
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build its tables anew from the topic, beside those that serve, and swap them. Ended in the middle, it goes on
+    /// where it was when it is begun again
+    Rebuild {
+        /// Only drop the tables that the last rebuild has replaced, which are kept in the schema projection_replaced
+        #[arg(long)]
+        drop_old: bool,
+    },
+}
+
+impl ProjectionCommand {
+    /// Does it. `follower` is a second connection to the same database.
+    ///
+    /// # Errors
+    /// As of [`status`](crate::status) and [`rebuild`](crate::rebuild).
+    pub async fn run<P: Rebuildable>(
+        self,
+        conn: &mut AsyncPgConnection,
+        follower: &mut AsyncPgConnection,
+        projection: &P,
+        options: &RebuildOptions,
+    ) -> Result<()> {
+        match self {
+            Self::Status { json } => {
+                let partitions = crate::status(conn, options).await?;
+                if json {
+                    println!("{}", serde_json::to_string(&partitions)?);
+                    return Ok(());
+                }
+                println!("partition\tnext\tend\tlag\tlag, s\tapplied\tskipped\tset aside");
+                for p in &partitions {
+                    let next = p
+                        .next_offset
+                        .map_or_else(|| "-".to_owned(), |next| next.to_string());
+                    println!(
+                        "{}\t{next}\t{}\t{}\t{:.1}\t{}\t{}\t{}",
+                        p.partition,
+                        p.end_offset,
+                        p.lag_records,
+                        p.lag_s,
+                        p.applied,
+                        p.skipped,
+                        p.set_aside
+                    );
+                }
+            }
+            Self::Rebuild { drop_old: true } => {
+                drop_replaced(conn).await?;
+                println!("dropped, if there were any");
+            }
+            Self::Rebuild { drop_old: false } => {
+                let rebuilt = crate::rebuild(conn, follower, projection, options).await?;
+                let (records, s) = (rebuilt.records, rebuilt.took.as_secs_f64());
+                println!(
+                    "{records} records in {s:.1} s, {:.0} a second",
+                    records as f64 / s
+                );
+                println!(
+                    "the new tables serve; the old ones are in the schema projection_replaced until \
+                     you run the same with --drop-old"
+                );
+            }
+        }
+        Ok(())
     }
 }

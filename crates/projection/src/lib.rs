@@ -10,20 +10,25 @@ mod following;
 mod lookout;
 mod offsets;
 mod poison;
+mod rebuild;
 mod record;
 mod redrive;
 mod schema;
+mod status;
+mod topic;
 
 use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 
 pub use self::{
-    command::DlqCommand,
+    command::{DlqCommand, ProjectionCommand},
     consumer::follow,
     following::{Following, Options, State},
     poison::Poison,
+    rebuild::{RebuildOptions, Rebuildable, Rebuilt, drop_replaced, rebuild},
     record::Record,
     redrive::{Redriven, redrive},
+    status::{PartitionStatus, status},
 };
 
 /// The migrations of the offsets and the dead letters. Run them before the service's own.

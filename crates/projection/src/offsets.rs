@@ -31,7 +31,7 @@ struct NextOffset {
 
 impl Offsets<'_> {
     /// The next offset of a partition; a partition that was never read begins at `earliest`.
-    pub(crate) async fn load(
+    pub(crate) async fn begin(
         &self,
         conn: &mut AsyncPgConnection,
         partition: i32,

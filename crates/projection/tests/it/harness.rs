@@ -49,6 +49,7 @@ impl Projection for Counts {
 
 pub(crate) struct Setup {
     pub(crate) name: String,
+    url: String,
     pool: Pool<AsyncPgConnection>,
     pub(crate) sql: Sql,
 }
@@ -73,11 +74,12 @@ impl Setup {
                        count integer not null)";
         let session = Sql::connect(&url).await?;
         session.batch_execute(sql).await?;
-        let pool = Pool::builder(AsyncDieselConnectionManager::new(url))
+        let pool = Pool::builder(AsyncDieselConnectionManager::new(&url))
             .max_size(4)
             .build()?;
         Ok(Self {
             name,
+            url,
             pool,
             sql: session,
         })
@@ -115,6 +117,20 @@ impl Setup {
             following,
             shutdown,
         }
+    }
+
+    /// A session of its own, which ends with this.
+    pub(crate) async fn session(&self) -> Result<AsyncPgConnection> {
+        Ok(AsyncPgConnection::establish(&self.url).await?)
+    }
+
+    /// Somebody who reads the table and does not end.
+    pub(crate) async fn open_transaction_on_counts(&self) -> Result<Sql> {
+        let reader = Sql::connect(&self.url).await?;
+        reader
+            .batch_execute("begin; select count(*) from counts")
+            .await?;
+        Ok(reader)
     }
 
     pub(crate) async fn connection(&self) -> Result<Object<AsyncPgConnection>> {

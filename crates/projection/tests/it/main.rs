@@ -5,4 +5,5 @@ mod following;
 mod harness;
 mod poison;
 mod raw_record;
+mod rebuilding;
 mod stops;
