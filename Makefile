@@ -1,5 +1,5 @@
 # Each target does its own set-up, on a fresh machine too. CONTRIBUTING.md says more.
-.PHONY: help demo test bench-relay bench-calls endure-relay up down lint fmt setup tools
+.PHONY: help demo test clients bench-relay bench-calls endure-relay up down lint fmt setup tools
 .DEFAULT_GOAL := help
 
 # One set for all who run the system: with another, cargo would build its dependencies once more.
@@ -16,6 +16,10 @@ demo: setup ## Run the main job, narrated; it then stays up. ONCE=1 ends by itse
 test: setup ## Run every test, on a real Postgres and a real Kafka
 	cargo build --locked --workspace --all-targets
 	$(BUILT)/debug/devstack run -- cargo test --locked --workspace
+
+clients: setup ## Call it from other languages, and show what holds. CLIENTS="grpcurl python go node java" ALLOW_MISSING=1
+	cargo build --locked $(PROGRAMS)
+	clients/run $(BUILT)/debug/devstack
 
 bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SINKS=rdkafka DEBEZIUM=1 CURVES=1 or full, JSON=FILE, MARKDOWN=FILE
 	cargo build --locked --release -p outbox-relay -p bench

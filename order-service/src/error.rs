@@ -26,7 +26,7 @@ service_kit::reasons! {
     WATCH_ENDED: Unavailable, "WatchOrders: the server stops, or the stream has lasted an hour",
         "RetryInfo, `grpc-retry-pushback-ms`", "watch again with the last `resume_token`";
     WATCH_TOO_SLOW: ResourceExhausted, "WatchOrders: the caller reads more slowly than orders change",
-        "", "watch again with the last `resume_token`, and read faster";
+        "`grpc-retry-pushback-ms` is -1: no retry of the same call", "watch again with the last `resume_token`, and read faster";
 }
 
 /// An event takes a few milliseconds from one service to the other, or as long as an outage.

@@ -99,12 +99,18 @@ impl Watches {
         let (queue, changes) = mpsc::channel(QUEUE_ORDERS);
         let (end_with, end) = oneshot::channel();
         let max_age = Instant::now() + MAX_AGE;
+        let is_callers = deadline.is_some_and(|deadline| deadline < max_age);
         let task = Task {
             store: self.store.clone(),
             wakers: Arc::clone(&self.changes),
             user_id,
             patience: self.patience,
-            end: deadline.map_or(max_age, |deadline| deadline.min(max_age)),
+            end: deadline.filter(|_| is_callers).unwrap_or(max_age),
+            at_end: if is_callers {
+                || CallError::DeadlineExceeded.into()
+            } else {
+                || Error::WatchEnded
+            },
             shutdown: self.shutdown.clone(),
             queue,
             _place: place,
@@ -123,6 +129,7 @@ struct Task {
     user_id: Uuid,
     patience: Duration,
     end: Instant,
+    at_end: fn() -> Error,
     shutdown: CancellationToken,
     queue: mpsc::Sender<Change>,
     _place: OwnedSemaphorePermit,
@@ -149,8 +156,11 @@ impl Task {
                 }
             }
             position = changes.position;
-            if self.shutdown.is_cancelled() || Instant::now() >= self.end {
+            if self.shutdown.is_cancelled() {
                 return Error::WatchEnded;
+            }
+            if Instant::now() >= self.end {
+                return (self.at_end)();
             }
             if !changes.is_all {
                 continue;
@@ -159,7 +169,7 @@ impl Task {
                 () = woken => {}
                 () = sleep(POLL_INTERVAL) => {}
                 () = self.shutdown.cancelled() => return Error::WatchEnded,
-                () = sleep_until(self.end) => return Error::WatchEnded,
+                () = sleep_until(self.end) => return (self.at_end)(),
                 () = self.queue.closed() => return Error::WatchEnded,
             }
         }

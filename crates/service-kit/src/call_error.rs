@@ -24,7 +24,7 @@ crate::reasons! {
     OVERLOADED: ResourceExhausted, "as many calls as the service can bear are under way",
         "RetryInfo, `grpc-retry-pushback-ms`", "repeat it after that time; nothing was done";
     MESSAGE_TOO_LARGE: ResourceExhausted, "the message is larger than 64 KiB",
-        "", "send less";
+        "`grpc-retry-pushback-ms` is -1: no retry", "send less";
     DEADLINE_EXCEEDED: DeadlineExceeded, "the call's deadline has passed, or the server's of 10 s",
         "", "repeat it with its `request_id`: whether a write took effect is unknown";
     DATABASE_UNAVAILABLE: Unavailable, "the service can't reach its database",
@@ -60,6 +60,8 @@ pub enum CallError {
     EtagMismatch,
     /// As many calls as there is room for are under way.
     Overloaded,
+    /// The caller's deadline has passed, or ours.
+    DeadlineExceeded,
     /// The database.
     Database(DatabaseError),
     /// A fault of our own.
@@ -100,6 +102,11 @@ impl From<CallError> for Refusal {
                 "too many calls are under way; nothing was done, repeat this one after a while",
             )
             .retry_after(spread(OVERLOADED_RETRY_DELAY)),
+            CallError::DeadlineExceeded => Self::new(
+                DEADLINE_EXCEEDED,
+                "the deadline passed; whether a write took effect is unknown, repeat it with its \
+                 request_id",
+            ),
             CallError::Database(DatabaseError::Unavailable(err)) => {
                 tracing::warn!(error = %err, "database unavailable");
                 Self::new(

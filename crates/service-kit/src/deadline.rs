@@ -11,9 +11,7 @@ use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    call_error::{
-        DEADLINE_EXCEEDED, MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED,
-    },
+    call_error::{CallError, MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
     reason::Reason,
     refusal::Refusal,
 };
@@ -115,11 +113,7 @@ where
 }
 
 fn deadline_exceeded(domain: &'static str) -> Status {
-    Refusal::new(
-        DEADLINE_EXCEEDED,
-        "the deadline passed; whether a write took effect is unknown, repeat it with its request_id",
-    )
-    .into_status(domain)
+    Refusal::from(CallError::DeadlineExceeded).into_status(domain)
 }
 
 /// Adds the details that tonic's own errors lack, and mends the code of some.

@@ -81,11 +81,11 @@ impl Refusal {
             self.details.set_retry_info(Some(delay));
         }
         let mut status = Status::with_error_details(self.reason.code, self.message, self.details);
-        // Clients that retry by themselves do so for these codes, and wait as long as this says.
-        if let (Some(delay), Code::Unavailable | Code::ResourceExhausted) =
-            (self.retry_after, self.reason.code)
-        {
-            let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        // Clients that retry by themselves do so for these codes: after so long, or, at -1, not at all.
+        if let Code::Unavailable | Code::ResourceExhausted = self.reason.code {
+            let delay_ms = self.retry_after.map_or(-1, |delay| {
+                i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
+            });
             status
                 .metadata_mut()
                 .insert("grpc-retry-pushback-ms", MetadataValue::from(delay_ms));

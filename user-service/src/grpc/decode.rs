@@ -78,7 +78,7 @@ pub(super) fn update(
         },
         Some(paths) => Mask::parse(paths, &mut violations),
     };
-    if !mask.email && !mask.name {
+    if !mask.email && !mask.name && violations.is_empty() {
         violations.add("update_mask", "must leave something to change: email, name");
     }
     let (mut email, mut name) = (Some(None), Some(None));
@@ -116,13 +116,17 @@ impl Mask {
             email: false,
             name: false,
         };
+        let mut is_known = true;
         for path in paths {
             match path.as_str() {
                 "*" => (mask.email, mask.name) = (true, true),
                 "email" => mask.email = true,
                 "name" => mask.name = true,
-                _ => violations.add("update_mask", "can name email, name and * only"),
+                _ => is_known = false,
             }
+        }
+        if !is_known {
+            violations.add("update_mask", "can name email, name and * only");
         }
         mask
     }

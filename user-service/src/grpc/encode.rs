@@ -64,7 +64,9 @@ pub(super) fn summaries(summaries: &[OrderSummary]) -> Result<GetUserOrderSummar
     for summary in summaries {
         response.order_count += summary.order_count;
         response.cancelled_count += summary.cancelled_count;
-        response.totals.push(total(summary)?);
+        if summary.order_count > summary.cancelled_count {
+            response.totals.push(total(summary)?);
+        }
     }
     response.as_of_time = summaries
         .iter()

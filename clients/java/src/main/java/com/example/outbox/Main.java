@@ -1,0 +1,25 @@
+package com.example.outbox;
+
+import io.grpc.ManagedChannel;
+
+/**
+ * Calls user-service and order-service as a first client would, and checks every answer.
+ *
+ * <p>It reads USER_SERVICE_ADDR, ORDER_SERVICE_ADDR and USER_SERVICE_PID, and prints a line for each step.
+ */
+public final class Main {
+  private Main() {}
+
+  public static void main(String[] args) throws Exception {
+    if (args.length > 0 && args[0].equals("--version")) {
+      String grpc = ManagedChannel.class.getPackage().getImplementationVersion();
+      System.out.println("java " + System.getProperty("java.version") + ", grpc-java " + grpc);
+      return;
+    }
+    boolean held;
+    try (Services services = Services.connect()) {
+      held = new Scenario(services).run();
+    }
+    System.exit(held ? 0 : 1);
+  }
+}

@@ -1,0 +1,65 @@
+package com.example.outbox;
+
+import com.google.protobuf.Any;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.rpc.BadRequest;
+import com.google.rpc.ErrorInfo;
+import com.google.rpc.PreconditionFailure;
+import com.google.rpc.RetryInfo;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
+import java.time.Duration;
+import java.util.List;
+import java.util.concurrent.Callable;
+
+/**
+ * What the services say of a call that they refuse: the parts of its google.rpc.Status.
+ *
+ * @param info its reason is what to branch on
+ * @param fields the bad fields, sorted
+ * @param preconditions the types of what does not hold
+ */
+record Refusal(
+    Status.Code code, ErrorInfo info, List<String> fields, List<String> preconditions, Duration retryDelay) {
+
+  static Refusal of(StatusRuntimeException refused) throws InvalidProtocolBufferException {
+    ErrorInfo info = ErrorInfo.getDefaultInstance();
+    List<String> fields = List.of();
+    List<String> preconditions = List.of();
+    Duration retryDelay = Duration.ZERO;
+    for (Any detail : StatusProto.fromThrowable(refused).getDetailsList()) {
+      if (detail.is(ErrorInfo.class)) {
+        info = detail.unpack(ErrorInfo.class);
+      } else if (detail.is(BadRequest.class)) {
+        fields = detail.unpack(BadRequest.class).getFieldViolationsList().stream()
+            .map(BadRequest.FieldViolation::getField)
+            .sorted()
+            .toList();
+      } else if (detail.is(PreconditionFailure.class)) {
+        preconditions = detail.unpack(PreconditionFailure.class).getViolationsList().stream()
+            .map(PreconditionFailure.Violation::getType)
+            .toList();
+      } else if (detail.is(RetryInfo.class)) {
+        com.google.protobuf.Duration delay = detail.unpack(RetryInfo.class).getRetryDelay();
+        retryDelay = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
+      }
+    }
+    return new Refusal(refused.getStatus().getCode(), info, fields, preconditions, retryDelay);
+  }
+
+  /** Checks that a call is refused, and for this reason. */
+  static Refusal want(Status.Code code, String reason, Callable<?> call) throws Exception {
+    Object answer;
+    try {
+      answer = call.call();
+    } catch (StatusRuntimeException refused) {
+      Refusal refusal = of(refused);
+      if (refusal.code() != code || !refusal.info().getReason().equals(reason)) {
+        throw new IllegalStateException("want " + code + " " + reason + ", got " + refusal, refused);
+      }
+      return refusal;
+    }
+    throw new IllegalStateException("accepted, where " + code + " " + reason + " was expected: " + answer);
+  }
+}

@@ -1,0 +1,108 @@
+"""What a Python program needs to call the two services well: copy this file and the stubs."""
+
+import pathlib
+from collections import namedtuple
+from dataclasses import dataclass
+from decimal import Decimal
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from money.v1.money_pb2 import Money
+
+TOKEN_KEY = "x-consistency-token"
+SERVICE_CONFIG = pathlib.Path(__file__).parent.with_name("service_config.json")
+
+
+def connect(address: str, *interceptors) -> grpc.Channel:
+    """A channel that retries by itself what the service config says; requests with a request_id may be repeated."""
+    options = [("grpc.service_config", SERVICE_CONFIG.read_text())]
+    return grpc.intercept_channel(grpc.insecure_channel(address, options), *interceptors)
+
+
+class _Details(
+    namedtuple("_Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")),
+    grpc.ClientCallDetails,
+):
+    pass
+
+
+class ConsistencyTokens(grpc.UnaryUnaryClientInterceptor):
+    """Lets a caller see its own writes: gives the token of the last answer to the next call, of any service.
+
+    Have one for each session whose steps build on each other, and share it between that session's channels.
+    """
+
+    def __init__(self, token: str | None = None):
+        self.token = token
+
+    def intercept_unary_unary(self, continuation, call_details, request):
+        details = _Details(*(getattr(call_details, field, None) for field in _Details._fields))
+        if self.token:
+            details = details._replace(metadata=[*(details.metadata or ()), (TOKEN_KEY, self.token)])
+        call = continuation(details, request)
+        call.add_done_callback(self._remember)
+        return call
+
+    def _remember(self, call):
+        self.token = token_of(call) or self.token
+
+
+def token_of(call: grpc.Call) -> str | None:
+    """The consistency token in the metadata of an answer; refusals have none."""
+    return dict(call.initial_metadata() or ()).get(TOKEN_KEY)
+
+
+@dataclass
+class Refusal:
+    """Why a call was refused. Branch on `reason`; show people `message`."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    domain: str
+    fields: list[str]
+    """The fields of the request that are wrong, all of them."""
+    preconditions: list[str]
+    retry_delay: float | None
+    """In seconds: how long to wait before another try; None if none would help."""
+
+
+def refusal(error: grpc.RpcError) -> Refusal:
+    """Reads the google.rpc.Status of an error."""
+    status = rpc_status.from_call(error)
+
+    def detail(kind):
+        message = kind()
+        packed = status.details if status else ()
+        return message if any(any_.Unpack(message) for any_ in packed) else None
+
+    info = detail(error_details_pb2.ErrorInfo) or error_details_pb2.ErrorInfo()
+    bad = detail(error_details_pb2.BadRequest)
+    preconditions = detail(error_details_pb2.PreconditionFailure)
+    retry = detail(error_details_pb2.RetryInfo)
+    return Refusal(
+        code=error.code(),
+        message=error.details(),
+        reason=info.reason,
+        domain=info.domain,
+        fields=[violation.field for violation in bad.field_violations] if bad else [],
+        preconditions=[violation.type for violation in preconditions.violations] if preconditions else [],
+        retry_delay=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,
+    )
+
+
+def to_decimal(money: Money) -> Decimal:
+    """19.9 for 19 units and 900,000,000 nanos; exact, there is no float on the way."""
+    return Decimal(money.units) + Decimal(money.nanos).scaleb(-9)
+
+
+def to_money(currency_code: str, amount: Decimal) -> Money:
+    """The opposite of `to_decimal`. More than nine digits behind the point are an error; nothing is rounded."""
+    units = int(amount)
+    nanos = int((amount - units).scaleb(9))
+    money = Money(currency_code=currency_code, units=units, nanos=nanos)
+    if to_decimal(money) != amount:
+        raise ValueError(f"{amount} has more than nine digits behind the point")
+    return money
