@@ -1,5 +1,5 @@
 # Each target does its own set-up, on a fresh machine too. CONTRIBUTING.md says more.
-.PHONY: help demo test clients bench-relay bench-calls endure-relay up down lint fmt setup tools
+.PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay up down lint fmt setup tools
 .DEFAULT_GOAL := help
 
 # One set for all who run the system: with another, cargo would build its dependencies once more.
@@ -30,6 +30,11 @@ bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SIN
 bench-calls: setup ## Measure the services: ways of validation, overload. SECONDS=10 RATE=100 JSON=FILE
 	cargo build --locked --release $(PROGRAMS) -p bench
 	$(BUILT)/release/bench calls $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) $(if $(JSON),--json $(JSON))
+
+bench-projection: setup ## Measure a projection. RECORDS=1000000 RUNS=3 RATE=1000 SECONDS=10 JSON=FILE
+	cargo build --locked --release $(PROGRAMS) -p bench
+	$(BUILT)/release/bench projection $(if $(RECORDS),--records $(RECORDS)) $(if $(RUNS),--runs $(RUNS)) $(if $(RATE),--rate $(RATE)) \
+	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json $(JSON))
 
 endure-relay: setup ## Load the relay for long. SECONDS=3600 RATE=2000 KILLS=100 STANDBY=1 HOLD=1 (an open transaction) SINK=rdkafka JSON=FILE
 	cargo build --locked --release -p outbox-relay -p bench

@@ -5,7 +5,8 @@
 //! - `drain`, `limits`, `latency` and `curves` are what is measured; `relay` and `debezium` are what
 //!   it is measured on.
 //! - `endurance` is the other measurement: for long, under a steady `load`.
-//! - `calls` is the third: the services, from their doors.
+//! - `calls` is the third, the services from their doors; `projection` the fourth, what they make of
+//!   events.
 //! - `lab` holds servers, database and topic; `usage` reads CPU and memory from /proc.
 //! - `report` is what was found, `tables` lays it out.
 
@@ -20,6 +21,7 @@ mod limits;
 mod load;
 mod machine;
 mod options;
+mod projection;
 mod relay;
 mod report;
 mod session;
@@ -47,6 +49,8 @@ enum Command {
     Endurance(options::EnduranceOptions),
     /// The services: ways of validation side by side, and ten times too many calls
     Calls(calls::CallsOptions),
+    /// A projection: building it anew beside a plain consumer, and how late it is
+    Projection(projection::ProjectionOptions),
     /// Only read an outbox; a process of its own, so that its CPU is
     #[command(hide = true)]
     Read(limits::ReadOptions),
@@ -77,6 +81,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Relay(options) => session::run(&options).await,
         Command::Endurance(options) => endurance::run(&options).await,
         Command::Calls(options) => calls::run(&options).await,
+        Command::Projection(options) => projection::run(&options).await,
         Command::Read(options) => limits::read(&options).await,
         Command::Produce(options) => limits::produce(options).await,
     }

@@ -11,6 +11,7 @@
 //! **Invariant:** an order is validated against `users_cache`, and against nothing else. Nothing here
 //! knows where user-service is, unless it is told to ask it: see [`validation`].
 
+pub mod commands;
 pub mod config;
 pub mod consistency;
 pub mod domain;

@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::{Error, anyhow};
 use clap::{Parser, Subcommand};
-use order_service::{MIGRATIONS, OrderService, config::ServeOptions};
+use order_service::{
+    MIGRATIONS, OrderService,
+    commands::{DlqOptions, ProjectionOptions},
+    config::ServeOptions,
+};
 use program::{LogOptions, Problems};
 use service_kit::{
     HealthcheckOptions,
@@ -27,6 +31,10 @@ enum Command {
     Serve(Box<ServeOptions>),
     /// Bring the schema of the database up to date
     Migrate(DatabaseOptions),
+    /// Look after records that could not be applied
+    Dlq(DlqOptions),
+    /// Look after the tables that are made from the other service's events
+    Projection(ProjectionOptions),
     /// Ask a running server for its health; ends with 0 if it serves, with 1 if not
     Healthcheck(HealthcheckOptions),
 }
@@ -56,6 +64,18 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 .await
                 .map_err(|err| anyhow!("can't migrate: {err}"))?;
             println!("{} migrations run", names.len());
+        }
+        Command::Dlq(options) => {
+            let dlq = options.check(&mut problems);
+            let (log, dlq) = problems.into_result(log.zip(dlq))?;
+            log.install();
+            return dlq.run().await;
+        }
+        Command::Projection(options) => {
+            let command = options.check(&mut problems);
+            let (log, command) = problems.into_result(log.zip(command))?;
+            log.install();
+            command.run().await?;
         }
         Command::Healthcheck(options) => {
             problems.into_result(log)?.install();

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use chrono::DateTime;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
-use projection::{Poison, Projection, Record};
+use projection::{Poison, Projection, Rebuildable, Record};
 use proto::events::{self, User};
 
 use crate::{
@@ -50,13 +51,48 @@ const APPLY: &str = "
     where excluded.version > users_cache.version
     returning user_id, version";
 
+/// A deleted user's: compaction takes the record before it away, and then it is the only one that
+/// tells. All others only tell compaction to forget their key.
+fn tombstone(record: &Record<'_>) -> Result<Option<UserChange>, Poison> {
+    if record.header(events::header::TYPE) != Some(events::USER_DELETED.as_bytes()) {
+        return Ok(None);
+    }
+    let user_id = record.key_text()?.parse();
+    let user_id = user_id.map_err(|_| Poison::new("key", "it is no UUID"))?;
+    let version = record
+        .required_header(events::header::AGGREGATE_VERSION)?
+        .parse();
+    let version = version.map_err(|_| Poison::new("header", "ce_aggregateversion is no number"))?;
+    Ok(Some(UserChange {
+        user: User {
+            user_id,
+            email: String::new(),
+            name: String::new(),
+            version,
+            deleted: true,
+            create_time: DateTime::default(),
+            update_time: DateTime::default(),
+        },
+        event_id: event_id(record),
+    }))
+}
+
+/// Whoever wrote the record may have written anything; what goes on from here is an id.
+fn event_id(record: &Record<'_>) -> Option<String> {
+    let id = std::str::from_utf8(record.header(events::header::ID)?).ok()?;
+    id.parse::<uuid::Uuid>().is_ok().then(|| id.to_owned())
+}
+
+impl Rebuildable for UsersProjection {
+    const TABLES: &'static [&'static str] = &["users_cache"];
+}
+
 impl Projection for UsersProjection {
     type Change = UserChange;
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<UserChange>, Poison> {
-        // A tombstone only tells compaction to forget the key; the state was said before it.
         if record.payload().is_none() {
-            return Ok(None);
+            return tombstone(record);
         }
         if !record
             .required_header(events::header::TYPE)?
@@ -75,15 +111,8 @@ impl Projection for UsersProjection {
                 "it has a character with the number 0",
             ));
         }
-        let event_id = record.header(events::header::ID);
-        let event_id = event_id.and_then(|id| std::str::from_utf8(id).ok());
-        Ok(Some(UserChange {
-            user,
-            // Whoever wrote it may have written anything; what goes on from here is an id.
-            event_id: event_id
-                .filter(|id| id.parse::<uuid::Uuid>().is_ok())
-                .map(str::to_owned),
-        }))
+        let event_id = event_id(record);
+        Ok(Some(UserChange { user, event_id }))
     }
 
     async fn apply(&self, conn: &mut AsyncPgConnection, users: &[UserChange]) -> QueryResult<()> {

@@ -8,6 +8,7 @@
 //! - `KAFKA_BROKERS`: the brokers to begin with
 //! - `USERS_TOPIC`, `ORDERS_TOPIC`: where events go, where they come from
 //! - `CONSUMER_GROUP`: names the projection, and its group in Kafka
+//! - `DEAD_LETTER_TOPIC`: where copies of records go that could not be applied
 //! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
 
 use clap::Args;
@@ -16,7 +17,7 @@ use proto::events;
 use secrecy::SecretString;
 use service_kit::{ServerOptions, ServerSettings, database::DatabaseOptions};
 
-const DEFAULT_CONSUMER_GROUP: &str = "user_service_group";
+pub(crate) const DEFAULT_CONSUMER_GROUP: &str = "user_service_group";
 
 /// The options of `serve`.
 #[derive(Args, Clone, Debug)]
@@ -43,6 +44,9 @@ pub struct ServeOptions {
     /// Names the projection, its offsets and its group in Kafka; another name begins from the start
     #[arg(long, env = "CONSUMER_GROUP", default_value = DEFAULT_CONSUMER_GROUP)]
     consumer_group: String,
+    /// The topic that gets copies of records that could not be applied; none if empty. It has to exist
+    #[arg(long, env = "DEAD_LETTER_TOPIC", default_value = "")]
+    dead_letter_topic: String,
     /// Names this replica among those of the service, so that a restart follows on at once
     #[arg(long, env = "INSTANCE_ID")]
     instance_id: Option<String>,
@@ -71,6 +75,10 @@ impl ServeOptions {
         let users_topic = problems.kafka_name("USERS_TOPIC", self.users_topic);
         let orders_topic = problems.kafka_name("ORDERS_TOPIC", self.orders_topic);
         let group = problems.required("CONSUMER_GROUP", Some(self.consumer_group));
+        let dead_letter_topic = match self.dead_letter_topic {
+            topic if topic.is_empty() => Some(None),
+            topic => problems.kafka_name("DEAD_LETTER_TOPIC", topic).map(Some),
+        };
         // Kafka has the same rule for it. Empty is as good as left out.
         let instance_id = match self.instance_id.filter(|id| !id.is_empty()) {
             None => Some(None),
@@ -86,6 +94,7 @@ impl ServeOptions {
                 brokers: brokers?,
                 name: group?,
                 topic: orders_topic?,
+                dead_letter_topic: dead_letter_topic?,
                 instance_id: instance_id?,
             },
         })

@@ -8,6 +8,7 @@
 //!
 //! **Invariant:** nothing here knows where order-service is.
 
+pub mod commands;
 pub mod config;
 pub mod domain;
 pub mod error;

@@ -3,7 +3,7 @@
 use chrono::Datelike as _;
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
-use projection::{Poison, Projection, Record};
+use projection::{Poison, Projection, Rebuildable, Record};
 use proto::events::{self, Order, OrderState};
 
 /// The projection into `user_orders` and `user_order_summaries`.
@@ -51,6 +51,10 @@ const APPLY: &str = "
         cancelled_count = s.cancelled_count + excluded.cancelled_count,
         total = s.total + excluded.total,
         as_of_time = greatest(s.as_of_time, excluded.as_of_time)";
+
+impl Rebuildable for OrdersProjection {
+    const TABLES: &'static [&'static str] = &["user_orders", "user_order_summaries"];
+}
 
 impl Projection for OrdersProjection {
     type Change = Order;

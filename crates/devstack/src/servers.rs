@@ -119,6 +119,29 @@ impl Addresses {
         kafka::create_topic(&self.brokers, name, partitions, 1, &configs).await
     }
 
+    /// A new topic for dead letters: they are kept for a week, and not compacted, because the key of a
+    /// broken record says nothing.
+    ///
+    /// # Errors
+    /// If the broker refuses.
+    pub async fn create_dead_letter_topic(&self, name: &str) -> Result<()> {
+        let configs = [("cleanup.policy", "delete"), ("retention.ms", "604800000")];
+        kafka::create_topic(&self.brokers, name, 1, 1, &configs).await
+    }
+
+    /// Forgets the records of a partition before an offset, as a retention does.
+    ///
+    /// # Errors
+    /// If the broker refuses.
+    pub async fn delete_records_before(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+    ) -> Result<()> {
+        kafka::delete_records_before(&self.brokers, topic, partition, offset).await
+    }
+
     /// Gives a topic more partitions, so many in all.
     ///
     /// # Errors

@@ -85,6 +85,7 @@ impl Stack {
                 .env("USERS_TOPIC", &names.users_topic)
                 .env("ORDERS_TOPIC", &names.orders_topic)
                 .env("CONSUMER_GROUP", format!("{prefix}{service}"))
+                .env("DEAD_LETTER_TOPIC", names.dead_letter_topic(service))
                 .env("INSTANCE_ID", "1")
         };
         let stack = Self {
@@ -181,7 +182,7 @@ impl Names {
             for topic in [&users_topic, &orders_topic] {
                 servers.create_topic(topic, PARTITIONS).await?;
             }
-            Ok::<_, anyhow::Error>(Self {
+            let names = Self {
                 user_service_addr: addr()?,
                 order_service_addr: addr()?,
                 relay_admin_addr: addr()?,
@@ -190,9 +191,23 @@ impl Names {
                 orders_database_url: servers.create_database(&format!("{prefix}orders")).await?,
                 users_topic: users_topic.clone(),
                 orders_topic: orders_topic.clone(),
-            })
+            };
+            for service in ["user-service", "order-service"] {
+                let topic = names.dead_letter_topic(service);
+                servers.create_dead_letter_topic(&topic).await?;
+            }
+            Ok::<_, anyhow::Error>(names)
         })
         .await
+    }
+
+    /// Where a service's dead letters go.
+    fn dead_letter_topic(&self, service: &str) -> String {
+        let followed = match service {
+            "user-service" => &self.orders_topic,
+            _ => &self.users_topic,
+        };
+        format!("{followed}.dlq.{service}")
     }
 
     fn relay(&self, home: &Home, bin: &Executables) -> Result<Program> {

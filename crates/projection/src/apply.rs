@@ -1,8 +1,10 @@
 //! A batch of records and their offsets, in one transaction.
 
+use std::collections::BTreeMap;
+
 use crate::{
     Projection, dead_letters,
-    offsets::{Moves, Offsets},
+    offsets::{Counts, Moves, Offsets},
     poison::{self, Poison},
     record::Record,
 };
@@ -11,8 +13,8 @@ use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 /// What became of a batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is applied, and the offsets are behind it.
-    Applied,
+    /// It is applied, or set aside, and the offsets are behind it.
+    Applied { set_aside: usize },
     /// Somebody else has moved the offsets; nothing is applied.
     Overtaken,
 }
@@ -50,18 +52,22 @@ pub(crate) async fn apply<P: Projection>(
     }
     // One of them is refused: apply them one by one, to find it and to keep the others.
     let mut from = from.clone();
+    let mut all_set_aside = 0;
     for record in records {
         let one = std::slice::from_ref(record);
         let mut outcome = transact(projection, offsets, conn, &from, one, None).await;
         if let Some(poison) = outcome.as_ref().err().and_then(poison::in_change) {
             outcome = transact(projection, offsets, conn, &from, one, Some(&poison)).await;
         }
-        if outcome? == Outcome::Overtaken {
-            return Ok(Outcome::Overtaken);
+        match outcome? {
+            Outcome::Applied { set_aside } => all_set_aside += set_aside,
+            Outcome::Overtaken => return Ok(Outcome::Overtaken),
         }
         advance(&mut from, record);
     }
-    Ok(Outcome::Applied)
+    Ok(Outcome::Applied {
+        set_aside: all_set_aside,
+    })
 }
 
 /// The offsets behind `records`.
@@ -91,21 +97,30 @@ async fn transact<P: Projection>(
 ) -> diesel::QueryResult<Outcome> {
     let mut changes = Vec::with_capacity(records.len());
     let mut aside = Vec::new();
+    let mut counts = BTreeMap::<i32, Counts>::new();
     for record in records {
         let decoded = match refused {
             Some(poison) => Err(poison.clone()),
             None => record.check().and_then(|()| projection.decode(record)),
         };
+        let count = counts.entry(record.partition()).or_default();
         match decoded {
-            Ok(change) => changes.extend(change),
-            Err(poison) => aside.push((record, poison)),
+            Ok(Some(change)) => {
+                changes.push(change);
+                count.applied += 1;
+            }
+            Ok(None) => count.skipped += 1,
+            Err(poison) => {
+                aside.push((record, poison));
+                count.set_aside += 1;
+            }
         }
     }
     let moves = moves(from, records);
     let result = conn
         .transaction(async |conn| {
             // First of all, because it locks the rows: from here on nobody else can apply these.
-            if !offsets.compare_and_set(conn, &moves).await? {
+            if !offsets.compare_and_set(conn, &moves, &counts).await? {
                 return Err(Rollback::Overtaken);
             }
             for (record, poison) in &aside {
@@ -133,5 +148,7 @@ async fn transact<P: Projection>(
         );
     }
     projection.applied(&changes);
-    Ok(Outcome::Applied)
+    Ok(Outcome::Applied {
+        set_aside: aside.len(),
+    })
 }

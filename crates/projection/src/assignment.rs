@@ -151,7 +151,7 @@ impl Assignment {
                     shared.runtime.block_on(async {
                         let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
                         let offsets = shared.offsets();
-                        let loading = offsets.load(&mut conn, partition, earliest);
+                        let loading = offsets.begin(&mut conn, partition, earliest);
                         loading.await.map_err(|err| err.to_string())
                     })
                 });

@@ -12,13 +12,17 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     message::BorrowedMessage,
 };
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Projection,
     apply::{self, Outcome},
     assignment::Assignment,
+    dead_letter_topic,
     following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State},
     lookout::{Look, Lookout},
     record::Record,
@@ -39,15 +43,22 @@ pub fn follow<P: Projection>(
 ) -> Following {
     let (state_now, state) = watch::channel(State::Starting);
     let runtime = Handle::current();
+    let shared = Arc::new(Shared {
+        options,
+        pool,
+        runtime,
+        shutdown,
+        state: state_now,
+    });
+    let dead_letters = Arc::new(Notify::new());
+    if let Some(topic) = shared.options.dead_letter_topic.clone() {
+        let copying = dead_letter_topic::copy(Arc::clone(&shared), topic, dead_letters.clone());
+        tokio::spawn(copying);
+    }
     let follower = Follower {
-        shared: Arc::new(Shared {
-            options,
-            pool,
-            runtime,
-            shutdown,
-            state: state_now,
-        }),
+        shared,
         projection,
+        dead_letters,
     };
     let thread = thread::spawn(move || {
         let _guard = PanicGuard(Arc::clone(&follower.shared));
@@ -72,6 +83,8 @@ impl Drop for PanicGuard {
 struct Follower<P> {
     shared: Arc<Shared>,
     projection: Arc<P>,
+    /// Is told of new ones.
+    dead_letters: Arc<Notify>,
 }
 
 /// Why a consumer has to be made anew, or none.
@@ -115,7 +128,8 @@ impl<P: Projection> Follower<P> {
             let (batch, interruption) = next_batch(&consumer);
             if !batch.is_empty() {
                 match self.apply_until_done(&consumer, &batch) {
-                    Some(Outcome::Applied) => {}
+                    Some(Outcome::Applied { set_aside: 0 }) => {}
+                    Some(Outcome::Applied { .. }) => self.dead_letters.notify_one(),
                     Some(Outcome::Overtaken) => return Ok(End::Overtaken),
                     None => return Ok(End::Shutdown),
                 }
@@ -199,7 +213,7 @@ impl<P: Projection> Follower<P> {
         batch: &[BorrowedMessage<'_>],
     ) -> Option<Outcome> {
         let shared = &self.shared;
-        let records: Vec<Record<'_>> = batch.iter().map(Record::new).collect();
+        let records: Vec<Record<'_>> = batch.iter().map(Record::of).collect();
         let from = consumer.context().positions();
         let mut backoff = MIN_BACKOFF;
         while !shared.shutdown.is_cancelled() {
@@ -217,7 +231,7 @@ impl<P: Projection> Follower<P> {
             });
             match applied {
                 Ok(outcome) => {
-                    if outcome == Outcome::Applied {
+                    if matches!(outcome, Outcome::Applied { .. }) {
                         consumer.context().moved(&apply::moves(&from, &records));
                         tell_kafka(consumer, batch);
                     }

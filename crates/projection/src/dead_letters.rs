@@ -1,23 +1,54 @@
-//! Where records go that can't be applied.
+//! The SQL of the records that can't be applied: where they go, and what becomes of them there.
 
-use diesel::{ExpressionMethods as _, QueryResult};
+use chrono::{DateTime, Utc};
+use diesel::{
+    ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, Queryable,
+    Selectable, SelectableHelper as _,
+};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
-use crate::{offsets::Offsets, poison::Poison, record::Record};
+use crate::{offsets::Offsets, poison::Poison, record::Record, schema::dead_letters};
 
-diesel::table! {
-    dead_letters (dead_letter_id) {
-        dead_letter_id -> BigInt,
-        projection -> Text,
-        topic -> Text,
-        partition -> Integer,
-        record_offset -> BigInt,
-        key -> Nullable<Binary>,
-        payload -> Nullable<Binary>,
-        header_names -> Array<Text>,
-        header_values -> Array<Binary>,
-        error_class -> Text,
-        error -> Text,
+/// A record that could not be applied, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = dead_letters)]
+pub struct DeadLetter {
+    /// Its number here.
+    pub dead_letter_id: i64,
+    /// The topic that it was found in ...
+    pub topic: String,
+    /// ... and where in it.
+    pub partition: i32,
+    /// The offset in the partition.
+    pub record_offset: i64,
+    /// The record's key.
+    pub key: Option<Vec<u8>>,
+    /// The record's value.
+    pub payload: Option<Vec<u8>>,
+    header_names: Vec<String>,
+    header_values: Vec<Option<Vec<u8>>>,
+    /// What kind of fault it has.
+    pub error_class: String,
+    /// What is wrong with it. It holds nothing of the payload.
+    pub error: String,
+    /// When it was set aside.
+    pub set_aside_at: DateTime<Utc>,
+}
+
+impl DeadLetter {
+    /// The record's headers, in their order.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        let names = self.header_names.iter().map(String::as_str);
+        names.zip(self.header_values.iter().map(Option::as_deref))
+    }
+
+    pub(crate) fn record(&self) -> Record<'_> {
+        Record::new(
+            (self.partition, self.record_offset),
+            self.key.as_deref(),
+            self.payload.as_deref(),
+            Some(self.headers().collect()),
+        )
     }
 }
 
@@ -28,10 +59,7 @@ pub(crate) async fn set_aside(
     record: &Record<'_>,
     poison: &Poison,
 ) -> QueryResult<()> {
-    let headers = record.headers().iter();
-    let (names, values): (Vec<&str>, Vec<&[u8]>) = headers
-        .map(|header| (header.key, header.value.unwrap_or_default()))
-        .unzip();
+    let (names, values): (Vec<&str>, Vec<Option<&[u8]>>) = record.headers().iter().copied().unzip();
     diesel::insert_into(dead_letters::table)
         .values((
             dead_letters::projection.eq(offsets.projection),
@@ -46,6 +74,113 @@ pub(crate) async fn set_aside(
             dead_letters::error.eq(&poison.reason),
         ))
         .on_conflict_do_nothing()
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// At most `limit` dead letters of a projection behind the one with the number `after`, the oldest
+/// first.
+///
+/// # Errors
+/// The database's.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    projection: &str,
+    after: i64,
+    limit: i64,
+) -> QueryResult<Vec<DeadLetter>> {
+    dead_letters::table
+        .filter(dead_letters::projection.eq(projection))
+        .filter(dead_letters::dead_letter_id.gt(after))
+        .order(dead_letters::dead_letter_id)
+        .limit(limit)
+        .select(DeadLetter::as_select())
+        .load(conn)
+        .await
+}
+
+/// A dead letter of a projection; none if there is none with this number.
+///
+/// # Errors
+/// The database's.
+pub async fn find(
+    conn: &mut AsyncPgConnection,
+    projection: &str,
+    id: i64,
+) -> QueryResult<Option<DeadLetter>> {
+    dead_letters::table
+        .filter(dead_letters::projection.eq(projection))
+        .filter(dead_letters::dead_letter_id.eq(id))
+        .select(DeadLetter::as_select())
+        .first(conn)
+        .await
+        .optional()
+}
+
+/// The same, which nobody else can change until the transaction ends.
+pub(crate) async fn lock(
+    conn: &mut AsyncPgConnection,
+    projection: &str,
+    id: i64,
+) -> QueryResult<Option<DeadLetter>> {
+    dead_letters::table
+        .filter(dead_letters::projection.eq(projection))
+        .filter(dead_letters::dead_letter_id.eq(id))
+        .select(DeadLetter::as_select())
+        .for_update()
+        .first(conn)
+        .await
+        .optional()
+}
+
+/// Forgets a dead letter for good; returns whether there was one. Its copy in the topic stays there.
+///
+/// # Errors
+/// The database's.
+pub async fn discard(conn: &mut AsyncPgConnection, projection: &str, id: i64) -> QueryResult<bool> {
+    let letters = dead_letters::table
+        .filter(dead_letters::projection.eq(projection))
+        .filter(dead_letters::dead_letter_id.eq(id));
+    Ok(diesel::delete(letters).execute(conn).await? > 0)
+}
+
+/// Notes what is wrong with a dead letter now.
+pub(crate) async fn judge(
+    conn: &mut AsyncPgConnection,
+    id: i64,
+    poison: &Poison,
+) -> QueryResult<()> {
+    diesel::update(dead_letters::table.find(id))
+        .set((
+            dead_letters::error_class.eq(poison.class),
+            dead_letters::error.eq(&poison.reason),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// At most `limit` dead letters that are not in their topic yet.
+pub(crate) async fn pending(
+    conn: &mut AsyncPgConnection,
+    projection: &str,
+    limit: i64,
+) -> QueryResult<Vec<DeadLetter>> {
+    dead_letters::table
+        .filter(dead_letters::projection.eq(projection))
+        .filter(dead_letters::in_topic.eq(false))
+        .order(dead_letters::dead_letter_id)
+        .limit(limit)
+        .select(DeadLetter::as_select())
+        .load(conn)
+        .await
+}
+
+/// Notes that dead letters are in their topic.
+pub(crate) async fn mark_in_topic(conn: &mut AsyncPgConnection, ids: &[i64]) -> QueryResult<()> {
+    diesel::update(dead_letters::table.filter(dead_letters::dead_letter_id.eq_any(ids)))
+        .set(dead_letters::in_topic.eq(true))
         .execute(conn)
         .await?;
     Ok(())

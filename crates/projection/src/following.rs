@@ -21,6 +21,8 @@ pub struct Options {
     pub name: String,
     /// The topic.
     pub topic: String,
+    /// Where copies of dead letters go, besides the table; nowhere else if none. It has to exist.
+    pub dead_letter_topic: Option<String>,
     /// Names this replica, so that a restart gets its partitions back at once. Without it, the
     /// group waits for the session of the one that died to run out.
     pub instance_id: Option<String>,

@@ -2,22 +2,33 @@
 
 mod apply;
 mod assignment;
+mod command;
 mod consumer;
-mod dead_letters;
+mod dead_letter_topic;
+pub mod dead_letters;
 mod following;
 mod lookout;
 mod offsets;
 mod poison;
+mod rebuild;
 mod record;
+mod redrive;
+mod schema;
+mod status;
+mod topic;
 
 use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 
 pub use self::{
+    command::{DlqCommand, ProjectionCommand},
     consumer::follow,
     following::{Following, Options, State},
     poison::Poison,
+    rebuild::{RebuildOptions, Rebuildable, Rebuilt, drop_replaced, rebuild},
     record::Record,
+    redrive::{Redriven, redrive},
+    status::{PartitionStatus, status},
 };
 
 /// The migrations of the offsets and the dead letters. Run them before the service's own.

@@ -8,6 +8,14 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 /// From which offset to which, by partition.
 pub(crate) type Moves = BTreeMap<i32, (i64, i64)>;
 
+/// What became of records.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) applied: i64,
+    pub(crate) skipped: i64,
+    pub(crate) set_aside: i64,
+}
+
 /// What of the topic a projection has applied.
 #[derive(Debug)]
 pub(crate) struct Offsets<'a> {
@@ -23,7 +31,7 @@ struct NextOffset {
 
 impl Offsets<'_> {
     /// The next offset of a partition; a partition that was never read begins at `earliest`.
-    pub(crate) async fn load(
+    pub(crate) async fn begin(
         &self,
         conn: &mut AsyncPgConnection,
         partition: i32,
@@ -57,10 +65,18 @@ impl Offsets<'_> {
         &self,
         conn: &mut AsyncPgConnection,
         moves: &Moves,
+        counts: &BTreeMap<i32, Counts>,
     ) -> QueryResult<bool> {
+        let count = |of: fn(&Counts) -> i64| -> Vec<i64> {
+            let counts = moves.keys().map(|partition| counts.get(partition));
+            counts.map(|counts| counts.map_or(0, of)).collect()
+        };
         let moved = diesel::sql_query(
-            "update projection_offsets as o set next_offset = m.new, updated_at = now()
-             from unnest($3::integer[], $4::bigint[], $5::bigint[]) as m (partition, expected, new)
+            "update projection_offsets as o set next_offset = m.new, updated_at = now(),
+                 applied = o.applied + m.applied, skipped = o.skipped + m.skipped,
+                 set_aside = o.set_aside + m.set_aside
+             from unnest($3::integer[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                 $8::bigint[]) as m (partition, expected, new, applied, skipped, set_aside)
              where o.projection = $1 and o.topic = $2 and o.partition = m.partition
                and o.next_offset = m.expected",
         )
@@ -69,6 +85,9 @@ impl Offsets<'_> {
         .bind::<Array<Integer>, _>(moves.keys().copied().collect::<Vec<_>>())
         .bind::<Array<BigInt>, _>(moves.values().map(|(from, _)| *from).collect::<Vec<_>>())
         .bind::<Array<BigInt>, _>(moves.values().map(|(_, to)| *to).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(count(|counts| counts.applied))
+        .bind::<Array<BigInt>, _>(count(|counts| counts.skipped))
+        .bind::<Array<BigInt>, _>(count(|counts| counts.set_aside))
         .execute(conn)
         .await?;
         Ok(moved == moves.len())

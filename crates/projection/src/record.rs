@@ -2,7 +2,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rdkafka::{
     Message as _,
-    message::{BorrowedMessage, Header, Headers as _},
+    message::{BorrowedMessage, Headers as _},
 };
 use serde::Deserialize;
 
@@ -11,17 +11,41 @@ use crate::poison::Poison;
 /// A record, as it was found in Kafka.
 #[derive(Debug)]
 pub struct Record<'a> {
-    message: &'a BorrowedMessage<'a>,
+    partition: i32,
+    offset: i64,
+    key: Option<&'a [u8]>,
+    payload: Option<&'a [u8]>,
     /// None if they can't be read.
-    headers: Option<Vec<Header<'a, &'a [u8]>>>,
+    headers: Option<Vec<RecordHeader<'a>>>,
 }
 
+/// Its name, and its value if it has one.
+pub(crate) type RecordHeader<'a> = (&'a str, Option<&'a [u8]>);
+
 impl<'a> Record<'a> {
-    pub(crate) fn new(message: &'a BorrowedMessage<'a>) -> Self {
+    pub(crate) fn new(
+        (partition, offset): (i32, i64),
+        key: Option<&'a [u8]>,
+        payload: Option<&'a [u8]>,
+        headers: Option<Vec<RecordHeader<'a>>>,
+    ) -> Self {
         Self {
-            message,
-            headers: read_headers(message),
+            partition,
+            offset,
+            key,
+            payload,
+            headers,
         }
+    }
+
+    pub(crate) fn of(message: &'a BorrowedMessage<'a>) -> Self {
+        let place = (message.partition(), message.offset());
+        Self::new(
+            place,
+            message.key(),
+            message.payload(),
+            read_headers(message),
+        )
     }
 
     /// # Errors
@@ -37,28 +61,26 @@ impl<'a> Record<'a> {
     }
 
     pub(crate) fn partition(&self) -> i32 {
-        self.message.partition()
+        self.partition
     }
 
     pub(crate) fn offset(&self) -> i64 {
-        self.message.offset()
+        self.offset
     }
 
     pub(crate) fn key(&self) -> Option<&'a [u8]> {
-        self.message.key()
+        self.key
     }
 
     /// All headers; none if they can't be read.
-    pub(crate) fn headers(&self) -> &[Header<'a, &'a [u8]>] {
+    pub(crate) fn headers(&self) -> &[RecordHeader<'a>] {
         self.headers.as_deref().unwrap_or_default()
     }
 
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.headers()
-            .iter()
-            .find(|header| header.key == name)?
-            .value
+        let mut headers = self.headers().iter();
+        headers.find(|(key, _)| *key == name)?.1
     }
 
     /// The key.
@@ -75,7 +97,7 @@ impl<'a> Record<'a> {
 
     /// The payload, or none for a tombstone.
     pub fn payload(&self) -> Option<&'a [u8]> {
-        self.message.payload()
+        self.payload
     }
 
     /// The payload.
@@ -110,12 +132,13 @@ impl<'a> Record<'a> {
 }
 
 /// All headers, or none if a name is not in UTF-8: rdkafka panics then, and has no other way to tell.
-fn read_headers<'a>(message: &'a BorrowedMessage<'a>) -> Option<Vec<Header<'a, &'a [u8]>>> {
+fn read_headers<'a>(message: &'a BorrowedMessage<'a>) -> Option<Vec<RecordHeader<'a>>> {
     let Some(headers) = message.headers() else {
         return Some(Vec::new());
     };
     // Nothing is left half done: the headers are only read.
-    catch_unwind(AssertUnwindSafe(|| headers.iter().collect())).ok()
+    let read = || headers.iter().map(|h| (h.key, h.value)).collect();
+    catch_unwind(AssertUnwindSafe(read)).ok()
 }
 
 fn text<'a>(bytes: &'a [u8], class: &'static str) -> Result<&'a str, Poison> {

@@ -92,6 +92,14 @@ pub fn pool(url: &SecretString, max_size: usize) -> Pool {
         .unwrap_or_else(|err| unreachable!("{err}"))
 }
 
+/// One connection, for a command that is soon over.
+///
+/// # Errors
+/// If the database can't be reached.
+pub async fn connect_once(url: &SecretString) -> Result<AsyncPgConnection, ConnectionError> {
+    connect(url.expose_secret()).await
+}
+
 async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
     let mut conn = AsyncPgConnection::establish(url).await?;
     conn.batch_execute(SESSION)

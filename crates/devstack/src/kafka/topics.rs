@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     types::RDKafkaErrorCode,
@@ -43,6 +43,19 @@ pub(crate) async fn add_partitions(brokers: &str, topic: &str, in_all: usize) ->
         result
             .map_err(|(topic, code)| anyhow!("can't give {topic} {in_all} partitions: {code}"))?;
     }
+    Ok(())
+}
+
+/// Forgets the records of a partition before an offset, as a retention does.
+pub(crate) async fn delete_records_before(
+    brokers: &str,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+) -> Result<()> {
+    let mut offsets = TopicPartitionList::new();
+    offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    admin(brokers)?.delete_records(&offsets, &options()).await?;
     Ok(())
 }
 

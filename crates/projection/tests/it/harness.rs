@@ -7,7 +7,10 @@ use devstack::{Addresses, PATIENCE, Sql};
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
-    pooled_connection::{AsyncDieselConnectionManager, deadpool::Pool},
+    pooled_connection::{
+        AsyncDieselConnectionManager,
+        deadpool::{Object, Pool},
+    },
 };
 use diesel_migrations::MigrationHarness as _;
 use projection::{Following, Options, Poison, Projection, Record, State, follow};
@@ -46,6 +49,7 @@ impl Projection for Counts {
 
 pub(crate) struct Setup {
     pub(crate) name: String,
+    url: String,
     pool: Pool<AsyncPgConnection>,
     pub(crate) sql: Sql,
 }
@@ -70,11 +74,12 @@ impl Setup {
                        count integer not null)";
         let session = Sql::connect(&url).await?;
         session.batch_execute(sql).await?;
-        let pool = Pool::builder(AsyncDieselConnectionManager::new(url))
+        let pool = Pool::builder(AsyncDieselConnectionManager::new(&url))
             .max_size(4)
             .build()?;
         Ok(Self {
             name,
+            url,
             pool,
             sql: session,
         })
@@ -86,10 +91,19 @@ impl Setup {
 
     /// Follows under another name than its own.
     pub(crate) fn follow_as(&self, name: &str) -> Running {
+        self.follow_with(name, None)
+    }
+
+    pub(crate) fn follow_with_dead_letter_topic(&self, topic: &str) -> Running {
+        self.follow_with(&self.name, Some(topic))
+    }
+
+    fn follow_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
         let options = Options {
             brokers: Addresses::shared().brokers().to_owned(),
             name: name.to_owned(),
             topic: self.name.clone(),
+            dead_letter_topic: dead_letter_topic.map(str::to_owned),
             instance_id: Some("only".into()),
         };
         let shutdown = CancellationToken::new();
@@ -103,6 +117,24 @@ impl Setup {
             following,
             shutdown,
         }
+    }
+
+    /// A session of its own, which ends with this.
+    pub(crate) async fn session(&self) -> Result<AsyncPgConnection> {
+        Ok(AsyncPgConnection::establish(&self.url).await?)
+    }
+
+    /// Somebody who reads the table and does not end.
+    pub(crate) async fn open_transaction_on_counts(&self) -> Result<Sql> {
+        let reader = Sql::connect(&self.url).await?;
+        reader
+            .batch_execute("begin; select count(*) from counts")
+            .await?;
+        Ok(reader)
+    }
+
+    pub(crate) async fn connection(&self) -> Result<Object<AsyncPgConnection>> {
+        Ok(self.pool.get().await?)
     }
 
     pub(crate) async fn count(&self, key: &str) -> Result<()> {

@@ -1,0 +1,301 @@
+//! The subcommands `dlq` and `projection` of a service that follows a topic.
+
+use std::{fmt::Write as _, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+use diesel_async::AsyncPgConnection;
+use serde_json::{Value, json};
+
+use crate::{
+    Projection, RebuildOptions, Rebuildable, Redriven,
+    dead_letters::{self, DeadLetter},
+    drop_replaced, redrive,
+};
+
+/// Dead letters that `redrive --all` reads at a time.
+const PAGE: i64 = 100;
+
+/// What to do with the records that could not be applied.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DlqCommand {
+    /// List them, the oldest first, without what they hold
+    List {
+        /// So many at most
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        limit: i64,
+        /// Those behind the one with this number
+        #[arg(long, default_value_t = 0)]
+        after: i64,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one with its headers and its payload, which may hold personal data
+    Show {
+        /// Its number
+        id: i64,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Apply them once more, here; what is applied is no dead letter any more. Ends with 1 if one still can't be
+    Redrive {
+        /// Their numbers
+        #[arg(required_unless_present = "all")]
+        ids: Vec<i64>,
+        /// All of them
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
+    /// Forget them for good; copies in the dead letter topic stay
+    Drop {
+        /// Their numbers
+        #[arg(required = true)]
+        ids: Vec<i64>,
+    },
+}
+
+impl DlqCommand {
+    /// Does it, for the projection of this name, and prints what has become of it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn run<P: Projection>(
+        self,
+        conn: &mut AsyncPgConnection,
+        projection: &P,
+        name: &str,
+    ) -> Result<ExitCode> {
+        match self {
+            Self::List { limit, after, json } => {
+                let letters = dead_letters::list(conn, name, after, limit).await?;
+                for letter in &letters {
+                    println!(
+                        "{}",
+                        if json {
+                            summary(letter).to_string()
+                        } else {
+                            line(letter)
+                        }
+                    );
+                }
+                if letters.is_empty() && !json {
+                    eprintln!("no dead letters of {name}");
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Show { id, json } => {
+                let letter = dead_letters::find(conn, name, id).await?;
+                let letter =
+                    letter.with_context(|| format!("there is no dead letter {id} of {name}"))?;
+                println!(
+                    "{}",
+                    if json {
+                        whole(&letter).to_string()
+                    } else {
+                        page(&letter)
+                    }
+                );
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Redrive { ids, all: false } => redrive_these(conn, projection, name, &ids).await,
+            Self::Redrive { all: true, .. } => redrive_all(conn, projection, name).await,
+            Self::Drop { ids } => {
+                let mut code = ExitCode::SUCCESS;
+                for id in ids {
+                    if dead_letters::discard(conn, name, id).await? {
+                        println!("{id}\tdropped");
+                    } else {
+                        println!("{id}\tthere is none");
+                        code = ExitCode::FAILURE;
+                    }
+                }
+                Ok(code)
+            }
+        }
+    }
+}
+
+async fn redrive_these<P: Projection>(
+    conn: &mut AsyncPgConnection,
+    projection: &P,
+    name: &str,
+    ids: &[i64],
+) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for id in ids {
+        match redrive(conn, projection, name, *id).await? {
+            Redriven::Applied => println!("{id}\tapplied"),
+            Redriven::Refused(poison) => {
+                println!("{id}\tstill refused: {poison}");
+                code = ExitCode::FAILURE;
+            }
+            Redriven::Missing => {
+                println!("{id}\tthere is none");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+async fn redrive_all<P: Projection>(
+    conn: &mut AsyncPgConnection,
+    projection: &P,
+    name: &str,
+) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    let mut after = 0;
+    loop {
+        let letters = dead_letters::list(conn, name, after, PAGE).await?;
+        let ids: Vec<i64> = letters.iter().map(|letter| letter.dead_letter_id).collect();
+        let Some(last) = ids.last() else {
+            return Ok(code);
+        };
+        after = *last;
+        if redrive_these(conn, projection, name, &ids).await? == ExitCode::FAILURE {
+            code = ExitCode::FAILURE;
+        }
+    }
+}
+
+fn line(letter: &DeadLetter) -> String {
+    format!(
+        "{}\t{}\t{}[{}]@{}\tkey {}\t{}: {}",
+        letter.dead_letter_id,
+        letter.set_aside_at.format("%Y-%m-%dT%H:%M:%SZ"),
+        letter.topic,
+        letter.partition,
+        letter.record_offset,
+        letter.key.as_deref().map_or_else(|| "-".to_owned(), text),
+        letter.error_class,
+        letter.error,
+    )
+}
+
+fn page(letter: &DeadLetter) -> String {
+    let mut page = line(letter).replace('\t', "\n");
+    for (name, value) in letter.headers() {
+        let _ = write!(
+            page,
+            "\nheader {}: {}",
+            name.escape_default(),
+            value.map_or_else(String::new, text)
+        );
+    }
+    let payload = letter.payload.as_deref();
+    let _ = write!(
+        page,
+        "\npayload {}",
+        payload.map_or_else(|| "none".to_owned(), text)
+    );
+    page
+}
+
+fn summary(letter: &DeadLetter) -> Value {
+    json!({
+        "id": letter.dead_letter_id,
+        "set_aside_at": letter.set_aside_at,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.record_offset,
+        "key": letter.key.as_deref().map(text),
+        "class": letter.error_class,
+        "error": letter.error,
+    })
+}
+
+fn whole(letter: &DeadLetter) -> Value {
+    let mut value = summary(letter);
+    let headers = letter.headers();
+    let headers: Vec<_> = headers
+        .map(|(name, value)| json!({ "name": name, "value": value.map(text) }))
+        .collect();
+    value["headers"] = headers.into();
+    value["payload"] = letter.payload.as_deref().map(text).into();
+    value
+}
+
+/// Text as it is where it can be shown, and whatever else byte by byte: a terminal must not obey it.
+fn text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// What to do with a projection.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ProjectionCommand {
+    /// Show how far it is behind its topic, and what became of the records
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build its tables anew from the topic, beside those that serve, and swap them. Ended in the middle, it goes on
+    /// where it was when it is begun again
+    Rebuild {
+        /// Only drop the tables that the last rebuild has replaced, which are kept in the schema projection_replaced
+        #[arg(long)]
+        drop_old: bool,
+    },
+}
+
+impl ProjectionCommand {
+    /// Does it. `follower` is a second connection to the same database.
+    ///
+    /// # Errors
+    /// As of [`status`](crate::status) and [`rebuild`](crate::rebuild).
+    pub async fn run<P: Rebuildable>(
+        self,
+        conn: &mut AsyncPgConnection,
+        follower: &mut AsyncPgConnection,
+        projection: &P,
+        options: &RebuildOptions,
+    ) -> Result<()> {
+        match self {
+            Self::Status { json } => {
+                let partitions = crate::status(conn, options).await?;
+                if json {
+                    println!("{}", serde_json::to_string(&partitions)?);
+                    return Ok(());
+                }
+                println!("partition\tnext\tend\tlag\tlag, s\tapplied\tskipped\tset aside");
+                for p in &partitions {
+                    let next = p
+                        .next_offset
+                        .map_or_else(|| "-".to_owned(), |next| next.to_string());
+                    println!(
+                        "{}\t{next}\t{}\t{}\t{:.1}\t{}\t{}\t{}",
+                        p.partition,
+                        p.end_offset,
+                        p.lag_records,
+                        p.lag_s,
+                        p.applied,
+                        p.skipped,
+                        p.set_aside
+                    );
+                }
+            }
+            Self::Rebuild { drop_old: true } => {
+                drop_replaced(conn).await?;
+                println!("dropped, if there were any");
+            }
+            Self::Rebuild { drop_old: false } => {
+                let rebuilt = crate::rebuild(conn, follower, projection, options).await?;
+                let (records, s) = (rebuilt.records, rebuilt.took.as_secs_f64());
+                println!(
+                    "{records} records in {s:.1} s, {:.0} a second",
+                    records as f64 / s
+                );
+                println!(
+                    "the new tables serve; the old ones are in the schema projection_replaced until \
+                     you run the same with --drop-old"
+                );
+            }
+        }
+        Ok(())
+    }
+}

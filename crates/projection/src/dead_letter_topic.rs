@@ -1,0 +1,118 @@
+//! Copies dead letters into a topic, for people and programs that watch topics and not tables.
+//!
+//! The table is what counts: a dead letter is in it or not, in the transaction that moves the offset.
+//! The copy follows at once as a rule, and after an outage as soon as Kafka takes it; a crash right
+//! behind it makes it come twice.
+
+use std::{sync::Arc, time::Duration};
+
+use rdkafka::{
+    ClientConfig,
+    error::KafkaError,
+    message::{Header, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord},
+};
+use tokio::sync::Notify;
+
+use crate::{
+    dead_letters::{self, DeadLetter},
+    following::Shared,
+};
+
+/// How often it looks without being told of new ones: another replica may have died before it had
+/// copied its own.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// After Kafka or the database has failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Dead letters that are copied together, at most. Each can be as large as a record.
+const BATCH: i64 = 20;
+
+/// Copies what is not there yet, until `shutdown`. `news` tells of new ones.
+pub(crate) async fn copy(shared: Arc<Shared>, topic: String, news: Arc<Notify>) {
+    loop {
+        let pause = match copy_pending(&shared, &topic).await {
+            Ok(()) => INTERVAL,
+            Err(reason) => {
+                let projection = &shared.options.name;
+                tracing::warn!(%projection, %topic, %reason, "dead letters are not in their topic yet");
+                RETRY_INTERVAL
+            }
+        };
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            () = news.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), String> {
+    let name = &shared.options.name;
+    let mut producer = None;
+    loop {
+        let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
+        let letters = dead_letters::pending(&mut conn, name, BATCH).await;
+        let letters = letters.map_err(|err| err.to_string())?;
+        // Nothing of Kafka's is waited for with a connection in the hands.
+        drop(conn);
+        if letters.is_empty() || shared.shutdown.is_cancelled() {
+            return Ok(());
+        }
+        // Rare as they are, nobody keeps a producer for them.
+        let producer = match &producer {
+            Some(producer) => producer,
+            None => producer.insert(connect(&shared.options.brokers).map_err(|e| e.to_string())?),
+        };
+        let mut ids = Vec::with_capacity(letters.len());
+        for letter in &letters {
+            send(producer, topic, letter)
+                .await
+                .map_err(|err| err.to_string())?;
+            ids.push(letter.dead_letter_id);
+        }
+        let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
+        let marked = dead_letters::mark_in_topic(&mut conn, &ids).await;
+        marked.map_err(|err| err.to_string())?;
+    }
+}
+
+fn connect(brokers: &str) -> Result<FutureProducer, KafkaError> {
+    ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("enable.idempotence", "true")
+        .set("message.timeout.ms", "10000")
+        .set("partitioner", "murmur2_random")
+        .create()
+}
+
+/// The record as it was found, with where and why in headers of their own behind its own.
+async fn send(
+    producer: &FutureProducer,
+    topic: &str,
+    letter: &DeadLetter,
+) -> Result<(), KafkaError> {
+    let (partition, offset) = (
+        letter.partition.to_string(),
+        letter.record_offset.to_string(),
+    );
+    let origin = [
+        ("dlq_topic", letter.topic.as_str()),
+        ("dlq_partition", &partition),
+        ("dlq_offset", &offset),
+        ("dlq_class", &letter.error_class),
+        ("dlq_error", &letter.error),
+    ];
+    let origin = origin.map(|(key, value)| (key, Some(value.as_bytes())));
+    let mut headers = OwnedHeaders::new();
+    for (key, value) in letter.headers().chain(origin) {
+        headers = headers.insert(Header { key, value });
+    }
+    let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);
+    record.key = letter.key.as_deref();
+    record.payload = letter.payload.as_deref();
+    producer
+        .send(record, rdkafka::util::Timeout::Never)
+        .await
+        .map(|_| ())
+        .map_err(|(err, _)| err)
+}

@@ -1,0 +1,364 @@
+//! Builds a projection's tables anew from their topic, beside the ones that serve, and swaps them.
+//!
+//! The new tables are made in a schema of their own and filled by the projection's own `apply`, which
+//! finds them there by its search path. Offsets of the rebuild move with them, so that it goes on
+//! where it was when it is ended in the middle. The swap is one transaction: it keeps the follower
+//! from applying more, fills up what is missing until there, puts the new tables in the place of the
+//! old ones, and the offset behind them. The follower finds it moved and goes on from there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use diesel::{
+    QueryableByName,
+    sql_types::{BigInt, Bool, Integer, Text},
+};
+use diesel_async::{
+    AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
+};
+use rdkafka::{consumer::BaseConsumer, message::BorrowedMessage};
+
+use crate::{
+    Projection,
+    apply::{self, Outcome},
+    offsets::{Moves, Offsets},
+    record::Record,
+    topic::Topic,
+};
+
+/// A projection whose tables can be built anew.
+pub trait Rebuildable: Projection {
+    /// The tables that `apply` writes to and that hold nothing but what it wrote. Its statements name
+    /// them, and their constraints, without a schema.
+    const TABLES: &'static [&'static str];
+}
+
+/// What to build anew, from what.
+#[derive(Clone, Debug)]
+pub struct RebuildOptions {
+    /// The brokers to begin with.
+    pub brokers: String,
+    /// The projection's name in its offsets.
+    pub name: String,
+    /// The topic.
+    pub topic: String,
+}
+
+/// Where the tables are built ...
+const NEW: &str = "projection_rebuild";
+/// ... and where those go that they replace.
+const OLD: &str = "projection_replaced";
+
+/// Records of a transaction at most: more than while serving, because nobody waits for the lock.
+const MAX_BATCH_RECORDS: usize = 10_000;
+const POLL_TIMEOUT: Duration = Duration::from_millis(200);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+/// So near to the end the swap is tried; what comes meanwhile is filled up while the follower waits.
+const NEAR_RECORDS: i64 = 1_000;
+/// How long the last records may take while the follower waits.
+const SWAP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Begins the swap: whoever wants to read the tables waits behind it while it waits for its locks.
+const SWAP: &str = "begin; set local lock_timeout = '1s'";
+const MAX_SWAPS: u32 = 5;
+
+/// What a rebuild has done.
+#[derive(Clone, Copy, Debug)]
+pub struct Rebuilt {
+    /// Records that were read, by this run.
+    pub records: u64,
+    /// How long that took.
+    pub took: Duration,
+}
+
+/// Builds the tables anew and swaps them, telling of its progress on standard error. `follower` is a
+/// second connection to the same database.
+///
+/// # Errors
+/// If the topic may lack records, replaced tables of an earlier rebuild are still there, somebody
+/// else rebuilds, or Kafka or the database fails. It can then be begun again, and goes on where it
+/// was.
+pub async fn rebuild<P: Rebuildable>(
+    conn: &mut AsyncPgConnection,
+    follower: &mut AsyncPgConnection,
+    projection: &P,
+    options: &RebuildOptions,
+) -> Result<Rebuilt> {
+    let topic = Topic::new(&options.brokers, &options.topic)?;
+    topic.check_complete().await?;
+    prepare(conn, P::TABLES, &options.name).await?;
+    let name = rebuild_name(&options.name);
+    let mut run = Run {
+        projection,
+        offsets: Offsets {
+            projection: &name,
+            topic: &options.topic,
+        },
+        from: Moves::new(),
+        records: 0,
+        started: Instant::now(),
+    };
+    for partition in topic.partitions()? {
+        let (earliest, _) = topic.watermarks(partition)?;
+        let next = run.offsets.begin(conn, partition, earliest).await?;
+        run.from.insert(partition, (next, next));
+    }
+    let consumer = topic.consumer_from(&run.from)?;
+    run.catch_up(conn, &consumer, &topic).await?;
+    let mut swaps = 0;
+    while let Err(err) = run
+        .swap(conn, follower, &consumer, &options.name, P::TABLES)
+        .await
+    {
+        // The follower goes on, and so do we, until it is worth another try.
+        follower.batch_execute("rollback").await?;
+        swaps += 1;
+        if swaps == MAX_SWAPS {
+            return Err(err.context(
+                "the new tables are ready and can't take the place of the old ones; begin again, \
+                 it goes on where it was",
+            ));
+        }
+        eprintln!("the tables are busy ({err}), trying again");
+        run.catch_up(conn, &consumer, &topic).await?;
+    }
+    Ok(Rebuilt {
+        records: run.records,
+        took: run.started.elapsed(),
+    })
+}
+
+/// Drops the tables that a rebuild has replaced.
+///
+/// # Errors
+/// The database's.
+pub async fn drop_replaced(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
+    conn.batch_execute(&format!("drop schema if exists {OLD} cascade"))
+        .await
+}
+
+fn rebuild_name(name: &str) -> String {
+    format!("{name} rebuild")
+}
+
+#[derive(QueryableByName)]
+struct Found {
+    #[diesel(sql_type = Bool)]
+    found: bool,
+}
+
+async fn is(conn: &mut AsyncPgConnection, condition: &str) -> Result<bool> {
+    let Found { found } = diesel::sql_query(format!("select {condition} as found"))
+        .get_result(conn)
+        .await?;
+    Ok(found)
+}
+
+/// Makes the new tables, unless an earlier run has.
+async fn prepare(conn: &mut AsyncPgConnection, tables: &[&str], name: &str) -> Result<()> {
+    let alone = "pg_try_advisory_lock(hashtextextended('projection rebuild', 0))";
+    ensure!(is(conn, alone).await?, "somebody else is rebuilding it");
+    ensure!(
+        !is(conn, &format!("to_regnamespace('{OLD}') is not null")).await?,
+        "the tables that the last rebuild has replaced are still there; look at them, then run the \
+         same with --drop-old"
+    );
+    if !is(conn, &format!("to_regnamespace('{NEW}') is not null")).await? {
+        let offsets = rebuild_name(name);
+        conn.transaction(async |conn| {
+            let mut sql = format!("create schema {NEW};");
+            for table in tables {
+                sql += &format!("create table {NEW}.{table} (like public.{table} including all);");
+            }
+            conn.batch_execute(&sql).await?;
+            // Left over from a rebuild whose tables were dropped by hand.
+            for table in ["projection_offsets", "dead_letters"] {
+                diesel::sql_query(format!("delete from {table} where projection = $1"))
+                    .bind::<Text, _>(&offsets)
+                    .execute(conn)
+                    .await?;
+            }
+            Ok::<_, diesel::result::Error>(())
+        })
+        .await?;
+    }
+    // A rebuild is killed and begun again, so that it may lose its last commits: the offsets go with
+    // them.
+    conn.batch_execute(&format!(
+        "set search_path = {NEW}, public; set synchronous_commit = off; set statement_timeout = '60s'"
+    ))
+    .await?;
+    Ok(())
+}
+
+/// A rebuild that is going on.
+struct Run<'a, P> {
+    projection: &'a P,
+    offsets: Offsets<'a>,
+    /// The next offset of each partition.
+    from: Moves,
+    records: u64,
+    started: Instant,
+}
+
+impl<P: Rebuildable> Run<'_, P> {
+    /// Applies until the topic's end is near.
+    async fn catch_up(
+        &mut self,
+        conn: &mut AsyncPgConnection,
+        consumer: &BaseConsumer,
+        topic: &Topic,
+    ) -> Result<()> {
+        let mut told = Instant::now();
+        loop {
+            let ends = topic.ends(self.from.keys().copied())?;
+            let left: i64 = ends.iter().map(|(p, end)| end - self.next(*p)).sum();
+            if left <= NEAR_RECORDS {
+                return Ok(());
+            }
+            // Asking for the ends costs a round trip: not with every batch.
+            let target = self.records + (left - NEAR_RECORDS).unsigned_abs();
+            while self.records < target {
+                let before = self.records;
+                self.apply_batch(conn, consumer).await?;
+                if told.elapsed() >= PROGRESS_INTERVAL {
+                    told = Instant::now();
+                    self.tell(target.saturating_sub(self.records));
+                }
+                // Of a compacted topic many offsets have no record.
+                if self.records == before && self.left(&ends) <= NEAR_RECORDS {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn next(&self, partition: i32) -> i64 {
+        self.from.get(&partition).map_or(0, |(next, _)| *next)
+    }
+
+    fn left(&self, ends: &[(i32, i64)]) -> i64 {
+        ends.iter()
+            .map(|(p, end)| (end - self.next(*p)).max(0))
+            .sum()
+    }
+
+    /// Applies what has come, up to the bound; waits a little if nothing has.
+    async fn apply_batch(
+        &mut self,
+        conn: &mut AsyncPgConnection,
+        consumer: &BaseConsumer,
+    ) -> Result<()> {
+        let batch = next_batch(consumer)?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<Record<'_>> = batch.iter().map(Record::of).collect();
+        let outcome =
+            apply::apply(self.projection, &self.offsets, conn, &self.from, &records).await?;
+        ensure!(
+            outcome != Outcome::Overtaken,
+            "somebody else is rebuilding the same tables"
+        );
+        for (partition, (_, to)) in apply::moves(&self.from, &records) {
+            self.from.insert(partition, (to, to));
+        }
+        self.records += records.len() as u64;
+        Ok(())
+    }
+
+    fn tell(&self, left: u64) {
+        let per_s = self.records as f64 / self.started.elapsed().as_secs_f64();
+        let rest = Duration::from_secs_f64(left as f64 / per_s.max(1.0));
+        eprintln!(
+            "{} records applied, {per_s:.0} a second; about {left} and {} s to go",
+            self.records,
+            rest.as_secs()
+        );
+    }
+
+    /// Puts the new tables in the place of the old ones.
+    async fn swap(
+        &mut self,
+        conn: &mut AsyncPgConnection,
+        follower: &mut AsyncPgConnection,
+        consumer: &BaseConsumer,
+        name: &str,
+        tables: &[&str],
+    ) -> Result<()> {
+        follower.batch_execute(SWAP).await?;
+        let started = Instant::now();
+        let topic = self.offsets.topic;
+        // From here on the follower applies nothing.
+        let live: Vec<LiveOffset> = diesel::sql_query(
+            "select partition, next_offset from projection_offsets
+             where projection = $1 and topic = $2 for update",
+        )
+        .bind::<Text, _>(name)
+        .bind::<Text, _>(topic)
+        .load(follower)
+        .await?;
+        // A rebuild must not fall back behind what was served.
+        while live
+            .iter()
+            .any(|live| self.next(live.partition) < live.next_offset)
+        {
+            ensure!(
+                started.elapsed() < SWAP_TIMEOUT,
+                "its last records take too long"
+            );
+            self.apply_batch(conn, consumer).await?;
+        }
+        let mut sql = format!("create schema {OLD};");
+        for table in tables {
+            sql += &format!(
+                "alter table public.{table} set schema {OLD};
+                 alter table {NEW}.{table} set schema public;"
+            );
+        }
+        sql += &format!("drop schema {NEW};");
+        follower.batch_execute(&sql).await?;
+        for statement in [
+            "delete from projection_offsets where projection = $1 and topic = $2",
+            "delete from dead_letters where projection = $1 and topic = $2",
+        ] {
+            diesel::sql_query(statement)
+                .bind::<Text, _>(name)
+                .bind::<Text, _>(topic)
+                .execute(follower)
+                .await?;
+        }
+        for table in ["projection_offsets", "dead_letters"] {
+            diesel::sql_query(format!(
+                "update {table} set projection = $1 where projection = $2 and topic = $3"
+            ))
+            .bind::<Text, _>(name)
+            .bind::<Text, _>(self.offsets.projection)
+            .bind::<Text, _>(topic)
+            .execute(follower)
+            .await?;
+        }
+        follower.batch_execute("commit").await?;
+        Ok(())
+    }
+}
+
+#[derive(QueryableByName)]
+struct LiveOffset {
+    #[diesel(sql_type = Integer)]
+    partition: i32,
+    #[diesel(sql_type = BigInt)]
+    next_offset: i64,
+}
+
+fn next_batch(consumer: &BaseConsumer) -> Result<Vec<BorrowedMessage<'_>>> {
+    let mut batch = Vec::new();
+    let mut timeout = POLL_TIMEOUT;
+    while batch.len() < MAX_BATCH_RECORDS {
+        match consumer.poll(timeout) {
+            Some(message) => batch.push(message.context("Kafka can't be read")?),
+            None => break,
+        }
+        timeout = Duration::ZERO;
+    }
+    Ok(batch)
+}

@@ -1,0 +1,107 @@
+//! How far a projection is behind its topic.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use diesel::{
+    QueryableByName,
+    sql_types::{BigInt, Integer, Text},
+};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use rdkafka::{Message as _, consumer::Consumer as _};
+use serde::Serialize;
+
+use crate::{RebuildOptions, offsets::Moves, topic::Topic};
+
+/// How long the record that is next may take to come.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A partition, and how far it is applied.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartitionStatus {
+    /// Which.
+    pub partition: i32,
+    /// The offset of the next record to apply; none if the partition was never read.
+    pub next_offset: Option<i64>,
+    /// The offset behind its last record.
+    pub end_offset: i64,
+    /// Offsets between the two. In a compacted topic not each has a record.
+    pub lag_records: i64,
+    /// How long ago the record that is next was written; 0 if there is none.
+    pub lag_s: f64,
+    /// Records that changed something, or were known already.
+    pub applied: i64,
+    /// Records of no concern.
+    pub skipped: i64,
+    /// Records that went to the dead letters.
+    pub set_aside: i64,
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Integer)]
+    partition: i32,
+    #[diesel(sql_type = BigInt)]
+    next_offset: i64,
+    #[diesel(sql_type = BigInt)]
+    applied: i64,
+    #[diesel(sql_type = BigInt)]
+    skipped: i64,
+    #[diesel(sql_type = BigInt)]
+    set_aside: i64,
+}
+
+/// Compares a projection's offsets with its topic.
+///
+/// # Errors
+/// If Kafka or the database can't be asked.
+pub async fn status(
+    conn: &mut AsyncPgConnection,
+    options: &RebuildOptions,
+) -> Result<Vec<PartitionStatus>> {
+    let topic = Topic::new(&options.brokers, &options.topic)?;
+    let rows: Vec<Row> = diesel::sql_query(
+        "select partition, next_offset, applied, skipped, set_aside from projection_offsets
+         where projection = $1 and topic = $2",
+    )
+    .bind::<Text, _>(&options.name)
+    .bind::<Text, _>(&options.topic)
+    .load(conn)
+    .await?;
+    let mut all = Vec::new();
+    for partition in topic.partitions()? {
+        let (earliest, end) = topic.watermarks(partition)?;
+        let row = rows.iter().find(|row| row.partition == partition);
+        let next = row.map_or(earliest, |row| row.next_offset);
+        all.push(PartitionStatus {
+            partition,
+            next_offset: row.map(|row| row.next_offset),
+            end_offset: end,
+            lag_records: (end - next).max(0),
+            lag_s: if next < end {
+                age_s(&topic, partition, next)?
+            } else {
+                0.0
+            },
+            applied: row.map_or(0, |row| row.applied),
+            skipped: row.map_or(0, |row| row.skipped),
+            set_aside: row.map_or(0, |row| row.set_aside),
+        });
+    }
+    Ok(all)
+}
+
+/// The age of the record that is next: the first at this offset or behind it.
+fn age_s(topic: &Topic, partition: i32, offset: i64) -> Result<f64> {
+    let consumer = topic.consumer_from(&Moves::from([(partition, (offset, offset))]))?;
+    let Some(message) = consumer.poll(RECORD_TIMEOUT) else {
+        // Compaction has left nothing up to the end.
+        return Ok(0.0);
+    };
+    let written_ms = message?.timestamp().to_millis().unwrap_or_default();
+    let _ = consumer.unassign();
+    let now_ms = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)?
+        .as_millis() as i64;
+    Ok((now_ms - written_ms).max(0) as f64 / 1_000.0)
+}

@@ -1,0 +1,111 @@
+//! A topic, as somebody sees it who is in no group.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
+};
+
+use crate::offsets::Moves;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Topic {
+    name: String,
+    config: ClientConfig,
+    client: BaseConsumer,
+}
+
+impl Topic {
+    pub(crate) fn new(brokers: &str, name: &str) -> Result<Self> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", brokers)
+            // librdkafka asks for a name, and nothing is committed under it.
+            .set("group.id", "projection rebuild")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "error")
+            .set("queued.max.messages.kbytes", "32768");
+        Ok(Self {
+            name: name.to_owned(),
+            client: config.create()?,
+            config,
+        })
+    }
+
+    /// Whether the topic holds the newest record of every key: nothing but compaction may have taken
+    /// records away.
+    ///
+    /// # Errors
+    /// If it may not.
+    pub(crate) async fn check_complete(&self) -> Result<()> {
+        let admin: AdminClient<DefaultClientContext> = self.config.create()?;
+        let topic = ResourceSpecifier::Topic(&self.name);
+        let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+        let described = admin.describe_configs([&topic], &options).await?;
+        let described = described
+            .into_iter()
+            .next()
+            .context("Kafka says nothing of the topic")?;
+        let described = described.map_err(|err| anyhow::anyhow!("topic {}: {err}", self.name))?;
+        let policy = described
+            .get("cleanup.policy")
+            .and_then(|entry| entry.value.clone());
+        let policy = policy.context("Kafka does not say how the topic is cleaned")?;
+        let mut is_whole = policy == "compact";
+        if !is_whole {
+            // Nothing was taken away yet.
+            is_whole = true;
+            for partition in self.partitions()? {
+                is_whole &= self.watermarks(partition)?.0 == 0;
+            }
+        }
+        ensure!(
+            is_whole,
+            "topic {} can't be complete: its cleanup.policy is {policy}, and old records are gone; \
+             only a compacted topic keeps the newest record of every key",
+            self.name
+        );
+        Ok(())
+    }
+
+    pub(crate) fn partitions(&self) -> Result<Vec<i32>> {
+        let metadata = self.client.fetch_metadata(Some(&self.name), TIMEOUT)?;
+        let topic = metadata
+            .topics()
+            .first()
+            .context("Kafka says nothing of the topic")?;
+        ensure!(
+            !topic.partitions().is_empty(),
+            "Kafka has no topic {}",
+            self.name
+        );
+        Ok(topic.partitions().iter().map(|p| p.id()).collect())
+    }
+
+    /// The offsets at which a partition begins and ends.
+    pub(crate) fn watermarks(&self, partition: i32) -> Result<(i64, i64)> {
+        Ok(self
+            .client
+            .fetch_watermarks(&self.name, partition, TIMEOUT)?)
+    }
+
+    pub(crate) fn ends(&self, partitions: impl Iterator<Item = i32>) -> Result<Vec<(i32, i64)>> {
+        partitions.map(|p| Ok((p, self.watermarks(p)?.1))).collect()
+    }
+
+    /// A consumer of all these partitions, from these offsets on.
+    pub(crate) fn consumer_from(&self, from: &Moves) -> Result<BaseConsumer> {
+        let consumer: BaseConsumer = self.config.create()?;
+        let mut partitions = TopicPartitionList::new();
+        for (partition, (next, _)) in from {
+            partitions.add_partition_offset(&self.name, *partition, Offset::Offset(*next))?;
+        }
+        consumer.assign(&partitions)?;
+        Ok(consumer)
+    }
+}
