@@ -4,6 +4,7 @@ mod cancel;
 mod configuration;
 mod create;
 mod deleted_users;
+mod errors;
 mod harness;
 mod health;
 mod reads;
