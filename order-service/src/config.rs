@@ -167,7 +167,10 @@ fn validation(mode: &str, addr: Option<String>, problems: &mut Problems) -> Opti
     };
     let addr = problems.required("USER_SERVICE_ADDR", addr)?;
     let endpoint = Endpoint::try_from(format!("http://{addr}"))
-        .map_err(|_| format!("{addr:?} isn't an address like user-service:50051"));
+        .ok()
+        // Without a port it would be that of web pages.
+        .filter(|endpoint| endpoint.uri().port_u16().is_some())
+        .ok_or_else(|| format!("{addr:?} isn't an address like user-service:50051"));
     let endpoint = problems.check("USER_SERVICE_ADDR", endpoint)?;
     Some(with(RemoteUsers::new(endpoint)))
 }

@@ -93,8 +93,8 @@ impl OrderService {
         shutdown: CancellationToken,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { server, config } = self;
-        // Health, the sweep and the projection have connections of their own, so that a crowd of
-        // calls keeps none of them waiting.
+        // Health, the sweep, the projection and the watches have connections of their own, so that a
+        // crowd of calls keeps none of them waiting.
         let pool = database::pool(&config.database_url, BACKGROUND_CONNECTIONS);
         let calls = database::pool(&config.database_url, config.database_pool_size);
         let calls = CallDatabase::new(calls, config.max_calls);
@@ -111,9 +111,11 @@ impl OrderService {
             shutdown.clone(),
         );
         let state = following.state();
-        let store = Store::new(calls, config.orders_topic);
+        let looks = database::pool(&config.database_url, watch::MAX_LOOKS);
+        let looks = CallDatabase::new(looks, watch::MAX_LOOKS);
+        let store = Store::new(calls, config.orders_topic.clone());
         let watches = Watches::new(
-            store.clone(),
+            Store::new(looks, config.orders_topic),
             Arc::clone(&changes),
             config.watch_limits,
             shutdown.clone(),

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     domain::Order,
     error::Error,
-    store::{Position, Store},
+    store::{Changes, Position, Store},
     wakers::Wakers,
 };
 
@@ -27,6 +27,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const PAGE_ORDERS: usize = 100;
 /// Orders that wait for the caller to read them at most, beside one page that is being handed over.
 const QUEUE_ORDERS: usize = 16;
+/// Looks at once, each over a connection of its own: an order wakes all who follow its user, and these
+/// are neither to crowd out the calls nor to be crowded out by them.
+pub const MAX_LOOKS: usize = 4;
 /// A stream is renewed after so long, so that callers spread over new replicas.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
@@ -44,6 +47,7 @@ pub struct Watches {
     store: Store,
     changes: Arc<Wakers>,
     places: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
     patience: Duration,
     shutdown: CancellationToken,
 }
@@ -68,7 +72,8 @@ impl Watch {
 }
 
 impl Watches {
-    /// Streams of what `store` holds; `changes` tells of users whose orders were changed here.
+    /// Streams of what `store` holds, which has room for [`MAX_LOOKS`] calls; `changes` tells of users
+    /// whose orders were changed here.
     pub fn new(
         store: Store,
         changes: Arc<Wakers>,
@@ -79,6 +84,7 @@ impl Watches {
             store,
             changes,
             places: Arc::new(Semaphore::new(limits.max_watches)),
+            looks: Arc::new(Semaphore::new(MAX_LOOKS)),
             patience: limits.patience,
             shutdown,
         }
@@ -102,6 +108,7 @@ impl Watches {
         let is_callers = deadline.is_some_and(|deadline| deadline < max_age);
         let task = Task {
             store: self.store.clone(),
+            looks: Arc::clone(&self.looks),
             wakers: Arc::clone(&self.changes),
             user_id,
             patience: self.patience,
@@ -125,6 +132,7 @@ impl Watches {
 
 struct Task {
     store: Store,
+    looks: Arc<Semaphore>,
     wakers: Arc<Wakers>,
     user_id: Uuid,
     patience: Duration,
@@ -143,8 +151,7 @@ impl Task {
             let mut woken = std::pin::pin!(listener.notify().notified());
             // What changes from here on wakes; what did before is seen by the look that follows.
             woken.as_mut().enable();
-            let changes = self.store.changes(self.user_id, &position, PAGE_ORDERS);
-            let changes = match changes.await {
+            let changes = match self.look(&position).await {
                 Ok(changes) => changes,
                 Err(err) => return err,
             };
@@ -173,5 +180,12 @@ impl Task {
                 () = self.queue.closed() => return Error::WatchEnded,
             }
         }
+    }
+
+    /// What has changed, when it is this stream's turn to look.
+    async fn look(&self, position: &Position) -> Result<Changes, Error> {
+        let _turn = self.looks.acquire().await.map_err(CallError::bug)?;
+        let changes = self.store.changes(self.user_id, position, PAGE_ORDERS);
+        changes.await
     }
 }

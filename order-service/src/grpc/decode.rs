@@ -94,9 +94,11 @@ pub(super) fn cancel(
 ) -> Result<(Cancellation, Option<RequestKey>), Error> {
     let mut violations = Violations::default();
     let order_id = violations.id("order_id", &request.order_id);
+    // An id may be spelled in several ways, and be the same.
     let body = CancelOrderRequest {
+        order_id: order_id.map(|id| id.to_string()).unwrap_or_default(),
+        etag: request.etag.clone(),
         request_id: String::new(),
-        ..request.clone()
     };
     let key = violations.check(
         "request_id",

@@ -44,6 +44,12 @@ impl Position {
         }
     }
 
+    /// The newest snapshot that it knows.
+    fn newest(&self) -> &str {
+        let window = self.window.as_ref();
+        window.map_or(&self.seen, |window| &window.upto)
+    }
+
     /// The position as text; it goes into tokens, which have to be signed: it is not checked again.
     pub fn to_text(&self) -> String {
         match &self.window {
@@ -87,9 +93,22 @@ pub struct Changes {
 }
 
 /// The present snapshot, and whether a position of the past can't be from this database's past: it
-/// was restored from a dump, and its transactions are counted anew.
+/// was restored from a dump, and its transactions are counted anew. So are orders from before it,
+/// which seem to be written by transactions that are still to come, and are in no snapshot.
 const LOOK: &str = "select pg_current_snapshot()::text as snapshot,
-    pg_snapshot_xmax($1::pg_snapshot) > pg_snapshot_xmax(pg_current_snapshot()) as is_foreign";
+    pg_snapshot_xmax($1::pg_snapshot) > pg_snapshot_xmax(pg_current_snapshot()) as is_foreign,
+    exists (select from orders where user_id = $2
+        and changed_xid >= pg_snapshot_xmax(pg_current_snapshot())) as has_foreign_orders";
+
+/// Makes such orders this database's own, in the order in which everybody locks orders.
+const ADOPT: &str = "
+    with foreign_orders as (
+        select order_id from orders
+        where user_id = $1 and changed_xid >= pg_snapshot_xmax(pg_current_snapshot())
+        order by order_id for no key update
+    )
+    update orders set changed_xid = pg_current_xact_id()
+    from foreign_orders where orders.order_id = foreign_orders.order_id";
 
 const CHANGES: &str = "
     select order_id, user_id, amount_minor, currency, state, cancel_reason, version, create_time,
@@ -107,6 +126,8 @@ struct Look {
     snapshot: String,
     #[diesel(sql_type = Bool)]
     is_foreign: bool,
+    #[diesel(sql_type = Bool)]
+    has_foreign_orders: bool,
 }
 
 #[derive(QueryableByName)]
@@ -132,12 +153,24 @@ impl Store {
         let Look {
             snapshot,
             is_foreign,
+            has_foreign_orders,
         } = diesel::sql_query(LOOK)
-            .bind::<Text, _>(&position.seen)
+            .bind::<Text, _>(position.newest())
+            .bind::<SqlUuid, _>(user_id)
             .get_result(&mut *conn)
             .await?;
         if is_foreign {
             return Err(Error::BadResumeToken);
+        }
+        if has_foreign_orders {
+            let adopt = diesel::sql_query(ADOPT).bind::<SqlUuid, _>(user_id);
+            adopt.execute(&mut *conn).await?;
+            // From here on they are changes like all others: the next look finds them.
+            return Ok(Changes {
+                orders: Vec::new(),
+                position: position.clone(),
+                is_all: false,
+            });
         }
         let window = position.window.clone().unwrap_or(Window {
             upto: snapshot,

@@ -30,3 +30,56 @@ fn everything_that_is_missing_is_told_at_once() -> Result<()> {
     assert_told(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
     Ok(())
 }
+
+/// All that `serve` needs.
+const COMPLETE: [(&str, &str); 3] = [
+    ("LISTEN_ADDR", "127.0.0.1:0"),
+    ("DATABASE_URL", "postgres://user@localhost/orders"),
+    ("KAFKA_BROKERS", "localhost:9092"),
+];
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() -> Result<()> {
+    let wrong = [
+        ("LISTEN_ADDR", "here"),
+        ("DATABASE_URL", "mysql://user@localhost/orders"),
+        ("DATABASE_POOL_SIZE", "many"),
+        ("MAX_CALLS", "0"),
+        ("TOKEN_WAIT_MS", "-1"),
+        ("UNKNOWN_USER_WAIT_MS", "1 s"),
+        ("MAX_WAITERS", "all"),
+        ("VALIDATION", "sometimes"),
+        ("MAX_WATCHES", "-1"),
+        ("WATCH_PATIENCE_MS", "0"),
+        ("KAFKA_BROKERS", "localhost"),
+        ("ORDERS_TOPIC", ""),
+        ("USERS_TOPIC", ".."),
+        ("CONSUMER_GROUP", " "),
+        ("INSTANCE_ID", "a b"),
+    ];
+    assert_told(&run(&["serve"], &wrong)?, &wrong.map(|(name, _)| name));
+    Ok(())
+}
+
+#[test]
+fn whoever_is_to_ask_user_service_has_to_know_where_it_is() -> Result<()> {
+    for mode in ["local-then-remote", "remote"] {
+        for addr in [
+            None,
+            Some(""),
+            Some("user service:50051"),
+            Some("user-service"),
+        ] {
+            let mut variables = COMPLETE.to_vec();
+            variables.push(("VALIDATION", mode));
+            variables.extend(addr.map(|addr| ("USER_SERVICE_ADDR", addr)));
+            assert_told(&run(&["serve"], &variables)?, &["USER_SERVICE_ADDR"]);
+        }
+    }
+    for mode in ["", "Remote", "remote-then-local"] {
+        let mut variables = COMPLETE.to_vec();
+        variables.push(("VALIDATION", mode));
+        assert_told(&run(&["serve"], &variables)?, &["VALIDATION"]);
+    }
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! An order-service that runs in this process, with a database and a topic of its own, and what the
 //! tests do to it.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, net::SocketAddr};
 
 use anyhow::{Context as _, Error, Result};
 use clap::Parser;
@@ -9,22 +9,33 @@ use devstack::{Addresses, PATIENCE, Sql, eventually};
 use order_service::{MIGRATIONS, OrderService, config::ServeOptions};
 use program::Problems;
 use proto::{
+    Aggregate, ConsistencyToken,
     events::{User, header},
     money::v1::Money,
     order::v1::{
-        CreateOrderRequest, CreateOrderResponse, Order, order_service_client::OrderServiceClient,
+        CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse, Order,
+        order_service_client::OrderServiceClient,
     },
 };
-use service_kit::database::migrate;
+use service_kit::{
+    TokenKey,
+    database::{self, migrate},
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
 
 /// Counts of the orders, and of the events that tell of them.
 pub(crate) const ORDERS: &str = "select count(*) from orders";
 pub(crate) const EVENTS: &str = "select count(*) from outbox";
+/// Counts of the events that tell of a cancellation.
+pub(crate) const CANCELLATIONS: &str =
+    "select count(*) from outbox where event_type = 'order_cancelled'";
 
 /// The topic that the service's own events are for. They stay in the outbox: no relay runs here.
 pub(crate) const ORDERS_TOPIC: &str = "orders.test";
@@ -44,11 +55,19 @@ struct Serve {
     options: ServeOptions,
 }
 
+/// Where an order-service keeps what it knows. Replicas of it share that, and a restart finds it again.
+#[derive(Clone)]
+struct Place {
+    /// Of the topic of the users that it follows, and of its group.
+    name: String,
+    database_url: String,
+}
+
 /// An order-service, and the session that looks into its database.
 pub(crate) struct TestService {
     pub(crate) sql: Sql,
-    /// The topic of the users that it follows.
-    users_topic: String,
+    place: Place,
+    addr: SocketAddr,
     channel: Channel,
     shutdown: CancellationToken,
     running: JoinHandle<Result<()>>,
@@ -67,13 +86,29 @@ impl TestService {
         migrate(&database_url.as_str().into(), &MIGRATIONS)
             .await
             .map_err(Error::from_boxed)?;
+        Self::start_at(Place { name, database_url }, options).await
+    }
+
+    /// Starts another replica of it, with further options.
+    pub(crate) async fn replica(&self, options: &[&str]) -> Result<Self> {
+        Self::start_at(self.place.clone(), options).await
+    }
+
+    /// Ends it, and starts it anew.
+    pub(crate) async fn restart(self) -> Result<Self> {
+        let place = self.place.clone();
+        self.stop().await?;
+        Self::start_at(place, &[]).await
+    }
+
+    async fn start_at(place: Place, options: &[&str]) -> Result<Self> {
         let usual = [
             ["order-service", "--listen-addr=127.0.0.1:0"],
-            ["--database-url", &database_url],
-            ["--kafka-brokers", servers.brokers()],
+            ["--database-url", &place.database_url],
+            ["--kafka-brokers", Addresses::shared().brokers()],
             ["--orders-topic", ORDERS_TOPIC],
-            ["--users-topic", &name],
-            ["--consumer-group", &name],
+            ["--users-topic", &place.name],
+            ["--consumer-group", &place.name],
         ];
         let arguments = usual.as_flattened().iter().chain(options);
         let mut problems = Problems::default();
@@ -84,12 +119,19 @@ impl TestService {
         let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
         let running = service.run(shutdown.clone());
         Ok(Self {
-            sql: Sql::connect(&database_url).await?,
-            users_topic: name,
+            sql: Sql::connect(&place.database_url).await?,
+            place,
+            addr,
             channel: Channel::from_shared(format!("http://{addr}"))?.connect_lazy(),
             running: tokio::spawn(async { running.await.map_err(Error::from_boxed) }),
             shutdown,
         })
+    }
+
+    /// The key that signs its tokens.
+    pub(crate) async fn token_key(&self) -> Result<TokenKey> {
+        let pool = database::pool(&self.place.database_url.as_str().into(), 1);
+        Ok(TokenKey::load(&mut *pool.get().await?).await?)
     }
 
     /// Ends it, which takes no longer than the calls in flight.
@@ -102,6 +144,16 @@ impl TestService {
 
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// A connection of one's own.
+    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
+        Ok(Channel::from_shared(format!("http://{}", self.addr))?)
+    }
+
+    /// Another session with its database, for a transaction that stays open for a while.
+    pub(crate) async fn session(&self) -> Result<Sql> {
+        Sql::connect(&self.place.database_url).await
     }
 
     pub(crate) fn orders(&self) -> OrderServiceClient<Channel> {
@@ -122,12 +174,23 @@ impl TestService {
         &self,
         request: &CreateOrderRequest,
     ) -> Result<CreateOrderResponse, Status> {
-        let answer = async || match self.create(request.clone()).await {
-            Err(status) if status.get_details_retry_info().is_some() => Ok(None),
-            result => Ok(Some(result)),
-        };
-        let answer = eventually("an answer", answer).await;
-        answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
+        at_last(async || self.create(request.clone()).await).await
+    }
+
+    /// The same for a cancellation.
+    pub(crate) async fn cancel_at_last(
+        &self,
+        request: &CancelOrderRequest,
+    ) -> Result<CancelOrderResponse, Status> {
+        at_last(async || self.cancel(request.clone()).await).await
+    }
+
+    pub(crate) async fn cancel(
+        &self,
+        request: CancelOrderRequest,
+    ) -> Result<CancelOrderResponse, Status> {
+        let response = self.orders().cancel_order(request).await?;
+        Ok(response.into_inner())
     }
 
     /// An order of this user, of which nothing else matters.
@@ -136,23 +199,49 @@ impl TestService {
         created.order.context("an answer without an order")
     }
 
-    /// Writes what user-service and the relay would.
-    pub(crate) async fn tell(&self, user: &User) -> Result<()> {
+    /// Writes what user-service and the relay would; returns the event's id.
+    pub(crate) async fn tell(&self, user: &User) -> Result<Uuid> {
         let payload = serde_json::to_vec(user)?;
-        self.write(&user.user_id.to_string(), &payload).await
+        let event_id = Uuid::now_v7();
+        self.write_event(&user.user_id.to_string(), &payload, event_id)
+            .await?;
+        Ok(event_id)
     }
 
     /// Writes a record that claims to tell of a user.
     pub(crate) async fn write(&self, key: &str, payload: &[u8]) -> Result<()> {
-        let headers = [(header::TYPE, "user_changed")];
+        self.write_event(key, payload, Uuid::now_v7()).await
+    }
+
+    /// Writes a record with an event's id, which comes again if the record does.
+    pub(crate) async fn write_event(
+        &self,
+        key: &str,
+        payload: &[u8],
+        event_id: Uuid,
+    ) -> Result<()> {
+        let event_id = event_id.to_string();
+        let headers = [(header::TYPE, "user_changed"), (header::ID, &*event_id)];
+        self.write_with(key, payload, &headers).await
+    }
+
+    /// Writes a record with these headers and no others.
+    pub(crate) async fn write_with(
+        &self,
+        key: &str,
+        payload: &[u8],
+        headers: &[(&str, &str)],
+    ) -> Result<()> {
+        let (topic, key) = (&self.place.name, Some(key.as_bytes()));
         Addresses::shared()
-            .write_record(
-                &self.users_topic,
-                Some(key.as_bytes()),
-                Some(payload),
-                &headers,
-            )
+            .write_record(topic, key, Some(payload), headers)
             .await
+    }
+
+    /// Waits until so many records of users were looked at.
+    pub(crate) async fn wait_until_seen(&self, records: i64) -> Result<()> {
+        let seen = "select sum(next_offset) from projection_offsets";
+        self.sql.wait_for(seen, records).await
     }
 
     /// A user of whom the service has heard.
@@ -181,6 +270,34 @@ impl TestService {
     }
 }
 
+/// The first answer that does not ask for a repeat.
+async fn at_last<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+    let answer = async || match call().await {
+        Err(status) if status.get_details_retry_info().is_some() => Ok(None),
+        result => Ok(Some(result)),
+    };
+    let answer = eventually("an answer", answer).await;
+    answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
+}
+
+/// The token of one who has seen this version of a user.
+pub(crate) fn token_of(user: &User) -> String {
+    let token = ConsistencyToken {
+        aggregate: Aggregate::User,
+        id: user.user_id,
+        version: user.version,
+    };
+    token.encode()
+}
+
+/// A request to cancel this order, whatever has become of it.
+pub(crate) fn cancellation(order: &Order) -> CancelOrderRequest {
+    CancelOrderRequest {
+        order_id: order.order_id.clone(),
+        ..CancelOrderRequest::default()
+    }
+}
+
 /// A new user, of whom nobody has heard.
 pub(crate) fn user() -> User {
     let now = chrono::Utc::now();
@@ -193,6 +310,17 @@ pub(crate) fn user() -> User {
         create_time: now,
         update_time: now,
     }
+}
+
+/// Writes so many open orders of a user, past the service, in one transaction.
+pub(crate) async fn insert_orders(sql: &Sql, user: &User, count: i32) -> Result<()> {
+    let insert = "insert into orders (order_id, user_id, amount_minor, currency, state, version,
+                      create_time, update_time)
+                  select gen_random_uuid(), $1::text::uuid, 1, 'EUR', 'created', 1, now(), now()
+                  from generate_series(1, $2)";
+    sql.execute(insert, &[&user.user_id.to_string(), &count])
+        .await?;
+    Ok(())
 }
 
 /// The next version of a user, changed or deleted.

@@ -1,7 +1,10 @@
 //! The promises of order-service, through the wire, on a real Postgres and a real Kafka.
 
+mod cancel;
 mod configuration;
 mod create;
+mod deleted_users;
+mod errors;
 mod harness;
 mod health;
 mod reads;
@@ -9,3 +12,4 @@ mod repeats;
 mod schema;
 mod tokens;
 mod users;
+mod watch;

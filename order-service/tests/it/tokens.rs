@@ -3,24 +3,21 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use proto::{Aggregate, ConsistencyToken, events::User, order::v1::CreateOrderRequest};
+use proto::{events::User, order::v1::CreateOrderRequest};
+use service_kit::CONSISTENCY_TOKEN;
 use tokio::time::timeout;
-use tonic::Code;
+use tonic::{Code, Request, metadata::MetadataValue};
 use uuid::Uuid;
 
 use crate::harness::{
-    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, next_version, request, user,
+    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, next_version, request,
+    token_of, user,
 };
 
 /// An order of one who has seen this version of the user.
 fn request_after(user: &User) -> CreateOrderRequest {
-    let token = ConsistencyToken {
-        aggregate: Aggregate::User,
-        id: user.user_id,
-        version: user.version,
-    };
     CreateOrderRequest {
-        consistency_token: token.encode(),
+        consistency_token: token_of(user),
         ..request(user.user_id)
     }
 }
@@ -105,5 +102,133 @@ async fn the_token_of_an_order_needs_no_wait() -> Result<()> {
         ..request(user.user_id)
     };
     service.create(second).await?;
+    service.stop().await
+}
+
+/// The same request, with this token in its metadata.
+fn carrying(request: CreateOrderRequest, token: &str) -> Result<Request<CreateOrderRequest>> {
+    let mut request = Request::new(request);
+    let token = token.parse()?;
+    request.metadata_mut().insert(CONSISTENCY_TOKEN, token);
+    Ok(request)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_in_the_metadata_is_waited_for_as_one_in_the_field() -> Result<()> {
+    let options = [&WAIT_LONG[..], &["--unknown-user-wait-ms=0"]].concat();
+    let service = TestService::start_with("metadata", &options).await?;
+    let user = user();
+    let call = carrying(request(user.user_id), &token_of(&user))?;
+    let arriving = async {
+        service.wait_for_waiting_call().await?;
+        service.tell(&user).await
+    };
+    let mut client = service.orders();
+    let (created, arrived) = tokio::join!(client.create_order(call), arriving);
+    arrived?;
+    // And one for the order comes back, in the field and in the metadata.
+    let created = created?;
+    let carried = created.metadata().get(CONSISTENCY_TOKEN).cloned();
+    let carried = carried.context("no token in the metadata")?;
+    assert_eq!(carried.to_str()?, created.get_ref().consistency_token);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_in_the_field_counts_before_that_in_the_metadata() -> Result<()> {
+    let service = TestService::start_with("field", &["--token-wait-ms=100"]).await?;
+    let known = service.known_user().await?;
+    let late = next_version(&known, false);
+    let call = carrying(request_after(&known), &token_of(&late))?;
+    service.orders().create_order(call).await?;
+    let garbage = carrying(request_after(&known), "garbage")?;
+    service.orders().create_order(garbage).await?;
+    let call = carrying(request_after(&late), &token_of(&known))?;
+    let refused = service.orders().create_order(call).await;
+    assert_refused(refused, Code::Unavailable, "PROJECTION_LAGGING");
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_in_the_metadata_that_is_none_is_named_as_it_was_sent() -> Result<()> {
+    let service = TestService::start("malformed").await?;
+    let user = service.known_user().await?;
+    // The second one is no text, which a header can hold.
+    for bad in [&b"garbage"[..], b"\xfa\xfb"] {
+        let mut call = Request::new(request(user.user_id));
+        let value = MetadataValue::try_from(bad)?;
+        call.metadata_mut().insert(CONSISTENCY_TOKEN, value);
+        let refused = service.orders().create_order(call).await;
+        let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+        let violations = details.bad_request().context("no BadRequest")?;
+        let violations = &violations.field_violations;
+        let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
+        assert_eq!(fields, ["x-consistency-token"]);
+    }
+    assert_eq!(service.sql.count(ORDERS).await?, 0);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_of_an_update_waits_for_the_update() -> Result<()> {
+    let service = TestService::start_with("update", &WAIT_LONG).await?;
+    let first = service.known_user().await?;
+    let second = next_version(&first, false);
+    let arriving = async {
+        service.wait_for_waiting_call().await?;
+        assert_eq!(service.sql.count(ORDERS).await?, 0);
+        service.tell(&second).await
+    };
+    let (created, arrived) = tokio::join!(service.create(request_after(&second)), arriving);
+    arrived?;
+    created?;
+    let known = "select version from users_cache";
+    assert_eq!(service.sql.count(known).await?, 2);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_of_a_deletion_says_deleted_and_never_unknown() -> Result<()> {
+    let options = [&WAIT_LONG[..], &["--unknown-user-wait-ms=0"]].concat();
+    let service = TestService::start_with("deletion", &options).await?;
+    // Of one user nothing was heard so far, of the other the time before.
+    for user in [user(), service.known_user().await?] {
+        let deleted = next_version(&user, true);
+        let arriving = async {
+            service.wait_for_waiting_call().await?;
+            service.tell(&user).await?;
+            service.tell(&deleted).await
+        };
+        let (refused, arrived) = tokio::join!(service.create(request_after(&deleted)), arriving);
+        arrived?;
+        assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_keeps_the_place_and_the_next_one_is_told_at_once() -> Result<()> {
+    // A third of the wait that there would be with room.
+    let at_once = Duration::from_secs(20);
+    let options = [&WAIT_LONG[..], &["--max-waiters=1"]].concat();
+    let service = TestService::start_with("places", &options).await?;
+    let (first, second) = (user(), user());
+    let after = async {
+        service.wait_for_waiting_call().await?;
+        let told = timeout(at_once, service.create(request_after(&second))).await?;
+        assert_refused(told, Code::Unavailable, "PROJECTION_LAGGING");
+        service.tell(&first).await
+    };
+    let (created, arrived) = tokio::join!(service.create(request_after(&first)), after);
+    arrived?;
+    created?;
+    // The place is free again.
+    let arriving = async {
+        service.wait_for_waiting_call().await?;
+        service.tell(&second).await
+    };
+    let (created, arrived) = tokio::join!(service.create(request_after(&second)), arriving);
+    arrived?;
+    created?;
     service.stop().await
 }

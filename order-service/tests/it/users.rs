@@ -11,8 +11,6 @@ use crate::harness::{
 };
 
 const DEAD: &str = "select count(*) from dead_letters";
-/// How many records were looked at, in all partitions.
-const SEEN: &str = "select sum(next_offset) from projection_offsets";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_user_is_refused_with_a_hint_that_it_may_pass() -> Result<()> {
@@ -79,7 +77,7 @@ async fn a_stale_record_does_not_bring_a_deleted_user_back() -> Result<()> {
     for record in [&second, &deleted, &second, &first, &deleted, &first] {
         service.tell(record).await?;
     }
-    service.sql.wait_for(SEEN, 7).await?;
+    service.wait_until_seen(7).await?;
     let refused = service.create(request(first.user_id)).await;
     assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
     // Of a deleted user nothing is kept that says who it was.

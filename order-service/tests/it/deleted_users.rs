@@ -1,0 +1,260 @@
+//! What becomes of the orders of a user who is deleted.
+
+use anyhow::{Result, ensure};
+use futures_util::future::try_join_all;
+use proto::{
+    events::{self, ORDER_CANCELLED, User, header},
+    order::v1::{CancelReason, ListOrdersRequest, Order, OrderState},
+};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+use crate::harness::{
+    CANCELLATIONS, EVENTS, ORDERS, TestService, assert_refusal, cancellation, insert_orders,
+    next_version, request, user,
+};
+
+const OPEN: &str = "select count(*) from orders where state = 'created'";
+
+async fn orders_of(service: &TestService, user: &User) -> Result<Vec<Order>> {
+    let request = ListOrdersRequest {
+        user_id: user.user_id.to_string(),
+        ..ListOrdersRequest::default()
+    };
+    Ok(service
+        .orders()
+        .list_orders(request)
+        .await?
+        .into_inner()
+        .orders)
+}
+
+/// Tells that a user was deleted, and waits until that was heard; returns the event's id.
+async fn delete(service: &TestService, user: &User) -> Result<Uuid> {
+    let deleted = next_version(user, true);
+    let event_id = service.tell(&deleted).await?;
+    service.wait_for_version(&deleted).await?;
+    Ok(event_id)
+}
+
+/// The transaction that wrote what is known of a user now.
+async fn xid_of(service: &TestService, user: &User) -> Result<String> {
+    let xid = "select xmin::text from users_cache where user_id = $1::text::uuid";
+    let user_id = user.user_id.to_string();
+    Ok(service.sql.query_one(xid, &[&user_id]).await?.get(0))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_cancels_the_users_open_orders_in_the_transaction_that_applies_it() -> Result<()>
+{
+    let service = TestService::start("deleted").await?;
+    let (ada, bob) = (service.known_user().await?, service.known_user().await?);
+    let (first, second) = (service.order(&ada).await?, service.order(&ada).await?);
+    let cancelled = service.order(&ada).await?;
+    service.cancel(cancellation(&cancelled)).await?;
+    let cancelled_before = orders_of(&service, &ada).await?.pop();
+    service.order(&bob).await?;
+    let of_bob = orders_of(&service, &bob).await?;
+    let event_id = delete(&service, &ada).await?;
+
+    // What was open is cancelled, and nothing else is touched.
+    let mut of_ada = orders_of(&service, &ada).await?;
+    assert_eq!(of_ada.pop(), cancelled_before);
+    assert_eq!(of_ada.len(), 2);
+    for (before, after) in [first, second].into_iter().zip(&of_ada) {
+        let expected = Order {
+            state: OrderState::Cancelled.into(),
+            cancel_reason: CancelReason::UserDeleted.into(),
+            version: 2,
+            etag: after.etag.clone(),
+            update_time: after.update_time,
+            ..before.clone()
+        };
+        assert_eq!(*after, expected);
+        assert_ne!(after.etag, before.etag);
+    }
+    assert_eq!(orders_of(&service, &bob).await?, of_bob);
+
+    // One transaction has written the user, the offset, the orders and the events.
+    let xid = xid_of(&service, &ada).await?;
+    let written = format!(
+        "select (select count(*) from projection_offsets where xmin::text = '{xid}')
+             || ' ' || (select count(*) from orders where xmin::text = '{xid}')
+             || ' ' || (select count(*) from orders where changed_xid::xid::text = '{xid}')
+             || ' ' || (select count(*) from outbox where xid::xid::text = '{xid}')"
+    );
+    let written = service.sql.query_one(&written, &[]).await?;
+    assert_eq!(written.get::<_, &str>(0), "1 2 2 2");
+
+    // Each order has its event, and that says what has caused it.
+    for order in of_ada {
+        let event = "select event_type, xid::xid::text, headers::text, payload from outbox
+                     where key = $1 and aggregate_version = 2";
+        let event = service.sql.query_one(event, &[&order.order_id]).await?;
+        assert_eq!(
+            [0, 1].map(|column| event.get::<_, &str>(column)),
+            [ORDER_CANCELLED, &xid]
+        );
+        let headers: serde_json::Value = serde_json::from_str(event.get(2))?;
+        let caused = serde_json::json!({ header::CAUSATION_ID: event_id.to_string() });
+        assert_eq!(headers, caused);
+        let state: events::Order = serde_json::from_slice(event.get(3))?;
+        assert_eq!(state.state, events::OrderState::Cancelled);
+        let reason = Some(events::CancelReason::UserDeleted);
+        assert_eq!((state.cancel_reason, state.version), (reason, 2));
+        assert_eq!(Some(proto::timestamp(state.create_time)), order.create_time);
+        assert_eq!(Some(proto::timestamp(state.update_time)), order.update_time);
+        assert_eq!((&*state.amount, state.user_id), ("19.90", ada.user_id));
+    }
+    assert_eq!(service.sql.count(EVENTS).await?, 7);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_comes_twice_or_too_late_cancels_nothing_more() -> Result<()> {
+    let service = TestService::start("twice").await?;
+    let ada = service.known_user().await?;
+    service.order(&ada).await?;
+    let deleted = next_version(&ada, true);
+    let (key, payload) = (ada.user_id.to_string(), serde_json::to_vec(&deleted)?);
+    let event_id = Uuid::now_v7();
+    // Both of them are likely to be in one batch.
+    tokio::try_join!(
+        service.write_event(&key, &payload, event_id),
+        service.write_event(&key, &payload, event_id),
+    )?;
+    service.wait_until_seen(3).await?;
+    assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
+    // Had the deletion been reacted to once more, this would not stay as it is.
+    insert_orders(&service.sql, &ada, 1).await?;
+    service.write_event(&key, &payload, event_id).await?;
+    service.wait_until_seen(4).await?;
+    assert_eq!(service.sql.count(OPEN).await?, 1);
+    assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
+    // Of a user of whom something newer is known, what is older means nothing.
+    let bob = service.known_user().await?;
+    let newer = next_version(&next_version(&bob, false), false);
+    service.tell(&newer).await?;
+    service.wait_for_version(&newer).await?;
+    service.order(&bob).await?;
+    service.tell(&next_version(&bob, true)).await?;
+    service.wait_until_seen(7).await?;
+    assert_eq!(service.sql.count(OPEN).await?, 2);
+    assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_without_a_usable_id_cancels_without_a_cause() -> Result<()> {
+    let service = TestService::start("no_cause").await?;
+    let ada = service.known_user().await?;
+    service.order(&ada).await?;
+    let payload = serde_json::to_vec(&next_version(&ada, true))?;
+    let headers = [(header::TYPE, "user_deleted"), (header::ID, "no id")];
+    service
+        .write_with(&ada.user_id.to_string(), &payload, &headers)
+        .await?;
+    service.sql.wait_for(CANCELLATIONS, 1).await?;
+    let caused = "select count(*) from outbox where headers is not null";
+    assert_eq!(service.sql.count(caused).await?, 0);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_with_many_orders_is_gone_with_all_of_them_at_once() -> Result<()> {
+    let service = TestService::start("many").await?;
+    let ada = service.known_user().await?;
+    // More than one statement can write events of.
+    insert_orders(&service.sql, &ada, 1_200).await?;
+    delete(&service, &ada).await?;
+    assert_eq!(service.sql.count(OPEN).await?, 0);
+    let xid = xid_of(&service, &ada).await?;
+    let keys = format!(
+        "select count(distinct key) from outbox join orders on key = order_id::text
+         where xid::xid::text = '{xid}' and changed_xid = xid and aggregate_version = version
+           and version = 2"
+    );
+    assert_eq!(service.sql.count(&keys).await?, 1_200);
+    assert_eq!(service.sql.count(EVENTS).await?, 1_200);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_order_that_is_placed_while_its_user_is_deleted_stays_open() -> Result<()> {
+    /// The race is run so often, by so many callers.
+    const USERS: usize = 12;
+    const CALLERS: usize = 12;
+    let service = TestService::start("race").await?;
+    for _ in 0..USERS {
+        let ada = service.known_user().await?;
+        // Each orders until it is told that the user is gone.
+        let ordering = async || {
+            loop {
+                let Err(status) = service.create(request(ada.user_id)).await else {
+                    continue;
+                };
+                if status.get_details_retry_info().is_none() {
+                    assert_refusal(&status, Code::FailedPrecondition, "USER_DELETED");
+                    return Ok(());
+                }
+            }
+        };
+        let placed = service.sql.count(ORDERS).await?;
+        let deleting = async {
+            let under_way = async || {
+                let more = service.sql.count(ORDERS).await? - placed;
+                Ok((more >= CALLERS as i64).then_some(()))
+            };
+            devstack::eventually("orders", under_way).await?;
+            delete(&service, &ada).await.map(drop)
+        };
+        tokio::try_join!(try_join_all((0..CALLERS).map(|_| ordering())), deleting)?;
+        let open = service.sql.count(OPEN).await?;
+        ensure!(open == 0, "{open} orders of a deleted user stay open");
+    }
+    // Every order was told of, and every end of one.
+    let orders = service.sql.count(ORDERS).await?;
+    assert_eq!(service.sql.count(CANCELLATIONS).await?, orders);
+    assert_eq!(service.sql.count(EVENTS).await?, 2 * orders);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_and_a_cancellation_at_once_end_an_order_once() -> Result<()> {
+    let service = TestService::start("both").await?;
+    for _ in 0..8 {
+        let ada = service.known_user().await?;
+        let mut orders = Vec::new();
+        for _ in 0..8 {
+            orders.push(service.order(&ada).await?);
+        }
+        let cancelling = orders.iter().map(async |order| {
+            match service.cancel(cancellation(order)).await {
+                Ok(_) => {}
+                Err(status) => {
+                    assert_refusal(&status, Code::FailedPrecondition, "ORDER_CANCELLED");
+                }
+            }
+            Ok(())
+        });
+        tokio::try_join!(delete(&service, &ada), try_join_all(cancelling))?;
+    }
+    assert_eq!(service.sql.count(OPEN).await?, 0);
+    let ended = "select count(*) from orders where version = 2";
+    assert_eq!(service.sql.count(ended).await?, 64);
+    assert_eq!(service.sql.count(CANCELLATIONS).await?, 64);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_is_the_first_that_is_heard_of_a_user_and_counts() -> Result<()> {
+    let service = TestService::start("first").await?;
+    let ada = user();
+    // As after a rebuild of what is known of users: the orders have stayed.
+    insert_orders(&service.sql, &ada, 3).await?;
+    delete(&service, &ada).await?;
+    assert_eq!(service.sql.count(OPEN).await?, 0);
+    assert_eq!(service.sql.count(CANCELLATIONS).await?, 3);
+    service.stop().await
+}

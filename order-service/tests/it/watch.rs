@@ -1,0 +1,458 @@
+//! WatchOrders: every order, each of its changes, and on from where the caller was.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use devstack::{PATIENCE, eventually};
+use futures_util::future::try_join_all;
+use proto::{
+    events::User,
+    order::v1::{
+        CancelReason, Order, OrderState, WatchOrdersRequest, WatchOrdersResponse,
+        order_service_client::OrderServiceClient,
+    },
+};
+use tokio::time::timeout;
+use tonic::{Code, Status, Streaming, transport::Channel};
+use uuid::Uuid;
+
+use crate::harness::{
+    TestService, assert_refusal, assert_refused, cancellation, insert_orders, next_version, request,
+};
+
+/// What a caller of WatchOrders reads.
+pub(crate) struct Watch {
+    stream: Streaming<WatchOrdersResponse>,
+    /// The last resume token that came.
+    token: String,
+}
+
+impl Watch {
+    /// Follows a user's orders behind `token`, or from the beginning.
+    pub(crate) async fn start(
+        mut client: OrderServiceClient<Channel>,
+        user: &User,
+        token: &str,
+    ) -> Result<Self, Status> {
+        let request = WatchOrdersRequest {
+            user_id: user.user_id.to_string(),
+            resume_token: token.to_owned(),
+        };
+        Ok(Self {
+            stream: client.watch_orders(request).await?.into_inner(),
+            token: token.to_owned(),
+        })
+    }
+
+    /// The next message, or why there is none any more.
+    async fn message(&mut self) -> Result<Result<WatchOrdersResponse, Status>> {
+        let message = timeout(PATIENCE, self.stream.message()).await;
+        let message = message.context("the stream is silent")?.transpose();
+        let message = message.context("the stream ends without a word")?;
+        if let Ok(message) = &message {
+            self.token.clone_from(&message.resume_token);
+        }
+        Ok(message)
+    }
+
+    /// The next order.
+    async fn next(&mut self) -> Result<Order> {
+        self.message().await??.order.context("no order")
+    }
+
+    /// The next so many orders.
+    async fn take(&mut self, count: usize) -> Result<Vec<Order>> {
+        let mut orders = Vec::new();
+        while orders.len() < count {
+            orders.push(self.next().await?);
+        }
+        Ok(orders)
+    }
+
+    /// All orders up to the end, and what that is.
+    pub(crate) async fn until_end(&mut self) -> Result<(Vec<Order>, Status)> {
+        let mut orders = Vec::new();
+        loop {
+            match self.message().await? {
+                Ok(message) => orders.push(message.order.context("no order")?),
+                Err(status) => return Ok((orders, status)),
+            }
+        }
+    }
+}
+
+async fn watch(service: &TestService, user: &User, token: &str) -> Result<Watch> {
+    Ok(Watch::start(service.orders(), user, token).await?)
+}
+
+/// Checks that nothing is on its way before what comes next: an order that is placed now.
+async fn assert_nothing_else(
+    service: &TestService,
+    user: &User,
+    watches: &mut [&mut Watch],
+) -> Result<()> {
+    let placed = service.order(user).await?;
+    for watch in watches {
+        assert_eq!(watch.next().await?, placed);
+    }
+    Ok(())
+}
+
+/// The ids of orders, which must all be different.
+fn ids<'a>(orders: impl IntoIterator<Item = &'a Order>) -> Result<Vec<&'a str>> {
+    let mut ids: Vec<_> = orders.into_iter().map(|o| o.order_id.as_str()).collect();
+    ids.sort_unstable();
+    let count = ids.len();
+    ids.dedup();
+    ensure!(ids.len() == count, "some orders came twice");
+    Ok(ids)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_begins_with_every_order_and_goes_on_with_each_change() -> Result<()> {
+    let service = TestService::start("watch").await?;
+    let (ada, bob) = (service.known_user().await?, service.known_user().await?);
+    let (first, second) = (service.order(&ada).await?, service.order(&ada).await?);
+    let first = service.cancel(cancellation(&first)).await?.order;
+    let first = first.context("no order")?;
+    service.order(&bob).await?;
+    let mut watch = watch(&service, &ada, "").await?;
+    // In the order of their changes.
+    assert_eq!(watch.take(2).await?, [second.clone(), first]);
+    let third = service.order(&ada).await?;
+    assert_eq!(watch.next().await?, third);
+    service.order(&bob).await?;
+    let cancelled = service.cancel(cancellation(&second)).await?.order;
+    assert_eq!(Some(watch.next().await?), cancelled);
+    // Both that are still open end with their user.
+    let fourth = service.order(&ada).await?;
+    assert_eq!(watch.next().await?, fourth);
+    service.tell(&next_version(&ada, true)).await?;
+    let ended = watch.take(2).await?;
+    assert_eq!(ids(&ended)?, ids([&third, &fourth])?);
+    for order in ended {
+        assert_eq!(order.state(), OrderState::Cancelled);
+        assert_eq!(order.cancel_reason(), CancelReason::UserDeleted);
+        assert_eq!(order.version, 2);
+    }
+    drop(watch);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_token_goes_on_exactly_behind_what_was_received() -> Result<()> {
+    let service = TestService::start("resume").await?;
+    let ada = service.known_user().await?;
+    service.order(&ada).await?;
+    service.order(&ada).await?;
+    let mut first = watch(&service, &ada, "").await?;
+    let received = first.next().await?;
+    let mut middle = watch(&service, &ada, &first.token).await?;
+    let second = first.next().await?;
+    assert_ne!(received, second);
+    assert_eq!(middle.next().await?, second);
+    let mut end = watch(&service, &ada, &first.token).await?;
+    assert_nothing_else(&service, &ada, &mut [&mut first, &mut middle, &mut end]).await?;
+    // What has changed while nobody looked.
+    let token = end.token.clone();
+    drop((first, middle, end));
+    let cancelled = service.cancel(cancellation(&received)).await?.order;
+    let mut later = watch(&service, &ada, &token).await?;
+    assert_eq!(Some(later.next().await?), cancelled);
+    assert_nothing_else(&service, &ada, &mut [&mut later]).await?;
+    // Of who has nothing, too.
+    let bob = service.known_user().await?;
+    let mut nothing = watch(&service, &bob, "").await?;
+    assert_nothing_else(&service, &bob, &mut [&mut nothing]).await?;
+    drop((later, nothing));
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_from_the_middle_of_a_page_survives_a_restart_and_misses_no_change() -> Result<()> {
+    let service = TestService::start("middle").await?;
+    let ada = service.known_user().await?;
+    // More than two pages: of one transaction, and of several.
+    insert_orders(&service.sql, &ada, 230).await?;
+    for _ in 0..20 {
+        service.order(&ada).await?;
+    }
+    let mut before = watch(&service, &ada, "").await?;
+    let received = before.take(30).await?;
+    let token = before.token.clone();
+    drop(before);
+    let mut rest = watch(&service, &ada, &token).await?;
+    let unseen = rest.take(220).await?;
+    assert_eq!(ids(received.iter().chain(&unseen))?.len(), 250);
+    assert_nothing_else(&service, &ada, &mut [&mut rest]).await?;
+    drop(rest);
+
+    // One that was received, and one that was not, is cancelled meanwhile.
+    let (seen, other) = (&received[7], &unseen[60]);
+    service.cancel(cancellation(seen)).await?;
+    service.cancel(cancellation(other)).await?;
+    let service = service.restart().await?;
+    let mut resumed = watch(&service, &ada, &token).await?;
+    let mut newest = HashMap::new();
+    for order in resumed.take(222).await? {
+        let is_newer = newest
+            .insert(order.order_id.clone(), order.version)
+            .is_none_or(|before| before < order.version);
+        assert!(is_newer, "a version came again: {order:?}");
+    }
+    // All that were unseen, the one that was placed since, and the change of what was seen.
+    assert_eq!(newest.len(), 222);
+    assert!(unseen.iter().all(|o| newest.contains_key(&o.order_id)));
+    assert_eq!([seen, other].map(|o| newest[&o.order_id]), [2, 2]);
+    assert_nothing_else(&service, &ada, &mut [&mut resumed]).await?;
+    drop(resumed);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_committed_late_is_not_missed() -> Result<()> {
+    let service = TestService::start("late").await?;
+    let ada = service.known_user().await?;
+    // This one begins before anybody watches, and has the lowest number of all.
+    let earliest = service.session().await?;
+    earliest.batch_execute("begin").await?;
+    insert_orders(&earliest, &ada, 1).await?;
+    let seen = service.order(&ada).await?;
+    let mut watch = watch(&service, &ada, "").await?;
+    assert_eq!(watch.next().await?, seen);
+    let late = service.session().await?;
+    late.batch_execute("begin").await?;
+    insert_orders(&late, &ada, 1).await?;
+    for _ in 0..3 {
+        assert_nothing_else(&service, &ada, &mut [&mut watch]).await?;
+    }
+    let token = watch.token.clone();
+    late.batch_execute("commit").await?;
+    let second = watch.next().await?;
+    earliest.batch_execute("commit").await?;
+    let first = watch.next().await?;
+    assert_eq!(ids([&first, &second])?.len(), 2);
+    assert_nothing_else(&service, &ada, &mut [&mut watch]).await?;
+
+    // A token from before their commits leads to both.
+    let mut resumed = Watch::start(service.orders(), &ada, &token).await?;
+    let orders = resumed.take(2).await?;
+    assert_eq!(ids(&orders)?, ids([&first, &second])?);
+    drop((watch, resumed));
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_replica_writes_arrives_too() -> Result<()> {
+    let service = TestService::start("replica").await?;
+    let other = service.replica(&[]).await?;
+    let ada = service.known_user().await?;
+    let mut watch = watch(&service, &ada, "").await?;
+    let placed = other.order(&ada).await?;
+    assert_eq!(watch.next().await?, placed);
+    let cancelled = other.cancel(cancellation(&placed)).await?.order;
+    assert_eq!(Some(watch.next().await?), cancelled);
+    // A token of one is as good for the other.
+    let mut elsewhere = Watch::start(other.orders(), &ada, &watch.token).await?;
+    assert_nothing_else(&service, &ada, &mut [&mut watch, &mut elsewhere]).await?;
+    drop((watch, elsewhere));
+    other.stop().await?;
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_changed_or_is_another_users_is_refused() -> Result<()> {
+    let service = TestService::start("foreign").await?;
+    let (ada, bob) = (service.known_user().await?, service.known_user().await?);
+    let order = service.create(request(ada.user_id)).await?;
+    service.order(&bob).await?;
+    let (mut of_ada, mut of_bob) = (
+        watch(&service, &ada, "").await?,
+        watch(&service, &bob, "").await?,
+    );
+    of_ada.next().await?;
+    of_bob.next().await?;
+    let good = of_ada.token.clone();
+    let mut changed = good.clone().into_bytes();
+    changed[3] = if changed[3] == b'A' { b'B' } else { b'A' };
+    let changed = String::from_utf8(changed)?;
+    for bad in [
+        changed.as_str(),
+        &good[1..],
+        &format!("{good}A"),
+        &of_bob.token,
+        &order.consistency_token,
+        "garbage",
+        "%",
+    ] {
+        let refused = Watch::start(service.orders(), &ada, bad).await.map(drop);
+        assert_refused(refused, Code::InvalidArgument, "RESUME_TOKEN_INVALID");
+    }
+    drop((of_ada, of_bob));
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_id_that_is_none_is_a_bad_field() -> Result<()> {
+    let service = TestService::start("bad_id").await?;
+    let request = WatchOrdersRequest {
+        user_id: "1".into(),
+        ..WatchOrdersRequest::default()
+    };
+    let refused = service.orders().watch_orders(request).await.map(drop);
+    let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+    let violations = details.bad_request().context("no BadRequest")?;
+    assert_eq!(violations.field_violations[0].field, "user_id");
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_for_which_there_is_no_room_is_told_so() -> Result<()> {
+    let service = TestService::start_with("room", &["--max-watches=1"]).await?;
+    let ada = service.known_user().await?;
+    let first = watch(&service, &ada, "").await?;
+    let refused = Watch::start(service.orders(), &ada, "").await.map(drop);
+    let details = assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
+    assert!(details.retry_info().is_some());
+    // Who leaves makes room.
+    drop(first);
+    let room = async || Ok(Watch::start(service.orders(), &ada, "").await.ok());
+    let mut second = eventually("room", room).await?;
+    assert_nothing_else(&service, &ada, &mut [&mut second]).await?;
+    drop(second);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_that_watches_one_user_is_not_shed() -> Result<()> {
+    let service = TestService::start_with("crowd", &["--max-calls=2"]).await?;
+    let ada = service.known_user().await?;
+    // One after the other: only what wakes all of them brings them here at once.
+    let mut watches = Vec::new();
+    let first = service.order(&ada).await?;
+    for _ in 0..40 {
+        let starting = async || Ok(Watch::start(service.orders(), &ada, "").await.ok());
+        let mut watch = eventually("a watch", starting).await?;
+        assert_eq!(watch.next().await?, first);
+        watches.push(watch);
+    }
+    for _ in 0..5 {
+        let placed = service.create_at_last(&request(ada.user_id)).await?.order;
+        let placed = placed.context("no order")?;
+        let receiving = watches.iter_mut().map(Watch::next);
+        for received in try_join_all(receiving).await? {
+            assert_eq!(received, placed);
+        }
+    }
+    drop(watches);
+    service.stop().await
+}
+
+/// A watch of a caller that does not read, up to the moment when the server has given up on it. The
+/// server has room for one watch only.
+pub(crate) async fn unread(service: &TestService, user: &User) -> Result<Watch> {
+    // What can be on its way is as little as HTTP/2 has it, and less than the orders take.
+    let endpoint = service.endpoint()?.initial_stream_window_size(65_535);
+    let client = OrderServiceClient::new(endpoint.connect().await?);
+    let unread = Watch::start(client, user, "").await?;
+    let room = async || Ok(Watch::start(service.orders(), user, "").await.ok());
+    eventually("room for another", room).await?;
+    Ok(unread)
+}
+
+/// Options for [`unread`].
+pub(crate) const IMPATIENT: [&str; 2] = ["--watch-patience-ms=200", "--max-watches=1"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_does_not_read_is_told_so_and_can_go_on() -> Result<()> {
+    const ORDERS: usize = 3_000;
+    let service = TestService::start_with("slow", &IMPATIENT).await?;
+    let ada = service.known_user().await?;
+    insert_orders(&service.sql, &ada, ORDERS as i32).await?;
+    let mut slow = unread(&service, &ada).await?;
+    let (received, end) = slow.until_end().await?;
+    let details = assert_refusal(&end, Code::ResourceExhausted, "WATCH_TOO_SLOW");
+    assert!(details.retry_info().is_none());
+    assert!((1..ORDERS).contains(&received.len()), "{}", received.len());
+    let resuming = async || Ok(Watch::start(service.orders(), &ada, &slow.token).await.ok());
+    let mut resumed = eventually("room", resuming).await?;
+    let rest = resumed.take(ORDERS - received.len()).await?;
+    assert_eq!(ids(received.iter().chain(&rest))?.len(), ORDERS);
+    assert_nothing_else(&service, &ada, &mut [&mut resumed]).await?;
+    drop((slow, resumed));
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_watch_ends_with_the_server_and_does_not_hold_it_up() -> Result<()> {
+    // Longer than anybody here waits.
+    let service = TestService::start_with("ends", &["--drain-timeout-ms=600000"]).await?;
+    let ada = service.known_user().await?;
+    let mut watch = watch(&service, &ada, "").await?;
+    assert_nothing_else(&service, &ada, &mut [&mut watch]).await?;
+    service.stop().await?;
+    let (received, end) = watch.until_end().await?;
+    let details = assert_refusal(&end, Code::Unavailable, "WATCH_ENDED");
+    assert!(details.retry_info().is_some());
+    assert_eq!(received, []);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_lasts_as_long_as_its_caller_has_asked_and_not_the_limit_of_calls() -> Result<()> {
+    let service = TestService::start_with("lasts", &["--max-deadline-ms=1000"]).await?;
+    let sql = "insert into users_cache values ($1::text::uuid, 'a@b.c', 'A', 1, false)";
+    let ada = crate::harness::user();
+    service
+        .sql
+        .execute(sql, &[&ada.user_id.to_string()])
+        .await?;
+    let starting = async || Ok(Watch::start(service.orders(), &ada, "").await.ok());
+    let mut watch = eventually("a watch", starting).await?;
+    for _ in 0..4 {
+        // Found by polling: all of them take longer than that limit.
+        insert_orders(&service.sql, &ada, 1).await?;
+        watch.next().await?;
+    }
+    drop(watch);
+    service.stop().await
+}
+
+/// The number of a transaction that is far from being made.
+const FAR_XID: &str = "1000000000000";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_orders_of_a_restored_dump_are_followed_from_the_beginning() -> Result<()> {
+    let service = TestService::start("dump").await?;
+    let ada = service.known_user().await?;
+    insert_orders(&service.sql, &ada, 150).await?;
+    // What a dump restores has the numbers of another server's transactions.
+    let restored = format!("update orders set changed_xid = '{FAR_XID}'");
+    service.sql.execute(&restored, &[]).await?;
+    let mut first = watch(&service, &ada, "").await?;
+    let received = first.take(150).await?;
+    assert_eq!(ids(&received)?.len(), 150);
+    let cancelled = service.cancel(cancellation(&received[0])).await?.order;
+    assert_eq!(Some(first.next().await?), cancelled);
+    let mut resumed = watch(&service, &ada, &first.token).await?;
+    assert_nothing_else(&service, &ada, &mut [&mut first, &mut resumed]).await?;
+    drop((first, resumed));
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_from_before_a_restored_dump_is_refused() -> Result<()> {
+    let service = TestService::start("before").await?;
+    let ada = service.known_user().await?;
+    service.order(&ada).await?;
+    let key = service.token_key().await?;
+    let purpose = format!("watch user_id={}", ada.user_id);
+    // From behind everything, and from the middle of the first page.
+    let (behind, order_id) = (format!("1:{FAR_XID}:"), Uuid::nil());
+    for position in [behind.clone(), format!("1:1:;{behind};25;{order_id}")] {
+        let token = key.sign(&purpose, position.as_bytes());
+        let (_, end) = watch(&service, &ada, &token).await?.until_end().await?;
+        assert_refusal(&end, Code::InvalidArgument, "RESUME_TOKEN_INVALID");
+    }
+    service.stop().await
+}
