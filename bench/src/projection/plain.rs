@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use devstack::Sql;
 use rdkafka::{
     ClientConfig, Message as _,
     consumer::{BaseConsumer, Consumer as _},
 };
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_TIMEOUT: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Applies so many records; returns how many a second, from the first on.
 pub(super) async fn consume(brokers: &str, topic: &str, url: &str, records: u64) -> Result<f64> {
@@ -32,9 +33,16 @@ pub(super) async fn consume(brokers: &str, topic: &str, url: &str, records: u64)
         .set("auto.offset.reset", "earliest")
         .create()?;
     consumer.subscribe(&[topic])?;
+    let asked = Instant::now();
     let mut started = None;
     for _ in 0..records {
-        let message = consumer.poll(TIMEOUT).context("no record")??;
+        // A poll also ends, with nothing, for what it does beside.
+        let message = loop {
+            match consumer.poll(POLL_TIMEOUT) {
+                Some(message) => break message?,
+                None => ensure!(asked.elapsed() < PATIENCE, "no records"),
+            }
+        };
         started.get_or_insert_with(Instant::now);
         let user: serde_json::Value =
             serde_json::from_slice(message.payload().unwrap_or_default())?;
