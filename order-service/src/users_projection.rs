@@ -53,8 +53,8 @@ const APPLY: &str = "
 
 /// A deleted user's: compaction takes the record before it away, and then it is the only one that
 /// tells. All others only tell compaction to forget their key.
-fn tombstone(record: &Record<'_>) -> Result<Option<UserChange>, Poison> {
-    if record.header(events::header::TYPE) != Some(events::USER_DELETED.as_bytes()) {
+fn tombstone(record: &Record<'_>, event_type: &str) -> Result<Option<UserChange>, Poison> {
+    if event_type != events::USER_DELETED {
         return Ok(None);
     }
     let user_id = record.key_text()?.parse();
@@ -62,7 +62,9 @@ fn tombstone(record: &Record<'_>) -> Result<Option<UserChange>, Poison> {
     let version = record
         .required_header(events::header::AGGREGATE_VERSION)?
         .parse();
-    let version = version.map_err(|_| Poison::new("header", "ce_aggregateversion is no number"))?;
+    let version = version.ok().filter(|version| *version >= 1);
+    let version = version
+        .ok_or_else(|| Poison::new("header", "ce_aggregateversion is no positive number"))?;
     Ok(Some(UserChange {
         user: User {
             user_id,
@@ -91,18 +93,19 @@ impl Projection for UsersProjection {
     type Change = UserChange;
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<UserChange>, Poison> {
-        if record.payload().is_none() {
-            return tombstone(record);
-        }
-        if !record
-            .required_header(events::header::TYPE)?
-            .starts_with("user_")
-        {
+        let event_type = record.event_type()?;
+        if !events::USER_TYPES.contains(&event_type) {
             return Ok(None);
+        }
+        if record.payload().is_none() {
+            return tombstone(record, event_type);
         }
         let user: User = record.payload_json()?;
         if record.key_text()? != user.user_id.to_string() {
             return Err(Poison::new("key", "it is not the payload's user_id"));
+        }
+        if user.version < 1 {
+            return Err(Poison::new("payload", "version is not positive"));
         }
         // JSON can hold this character, and Postgres can't.
         if user.email.contains('\0') || user.name.contains('\0') {

@@ -23,8 +23,15 @@ pub const ORDER_CREATED: &str = "order_created";
 /// The type of the event that a cancelled order causes; its payload is an [`Order`].
 pub const ORDER_CANCELLED: &str = "order_cancelled";
 
+/// Every type of [`USERS_TOPIC`]. Readers pass over others: a later version may have them.
+pub const USER_TYPES: [&str; 3] = [USER_CREATED, USER_UPDATED, USER_DELETED];
+/// Every type of [`ORDERS_TOPIC`].
+pub const ORDER_TYPES: [&str; 2] = [ORDER_CREATED, ORDER_CANCELLED];
+
 /// The names of the headers of a record: CloudEvents 1.0 in Kafka's binary mode.
 pub mod header {
+    /// The version of CloudEvents, 1.0.
+    pub const SPEC_VERSION: &str = "ce_specversion";
     /// What happened, as [`super::USER_CREATED`].
     pub const TYPE: &str = "ce_type";
     /// The UUID of the event, the same in every copy of it: the key to deduplicate by.

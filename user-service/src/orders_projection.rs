@@ -60,19 +60,17 @@ impl Projection for OrdersProjection {
     type Change = Order;
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<Order>, Poison> {
+        let event_type = record.event_type()?;
         // A tombstone only tells compaction to forget the key; the state was said before it.
-        if record.payload().is_none() {
-            return Ok(None);
-        }
-        if !record
-            .required_header(events::header::TYPE)?
-            .starts_with("order_")
-        {
+        if !events::ORDER_TYPES.contains(&event_type) || record.payload().is_none() {
             return Ok(None);
         }
         let order: Order = record.payload_json()?;
         if record.key_text()? != order.order_id.to_string() {
             return Err(Poison::new("key", "it is not the payload's order_id"));
+        }
+        if order.version < 1 {
+            return Err(Poison::new("payload", "version is not positive"));
         }
         if !is_amount(&order.amount) {
             let reason = "amount is no decimal number of at most 10^15";

@@ -125,6 +125,17 @@ impl<'a> Record<'a> {
         text(self.header(name).ok_or_else(missing)?, "header")
     }
 
+    /// The type of the event that the record is: a CloudEvent in Kafka's binary mode.
+    ///
+    /// # Errors
+    /// [`Poison`] if it is none, or one of another major version, which may mean anything.
+    pub fn event_type(&self) -> Result<&'a str, Poison> {
+        match self.required_header("ce_specversion")?.split('.').next() {
+            Some("1") => self.required_header("ce_type"),
+            _ => Err(Poison::new("version", "it is no CloudEvent of version 1")),
+        }
+    }
+
     fn required_payload(&self) -> Result<&'a [u8], Poison> {
         self.payload()
             .ok_or_else(|| Poison::new("payload", "it is empty"))

@@ -151,7 +151,11 @@ async fn a_deletion_without_a_usable_id_cancels_without_a_cause() -> Result<()> 
     let ada = service.known_user().await?;
     service.order(&ada).await?;
     let payload = serde_json::to_vec(&next_version(&ada, true))?;
-    let headers = [(header::TYPE, "user_deleted"), (header::ID, "no id")];
+    let headers = [
+        (header::SPEC_VERSION, "1.0"),
+        (header::TYPE, "user_deleted"),
+        (header::ID, "no id"),
+    ];
     service
         .write_with(&ada.user_id.to_string(), &payload, &headers)
         .await?;

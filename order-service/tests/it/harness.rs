@@ -10,7 +10,7 @@ use order_service::{MIGRATIONS, OrderService, config::ServeOptions};
 use program::Problems;
 use proto::{
     Aggregate, ConsistencyToken,
-    events::{User, header},
+    events::{USER_DELETED, USER_UPDATED, User, header},
     money::v1::Money,
     order::v1::{
         CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse, Order,
@@ -221,8 +221,26 @@ impl TestService {
         event_id: Uuid,
     ) -> Result<()> {
         let event_id = event_id.to_string();
-        let headers = [(header::TYPE, "user_changed"), (header::ID, &*event_id)];
+        let headers = [
+            (header::SPEC_VERSION, "1.0"),
+            (header::TYPE, USER_UPDATED),
+            (header::ID, &*event_id),
+        ];
         self.write_with(key, payload, &headers).await
+    }
+
+    /// Writes what is left of a deleted user's records when compaction has run.
+    pub(crate) async fn write_tombstone(&self, user: &User, version: i64) -> Result<()> {
+        let (key, version) = (user.user_id.to_string(), version.to_string());
+        let headers = [
+            (header::SPEC_VERSION, "1.0"),
+            (header::TYPE, USER_DELETED),
+            (header::AGGREGATE_VERSION, &*version),
+        ];
+        let topic = &self.place.name;
+        Addresses::shared()
+            .write_record(topic, Some(key.as_bytes()), None, &headers)
+            .await
     }
 
     /// Writes a record with these headers and no others.

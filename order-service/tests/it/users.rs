@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proto::events::{USER_CREATED, header};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -127,5 +128,59 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_are_heard() -> 
     assert_eq!(letters, poison);
     let told = "select count(*) from dead_letters where error like '%secret%'";
     assert_eq!(service.sql.count(told).await?, 0);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_no_events_of_users_go_aside_and_unknown_types_are_passed_over()
+-> Result<()> {
+    let service = TestService::start("strangers").await?;
+    let (user, mut impossible) = (user(), user());
+    let key = user.user_id.to_string();
+    impossible.user_id = user.user_id;
+    impossible.version = 0;
+    let (good, impossible) = (serde_json::to_vec(&user)?, serde_json::to_vec(&impossible)?);
+    let created = (header::TYPE, USER_CREATED);
+    let spec = (header::SPEC_VERSION, "1.0");
+    for (payload, headers) in [
+        (&b"\x00\xff random bytes"[..], &[][..]),
+        (&good, &[spec]),
+        (&good, &[created]),
+        (&good, &[(header::SPEC_VERSION, "2.0"), created]),
+        (&impossible, &[spec, created]),
+        // No fault: something that this version does not know.
+        (
+            &b"something new"[..],
+            &[spec, (header::TYPE, "user_praised")],
+        ),
+    ] {
+        service.write_with(&key, payload, headers).await?;
+    }
+    service.tell(&user).await?;
+    service.wait_for_version(&user).await?;
+    service.order(&user).await?;
+    let letters = "select error_class from dead_letters order by record_offset";
+    let letters = service.sql.query(letters, &[]).await?;
+    let classes: Vec<String> = letters.iter().map(|row| row.get(0)).collect();
+    assert_eq!(
+        classes,
+        ["header", "header", "header", "version", "payload"]
+    );
+    let skipped = "select sum(skipped)::bigint from projection_offsets";
+    assert_eq!(service.sql.count(skipped).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_tells_of_a_deletion_when_nothing_else_does() -> Result<()> {
+    let service = TestService::start("tombstone").await?;
+    let user = service.known_user().await?;
+    service.order(&user).await?;
+    service.write_tombstone(&user, user.version + 1).await?;
+    service.wait_for_version(&next_version(&user, true)).await?;
+    let refused = service.create(request(user.user_id)).await;
+    assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    let open = "select count(*) from orders where state = 'created'";
+    assert_eq!(service.sql.count(open).await?, 0);
     service.stop().await
 }

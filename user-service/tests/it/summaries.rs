@@ -4,7 +4,7 @@ use anyhow::Result;
 use chrono::{DateTime, Duration, Utc};
 use devstack::Addresses;
 use proto::{
-    events::{CancelReason, Order, OrderState, header},
+    events::{CancelReason, ORDER_CREATED, Order, OrderState, header},
     money::v1::Money,
     user::v1::{GetUserOrderSummaryRequest, GetUserOrderSummaryResponse},
 };
@@ -51,7 +51,7 @@ async fn tell(service: &TestService, order: &Order) -> Result<()> {
 
 async fn write(service: &TestService, key: &str, payload: &str) -> Result<()> {
     let (key, payload) = (Some(key.as_bytes()), Some(payload.as_bytes()));
-    let headers = [(header::TYPE, "order_changed")];
+    let headers = [(header::SPEC_VERSION, "1.0"), (header::TYPE, ORDER_CREATED)];
     Addresses::shared()
         .write_record(&service.orders_topic, key, payload, &headers)
         .await
@@ -251,12 +251,17 @@ async fn tombstones_and_events_of_other_kinds_change_nothing() -> Result<()> {
     let (key, servers) = (order.order_id.to_string(), Addresses::shared());
     tell(&service, &order).await?;
     for (payload, kind) in [
-        (None, "order_changed"),
+        (None, ORDER_CREATED),
         (Some(&b"something new"[..]), "parcel_sent"),
     ] {
         let key = Some(key.as_bytes());
         servers
-            .write_record(&service.orders_topic, key, payload, &[(header::TYPE, kind)])
+            .write_record(
+                &service.orders_topic,
+                key,
+                payload,
+                &[(header::SPEC_VERSION, "1.0"), (header::TYPE, kind)],
+            )
             .await?;
     }
     service.sql.wait_for(SEEN, 3).await?;
