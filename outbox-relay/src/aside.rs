@@ -16,6 +16,9 @@ use crate::{
 
 /// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
 pub(crate) const MAX_PARKED_KEYS: usize = 1_000;
+/// Dead letters that are stored with one statement. More of them would save little, and the
+/// statement looks through all of them for the reason of each.
+const MAX_UNBURIED: usize = 500;
 /// How often it is looked whether somebody wants a parked key tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -33,9 +36,19 @@ pub(crate) struct Aside<'a> {
     parked: HashMap<String, HashSet<String>>,
     /// Events that wait behind a parked one, and are not stored yet.
     behind: Vec<i64>,
+    /// Dead letters that are not stored yet.
+    unburied: Unburied,
     looked_at: Instant,
     /// Something may wait to be tried again: dead letters for their topic, for example.
     is_due: bool,
+}
+
+#[derive(Default)]
+struct Unburied {
+    seqs: Vec<i64>,
+    errors: Vec<String>,
+    /// Their keys, by topic.
+    keys: HashMap<String, HashSet<String>>,
 }
 
 impl<'a> Aside<'a> {
@@ -53,6 +66,7 @@ impl<'a> Aside<'a> {
             leadership,
             parked,
             behind: Vec::new(),
+            unburied: Unburied::default(),
             looked_at: Instant::now(),
             is_due: true,
         })
@@ -60,12 +74,13 @@ impl<'a> Aside<'a> {
 
     /// Whether events of this key have to wait behind one that is parked.
     pub(crate) fn is_parked(&self, topic: &str, key: &str) -> bool {
-        // Mostly nothing is: then no text is hashed.
-        !self.parked.is_empty()
-            && self
-                .parked
-                .get(topic)
-                .is_some_and(|keys| keys.contains(key))
+        has(&self.parked, topic, key)
+    }
+
+    /// Whether dead letters have to be stored before an event of this key is sent: nothing goes past
+    /// one of its key without a record of it. Also, if there are as many as one statement takes.
+    pub(crate) fn must_bury_before(&self, topic: &str, key: &str) -> bool {
+        self.unburied.seqs.len() >= MAX_UNBURIED || has(&self.unburied.keys, topic, key)
     }
 
     /// How many keys are parked.
@@ -74,13 +89,18 @@ impl<'a> Aside<'a> {
     }
 
     /// Parks the event with this seq behind another one of its key. It is stored with the next
-    /// [`store_parked`](Self::store_parked).
+    /// [`store`](Self::store).
     pub(crate) fn park_behind(&mut self, seq: i64) {
         self.behind.push(seq);
     }
 
-    /// Stores what was parked behind others, in one statement.
-    pub(crate) async fn store_parked(&mut self) -> Result<(), CheckpointError> {
+    /// Stores what was parked behind others, and the dead letters, with a statement for each.
+    pub(crate) async fn store(&mut self) -> Result<(), CheckpointError> {
+        self.store_parked().await?;
+        self.store_buried().await
+    }
+
+    async fn store_parked(&mut self) -> Result<(), CheckpointError> {
         if self.behind.is_empty() {
             return Ok(());
         }
@@ -131,14 +151,35 @@ impl<'a> Aside<'a> {
         self.change(&sql, seq, Some(error)).await
     }
 
-    /// Puts the event with this seq among the dead letters.
-    pub(crate) async fn bury(&mut self, seq: i64, error: &str) -> Result<(), CheckpointError> {
+    /// Puts the event with this seq, which was refused, among the dead letters. It is stored with the
+    /// next [`store`](Self::store).
+    pub(crate) fn bury(&mut self, seq: i64, topic: &str, key: &str, error: String) {
+        self.unburied.seqs.push(seq);
+        self.unburied.errors.push(error);
+        let keys = self.unburied.keys.entry(topic.to_owned()).or_default();
+        keys.insert(key.to_owned());
+    }
+
+    async fn store_buried(&mut self) -> Result<(), CheckpointError> {
+        let Unburied { seqs, errors, .. } = &self.unburied;
+        if seqs.is_empty() {
+            return Ok(());
+        }
         let sql = format!(
             "insert into relay_dead_letters (source, {COLUMNS}, error)
-             select $1, {COLUMNS}, $4 from outbox where seq = $3 and {LEADS}
+             select $1, {COLUMNS}, ($4::text[])[array_position($3, seq)] from outbox
+             where seq = any ($3) and {LEADS}
              on conflict (source, seq) do update set error = excluded.error"
         );
-        self.change(&sql, seq, Some(error)).await?;
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let client = self.leadership.client();
+        let stored = client
+            .execute(&sql, &[&source, &epoch, &seqs, &errors])
+            .await?;
+        if stored != seqs.len() as u64 {
+            return Err(CheckpointError::Superseded);
+        }
+        self.unburied = Unburied::default();
         self.is_due = true;
         Ok(())
     }
@@ -215,6 +256,11 @@ impl<'a> Aside<'a> {
         }
         Ok(())
     }
+}
+
+fn has(keys_by_topic: &HashMap<String, HashSet<String>>, topic: &str, key: &str) -> bool {
+    // Mostly there is none: then no text is hashed.
+    !keys_by_topic.is_empty() && (keys_by_topic.get(topic)).is_some_and(|keys| keys.contains(key))
 }
 
 /// A parked key, for an operator.

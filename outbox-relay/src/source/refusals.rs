@@ -26,7 +26,10 @@ impl<S: Sink> Shipping<'_, S> {
                 let (topic, key) = (row.topic, row.key);
                 self.aside.park(row.seq, topic, key, &reason).await?;
             }
-            OnRefusal::DeadLetter => self.aside.bury(row.seq, &reason).await?,
+            OnRefusal::DeadLetter => {
+                let (topic, key) = (row.topic, row.key);
+                self.aside.bury(row.seq, topic, key, reason.clone());
+            }
             OnRefusal::ParkKey | OnRefusal::Halt => {
                 return Err(SourceError::Refused {
                     event_id: row.event_id,
@@ -40,7 +43,7 @@ impl<S: Sink> Shipping<'_, S> {
         self.cursor.advance(row.seq);
         let in_flight = self.sink.in_flight().clone();
         if in_flight.check().is_ok() {
-            return self.mark(in_flight.sent()).await;
+            return Ok(());
         }
         // The broker has refused it, and the sink is of no use any more. Everything before it was
         // acknowledged, because it was sent alone.

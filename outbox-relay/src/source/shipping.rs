@@ -123,8 +123,8 @@ impl<S: Sink> Shipping<'_, S> {
             err = &mut keeping => return self.note(leadership, &shown, err).await,
         };
         let unflushed = match flushed {
-            // The cursor may have passed rows that are parked in memory only.
-            Ok(Ok(())) => self.aside.store_parked().await.err().map(Into::into),
+            // The cursor may have passed rows that are set aside in memory only.
+            Ok(Ok(())) => self.aside.store().await.err().map(Into::into),
             Ok(Err(err)) => Some(SourceError::from(err)),
             Err(_) => Some(SourceError::FlushTimeout),
         };
@@ -252,14 +252,19 @@ impl<S: Sink> Shipping<'_, S> {
                 self.cursor.advance(row.seq);
                 continue;
             }
+            if self.aside.must_bury_before(row.topic, row.key) {
+                self.mark(self.sink.in_flight().sent()).await?;
+            }
             let is_alone = self.one_by_one > 0;
-            match self.send_row(&row).await? {
+            let refusal = self.send_row(&row).await?;
+            let is_taken = refusal.is_none();
+            match refusal {
                 None => self.cursor.advance(row.seq),
                 Some(refusal) => self.set_aside(&row, refusal).await?,
             }
             let sent = self.sink.in_flight().sent();
             // Alone, so that whoever goes on begins with the row that is refused.
-            if is_alone || sent.is_multiple_of(MARK_ROWS) {
+            if is_alone || is_taken && sent.is_multiple_of(MARK_ROWS) {
                 self.mark(sent).await?;
             }
         }
@@ -272,7 +277,7 @@ impl<S: Sink> Shipping<'_, S> {
     /// Makes this a place that a checkpoint can name, when the first `sent` records are acknowledged.
     pub(super) async fn mark(&mut self, sent: u64) -> Result<(), SourceError> {
         // A row that the cursor has passed was sent or is set aside.
-        self.aside.store_parked().await?;
+        self.aside.store().await?;
         self.marks.add(sent, &self.cursor);
         Ok(())
     }

@@ -34,6 +34,7 @@ for_each_sink! {
     a_source_that_halts_reads_one_row_a_try_and_not_a_page,
     a_missing_dead_letter_topic_is_told_before_anything_is_shipped,
     rows_that_make_no_record_are_refused_with_the_reason,
+    dead_letters_of_a_page_are_all_recorded_each_with_its_reason,
 }
 
 const LARGE: usize = 2_000_000;
@@ -458,5 +459,30 @@ async fn rows_that_make_no_record_are_refused_with_the_reason(sink: SinkKind) ->
         assert!(reason.contains(part), "{reason}");
     }
     assert_eq!(reasons.len(), 3, "{reasons:?}");
+    relay.stop().await
+}
+
+/// More than are stored at once, of new keys and of old ones.
+async fn dead_letters_of_a_page_are_all_recorded_each_with_its_reason(
+    sink: SinkKind,
+) -> Result<()> {
+    const ROWS: i64 = 2_100;
+    let (mut setup, session) = setup("letters", sink, OnRefusal::DeadLetter).await?;
+    setup.max_page_rows = 20_000;
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, headers)
+         select '{}', 'key-' || n % 700, 'made', n,
+             (array[null, '{{\"ce_id\":\"x\"}}', '{{\"ce_type\":\"x\"}}'])[n % 3 + 1]::jsonb
+         from generate_series(1, {ROWS}) as n",
+        setup.topic
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    let shipped = usize::try_from(ROWS / 3)?;
+    assert_eq!(setup.records(shipped).await?.len(), shipped);
+    let letters = "select count(*) from relay_dead_letters
+        where error like '%' || (select * from jsonb_object_keys(headers)) || '%'";
+    session.client.wait_for(letters, ROWS / 3 * 2).await?;
+    relay.wait_for_readiness(200).await?;
     relay.stop().await
 }
