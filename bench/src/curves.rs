@@ -1,10 +1,12 @@
 //! What an event costs when the backlog, the payload or the headers grow.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
-    drain::{self, Spread},
+    drain::{self, Drain, Spread},
     lab::{BASE_HEADERS, Backlog, Lab, PAYLOAD_BYTES},
     options::Curves,
     usage::{Cpu, per},
@@ -27,12 +29,16 @@ pub(crate) struct Point {
 
 /// Rows of the runs in which something else than the backlog changes.
 const ROWS: u64 = 200_000;
-/// Small backlogs are drained as often as it takes to come to so many rows, up to `MAX_RUNS` times:
-/// the clock of /proc ticks in hundredths of a second.
-const ROWS_OF_A_POINT: u64 = 400_000;
-const MAX_RUNS: u64 = 20;
-/// Starts of which the cost of one is the mean.
-const STARTS: u32 = 10;
+/// Small backlogs are drained several times in a row, up to so many rows in all: CPU is counted in
+/// nanoseconds, and still one run is like another only within a tenth.
+const ROWS_OF_A_TURN: u64 = 80_000;
+const MAX_RUNS_OF_A_TURN: u64 = 8;
+/// A machine has moods that last for minutes: backlogs are drained by turns, and medians compared.
+const TURNS: u64 = 5;
+/// Larger ones are drained in the first turn only.
+const MAX_ROWS_OF_LATER_TURNS: u64 = 1_000_000;
+/// Starts of a turn.
+const STARTS: u32 = 4;
 /// A start ends with the relay's first page. Until then it connects to the topic's brokers, and runs
 /// code and touches memory for the first time: 2 ms, a quarter of what 10,000 rows take and nothing
 /// to 1,000,000.
@@ -46,9 +52,7 @@ pub(crate) async fn measure(lab: &Lab, sink: &str, reach: Curves) -> Result<Vec<
         Curves::Short => &[10_000, 100_000, 1_000_000],
         Curves::Full => &[10_000, 100_000, 1_000_000, 10_000_000],
     };
-    for rows in backlogs {
-        points.push(run("backlog", backlog(*rows, PAYLOAD_BYTES, 0)).await?);
-    }
+    points.extend(by_turns(lab, sink, backlogs).await?);
     // About as many bytes each.
     for (rows, payload_bytes) in [(ROWS, 200), (ROWS / 4, 2_000), (ROWS / 20, 20_000)] {
         points.push(run("payload", backlog(rows, payload_bytes, 0)).await?);
@@ -66,47 +70,86 @@ pub(crate) async fn measure(lab: &Lab, sink: &str, reach: Curves) -> Result<Vec<
     Ok(points)
 }
 
+/// The same rows, but for their number.
+async fn by_turns(lab: &Lab, sink: &str, backlogs: &[u64]) -> Result<Vec<Point>> {
+    let (mut starts, mut drains) = (Vec::new(), BTreeMap::<u64, Vec<Drain>>::new());
+    for turn in 0..TURNS {
+        starts.extend(self::starts(lab, sink, &backlog(START_ROWS, PAYLOAD_BYTES, 0)).await?);
+        for rows in backlogs {
+            if turn > 0 && *rows > MAX_ROWS_OF_LATER_TURNS {
+                continue;
+            }
+            let drained = drain(lab, sink, &backlog(*rows, PAYLOAD_BYTES, 0)).await?;
+            drains.entry(*rows).or_default().extend(drained);
+        }
+    }
+    let points = drains.iter().map(|(rows, drains)| {
+        Point::of(
+            "backlog",
+            &backlog(*rows, PAYLOAD_BYTES, 0),
+            &starts,
+            drains,
+        )
+    });
+    points.collect()
+}
+
 async fn run(lab: &Lab, sink: &str, what: &'static str, backlog: Backlog) -> Result<Point> {
-    let start = start_cost(lab, sink, &backlog).await?;
-    lab.fill(&backlog).await?;
-    let runs = (ROWS_OF_A_POINT / backlog.rows).clamp(1, MAX_RUNS);
+    let starts = starts(lab, sink, &backlog).await?;
+    let drains = drain(lab, sink, &backlog).await?;
+    Point::of(what, &backlog, &starts, &drains)
+}
+
+/// Drains a backlog as often as a turn takes.
+async fn drain(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
+    lab.fill(backlog).await?;
     let mut drains = Vec::new();
-    for _ in 0..runs {
+    for _ in 0..(ROWS_OF_A_TURN / backlog.rows).clamp(1, MAX_RUNS_OF_A_TURN) {
         drains.push(drain::by_relay(lab, backlog.rows, sink).await?);
     }
-    let us_per_event = |part: fn(Cpu) -> f64| {
-        let used: f64 = (drains.iter())
-            .map(|drain| part(drain.cpu.since(start)))
-            .sum();
-        used * 1e6 / (runs * (backlog.rows - START_ROWS)) as f64
-    };
-    Ok(Point {
-        what,
-        runs,
-        rows: backlog.rows,
-        payload_bytes: backlog.payload_bytes,
-        headers: BASE_HEADERS + backlog.further_headers,
-        events_per_s: Spread::of(&drains, |drain| per(drain.rows, drain.seconds))?.median,
-        relay_us_per_event: us_per_event(|cpu| cpu.shipper),
-        postgres_us_per_event: us_per_event(|cpu| cpu.postgres),
-        broker_us_per_event: us_per_event(|cpu| cpu.broker),
-        peak_rss_mib: Spread::of(&drains, |drain| drain.peak_rss_mib)?.max,
-    })
+    Ok(drains)
 }
 
 /// What it takes until a relay has shipped the first rows of such a backlog. It is the same for any
 /// number of them, and would be most of what a small one costs.
-async fn start_cost(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Cpu> {
+async fn starts(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
     let first = Backlog {
         rows: START_ROWS,
         ..backlog.clone()
     };
     lab.fill(&first).await?;
-    let mut cost = Cpu::default();
+    let mut starts = Vec::new();
     for _ in 0..STARTS {
-        cost = cost.plus(drain::by_relay(lab, START_ROWS, sink).await?.cpu);
+        starts.push(drain::by_relay(lab, START_ROWS, sink).await?);
     }
-    Ok(cost.divided_by(STARTS.into()))
+    Ok(starts)
+}
+
+impl Point {
+    fn of(
+        what: &'static str,
+        backlog: &Backlog,
+        starts: &[Drain],
+        drains: &[Drain],
+    ) -> Result<Self> {
+        let us_per_event = |part: fn(Cpu) -> f64| {
+            let start = Spread::of(starts, |drain| part(drain.cpu))?.median;
+            let used = Spread::of(drains, |drain| part(drain.cpu))?.median;
+            anyhow::Ok((used - start) * 1e6 / (backlog.rows - START_ROWS) as f64)
+        };
+        Ok(Self {
+            what,
+            runs: drains.len() as u64,
+            rows: backlog.rows,
+            payload_bytes: backlog.payload_bytes,
+            headers: BASE_HEADERS + backlog.further_headers,
+            events_per_s: Spread::of(drains, |drain| per(drain.rows, drain.seconds))?.median,
+            relay_us_per_event: us_per_event(|cpu| cpu.shipper)?,
+            postgres_us_per_event: us_per_event(|cpu| cpu.postgres)?,
+            broker_us_per_event: us_per_event(|cpu| cpu.broker)?,
+            peak_rss_mib: Spread::of(drains, |drain| drain.peak_rss_mib)?.max,
+        })
+    }
 }
 
 fn backlog(rows: u64, payload_bytes: u32, further_headers: u32) -> Backlog {

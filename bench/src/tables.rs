@@ -238,9 +238,9 @@ fn curves(report: &Report) -> Table {
     }
     Table {
         heading: "What an event costs, by backlog, payload and headers".to_owned(),
-        note: "Small backlogs are drained several times. CPU is that of all runs, of the rows \
-               behind the first 1,000: a start takes so much once, and what it takes until these are \
-               shipped is measured by itself; MB/s are those of payloads",
+        note: "Backlogs are drained by turns, small ones several times in each. CPU is the median of \
+               the runs, of the rows behind the first 1,000: a start takes so much once, and what it \
+               takes until these are shipped is measured by itself; MB/s are those of payloads",
         rows,
     }
 }

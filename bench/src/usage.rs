@@ -45,22 +45,6 @@ impl Cpu {
             broker: self.broker - earlier.broker,
         }
     }
-
-    pub(crate) fn plus(self, other: Self) -> Self {
-        Self {
-            shipper: self.shipper + other.shipper,
-            postgres: self.postgres + other.postgres,
-            broker: self.broker + other.broker,
-        }
-    }
-
-    pub(crate) fn divided_by(self, count: f64) -> Self {
-        Self {
-            shipper: self.shipper / count,
-            postgres: self.postgres / count,
-            broker: self.broker / count,
-        }
-    }
 }
 
 /// CPU seconds of a process.
