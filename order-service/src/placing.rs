@@ -74,14 +74,26 @@ impl Placing {
                     Ok(()) => self.write(placement, true).await,
                     // Then the event is what is left to hope for.
                     Err(Error::UserServiceUnavailable(_)) => self.place_locally(placement).await,
-                    Err(err) => Err(err),
+                    Err(err) => self.repeat_or_refuse(placement, err).await,
                 }
             }
-            Validation::Remote(users) => {
-                users.check(user_id, placement.deadline).await?;
-                self.write(placement, true).await
-            }
+            Validation::Remote(users) => match users.check(user_id, placement.deadline).await {
+                Ok(()) => self.write(placement, true).await,
+                Err(err) => self.repeat_or_refuse(placement, err).await,
+            },
         }
+    }
+
+    /// The answer that the same request got before: it stays what it was, whatever has become of the
+    /// user or of user-service.
+    async fn repeat_or_refuse(
+        &self,
+        placement: &Placement,
+        err: Error,
+    ) -> Result<Answer<Order>, Error> {
+        let (store, context) = (self.store.clone(), placement.context.clone());
+        let earlier = to_completion(async move { store.earlier_answer(context).await });
+        earlier.await?.ok_or(err)
     }
 
     async fn place_locally(&self, placement: &Placement) -> Result<Answer<Order>, Error> {

@@ -66,7 +66,11 @@ impl Store {
             if let Some(response) = context.earlier_response(conn).await? {
                 return Ok(Answer::Repeated(response));
             }
-            match lock_cached_user(conn, new.user_id).await? {
+            let user = match lock_cached_user(conn, new.user_id).await? {
+                None if vouched => cancellations::lock_unheard_user(conn, new.user_id).await?,
+                user => user,
+            };
+            match user {
                 None if !vouched => return Err(Error::UserUnknown(new.user_id)),
                 Some(user) if user.deleted => return Err(Error::UserDeleted(new.user_id)),
                 _ => {}
@@ -76,6 +80,25 @@ impl Store {
             outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
             context.keep_response(conn, || respond(&order)).await?;
             Ok(Answer::Done(order))
+        })
+        .await
+    }
+
+    /// The answer that the same request to place an order got before, if it did.
+    ///
+    /// # Errors
+    /// If the request id was used for something else, or the database fails.
+    pub async fn earlier_answer(
+        &self,
+        context: WriteContext,
+    ) -> Result<Option<Answer<Order>>, Error> {
+        if context.request.is_none() {
+            return Ok(None);
+        }
+        let mut conn = self.database.get().await?;
+        conn.transaction(async |conn| {
+            let response = context.earlier_response(conn).await?;
+            Ok(response.map(Answer::Repeated))
         })
         .await
     }

@@ -9,9 +9,9 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use proto::events;
 use uuid::Uuid;
 
-use super::{CANCELLED, OrderRow, REQUESTED, USER_DELETED, event};
+use super::{CANCELLED, OrderRow, REQUESTED, USER_DELETED, cached_user, event};
 use crate::{
-    domain::{CancelReason, Order, State},
+    domain::{CachedUser, CancelReason, Order, State},
     error::Error,
 };
 
@@ -33,6 +33,12 @@ const CANCEL_OF_DELETED: &str = "
     from open where orders.order_id = open.order_id
     returning orders.order_id, user_id, amount_minor, currency, state, cancel_reason, version,
         create_time, update_time, event_id";
+
+/// Taken by orders of users of whom nothing was heard, who have no row to lock, and against them by
+/// deletions. One for all users: such orders are few, and done in a moment.
+const LOCK_SHARED: &str =
+    "select pg_advisory_xact_lock_shared(hashtextextended('orders of unheard users', 0))";
+const LOCK: &str = "select pg_advisory_xact_lock(hashtextextended('orders of unheard users', 0))";
 
 /// The end of a user, and the event that told of it.
 #[derive(Clone, Debug)]
@@ -77,6 +83,17 @@ pub(super) async fn cancel(
     Ok(order)
 }
 
+/// What is known of a user of whom nothing was heard a moment ago. If it is still nothing, no order of
+/// such a user that this transaction places is missed by the deletion that may arrive meanwhile.
+pub(super) async fn lock_unheard_user(
+    conn: &mut AsyncPgConnection,
+    user_id: Uuid,
+) -> Result<Option<CachedUser>, Error> {
+    diesel::sql_query(LOCK_SHARED).execute(conn).await?;
+    // Without a lock on the row: a deletion that has it may be waiting for this transaction.
+    cached_user(conn, user_id).await
+}
+
 /// Cancels the open orders of deleted users, and tells of it in events to `topic`, each with the
 /// deletion as its cause. Call it in the transaction that writes the deletions into `users_cache`,
 /// behind that: what it does not see then, [`create_order`](super::Store::create_order) refuses.
@@ -88,6 +105,7 @@ pub async fn cancel_orders_of_deleted(
     topic: &str,
     deletions: &[Deletion],
 ) -> QueryResult<()> {
+    diesel::sql_query(LOCK).execute(conn).await?;
     let user_ids: Vec<Uuid> = deletions.iter().map(|d| d.user_id).collect();
     let event_ids: Vec<Option<&str>> = deletions.iter().map(|d| d.event_id.as_deref()).collect();
     let rows: Vec<CancelledRow> = diesel::sql_query(CANCEL_OF_DELETED)
