@@ -8,8 +8,8 @@ use proto::{
         CreateOrderRequest, CreateOrderResponse, order_service_client::OrderServiceClient,
     },
     user::v1::{
-        CreateUserRequest, CreateUserResponse, GetUserOrderSummaryRequest, ListUsersRequest,
-        user_service_client::UserServiceClient,
+        CreateUserRequest, CreateUserResponse, DeleteUserRequest, DeleteUserResponse,
+        GetUserOrderSummaryRequest, ListUsersRequest, user_service_client::UserServiceClient,
     },
 };
 use tonic::{Status, transport::Channel};
@@ -53,9 +53,20 @@ impl System {
     /// # Errors
     /// If something does not start.
     pub async fn start_on_shared_servers(test: &str) -> Result<Self> {
+        Self::start_on_shared_servers_with(test, &[]).await
+    }
+
+    /// The same, with further variables for both services.
+    ///
+    /// # Errors
+    /// If something does not start.
+    pub async fn start_on_shared_servers_with(
+        test: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let prefix = format!("{}_", Addresses::unique_name(test));
         let home = Arc::new(Home::new()?);
-        let stack = Stack::start(&home, Addresses::shared(), &prefix, &[]).await?;
+        let stack = Stack::start(&home, Addresses::shared(), &prefix, variables).await?;
         Self::connect(None, stack)
     }
 
@@ -105,6 +116,18 @@ impl System {
             ..CreateUserRequest::default()
         };
         Ok(self.users().create_user(request).await?.into_inner())
+    }
+
+    /// Deletes a user.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn delete_user(&self, user_id: &str) -> Result<DeleteUserResponse, Status> {
+        let request = DeleteUserRequest {
+            user_id: user_id.to_owned(),
+            ..DeleteUserRequest::default()
+        };
+        Ok(self.users().delete_user(request).await?.into_inner())
     }
 
     /// Places an order of 19.90 EUR; `token` is that of CreateUser, or empty.

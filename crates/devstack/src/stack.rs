@@ -87,6 +87,8 @@ impl Stack {
                 .env("CONSUMER_GROUP", format!("{prefix}{service}"))
                 .env("DEAD_LETTER_TOPIC", names.dead_letter_topic(service))
                 .env("INSTANCE_ID", "1")
+                // order-service asks there only if VALIDATION says so.
+                .env("USER_SERVICE_ADDR", &names.user_service_addr)
         };
         let stack = Self {
             user_service: Process::start(

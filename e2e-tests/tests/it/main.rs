@@ -3,10 +3,13 @@
 
 mod background;
 mod databases;
+mod deletions;
 mod error_table;
 mod kills;
 mod orders;
 mod outages;
+mod tokens;
+mod validation;
 
 use anyhow::Result;
 use demo::System;
