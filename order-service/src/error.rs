@@ -16,7 +16,7 @@ service_kit::reasons! {
     USER_DELETED: FailedPrecondition, "CreateOrder: the user was deleted",
         "PreconditionFailure", "give up; a deleted user does not come back";
     ORDER_CANCELLED: FailedPrecondition, "CancelOrder: the order is cancelled already",
-        "PreconditionFailure", "be content";
+        "PreconditionFailure", "nothing: it is done";
     PROJECTION_LAGGING: Unavailable, "CreateOrder: what the consistency token names did not arrive in time",
         "RetryInfo, `grpc-retry-pushback-ms`", "repeat it after that time, with its `request_id`";
     USER_SERVICE_UNAVAILABLE: Unavailable, "CreateOrder: user-service does not answer, and has to be asked (validation mode `remote`)",

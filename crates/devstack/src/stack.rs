@@ -84,7 +84,11 @@ impl Stack {
                 .env("KAFKA_BROKERS", &names.brokers)
                 .env("USERS_TOPIC", &names.users_topic)
                 .env("ORDERS_TOPIC", &names.orders_topic)
-                .env("CONSUMER_GROUP", format!("{prefix}{service}"))
+                // The services' own default, so that their commands need no option.
+                .env(
+                    "CONSUMER_GROUP",
+                    format!("{prefix}{}_group", service.replace('-', "_")),
+                )
                 .env("DEAD_LETTER_TOPIC", names.dead_letter_topic(service))
                 .env("INSTANCE_ID", "1")
                 // order-service asks there only if VALIDATION says so.

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use crate::{
     Projection, RebuildOptions, Rebuildable, Redriven,
     dead_letters::{self, DeadLetter},
-    drop_replaced, redrive,
+    drop_replaced,
+    offsets::check_known,
+    redrive,
 };
 
 /// Dead letters that `redrive --all` reads at a time.
@@ -60,13 +62,14 @@ impl DlqCommand {
     /// Does it, for the projection of this name, and prints what has become of it.
     ///
     /// # Errors
-    /// The database's.
+    /// If the database has no such projection, or fails.
     pub async fn run<P: Projection>(
         self,
         conn: &mut AsyncPgConnection,
         projection: &P,
         name: &str,
     ) -> Result<ExitCode> {
+        check_known(conn, name).await?;
         match self {
             Self::List { limit, after, json } => {
                 let letters = dead_letters::list(conn, name, after, limit).await?;

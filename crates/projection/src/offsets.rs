@@ -29,6 +29,33 @@ struct NextOffset {
     next_offset: i64,
 }
 
+#[derive(QueryableByName)]
+struct Name {
+    #[diesel(sql_type = Text)]
+    projection: String,
+}
+
+/// Whether this database has a projection of that name; an error that names those which it has, if
+/// not. Whoever looks after one under a wrong name, or in a wrong database, would be told that all is
+/// well.
+pub(crate) async fn check_known(conn: &mut AsyncPgConnection, name: &str) -> anyhow::Result<()> {
+    let names: Vec<Name> =
+        diesel::sql_query("select distinct projection from projection_offsets order by projection")
+            .load(conn)
+            .await?;
+    let names: Vec<String> = names.into_iter().map(|name| name.projection).collect();
+    anyhow::ensure!(
+        names.iter().any(|known| known == name),
+        "this database has no projection {name} (CONSUMER_GROUP), but: {}",
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    );
+    Ok(())
+}
+
 impl Offsets<'_> {
     /// The next offset of a partition; a partition that was never read begins at `earliest`.
     pub(crate) async fn begin(

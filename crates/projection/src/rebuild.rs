@@ -21,7 +21,7 @@ use rdkafka::{consumer::BaseConsumer, message::BorrowedMessage};
 use crate::{
     Projection,
     apply::{self, Outcome},
-    offsets::{Moves, Offsets},
+    offsets::{Moves, Offsets, check_known},
     record::Record,
     topic::Topic,
 };
@@ -74,7 +74,7 @@ pub struct Rebuilt {
 /// second connection to the same database.
 ///
 /// # Errors
-/// If the topic may lack records, replaced tables of an earlier rebuild are still there, somebody
+/// If nobody follows the topic under this name, it may lack records, replaced tables of an earlier rebuild are still there, somebody
 /// else rebuilds, or Kafka or the database fails. It can then be begun again, and goes on where it
 /// was.
 pub async fn rebuild<P: Rebuildable>(
@@ -83,6 +83,7 @@ pub async fn rebuild<P: Rebuildable>(
     projection: &P,
     options: &RebuildOptions,
 ) -> Result<Rebuilt> {
+    check_known(conn, &options.name).await?;
     let topic = Topic::new(&options.brokers, &options.topic)?;
     topic.check_complete().await?;
     prepare(conn, P::TABLES, &options.name).await?;
@@ -297,6 +298,10 @@ impl<P: Rebuildable> Run<'_, P> {
         .bind::<Text, _>(topic)
         .load(follower)
         .await?;
+        ensure!(
+            !live.is_empty(),
+            "nobody follows topic {topic} as {name} here"
+        );
         // A rebuild must not fall back behind what was served.
         while live
             .iter()

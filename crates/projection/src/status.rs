@@ -11,7 +11,11 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use rdkafka::{Message as _, consumer::Consumer as _};
 use serde::Serialize;
 
-use crate::{RebuildOptions, offsets::Moves, topic::Topic};
+use crate::{
+    RebuildOptions,
+    offsets::{Moves, check_known},
+    topic::Topic,
+};
 
 /// How long the record that is next may take to come.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,11 +58,12 @@ struct Row {
 /// Compares a projection's offsets with its topic.
 ///
 /// # Errors
-/// If Kafka or the database can't be asked.
+/// If there is no such projection, or Kafka or the database can't be asked.
 pub async fn status(
     conn: &mut AsyncPgConnection,
     options: &RebuildOptions,
 ) -> Result<Vec<PartitionStatus>> {
+    check_known(conn, &options.name).await?;
     let topic = Topic::new(&options.brokers, &options.topic)?;
     let rows: Vec<Row> = diesel::sql_query(
         "select partition, next_offset, applied, skipped, set_aside from projection_offsets

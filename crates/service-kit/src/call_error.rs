@@ -26,12 +26,12 @@ crate::reasons! {
     MESSAGE_TOO_LARGE: ResourceExhausted, "the message is larger than 64 KiB",
         "`grpc-retry-pushback-ms` is -1: no retry", "send less";
     DEADLINE_EXCEEDED: DeadlineExceeded, "the call's deadline has passed, or the server's of 10 s",
-        "", "repeat it with its `request_id`: whether a write took effect is unknown";
+        "", "repeat a write with its `request_id`: whether it took effect is unknown";
     DATABASE_UNAVAILABLE: Unavailable, "the service can't reach its database",
         "RetryInfo, `grpc-retry-pushback-ms`", "repeat it after that time, with its `request_id`";
     UNIMPLEMENTED: Unimplemented, "there is no such method, or no such compression",
         "", "look at the methods with server reflection";
-    TRANSPORT: Unknown, "the request is no gRPC call; the code is what fits best",
+    TRANSPORT: Unknown, "the call got no further than the transport, as one for the health of a name that is not known; the code is what fits best",
         "", "look at the message";
     INTERNAL: Internal, "the service has a fault",
         "RequestInfo, with a number", "report it with that number";
@@ -104,7 +104,7 @@ impl From<CallError> for Refusal {
             .retry_after(spread(OVERLOADED_RETRY_DELAY)),
             CallError::DeadlineExceeded => Self::new(
                 DEADLINE_EXCEEDED,
-                "the deadline passed; whether a write took effect is unknown, repeat it with its \
+                "the deadline passed; whether a write took effect is unknown, repeat one with its \
                  request_id",
             ),
             CallError::Database(DatabaseError::Unavailable(err)) => {

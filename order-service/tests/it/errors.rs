@@ -42,7 +42,9 @@ fn details(status: &Status) -> BTreeSet<&'static str> {
 
 /// What the table promises.
 fn promised(reason: &Reason) -> BTreeSet<&'static str> {
-    let names = reason.details.split(", ").filter(|name| !name.is_empty());
+    let promises = reason.details.split(", ").filter(|text| !text.is_empty());
+    // What follows the name of a detail says what it holds.
+    let names = promises.map(|text| text.split_once(" is ").map_or(text, |(name, _)| name));
     names.collect()
 }
 

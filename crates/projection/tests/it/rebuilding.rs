@@ -110,6 +110,25 @@ async fn a_rebuild_that_was_ended_goes_on_where_it_was() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_under_which_nobody_follows_is_refused() -> Result<()> {
+    let setup = Setup::new("misnamed").await?;
+    setup.count("k").await?;
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 1).await?;
+    running.stop().await;
+    let options = RebuildOptions {
+        name: "other".into(),
+        ..setup.rebuild_options()
+    };
+    let (mut conn, mut follower) = (setup.session().await?, setup.session().await?);
+    let err = rebuild(&mut conn, &mut follower, &Counts, &options).await;
+    let err = err.unwrap_err().to_string();
+    assert!(err.contains(&setup.name), "{err}");
+    assert_eq!(setup.sql.count(TOTAL).await?, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_has_lost_records_is_refused() -> Result<()> {
     let setup = Setup::new("incomplete").await?;
     let servers = Addresses::shared();
@@ -120,6 +139,10 @@ async fn a_topic_that_has_lost_records_is_refused() -> Result<()> {
             .write_record(&topic, Some(b"a"), Some(b"{}"), &[("ce_type", "count")])
             .await?;
     }
+    let running = setup.follow();
+    setup.count("a").await?;
+    setup.sql.wait_for(TOTAL, 1).await?;
+    running.stop().await;
     let options = RebuildOptions {
         topic: topic.clone(),
         ..setup.rebuild_options()

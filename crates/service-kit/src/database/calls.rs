@@ -10,7 +10,8 @@ use super::{Pool, PooledConnection};
 use crate::{call_error::CallError, token_key::TokenKey};
 
 /// The database as calls see it: with a limit on those that use it or wait for it, over all
-/// connections of all clients.
+/// connections of all clients. It is here and not at the door, because calls that wait for events hold
+/// no connection (docs/adr/0016).
 ///
 /// Beyond the limit a call is refused at once. A queue before the database only makes everybody
 /// late: what comes faster than it can be done has to go elsewhere, or come later. (tonic's own
