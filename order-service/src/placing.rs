@@ -99,7 +99,10 @@ impl Placing {
     async fn place_locally(&self, placement: &Placement) -> Result<Answer<Order>, Error> {
         let until = self.wait_until(self.limits.token, placement);
         if !self.has_arrived(placement.token.as_ref(), until).await? {
-            return Err(Error::ProjectionLagging);
+            // A repeat may have a newer token than the first try had.
+            return self
+                .repeat_or_refuse(placement, Error::ProjectionLagging)
+                .await;
         }
         match self.write(placement, false).await {
             // The event may be on its way: one short wait, then one more try.

@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub use self::{
-    cancellations::{Deletion, cancel_orders_of_deleted},
+    cancellations::{Deletion, cancel_orders_of_deleted, cancel_what_deleted_users_left_open},
     changes::{Changes, Position},
 };
 

@@ -9,7 +9,7 @@ use projection::{Poison, Projection, Rebuildable, Record};
 use proto::events::{self, User};
 
 use crate::{
-    store::{Deletion, cancel_orders_of_deleted},
+    store::{Deletion, cancel_orders_of_deleted, cancel_what_deleted_users_left_open},
     wakers::Wakers,
 };
 
@@ -87,6 +87,12 @@ fn event_id(record: &Record<'_>) -> Option<String> {
 
 impl Rebuildable for UsersProjection {
     const TABLES: &'static [&'static str] = &["users_cache"];
+
+    /// An order that was placed meanwhile was checked against the old table, which may not have heard
+    /// of a deletion that the new one has.
+    async fn swapped(&self, conn: &mut AsyncPgConnection) -> QueryResult<()> {
+        cancel_what_deleted_users_left_open(conn, &self.orders_topic).await
+    }
 }
 
 impl Projection for UsersProjection {

@@ -49,7 +49,8 @@ impl Email {
 
     /// The same of an address that is known to be one, or to be erased.
     pub fn key_of(email: &str) -> String {
-        email.to_lowercase()
+        // Through the upper case, in which ß is SS and a final sigma is one like others.
+        email.to_uppercase().to_lowercase()
     }
 }
 
@@ -175,6 +176,13 @@ mod tests {
         assert_eq!(email.as_str(), "Ada.Lovelace+x@Example.COM");
         assert_eq!(email.key(), "ada.lovelace+x@example.com");
         assert!(Email::parse("josé@exämple.com").is_ok());
+        for (one, other) in [
+            ("ΟΔΟΣ@d.com", "οδοσ@d.com"),
+            ("straße@d.com", "STRASSE@d.com"),
+        ] {
+            let (one, other) = (Email::parse(one).unwrap(), Email::parse(other).unwrap());
+            assert_eq!(one.key(), other.key());
+        }
     }
 
     #[test]

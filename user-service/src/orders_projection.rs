@@ -76,11 +76,14 @@ impl Projection for OrdersProjection {
             let reason = "amount is no decimal number of at most 10^15";
             return Err(Poison::new("payload", reason));
         }
-        // JSON can hold these, and Postgres can't: without this they would be tried for ever.
-        if order.currency.contains('\0') {
-            let reason = "currency has a character with the number 0";
-            return Err(Poison::new("payload", reason));
+        // The table would refuse it, and with it its whole batch, which is then tried one by one.
+        if order.currency.len() != 3 || !order.currency.bytes().all(|b| b.is_ascii_uppercase()) {
+            return Err(Poison::new(
+                "payload",
+                "currency is no code of three letters",
+            ));
         }
+        // JSON can hold it, and Postgres can't: without this it would be tried for ever.
         if !(1..=9999).contains(&order.update_time.year()) {
             let reason = "update_time is not of the years 1 to 9999";
             return Err(Poison::new("payload", reason));

@@ -1,6 +1,10 @@
 //! The subcommands `dlq` and `projection` of a service that follows a topic.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
@@ -14,6 +18,13 @@ use crate::{
     offsets::check_known,
     redrive,
 };
+
+/// Like `println!`, but that a reader who has seen enough, as `head` has, is no reason to panic.
+macro_rules! say {
+    ($($text:tt)*) => {
+        writeln!(io::stdout(), $($text)*)?
+    };
+}
 
 /// Dead letters that `redrive --all` reads at a time.
 const PAGE: i64 = 100;
@@ -74,7 +85,7 @@ impl DlqCommand {
             Self::List { limit, after, json } => {
                 let letters = dead_letters::list(conn, name, after, limit).await?;
                 for letter in &letters {
-                    println!(
+                    say!(
                         "{}",
                         if json {
                             summary(letter).to_string()
@@ -92,7 +103,7 @@ impl DlqCommand {
                 let letter = dead_letters::find(conn, name, id).await?;
                 let letter =
                     letter.with_context(|| format!("there is no dead letter {id} of {name}"))?;
-                println!(
+                say!(
                     "{}",
                     if json {
                         whole(&letter).to_string()
@@ -108,9 +119,9 @@ impl DlqCommand {
                 let mut code = ExitCode::SUCCESS;
                 for id in ids {
                     if dead_letters::discard(conn, name, id).await? {
-                        println!("{id}\tdropped");
+                        say!("{id}\tdropped");
                     } else {
-                        println!("{id}\tthere is none");
+                        say!("{id}\tthere is none");
                         code = ExitCode::FAILURE;
                     }
                 }
@@ -129,13 +140,15 @@ async fn redrive_these<P: Projection>(
     let mut code = ExitCode::SUCCESS;
     for id in ids {
         match redrive(conn, projection, name, *id).await? {
-            Redriven::Applied => println!("{id}\tapplied"),
+            Redriven::Applied => {
+                say!("{id}\tapplied");
+            }
             Redriven::Refused(poison) => {
-                println!("{id}\tstill refused: {poison}");
+                say!("{id}\tstill refused: {poison}");
                 code = ExitCode::FAILURE;
             }
             Redriven::Missing => {
-                println!("{id}\tthere is none");
+                say!("{id}\tthere is none");
                 code = ExitCode::FAILURE;
             }
         }
@@ -262,15 +275,15 @@ impl ProjectionCommand {
             Self::Status { json } => {
                 let partitions = crate::status(conn, options).await?;
                 if json {
-                    println!("{}", serde_json::to_string(&partitions)?);
+                    say!("{}", serde_json::to_string(&partitions)?);
                     return Ok(());
                 }
-                println!("partition\tnext\tend\tlag\tlag, s\tapplied\tskipped\tset aside");
+                say!("partition\tnext\tend\tlag\tlag, s\tapplied\tskipped\tset aside");
                 for p in &partitions {
                     let next = p
                         .next_offset
                         .map_or_else(|| "-".to_owned(), |next| next.to_string());
-                    println!(
+                    say!(
                         "{}\t{next}\t{}\t{}\t{:.1}\t{}\t{}\t{}",
                         p.partition,
                         p.end_offset,
@@ -284,16 +297,16 @@ impl ProjectionCommand {
             }
             Self::Rebuild { drop_old: true } => {
                 drop_replaced(conn).await?;
-                println!("dropped, if there were any");
+                say!("dropped, if there were any");
             }
             Self::Rebuild { drop_old: false } => {
                 let rebuilt = crate::rebuild(conn, follower, projection, options).await?;
                 let (records, s) = (rebuilt.records, rebuilt.took.as_secs_f64());
-                println!(
+                say!(
                     "{records} records in {s:.1} s, {:.0} a second",
                     records as f64 / s
                 );
-                println!(
+                say!(
                     "the new tables serve; the old ones are in the schema projection_replaced until \
                      you run the same with --drop-old"
                 );

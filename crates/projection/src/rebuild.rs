@@ -31,6 +31,20 @@ pub trait Rebuildable: Projection {
     /// The tables that `apply` writes to and that hold nothing but what it wrote. Its statements name
     /// them, and their constraints, without a schema.
     const TABLES: &'static [&'static str];
+
+    /// Does what follows from the new tables elsewhere in the database, in the transaction that puts
+    /// them in their place. While they were made, `apply` has reacted to records that those who read
+    /// the old tables had not heard of.
+    ///
+    /// # Errors
+    /// The database's.
+    fn swapped(
+        &self,
+        conn: &mut AsyncPgConnection,
+    ) -> impl Future<Output = diesel::QueryResult<()>> + Send {
+        let _ = conn;
+        async { Ok(()) }
+    }
 }
 
 /// What to build anew, from what.
@@ -57,8 +71,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 const NEAR_RECORDS: i64 = 1_000;
 /// How long the last records may take while the follower waits.
 const SWAP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Begins the swap: whoever wants to read the tables waits behind it while it waits for its locks.
-const SWAP: &str = "begin; set local lock_timeout = '1s'";
+/// Whoever wants to read the tables waits behind the swap while that waits for its locks.
+const SWAP_LIMIT: &str = "set local lock_timeout = '1s'";
 const MAX_SWAPS: u32 = 5;
 
 /// What a rebuild has done.
@@ -111,7 +125,6 @@ pub async fn rebuild<P: Rebuildable>(
         .await
     {
         // The follower goes on, and so do we, until it is worth another try.
-        follower.batch_execute("rollback").await?;
         swaps += 1;
         if swaps == MAX_SWAPS {
             return Err(err.context(
@@ -286,64 +299,68 @@ impl<P: Rebuildable> Run<'_, P> {
         name: &str,
         tables: &[&str],
     ) -> Result<()> {
-        follower.batch_execute(SWAP).await?;
-        let started = Instant::now();
-        let topic = self.offsets.topic;
-        // From here on the follower applies nothing.
-        let live: Vec<LiveOffset> = diesel::sql_query(
-            "select partition, next_offset from projection_offsets
-             where projection = $1 and topic = $2 for update",
-        )
-        .bind::<Text, _>(name)
-        .bind::<Text, _>(topic)
-        .load(follower)
-        .await?;
-        ensure!(
-            !live.is_empty(),
-            "nobody follows topic {topic} as {name} here"
-        );
-        // A rebuild must not fall back behind what was served.
-        while live
-            .iter()
-            .any(|live| self.next(live.partition) < live.next_offset)
-        {
+        let swap = follower.transaction(async |follower| {
+            follower.batch_execute(SWAP_LIMIT).await?;
+            let started = Instant::now();
+            let topic = self.offsets.topic;
+            // From here on the follower applies nothing.
+            let live: Vec<LiveOffset> = diesel::sql_query(
+                "select partition, next_offset from projection_offsets
+                 where projection = $1 and topic = $2 for update",
+            )
+            .bind::<Text, _>(name)
+            .bind::<Text, _>(topic)
+            .load(follower)
+            .await?;
             ensure!(
-                started.elapsed() < SWAP_TIMEOUT,
-                "its last records take too long"
+                !live.is_empty(),
+                "nobody follows topic {topic} as {name} here"
             );
-            self.apply_batch(conn, consumer).await?;
-        }
-        let mut sql = format!("create schema {OLD};");
-        for table in tables {
-            sql += &format!(
-                "alter table public.{table} set schema {OLD};
-                 alter table {NEW}.{table} set schema public;"
-            );
-        }
-        sql += &format!("drop schema {NEW};");
-        follower.batch_execute(&sql).await?;
-        for statement in [
-            "delete from projection_offsets where projection = $1 and topic = $2",
-            "delete from dead_letters where projection = $1 and topic = $2",
-        ] {
-            diesel::sql_query(statement)
+            // A rebuild must not fall back behind what was served.
+            while live
+                .iter()
+                .any(|live| self.next(live.partition) < live.next_offset)
+            {
+                ensure!(
+                    started.elapsed() < SWAP_TIMEOUT,
+                    "its last records take too long"
+                );
+                self.apply_batch(conn, consumer).await?;
+            }
+            let mut sql = format!("create schema {OLD};");
+            for table in tables {
+                sql += &format!(
+                    "alter table public.{table} set schema {OLD};
+                     alter table {NEW}.{table} set schema public;"
+                );
+            }
+            sql += &format!("drop schema {NEW};");
+            // Waits for everybody who has read the old tables in a transaction that goes on.
+            follower.batch_execute(&sql).await?;
+            self.projection.swapped(follower).await?;
+            for statement in [
+                "delete from projection_offsets where projection = $1 and topic = $2",
+                "delete from dead_letters where projection = $1 and topic = $2",
+            ] {
+                diesel::sql_query(statement)
+                    .bind::<Text, _>(name)
+                    .bind::<Text, _>(topic)
+                    .execute(follower)
+                    .await?;
+            }
+            for table in ["projection_offsets", "dead_letters"] {
+                diesel::sql_query(format!(
+                    "update {table} set projection = $1 where projection = $2 and topic = $3"
+                ))
                 .bind::<Text, _>(name)
+                .bind::<Text, _>(self.offsets.projection)
                 .bind::<Text, _>(topic)
                 .execute(follower)
                 .await?;
-        }
-        for table in ["projection_offsets", "dead_letters"] {
-            diesel::sql_query(format!(
-                "update {table} set projection = $1 where projection = $2 and topic = $3"
-            ))
-            .bind::<Text, _>(name)
-            .bind::<Text, _>(self.offsets.projection)
-            .bind::<Text, _>(topic)
-            .execute(follower)
-            .await?;
-        }
-        follower.batch_execute("commit").await?;
-        Ok(())
+            }
+            Ok(())
+        });
+        swap.await
     }
 }
 

@@ -40,6 +40,10 @@ const LOCK_SHARED: &str =
     "select pg_advisory_xact_lock_shared(hashtextextended('orders of unheard users', 0))";
 const LOCK: &str = "select pg_advisory_xact_lock(hashtextextended('orders of unheard users', 0))";
 
+const LEFT_OPEN: &str = "
+    select distinct user_id from users_cache join orders using (user_id)
+    where deleted and state = 'created'";
+
 /// The end of a user, and the event that told of it.
 #[derive(Clone, Debug)]
 pub struct Deletion {
@@ -47,6 +51,12 @@ pub struct Deletion {
     pub user_id: Uuid,
     /// The event's `ce_id`, where it had one.
     pub event_id: Option<String>,
+}
+
+#[derive(QueryableByName)]
+struct UserRow {
+    #[diesel(sql_type = SqlUuid)]
+    user_id: Uuid,
 }
 
 #[derive(QueryableByName)]
@@ -118,6 +128,26 @@ pub async fn cancel_orders_of_deleted(
     let events = events
         .map_err(|err| diesel::result::Error::QueryBuilderError(format!("{err:?}").into()))?;
     outbox::enqueue_all(conn, &events).await
+}
+
+/// Cancels the open orders of all users who are deleted as `users_cache` says now.
+///
+/// # Errors
+/// The database's.
+pub async fn cancel_what_deleted_users_left_open(
+    conn: &mut AsyncPgConnection,
+    topic: &str,
+) -> QueryResult<()> {
+    let rows: Vec<UserRow> = diesel::sql_query(LEFT_OPEN).load(conn).await?;
+    let deletions = rows.into_iter().map(|UserRow { user_id }| Deletion {
+        user_id,
+        event_id: None,
+    });
+    let deletions: Vec<Deletion> = deletions.collect();
+    if deletions.is_empty() {
+        return Ok(());
+    }
+    cancel_orders_of_deleted(conn, topic, &deletions).await
 }
 
 fn cancelled(topic: &str, row: CancelledRow) -> Result<outbox::Event, Error> {

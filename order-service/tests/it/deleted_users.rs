@@ -262,3 +262,31 @@ async fn a_deletion_is_the_first_that_is_heard_of_a_user_and_counts() -> Result<
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 3);
     service.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_comes_between_a_deletion_and_the_swap_of_a_rebuild_is_cancelled()
+-> Result<()> {
+    let service = TestService::start("rebuilt").await?;
+    let ada = service.known_user().await?;
+    service.tell(&next_version(&ada, true)).await?;
+    service.wait_for_version(&next_version(&ada, true)).await?;
+    // Whoever reads the old table may place an order right behind the rebuild's own cancellations.
+    let place = format!(
+        "create function place() returns trigger language plpgsql as $$ begin
+             insert into orders (order_id, user_id, amount_minor, currency, state, version,
+                                 create_time, update_time)
+             values (gen_random_uuid(), '{}', 1, 'EUR', 'created', 1, now(), now());
+             return null;
+         end $$;
+         create constraint trigger place after update on projection_offsets
+             deferrable initially deferred for each row
+             when (new.projection like '% rebuild' and old.projection = new.projection)
+             execute function place()",
+        ada.user_id
+    );
+    service.sql.batch_execute(&place).await?;
+    service.rebuild().await?;
+    assert!(service.sql.count(ORDERS).await? > 0, "none was placed");
+    assert_eq!(service.sql.count(OPEN).await?, 0);
+    service.stop().await
+}

@@ -1,13 +1,16 @@
 //! An order-service that runs in this process, with a database and a topic of its own, and what the
 //! tests do to it.
 
-use std::{fmt::Debug, net::SocketAddr};
+use std::{fmt::Debug, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Error, Result};
 use clap::Parser;
 use devstack::{Addresses, PATIENCE, Sql, eventually};
-use order_service::{MIGRATIONS, OrderService, config::ServeOptions};
+use order_service::{
+    MIGRATIONS, OrderService, config::ServeOptions, users_projection::UsersProjection,
+};
 use program::Problems;
+use projection::RebuildOptions;
 use proto::{
     Aggregate, ConsistencyToken,
     events::{USER_DELETED, USER_UPDATED, User, header},
@@ -19,7 +22,7 @@ use proto::{
 };
 use service_kit::{
     TokenKey,
-    database::{self, migrate},
+    database::{self, connect_once, migrate},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -241,6 +244,24 @@ impl TestService {
         Addresses::shared()
             .write_record(topic, Some(key.as_bytes()), None, &headers)
             .await
+    }
+
+    /// Builds `users_cache` anew, as the subcommand does.
+    pub(crate) async fn rebuild(&self) -> Result<()> {
+        let url = self.place.database_url.as_str().into();
+        let (mut conn, mut follower) = (connect_once(&url).await?, connect_once(&url).await?);
+        let projection = UsersProjection {
+            orders_topic: ORDERS_TOPIC.to_owned(),
+            arrivals: Arc::default(),
+            changes: Arc::default(),
+        };
+        let options = RebuildOptions {
+            brokers: Addresses::shared().brokers().to_owned(),
+            name: self.place.name.clone(),
+            topic: self.place.name.clone(),
+        };
+        projection::rebuild(&mut conn, &mut follower, &projection, &options).await?;
+        Ok(())
     }
 
     /// Writes a record with these headers and no others.

@@ -193,7 +193,7 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
             "payload",
             with(|order| order.amount = "99999999999999999999.99".into())?,
         ),
-        ("constraint", with(|order| order.currency = "euro".into())?),
+        ("payload", with(|order| order.currency = "euro".into())?),
         // JSON can hold these, and Postgres can't.
         ("payload", with(|order| order.currency = "EU\0".into())?),
         // What serde says of it holds it.
