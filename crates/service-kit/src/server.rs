@@ -44,7 +44,7 @@ pub struct ServerOptions {
     /// How long calls in flight may go on after SIGTERM, in milliseconds
     #[arg(long, env = "DRAIN_TIMEOUT_MS", default_value = "10000")]
     drain_timeout_ms: String,
-    /// Origins of web pages that may call by gRPC-Web, as https://shop.example.com, separated by commas; * for any
+    /// Origins of web pages that may call by gRPC-Web, as scheme://host, separated by commas; * for any
     #[arg(long, env = "GRPC_WEB_ORIGINS", default_value = "")]
     grpc_web_origins: String,
 }
