@@ -6,13 +6,19 @@
 //!   letters and with `_` for everything that is neither letter nor digit
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL_FILE`: `database_url_file` of that source
 
+mod kafka;
+mod source;
+
 use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Duration};
 
 use program::{ConfigError, Problems};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::sink::is_topic_name;
+use self::{
+    kafka::KafkaTable,
+    source::{SourceTable, variable_part},
+};
 
 /// A configuration that can be used.
 #[derive(Clone, Debug)]
@@ -108,71 +114,6 @@ struct File {
     source: Vec<SourceTable>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct KafkaTable {
-    brokers: Option<String>,
-    sink: SinkKind,
-    delivery_timeout_ms: u64,
-    max_in_flight_records: usize,
-    max_in_flight_bytes: usize,
-    max_record_bytes: usize,
-}
-
-impl Default for KafkaTable {
-    fn default() -> Self {
-        Self {
-            brokers: None,
-            sink: SinkKind::default(),
-            delivery_timeout_ms: 2_000,
-            max_in_flight_records: 20_000,
-            max_in_flight_bytes: 32 * 1024 * 1024,
-            max_record_bytes: 1_000_000,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SourceTable {
-    name: String,
-    database_url: Option<SecretString>,
-    database_url_file: Option<std::path::PathBuf>,
-    ce_source: Option<String>,
-    #[serde(default = "default_content_type")]
-    content_type: String,
-    #[serde(default = "default_max_poll_interval_ms")]
-    max_poll_interval_ms: u64,
-    #[serde(default)]
-    on_refusal: OnRefusal,
-    dead_letter_topic: Option<String>,
-    #[serde(default = "default_retention_s")]
-    retention_s: u64,
-    #[serde(default = "default_max_page_rows")]
-    max_page_rows: usize,
-}
-
-fn default_content_type() -> String {
-    "application/json".to_owned()
-}
-
-fn default_max_poll_interval_ms() -> u64 {
-    20
-}
-
-/// An hour.
-const MAX_RETENTION_S: u64 = 3_600;
-
-fn default_retention_s() -> u64 {
-    600
-}
-
-fn default_max_page_rows() -> usize {
-    20_000
-}
-
-/// Partitions are there for ten minutes each; this much later is soon enough.
-const ROTATION_INTERVAL: Duration = Duration::from_secs(15);
 const DEFAULT_ADMIN_ADDR: &str = "127.0.0.1:9600";
 
 impl Config {
@@ -271,179 +212,10 @@ fn admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAd
     problems.check("admin_addr", parsed)
 }
 
-impl KafkaTable {
-    fn check(
-        self,
-        variable: &dyn Fn(&str) -> Option<String>,
-        problems: &mut Problems,
-    ) -> Option<KafkaConfig> {
-        let brokers = variable("OUTBOX_RELAY_KAFKA_BROKERS")
-            .or(self.brokers)
-            .unwrap_or_default();
-        if brokers.trim().is_empty() {
-            problems.add(
-                "kafka.brokers",
-                "is missing: set it to host:port, or OUTBOX_RELAY_KAFKA_BROKERS",
-            );
-        }
-        for broker in brokers.split(',').map(str::trim) {
-            if !brokers.trim().is_empty() && !is_broker(broker) {
-                problems.add(
-                    "kafka.brokers",
-                    format!("{broker:?} isn't like localhost:9092; give host and port"),
-                );
-            }
-        }
-        let mut within = |name: &str, value: usize, low: usize, high: usize| {
-            if !(low..=high).contains(&value) {
-                problems.add(
-                    format!("kafka.{name}"),
-                    format!("{value} isn't from {low} to {high}"),
-                );
-            }
-        };
-        let delivery_timeout_ms = usize::try_from(self.delivery_timeout_ms).unwrap_or(usize::MAX);
-        within("delivery_timeout_ms", delivery_timeout_ms, 100, 300_000);
-        within(
-            "max_in_flight_records",
-            self.max_in_flight_records,
-            1,
-            1_000_000,
-        );
-        within(
-            "max_in_flight_bytes",
-            self.max_in_flight_bytes,
-            1024 * 1024,
-            1 << 30,
-        );
-        within(
-            "max_record_bytes",
-            self.max_record_bytes,
-            1_000,
-            100_000_000,
-        );
-        if self.max_record_bytes > self.max_in_flight_bytes {
-            problems.add(
-                "kafka.max_record_bytes",
-                "is more than max_in_flight_bytes: such a record could never be sent",
-            );
-        }
-        Some(KafkaConfig {
-            brokers,
-            sink: self.sink,
-            delivery_timeout: Duration::from_millis(self.delivery_timeout_ms),
-            max_in_flight_records: self.max_in_flight_records,
-            max_in_flight_bytes: self.max_in_flight_bytes,
-            max_record_bytes: self.max_record_bytes,
-        })
-    }
-}
-
-impl SourceTable {
-    fn check(
-        self,
-        variable: &dyn Fn(&str) -> Option<String>,
-        problems: &mut Problems,
-    ) -> Option<SourceConfig> {
-        let name = self.name;
-        if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
-            problems.add(
-                "source.name",
-                format!("{name:?} isn't a name of 1 to 100 characters"),
-            );
-        }
-        let variable_name = format!("OUTBOX_RELAY_{}_DATABASE_URL", variable_part(&name));
-        // A variable of either kind replaces both settings of the file.
-        let (url, file) = (
-            variable(&variable_name),
-            variable(&format!("{variable_name}_FILE")),
-        );
-        let (url, file) = if url.is_some() || file.is_some() {
-            (url, file.map(Into::into))
-        } else {
-            (
-                self.database_url.map(|url| url.expose_secret().to_owned()),
-                self.database_url_file,
-            )
-        };
-        let database_url = problems.secret(&variable_name, url, file)?;
-        // The error says where the URL is wrong and not what it says.
-        let parsed = database_url
-            .expose_secret()
-            .parse::<tokio_postgres::Config>();
-        let parsed = problems.check(
-            &variable_name,
-            parsed.map_err(|err| format!("isn't a Postgres URL: {err}")),
-        )?;
-        if parsed.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            problems.add(
-                &variable_name,
-                "sslmode=require isn't possible yet: connections to Postgres are not encrypted",
-            );
-        }
-        if !(1..=60_000).contains(&self.max_poll_interval_ms) {
-            problems.add(
-                format!("{name}.max_poll_interval_ms"),
-                "isn't from 1 to 60000",
-            );
-        }
-        if let Some(topic) = &self.dead_letter_topic
-            && !is_topic_name(topic)
-        {
-            problems.add(
-                format!("{name}.dead_letter_topic"),
-                format!("no topic can be named {topic:?}; use 1 to 249 of a-z, A-Z, 0-9, ., _, -"),
-            );
-        }
-        if self.retention_s > MAX_RETENTION_S {
-            problems.add(
-                format!("{name}.retention_s"),
-                format!(
-                    "isn't at most {MAX_RETENTION_S}: a partition is written to again 70 minutes \
-                     after it was, and is emptied before that or not at all"
-                ),
-            );
-        }
-        if !(1..=1_000_000).contains(&self.max_page_rows) {
-            problems.add(format!("{name}.max_page_rows"), "isn't from 1 to 1000000");
-        }
-        Some(SourceConfig {
-            ce_source: self.ce_source.unwrap_or_else(|| format!("/{name}")),
-            name,
-            database_url,
-            content_type: self.content_type,
-            max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
-            on_refusal: self.on_refusal,
-            dead_letter_topic: self.dead_letter_topic,
-            retention: Duration::from_secs(self.retention_s),
-            rotation_interval: ROTATION_INTERVAL,
-            max_page_rows: self.max_page_rows,
-        })
-    }
-}
-
-/// Whether this is `host:port`.
-fn is_broker(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
-        !host.is_empty() && is_port
-    })
-}
-
-/// A source's name as a part of the name of a variable.
-fn variable_part(name: &str) -> String {
-    let part = |c: char| {
-        if c.is_ascii_alphanumeric() {
-            c.to_ascii_uppercase()
-        } else {
-            '_'
-        }
-    };
-    name.chars().map(part).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     fn check(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {

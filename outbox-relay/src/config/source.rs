@@ -1,0 +1,147 @@
+//! A table `[[source]]`: an outbox.
+
+use std::time::Duration;
+
+use program::Problems;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+use super::{OnRefusal, SourceConfig};
+use crate::sink::is_topic_name;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceTable {
+    pub(super) name: String,
+    database_url: Option<SecretString>,
+    database_url_file: Option<std::path::PathBuf>,
+    ce_source: Option<String>,
+    #[serde(default = "default_content_type")]
+    content_type: String,
+    #[serde(default = "default_max_poll_interval_ms")]
+    max_poll_interval_ms: u64,
+    #[serde(default)]
+    on_refusal: OnRefusal,
+    dead_letter_topic: Option<String>,
+    #[serde(default = "default_retention_s")]
+    retention_s: u64,
+    #[serde(default = "default_max_page_rows")]
+    max_page_rows: usize,
+}
+
+fn default_content_type() -> String {
+    "application/json".to_owned()
+}
+
+fn default_max_poll_interval_ms() -> u64 {
+    20
+}
+
+/// An hour.
+const MAX_RETENTION_S: u64 = 3_600;
+
+fn default_retention_s() -> u64 {
+    600
+}
+
+fn default_max_page_rows() -> usize {
+    20_000
+}
+
+/// Partitions are there for ten minutes each; this much later is soon enough.
+const ROTATION_INTERVAL: Duration = Duration::from_secs(15);
+
+impl SourceTable {
+    pub(super) fn check(
+        self,
+        variable: &dyn Fn(&str) -> Option<String>,
+        problems: &mut Problems,
+    ) -> Option<SourceConfig> {
+        let name = self.name;
+        if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
+            problems.add(
+                "source.name",
+                format!("{name:?} isn't a name of 1 to 100 characters"),
+            );
+        }
+        let variable_name = format!("OUTBOX_RELAY_{}_DATABASE_URL", variable_part(&name));
+        // A variable of either kind replaces both settings of the file.
+        let (url, file) = (
+            variable(&variable_name),
+            variable(&format!("{variable_name}_FILE")),
+        );
+        let (url, file) = if url.is_some() || file.is_some() {
+            (url, file.map(Into::into))
+        } else {
+            (
+                self.database_url.map(|url| url.expose_secret().to_owned()),
+                self.database_url_file,
+            )
+        };
+        let database_url = problems.secret(&variable_name, url, file)?;
+        // The error says where the URL is wrong and not what it says.
+        let parsed = database_url
+            .expose_secret()
+            .parse::<tokio_postgres::Config>();
+        let parsed = problems.check(
+            &variable_name,
+            parsed.map_err(|err| format!("isn't a Postgres URL: {err}")),
+        )?;
+        if parsed.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
+            problems.add(
+                &variable_name,
+                "sslmode=require isn't possible yet: connections to Postgres are not encrypted",
+            );
+        }
+        if !(1..=60_000).contains(&self.max_poll_interval_ms) {
+            problems.add(
+                format!("{name}.max_poll_interval_ms"),
+                "isn't from 1 to 60000",
+            );
+        }
+        if let Some(topic) = &self.dead_letter_topic
+            && !is_topic_name(topic)
+        {
+            problems.add(
+                format!("{name}.dead_letter_topic"),
+                format!("no topic can be named {topic:?}; use 1 to 249 of a-z, A-Z, 0-9, ., _, -"),
+            );
+        }
+        if self.retention_s > MAX_RETENTION_S {
+            problems.add(
+                format!("{name}.retention_s"),
+                format!(
+                    "isn't at most {MAX_RETENTION_S}: a partition is written to again 70 minutes \
+                     after it was, and is emptied before that or not at all"
+                ),
+            );
+        }
+        if !(1..=1_000_000).contains(&self.max_page_rows) {
+            problems.add(format!("{name}.max_page_rows"), "isn't from 1 to 1000000");
+        }
+        Some(SourceConfig {
+            ce_source: self.ce_source.unwrap_or_else(|| format!("/{name}")),
+            name,
+            database_url,
+            content_type: self.content_type,
+            max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
+            on_refusal: self.on_refusal,
+            dead_letter_topic: self.dead_letter_topic,
+            retention: Duration::from_secs(self.retention_s),
+            rotation_interval: ROTATION_INTERVAL,
+            max_page_rows: self.max_page_rows,
+        })
+    }
+}
+
+/// A source's name as a part of the name of a variable.
+pub(super) fn variable_part(name: &str) -> String {
+    let part = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    };
+    name.chars().map(part).collect()
+}
