@@ -1,10 +1,11 @@
 //! Follows the users of user-service into `users_cache`, and cancels what deleted users leave open.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use chrono::DateTime;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use outbox::Cause;
 use projection::{Poison, Projection, Rebuildable, Record};
 use proto::events::{self, User};
 
@@ -23,10 +24,10 @@ pub struct UsersProjection {
     pub changes: Arc<Wakers>,
 }
 
-/// A user's new state, and the id of the event that told of it.
+/// A user's new state, and, of a deletion, the event that told of it.
 pub struct UserChange {
     user: User,
-    event_id: Option<String>,
+    cause: Option<Cause>,
 }
 
 /// A row that was written.
@@ -75,14 +76,26 @@ fn tombstone(record: &Record<'_>, event_type: &str) -> Result<Option<UserChange>
             create_time: DateTime::default(),
             update_time: DateTime::default(),
         },
-        event_id: event_id(record),
+        cause: cause(record)?,
     }))
 }
 
-/// Whoever wrote the record may have written anything; what goes on from here is an id.
-fn event_id(record: &Record<'_>) -> Option<String> {
-    let id = std::str::from_utf8(record.header(events::header::ID)?).ok()?;
-    id.parse::<uuid::Uuid>().is_ok().then(|| id.to_owned())
+/// The record as the cause of other events; none if it has no id. Whoever wrote it may have written
+/// anything.
+fn cause(record: &Record<'_>) -> Result<Option<Cause>, Poison> {
+    let id = record.header(events::header::ID);
+    let Some(event_id) = id.and_then(|id| uuid::Uuid::try_parse_ascii(id).ok()) else {
+        return Ok(None);
+    };
+    let depth = match record.header(events::header::CAUSATION_DEPTH) {
+        None => 0,
+        Some(_) => record
+            .required_header(events::header::CAUSATION_DEPTH)?
+            .parse()
+            .map_err(|_| Poison::new("header", "ce_causationdepth is no number of up to 255"))?,
+    };
+    let cause = Cause::new(event_id, depth).map_err(|err| Poison::new("chain", err))?;
+    Ok(Some(cause))
 }
 
 impl Rebuildable for UsersProjection {
@@ -120,8 +133,8 @@ impl Projection for UsersProjection {
                 "it has a character with the number 0",
             ));
         }
-        let event_id = event_id(record);
-        Ok(Some(UserChange { user, event_id }))
+        let cause = if user.deleted { cause(record)? } else { None };
+        Ok(Some(UserChange { user, cause }))
     }
 
     async fn apply(&self, conn: &mut AsyncPgConnection, users: &[UserChange]) -> QueryResult<()> {
@@ -137,16 +150,18 @@ impl Projection for UsersProjection {
             .load(conn)
             .await?;
         // What was known before has been reacted to before.
-        let is_new = |user: &User| {
-            let row = applied.iter().find(|row| row.user_id == user.user_id);
-            row.is_some_and(|row| row.version == user.version)
-        };
+        let new: HashSet<(uuid::Uuid, i64)> = applied
+            .into_iter()
+            .map(|row| (row.user_id, row.version))
+            .collect();
         let deletions: Vec<Deletion> = users
             .iter()
-            .filter(|change| change.user.deleted && is_new(&change.user))
-            .map(|change| Deletion {
-                user_id: change.user.user_id,
-                event_id: change.event_id.clone(),
+            .filter(|UserChange { user, .. }| {
+                user.deleted && new.contains(&(user.user_id, user.version))
+            })
+            .map(|UserChange { user, cause }| Deletion {
+                user_id: user.user_id,
+                cause: *cause,
             })
             .collect();
         if deletions.is_empty() {

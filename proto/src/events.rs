@@ -42,6 +42,8 @@ pub mod header {
     pub const AGGREGATE_VERSION: &str = "ce_aggregateversion";
     /// The `ce_id` of the event that caused this one, where one did.
     pub const CAUSATION_ID: &str = "ce_causationid";
+    /// How many events led to this one, a decimal number; there only with a [`CAUSATION_ID`].
+    pub const CAUSATION_DEPTH: &str = "ce_causationdepth";
 }
 
 /// A user as it was right after an event: the payload of every event in [`USERS_TOPIC`].

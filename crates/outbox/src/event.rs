@@ -2,7 +2,7 @@ use diesel::Insertable;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::schema::outbox;
+use crate::{cause::Cause, schema::outbox};
 
 /// One event, as a row of the outbox and later a record in Kafka.
 #[derive(Clone, Debug, Insertable)]
@@ -53,10 +53,14 @@ impl Event {
         }
     }
 
-    /// The same event with the id of the event that caused it, as header `ce_causationid`.
+    /// The same event with the one that caused it, in the headers `ce_causationid` and
+    /// `ce_causationdepth`.
     #[must_use]
-    pub fn caused_by(mut self, event_id: &str) -> Self {
-        self.headers = Some(serde_json::json!({ "ce_causationid": event_id }));
+    pub fn caused_by(mut self, cause: Cause) -> Self {
+        self.headers = Some(serde_json::json!({
+            "ce_causationid": cause.event_id.to_string(),
+            "ce_causationdepth": (cause.depth + 1).to_string(),
+        }));
         self
     }
 

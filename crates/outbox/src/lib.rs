@@ -1,9 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+mod cause;
 mod enqueue;
 mod event;
 mod schema;
 
+pub use cause::{Cause, ChainTooLong, MAX_CAUSATION_DEPTH};
 pub use enqueue::{enqueue, enqueue_all};
 pub use event::Event;
 

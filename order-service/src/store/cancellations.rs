@@ -1,11 +1,14 @@
 //! The SQL of cancellations: one order that a caller names, and all that a deleted user leaves open.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, SubsecRound as _, Utc};
 use diesel::{
     QueryResult, QueryableByName,
-    sql_types::{Array, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{Array, Text, Timestamptz, Uuid as SqlUuid},
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use outbox::Cause;
 use proto::events;
 use uuid::Uuid;
 
@@ -20,19 +23,17 @@ const CANCEL: &str = "
         changed_xid = pg_current_xact_id()
     where order_id = $1";
 
-/// In the order of their ids, in which everybody locks orders, and each with the event that deleted
-/// its user.
+/// In the order of their ids, in which everybody locks orders.
 const CANCEL_OF_DELETED: &str = "
-    with deletion (user_id, event_id) as (select * from unnest($1::uuid[], $2::text[])),
-    open as (
-        select order_id, event_id from orders join deletion using (user_id)
-        where state = 'created' order by order_id for no key update of orders
+    with open as (
+        select order_id from orders where user_id = any ($1) and state = 'created'
+        order by order_id for no key update
     )
     update orders set state = 'cancelled', cancel_reason = 'user_deleted', version = version + 1,
-        update_time = greatest(update_time, $3), changed_xid = pg_current_xact_id()
+        update_time = greatest(update_time, $2), changed_xid = pg_current_xact_id()
     from open where orders.order_id = open.order_id
     returning orders.order_id, user_id, amount_minor, currency, state, cancel_reason, version,
-        create_time, update_time, event_id";
+        create_time, update_time";
 
 /// Taken by orders of users of whom nothing was heard, who have no row to lock, and against them by
 /// deletions. One for all users: such orders are few, and done in a moment.
@@ -49,22 +50,14 @@ const LEFT_OPEN: &str = "
 pub struct Deletion {
     /// Who is gone.
     pub user_id: Uuid,
-    /// The event's `ce_id`, where it had one.
-    pub event_id: Option<String>,
+    /// The event, where it had a `ce_id`.
+    pub cause: Option<Cause>,
 }
 
 #[derive(QueryableByName)]
 struct UserRow {
     #[diesel(sql_type = SqlUuid)]
     user_id: Uuid,
-}
-
-#[derive(QueryableByName)]
-struct CancelledRow {
-    #[diesel(embed)]
-    order: OrderRow,
-    #[diesel(sql_type = Nullable<Text>)]
-    event_id: Option<String>,
 }
 
 /// Cancels an order that the transaction has locked; returns its next version.
@@ -116,15 +109,23 @@ pub async fn cancel_orders_of_deleted(
     deletions: &[Deletion],
 ) -> QueryResult<()> {
     diesel::sql_query(LOCK).execute(conn).await?;
-    let user_ids: Vec<Uuid> = deletions.iter().map(|d| d.user_id).collect();
-    let event_ids: Vec<Option<&str>> = deletions.iter().map(|d| d.event_id.as_deref()).collect();
-    let rows: Vec<CancelledRow> = diesel::sql_query(CANCEL_OF_DELETED)
+    let causes: HashMap<Uuid, Option<Cause>> =
+        deletions.iter().map(|d| (d.user_id, d.cause)).collect();
+    let user_ids: Vec<Uuid> = causes.keys().copied().collect();
+    let rows: Vec<OrderRow> = diesel::sql_query(CANCEL_OF_DELETED)
         .bind::<Array<SqlUuid>, _>(user_ids)
-        .bind::<Array<Nullable<Text>>, _>(event_ids)
         .bind::<Timestamptz, _>(now())
         .load(conn)
         .await?;
-    let events: Result<Vec<_>, Error> = rows.into_iter().map(|row| cancelled(topic, row)).collect();
+    let cancelled = |row: OrderRow| {
+        let order: Order = row.try_into()?;
+        let event = event(topic, events::ORDER_CANCELLED, &order)?;
+        Ok(match causes.get(&order.user_id) {
+            Some(Some(cause)) => event.caused_by(*cause),
+            _ => event,
+        })
+    };
+    let events: Result<Vec<_>, Error> = rows.into_iter().map(cancelled).collect();
     let events = events
         .map_err(|err| diesel::result::Error::QueryBuilderError(format!("{err:?}").into()))?;
     outbox::enqueue_all(conn, &events).await
@@ -141,22 +142,13 @@ pub async fn cancel_what_deleted_users_left_open(
     let rows: Vec<UserRow> = diesel::sql_query(LEFT_OPEN).load(conn).await?;
     let deletions = rows.into_iter().map(|UserRow { user_id }| Deletion {
         user_id,
-        event_id: None,
+        cause: None,
     });
     let deletions: Vec<Deletion> = deletions.collect();
     if deletions.is_empty() {
         return Ok(());
     }
     cancel_orders_of_deleted(conn, topic, &deletions).await
-}
-
-fn cancelled(topic: &str, row: CancelledRow) -> Result<outbox::Event, Error> {
-    let order: Order = row.order.try_into()?;
-    let event = event(topic, events::ORDER_CANCELLED, &order)?;
-    Ok(match row.event_id {
-        Some(cause) => event.caused_by(&cause),
-        None => event,
-    })
 }
 
 /// Postgres keeps microseconds: what is answered now is what is read later.

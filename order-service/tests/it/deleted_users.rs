@@ -97,7 +97,10 @@ async fn a_deletion_cancels_the_users_open_orders_in_the_transaction_that_applie
             [ORDER_CANCELLED, &xid]
         );
         let headers: serde_json::Value = serde_json::from_str(event.get(2))?;
-        let caused = serde_json::json!({ header::CAUSATION_ID: event_id.to_string() });
+        let caused = serde_json::json!({
+            header::CAUSATION_ID: event_id.to_string(),
+            header::CAUSATION_DEPTH: "1",
+        });
         assert_eq!(headers, caused);
         let state: events::Order = serde_json::from_slice(event.get(3))?;
         assert_eq!(state.state, events::OrderState::Cancelled);
@@ -162,6 +165,34 @@ async fn a_deletion_without_a_usable_id_cancels_without_a_cause() -> Result<()> 
     service.sql.wait_for(CANCELLATIONS, 1).await?;
     let caused = "select count(*) from outbox where headers is not null";
     assert_eq!(service.sql.count(caused).await?, 0);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_of_causes_is_counted_and_ends() -> Result<()> {
+    let service = TestService::start("chain").await?;
+    for (depth, became) in [("7", "8"), ("8", "too long"), ("eight", "no number")] {
+        let user = service.known_user().await?;
+        service.order(&user).await?;
+        let payload = serde_json::to_vec(&next_version(&user, true))?;
+        let headers = [
+            (header::SPEC_VERSION, "1.0"),
+            (header::TYPE, "user_deleted"),
+            (header::ID, &*Uuid::now_v7().to_string()),
+            (header::CAUSATION_DEPTH, depth),
+        ];
+        service
+            .write_with(&user.user_id.to_string(), &payload, &headers)
+            .await?;
+        let what = match became {
+            "8" => "select count(*) from outbox where headers->>'ce_causationdepth' = '8'",
+            "too long" => "select count(*) from dead_letters where error_class = 'chain'",
+            _ => "select count(*) from dead_letters where error like 'ce_causationdepth%'",
+        };
+        service.sql.wait_for(what, 1).await?;
+    }
+    // Of the two that were set aside nothing was done.
+    assert_eq!(service.sql.count(OPEN).await?, 2);
     service.stop().await
 }
 
