@@ -25,12 +25,9 @@ use crate::{
 const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Plans for the outbox must not depend on statistics, which are wrong right after a partition was
-/// filled or emptied: rows are found by the two indexes, whatever the planner believes, and by the
-/// one of the two with which fewer rows are looked at, wherever their pages lie.
+/// filled or emptied: rows are found by the two indexes, whatever the planner believes.
 const SESSION: &str = "set enable_seqscan = off;
     set enable_bitmapscan = off;
-    set seq_page_cost = 0;
-    set random_page_cost = 0;
     set max_parallel_workers_per_gather = 0;
     set jit = off;
     set statement_timeout = '60s';

@@ -4,6 +4,10 @@
 //! before. With `seq` that splits in two: new rows above the highest seq seen, and stragglers up to
 //! it. A straggler's transaction was in progress, so it was either listed as such or has an id from
 //! xmax on. Leaving the latter out looks right and loses rows.
+//!
+//! Right after a partition was filled or emptied the planner knows nothing of it, so that each branch
+//! leaves it one index only: new rows are found by seq, and stragglers by (xid, seq), because of them no
+//! condition is on seq as it stands.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -40,7 +44,7 @@ pub(super) fn page_sql(cursor: &Cursor, stragglers: &Stragglers, max_rows: usize
     let late = |condition: &str| {
         format!(
             "select {COLUMNS} from outbox
-             where {condition} and seq > {done_seq} and seq <= {max_seq}"
+             where {condition} and seq + 0 > {done_seq} and seq + 0 <= {max_seq}"
         )
     };
     let order = format!("order by seq limit {max_rows}");
@@ -50,8 +54,12 @@ pub(super) fn page_sql(cursor: &Cursor, stragglers: &Stragglers, max_rows: usize
         Stragglers::Of(xids) => {
             branches = format!("({branches} {order})");
             for xid in &**xids {
-                let late = late(&format!("xid = '{xid}'"));
-                let _ = write!(branches, " union all ({late} {order})");
+                let _ = write!(
+                    branches,
+                    " union all (select {COLUMNS} from outbox where {}
+                      order by xid, seq limit {max_rows})",
+                    of_transaction(&format!("'{xid}'"), done_seq, max_seq)
+                );
             }
         }
         // A branch costs the planner more than a small page costs to read, so none is there in vain:
@@ -78,16 +86,25 @@ pub(super) fn late_transactions_sql(cursor: &Cursor, window: &Window) -> String 
     let (upto, done_seq, max_seq) = (&window.upto, window.done_seq, cursor.max_seq());
     format!(
         "select xid from unnest('{{{listed}}}'::xid8[]) as listed (xid)
-         where exists (select from outbox
-             where outbox.xid = listed.xid and seq > {done_seq} and seq <= {max_seq})
+         where exists (select from outbox where {of_listed})
          union
          select xid from outbox
-         where xid >= '{xmax}' and seq > {done_seq} and seq <= {max_seq}
+         where xid >= '{xmax}' and seq + 0 > {done_seq} and seq + 0 <= {max_seq}
              and pg_visible_in_snapshot(xid, '{upto}')
          limit {limit}",
+        of_listed = of_transaction("listed.xid", done_seq, max_seq),
         listed = listed(cursor, upto),
         xmax = cursor.seen().xmax(),
         limit = MAX_BRANCHES + 1,
+    )
+}
+
+/// The rows of one transaction between two seqs. As rows are compared, these are a range of the index,
+/// and come from it in their order.
+fn of_transaction(xid: &str, done_seq: i64, max_seq: i64) -> String {
+    format!(
+        "(outbox.xid, outbox.seq) > ({xid}, {done_seq}::bigint)
+         and (outbox.xid, outbox.seq) <= ({xid}, {max_seq}::bigint)"
     )
 }
 

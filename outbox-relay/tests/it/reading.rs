@@ -294,6 +294,39 @@ async fn rows_that_come_late_are_not_looked_at_again_with_every_page() -> Result
     Ok(())
 }
 
+/// The planner knows nothing of a partition that was filled a moment ago, and believes what it knows of
+/// one. It must not take an index in which all rows are looked at, with every window.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_behind_many_rows_looks_at_its_own() -> Result<()> {
+    const ROWS: usize = 20_000;
+    const WINDOWS: usize = 50;
+    let mut late = Late::new(Database::new("few_of_many").await?).await?;
+    let writer = Session::new(&late.database).await?;
+    let others = Session::new(&late.database).await?;
+    begin_with_rows(&writer, ROWS).await?;
+    writer.client.batch_execute("commit").await?;
+    assert_eq!(late.read(ROWS).await?.len(), ROWS);
+    for statistics in ["none", "all"] {
+        if statistics == "all" {
+            others.client.batch_execute("analyze").await?;
+        }
+        for _ in 0..WINDOWS {
+            // Transactions that come and go: listed in one snapshot, and beyond the next one's xmax.
+            others.client.batch_execute("begin").await?;
+            transaction(&others).await?;
+            writer.enqueue("topic", "key", 1).await?;
+            assert_eq!(late.read(ROWS).await?.len(), 1);
+            others.enqueue("topic", "key", 1).await?;
+            others.client.batch_execute("commit").await?;
+            assert_eq!(late.read(ROWS).await?.len(), 1);
+        }
+    }
+    drop(late.reader);
+    let fetched = usize::try_from(late.database.rows_fetched().await?)?;
+    assert!(fetched < 2 * ROWS, "{fetched} for {ROWS} rows and 200 more");
+    Ok(())
+}
+
 /// Too many to look at each by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_rows_of_many_transactions_are_read_once_and_in_order() -> Result<()> {
