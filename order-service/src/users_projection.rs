@@ -1,6 +1,6 @@
 //! Follows the users of user-service into `users_cache`, and cancels what deleted users leave open.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::DateTime;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
@@ -30,27 +30,31 @@ pub struct UserChange {
     cause: Option<Cause>,
 }
 
-/// A row that was written.
+/// A deletion that was news.
 #[derive(QueryableByName)]
-struct Applied {
+struct Deleted {
     #[diesel(sql_type = Uuid)]
     user_id: uuid::Uuid,
     #[diesel(sql_type = BigInt)]
     version: i64,
 }
 
-/// The newest version of each user wins; of a deleted user no name and no e-mail is kept.
+/// The newest version of each user wins; of a deleted user no name and no e-mail is kept. What was
+/// known before has been reacted to before.
 const APPLY: &str = "
-    insert into users_cache (user_id, email, name, version, deleted)
-    select distinct on (user_id) user_id, email, name, version, deleted
-    from unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::boolean[])
-        as incoming (user_id, email, name, version, deleted)
-    order by user_id, version desc
-    on conflict on constraint users_cache_pkey do update set
-        email = excluded.email, name = excluded.name,
-        version = excluded.version, deleted = excluded.deleted
-    where excluded.version > users_cache.version
-    returning user_id, version";
+    with applied as (
+        insert into users_cache (user_id, email, name, version, deleted)
+        select distinct on (user_id) user_id, email, name, version, deleted
+        from unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::boolean[])
+            as incoming (user_id, email, name, version, deleted)
+        order by user_id, version desc
+        on conflict on constraint users_cache_pkey do update set
+            email = excluded.email, name = excluded.name,
+            version = excluded.version, deleted = excluded.deleted
+        where excluded.version > users_cache.version
+        returning user_id, version, deleted
+    )
+    select user_id, version from applied where deleted";
 
 /// A deleted user's: compaction takes the record before it away, and then it is the only one that
 /// tells. All others only tell compaction to forget their key.
@@ -141,7 +145,7 @@ impl Projection for UsersProjection {
         fn column<'a, T>(users: &'a [UserChange], of: impl Fn(&'a User) -> T) -> Vec<T> {
             users.iter().map(|change| of(&change.user)).collect()
         }
-        let applied: Vec<Applied> = diesel::sql_query(APPLY)
+        let deleted: Vec<Deleted> = diesel::sql_query(APPLY)
             .bind::<Array<Uuid>, _>(column(users, |u| u.user_id))
             .bind::<Array<Nullable<Text>>, _>(column(users, |u| (!u.deleted).then_some(&u.email)))
             .bind::<Array<Nullable<Text>>, _>(column(users, |u| (!u.deleted).then_some(&u.name)))
@@ -149,15 +153,14 @@ impl Projection for UsersProjection {
             .bind::<Array<Bool>, _>(column(users, |u| u.deleted))
             .load(conn)
             .await?;
-        // What was known before has been reacted to before.
-        let new: HashSet<(uuid::Uuid, i64)> = applied
+        let versions: HashMap<uuid::Uuid, i64> = deleted
             .into_iter()
             .map(|row| (row.user_id, row.version))
             .collect();
         let deletions: Vec<Deletion> = users
             .iter()
             .filter(|UserChange { user, .. }| {
-                user.deleted && new.contains(&(user.user_id, user.version))
+                user.deleted && versions.get(&user.user_id) == Some(&user.version)
             })
             .map(|UserChange { user, cause }| Deletion {
                 user_id: user.user_id,

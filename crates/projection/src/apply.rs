@@ -1,14 +1,15 @@
 //! A batch of records and their offsets, in one transaction.
 
-use std::collections::BTreeMap;
+use diesel_async::{AsyncConnection as _, AsyncPgConnection};
+use rdkafka::{Message as _, message::BorrowedMessage};
 
 use crate::{
     Projection, dead_letters,
-    offsets::{Counts, Moves, Offsets},
-    poison::{self, Poison},
+    decoded::Decoded,
+    offsets::{Moves, Offsets},
+    poison,
     record::Record,
 };
-use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 
 /// What became of a batch.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +32,8 @@ impl From<diesel::result::Error> for Rollback {
     }
 }
 
-/// Applies `records`. `from` is the next offset that each of their partitions has now.
+/// Applies `messages`, which were decoded. `from` is the next offset that each of their partitions has
+/// now.
 ///
 /// # Errors
 /// Where trying again can help.
@@ -40,9 +42,10 @@ pub(crate) async fn apply<P: Projection>(
     offsets: &Offsets<'_>,
     conn: &mut AsyncPgConnection,
     from: &Moves,
-    records: &[Record<'_>],
+    messages: &[BorrowedMessage<'_>],
+    decoded: &Decoded<P::Change>,
 ) -> diesel::QueryResult<Outcome> {
-    let all = transact(projection, offsets, conn, from, records, None).await;
+    let all = transact(projection, offsets, conn, from, messages, decoded).await;
     let err = match all {
         Ok(outcome) => return Ok(outcome),
         Err(err) => err,
@@ -53,38 +56,36 @@ pub(crate) async fn apply<P: Projection>(
     // One of them is refused: apply them one by one, to find it and to keep the others.
     let mut from = from.clone();
     let mut all_set_aside = 0;
-    for record in records {
-        let one = std::slice::from_ref(record);
-        let mut outcome = transact(projection, offsets, conn, &from, one, None).await;
+    for message in messages {
+        let one = std::slice::from_ref(message);
+        let decoded = Decoded::of(projection, one);
+        let mut outcome = transact(projection, offsets, conn, &from, one, &decoded).await;
         if let Some(poison) = outcome.as_ref().err().and_then(poison::in_change) {
-            outcome = transact(projection, offsets, conn, &from, one, Some(&poison)).await;
+            let refused = Decoded::refused(message, poison);
+            outcome = transact(projection, offsets, conn, &from, one, &refused).await;
         }
         match outcome? {
             Outcome::Applied { set_aside } => all_set_aside += set_aside,
             Outcome::Overtaken => return Ok(Outcome::Overtaken),
         }
-        advance(&mut from, record);
+        let next = message.offset() + 1;
+        from.insert(message.partition(), (next, next));
     }
     Ok(Outcome::Applied {
         set_aside: all_set_aside,
     })
 }
 
-/// The offsets behind `records`.
-pub(crate) fn moves(from: &Moves, records: &[Record<'_>]) -> Moves {
+/// The offsets behind `messages`.
+pub(crate) fn moves(from: &Moves, messages: &[BorrowedMessage<'_>]) -> Moves {
     let mut moves = Moves::new();
-    for record in records {
+    for message in messages {
         let start = from
-            .get(&record.partition())
-            .map_or(record.offset(), |(next, _)| *next);
-        moves.entry(record.partition()).or_insert((start, 0)).1 = record.offset() + 1;
+            .get(&message.partition())
+            .map_or(message.offset(), |(next, _)| *next);
+        moves.entry(message.partition()).or_insert((start, 0)).1 = message.offset() + 1;
     }
     moves
-}
-
-fn advance(from: &mut Moves, record: &Record<'_>) {
-    let next = record.offset() + 1;
-    from.insert(record.partition(), (next, next));
 }
 
 async fn transact<P: Projection>(
@@ -92,42 +93,31 @@ async fn transact<P: Projection>(
     offsets: &Offsets<'_>,
     conn: &mut AsyncPgConnection,
     from: &Moves,
-    records: &[Record<'_>],
-    refused: Option<&Poison>,
+    messages: &[BorrowedMessage<'_>],
+    decoded: &Decoded<P::Change>,
 ) -> diesel::QueryResult<Outcome> {
-    let mut changes = Vec::with_capacity(records.len());
-    let mut aside = Vec::new();
-    let mut counts = BTreeMap::<i32, Counts>::new();
-    for record in records {
-        let decoded = match refused {
-            Some(poison) => Err(poison.clone()),
-            None => record.check().and_then(|()| projection.decode(record)),
-        };
-        let count = counts.entry(record.partition()).or_default();
-        match decoded {
-            Ok(Some(change)) => {
-                changes.push(change);
-                count.applied += 1;
-            }
-            Ok(None) => count.skipped += 1,
-            Err(poison) => {
-                aside.push((record, poison));
-                count.set_aside += 1;
-            }
-        }
-    }
-    let moves = moves(from, records);
+    let Decoded {
+        changes,
+        aside,
+        counts,
+    } = decoded;
+    let aside = aside.iter().map(|(index, poison)| {
+        let record = Record::of(&messages[*index]);
+        (record, poison)
+    });
+    let aside: Vec<_> = aside.collect();
+    let moves = moves(from, messages);
     let result = conn
         .transaction(async |conn| {
             // First of all, because it locks the rows: from here on nobody else can apply these.
-            if !offsets.compare_and_set(conn, &moves, &counts).await? {
+            if !offsets.compare_and_set(conn, &moves, counts).await? {
                 return Err(Rollback::Overtaken);
             }
             for (record, poison) in &aside {
                 dead_letters::set_aside(conn, offsets, record, poison).await?;
             }
             if !changes.is_empty() {
-                projection.apply(conn, &changes).await?;
+                projection.apply(conn, changes).await?;
             }
             Ok(())
         })
@@ -147,7 +137,7 @@ async fn transact<P: Projection>(
             "record set aside in dead_letters",
         );
     }
-    projection.applied(&changes);
+    projection.applied(changes);
     Ok(Outcome::Applied {
         set_aside: aside.len(),
     })

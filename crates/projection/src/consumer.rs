@@ -23,9 +23,9 @@ use crate::{
     apply::{self, Outcome},
     assignment::Assignment,
     dead_letter_topic,
+    decoded::Decoded,
     following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State},
     lookout::{Look, Lookout},
-    record::Record,
 };
 
 /// Records of a batch at most. More per transaction is faster in a rebuild and keeps the offset's
@@ -213,7 +213,7 @@ impl<P: Projection> Follower<P> {
         batch: &[BorrowedMessage<'_>],
     ) -> Option<Outcome> {
         let shared = &self.shared;
-        let records: Vec<Record<'_>> = batch.iter().map(Record::of).collect();
+        let decoded = Decoded::of(&*self.projection, batch);
         let from = consumer.context().positions();
         let mut backoff = MIN_BACKOFF;
         while !shared.shutdown.is_cancelled() {
@@ -224,7 +224,8 @@ impl<P: Projection> Follower<P> {
                     &shared.offsets(),
                     &mut conn,
                     &from,
-                    &records,
+                    batch,
+                    &decoded,
                 )
                 .await
                 .map_err(|err| err.to_string())
@@ -232,7 +233,7 @@ impl<P: Projection> Follower<P> {
             match applied {
                 Ok(outcome) => {
                     if matches!(outcome, Outcome::Applied { .. }) {
-                        consumer.context().moved(&apply::moves(&from, &records));
+                        consumer.context().moved(&apply::moves(&from, batch));
                         tell_kafka(consumer, batch);
                     }
                     return Some(outcome);

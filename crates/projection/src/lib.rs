@@ -6,6 +6,7 @@ mod command;
 mod consumer;
 mod dead_letter_topic;
 pub mod dead_letters;
+mod decoded;
 mod following;
 mod lookout;
 mod offsets;

@@ -21,8 +21,8 @@ use rdkafka::{consumer::BaseConsumer, message::BorrowedMessage};
 use crate::{
     Projection,
     apply::{self, Outcome},
+    decoded::Decoded,
     offsets::{Moves, Offsets, check_known},
-    record::Record,
     topic::Topic,
 };
 
@@ -65,6 +65,8 @@ const OLD: &str = "projection_replaced";
 
 /// Records of a transaction at most: more than while serving, because nobody waits for the lock.
 const MAX_BATCH_RECORDS: usize = 10_000;
+/// A tenth of a millisecond or two.
+const RECORDS_BETWEEN_YIELDS: usize = 50;
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// So near to the end the swap is tried; what comes meanwhile is filled up while the follower waits.
@@ -108,6 +110,7 @@ pub async fn rebuild<P: Rebuildable>(
             projection: &name,
             topic: &options.topic,
         },
+        ahead: None,
         from: Moves::new(),
         records: 0,
         started: Instant::now(),
@@ -205,21 +208,23 @@ async fn prepare(conn: &mut AsyncPgConnection, tables: &[&str], name: &str) -> R
 }
 
 /// A rebuild that is going on.
-struct Run<'a, P> {
+struct Run<'a, P: Projection> {
     projection: &'a P,
     offsets: Offsets<'a>,
+    /// What was read and not applied yet.
+    ahead: Option<Batch<'a, P::Change>>,
     /// The next offset of each partition.
     from: Moves,
     records: u64,
     started: Instant,
 }
 
-impl<P: Rebuildable> Run<'_, P> {
+impl<'a, P: Rebuildable> Run<'a, P> {
     /// Applies until the topic's end is near.
     async fn catch_up(
         &mut self,
         conn: &mut AsyncPgConnection,
-        consumer: &BaseConsumer,
+        consumer: &'a BaseConsumer,
         topic: &Topic,
     ) -> Result<()> {
         let mut told = Instant::now();
@@ -256,27 +261,39 @@ impl<P: Rebuildable> Run<'_, P> {
             .sum()
     }
 
-    /// Applies what has come, up to the bound; waits a little if nothing has.
+    /// Applies what has come, up to the bound, and meanwhile reads what comes behind it; waits a
+    /// little if nothing has.
     async fn apply_batch(
         &mut self,
         conn: &mut AsyncPgConnection,
-        consumer: &BaseConsumer,
+        consumer: &'a BaseConsumer,
     ) -> Result<()> {
-        let batch = next_batch(consumer)?;
-        if batch.is_empty() {
+        let (messages, decoded) = match self.ahead.take() {
+            Some(batch) => batch,
+            None => read_batch(consumer, self.projection, POLL_TIMEOUT).await?,
+        };
+        if messages.is_empty() {
             return Ok(());
         }
-        let records: Vec<Record<'_>> = batch.iter().map(Record::of).collect();
-        let outcome =
-            apply::apply(self.projection, &self.offsets, conn, &self.from, &records).await?;
+        let applying = apply::apply(
+            self.projection,
+            &self.offsets,
+            conn,
+            &self.from,
+            &messages,
+            &decoded,
+        );
+        let reading = read_batch(consumer, self.projection, Duration::ZERO);
+        let (outcome, ahead) = tokio::join!(applying, reading);
         ensure!(
-            outcome != Outcome::Overtaken,
+            outcome? != Outcome::Overtaken,
             "somebody else is rebuilding the same tables"
         );
-        for (partition, (_, to)) in apply::moves(&self.from, &records) {
+        for (partition, (_, to)) in apply::moves(&self.from, &messages) {
             self.from.insert(partition, (to, to));
         }
-        self.records += records.len() as u64;
+        self.records += messages.len() as u64;
+        self.ahead = Some(ahead?).filter(|(messages, _)| !messages.is_empty());
         Ok(())
     }
 
@@ -295,7 +312,7 @@ impl<P: Rebuildable> Run<'_, P> {
         &mut self,
         conn: &mut AsyncPgConnection,
         follower: &mut AsyncPgConnection,
-        consumer: &BaseConsumer,
+        consumer: &'a BaseConsumer,
         name: &str,
         tables: &[&str],
     ) -> Result<()> {
@@ -372,15 +389,28 @@ struct LiveOffset {
     next_offset: i64,
 }
 
-fn next_batch(consumer: &BaseConsumer) -> Result<Vec<BorrowedMessage<'_>>> {
-    let mut batch = Vec::new();
-    let mut timeout = POLL_TIMEOUT;
-    while batch.len() < MAX_BATCH_RECORDS {
-        match consumer.poll(timeout) {
-            Some(message) => batch.push(message.context("Kafka can't be read")?),
-            None => break,
-        }
+/// Messages, and what they come to.
+type Batch<'a, C> = (Vec<BorrowedMessage<'a>>, Decoded<C>);
+
+/// Reads what is there, up to the bound; waits for the first so long at most. It yields now and then,
+/// so that a batch is applied meanwhile.
+async fn read_batch<'a, P: Projection>(
+    consumer: &'a BaseConsumer,
+    projection: &P,
+    mut timeout: Duration,
+) -> Result<Batch<'a, P::Change>> {
+    let (mut messages, mut decoded) = (Vec::new(), Decoded::default());
+    while messages.len() < MAX_BATCH_RECORDS {
+        let Some(message) = consumer.poll(timeout) else {
+            break;
+        };
+        let message = message.context("Kafka can't be read")?;
+        decoded.push(projection, messages.len(), &message);
+        messages.push(message);
         timeout = Duration::ZERO;
+        if messages.len().is_multiple_of(RECORDS_BETWEEN_YIELDS) {
+            tokio::task::yield_now().await;
+        }
     }
-    Ok(batch)
+    Ok((messages, decoded))
 }
