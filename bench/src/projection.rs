@@ -169,6 +169,10 @@ impl Program {
         Ok(program)
     }
 
+    fn group(&self) -> &str {
+        self.url.rsplit('/').next().unwrap_or("bench")
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.executable);
         command
@@ -176,10 +180,7 @@ impl Program {
             .env("DATABASE_URL", &self.url)
             .env("KAFKA_BROKERS", &self.brokers)
             .env("USERS_TOPIC", TOPIC)
-            .env(
-                "CONSUMER_GROUP",
-                self.url.rsplit('/').next().unwrap_or("bench"),
-            )
+            .env("CONSUMER_GROUP", self.group())
             .env("LISTEN_ADDR", "127.0.0.1:0")
             .env("LOG_LEVEL", "warn")
             .stdout(Stdio::null())
@@ -190,6 +191,15 @@ impl Program {
 
     /// Records a second of `projection rebuild`, from its start to its end, and its memory.
     async fn rebuild(self, records: u64) -> Result<(f64, f64)> {
+        let sql = Sql::connect(&self.url).await?;
+        // As if a service had followed the topic, and applied nothing yet.
+        let known = format!(
+            "insert into projection_offsets (projection, topic, partition, next_offset)
+             select '{}', '{TOPIC}', partition, 0
+             from generate_series(0, {PARTITIONS} - 1) as partition",
+            self.group()
+        );
+        sql.batch_execute(&known).await?;
         let started = Instant::now();
         let mut child = self.command(&["projection", "rebuild"]).spawn()?;
         let pid = child.id().context("it runs")?;
@@ -203,7 +213,6 @@ impl Program {
         };
         let took = started.elapsed();
         ensure!(status.success(), "the rebuild failed: {status}");
-        let sql = Sql::connect(&self.url).await?;
         let built = sql.count("select count(*) from users_cache").await?;
         // What is nearest to the end comes with the follower.
         ensure!(built as u64 + 1_000 >= records, "only {built} users");
