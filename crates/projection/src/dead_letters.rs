@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, Queryable,
-    Selectable, SelectableHelper as _,
+    Selectable, SelectableHelper as _, dsl::auto_type,
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
@@ -79,6 +79,12 @@ pub(crate) async fn set_aside(
     Ok(())
 }
 
+/// Those of a projection.
+#[auto_type(no_type_alias)]
+fn of<'a>(projection: &'a str) -> _ {
+    dead_letters::table.filter(dead_letters::projection.eq(projection))
+}
+
 /// At most `limit` dead letters of a projection behind the one with the number `after`, the oldest
 /// first.
 ///
@@ -90,8 +96,7 @@ pub async fn list(
     after: i64,
     limit: i64,
 ) -> QueryResult<Vec<DeadLetter>> {
-    dead_letters::table
-        .filter(dead_letters::projection.eq(projection))
+    of(projection)
         .filter(dead_letters::dead_letter_id.gt(after))
         .order(dead_letters::dead_letter_id)
         .limit(limit)
@@ -109,8 +114,7 @@ pub async fn find(
     projection: &str,
     id: i64,
 ) -> QueryResult<Option<DeadLetter>> {
-    dead_letters::table
-        .filter(dead_letters::projection.eq(projection))
+    of(projection)
         .filter(dead_letters::dead_letter_id.eq(id))
         .select(DeadLetter::as_select())
         .first(conn)
@@ -124,8 +128,7 @@ pub(crate) async fn lock(
     projection: &str,
     id: i64,
 ) -> QueryResult<Option<DeadLetter>> {
-    dead_letters::table
-        .filter(dead_letters::projection.eq(projection))
+    of(projection)
         .filter(dead_letters::dead_letter_id.eq(id))
         .select(DeadLetter::as_select())
         .for_update()
@@ -139,10 +142,8 @@ pub(crate) async fn lock(
 /// # Errors
 /// The database's.
 pub async fn discard(conn: &mut AsyncPgConnection, projection: &str, id: i64) -> QueryResult<bool> {
-    let letters = dead_letters::table
-        .filter(dead_letters::projection.eq(projection))
-        .filter(dead_letters::dead_letter_id.eq(id));
-    Ok(diesel::delete(letters).execute(conn).await? > 0)
+    let letter = of(projection).filter(dead_letters::dead_letter_id.eq(id));
+    Ok(diesel::delete(letter).execute(conn).await? > 0)
 }
 
 /// Notes what is wrong with a dead letter now.
@@ -167,8 +168,7 @@ pub(crate) async fn pending(
     projection: &str,
     limit: i64,
 ) -> QueryResult<Vec<DeadLetter>> {
-    dead_letters::table
-        .filter(dead_letters::projection.eq(projection))
+    of(projection)
         .filter(dead_letters::in_topic.eq(false))
         .order(dead_letters::dead_letter_id)
         .limit(limit)
