@@ -26,7 +26,7 @@ pub use ports::free_port;
 pub use postgres::Postgres;
 pub use processes::{Process, Program};
 pub use progress::step;
-pub use records::{Record, read_topic};
+pub use records::{NewRecord, Record, read_topic};
 pub use servers::{Addresses, Servers};
 pub use sql::Sql;
 pub use stack::{Names, Stack, built_programs};

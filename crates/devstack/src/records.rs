@@ -10,6 +10,8 @@ use rdkafka::{
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// Records that are on their way at once, at most: the client's queue has an end.
+const MAX_UNANSWERED: usize = 10_000;
 
 /// A record as it stands in a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,35 +45,55 @@ impl Record {
     }
 }
 
-/// Writes a record, and waits until the brokers have it.
+/// A record that is to be written; where it says nothing, the client chooses.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct NewRecord<'a> {
+    pub partition: Option<i32>,
+    pub timestamp_ms: Option<i64>,
+    pub key: Option<&'a [u8]>,
+    pub payload: Option<&'a [u8]>,
+    pub headers: &'a [(&'a str, &'a str)],
+}
+
+/// Writes records, those of a partition in this order, and waits until the brokers have them.
 ///
 /// # Errors
-/// If they refuse it.
-pub(crate) async fn write_record(
+/// If they refuse one.
+pub(crate) async fn write_records(
     brokers: &str,
     topic: &str,
-    key: Option<&[u8]>,
-    payload: Option<&[u8]>,
-    headers: &[(&str, &str)],
+    records: &[NewRecord<'_>],
 ) -> Result<()> {
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("linger.ms", "0")
         .create()?;
-    let mut own_headers = OwnedHeaders::new();
-    for &(key, value) in headers {
-        own_headers = own_headers.insert(Header {
+    for records in records.chunks(MAX_UNANSWERED) {
+        let mut answers = Vec::with_capacity(records.len());
+        for record in records {
+            let sent = producer.send_result(future_record(topic, record));
+            answers.push(sent.map_err(|(err, _)| err)?);
+        }
+        for answer in answers {
+            answer.await?.map_err(|(err, _)| err)?;
+        }
+    }
+    Ok(())
+}
+
+fn future_record<'a>(topic: &'a str, new: &NewRecord<'a>) -> FutureRecord<'a, [u8], [u8]> {
+    let mut headers = OwnedHeaders::new();
+    for &(key, value) in new.headers {
+        headers = headers.insert(Header {
             key,
             value: Some(value),
         });
     }
-    let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(own_headers);
-    (record.key, record.payload) = (key, payload);
-    producer
-        .send(record, TIMEOUT)
-        .await
-        .map_err(|(err, _)| err)?;
-    Ok(())
+    let mut record = FutureRecord::to(topic).headers(headers);
+    (record.key, record.payload) = (new.key, new.payload);
+    (record.partition, record.timestamp) = (new.partition, new.timestamp_ms);
+    record
 }
 
 /// Everything that stands in a topic now; within a partition in the order of offsets.

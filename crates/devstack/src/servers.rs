@@ -11,7 +11,7 @@ use crate::{
     kafka::{self, Kafka},
     postgres::Postgres,
     progress::step,
-    records::{Record, read_topic, write_record},
+    records::{NewRecord, Record, read_topic, write_records},
     sql::Sql,
 };
 
@@ -161,7 +161,21 @@ impl Addresses {
         payload: Option<&[u8]>,
         headers: &[(&str, &str)],
     ) -> Result<()> {
-        write_record(&self.brokers, topic, key, payload, headers).await
+        let record = NewRecord {
+            key,
+            payload,
+            headers,
+            ..NewRecord::default()
+        };
+        self.write_records(topic, &[record]).await
+    }
+
+    /// Writes records, those of a partition in this order, and waits until the broker has them.
+    ///
+    /// # Errors
+    /// If it refuses one.
+    pub async fn write_records(&self, topic: &str, records: &[NewRecord<'_>]) -> Result<()> {
+        write_records(&self.brokers, topic, records).await
     }
 
     /// Everything that stands in a topic now.

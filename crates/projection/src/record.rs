@@ -23,7 +23,9 @@ pub struct Record<'a> {
 pub(crate) type RecordHeader<'a> = (&'a str, Option<&'a [u8]>);
 
 impl<'a> Record<'a> {
-    pub(crate) fn new(
+    /// A record with its partition and offset, for those who try a [`Projection`](crate::Projection)
+    /// without [`follow`](crate::follow). The headers are none if they can't be read.
+    pub fn new(
         (partition, offset): (i32, i64),
         key: Option<&'a [u8]>,
         payload: Option<&'a [u8]>,

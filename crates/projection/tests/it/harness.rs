@@ -34,15 +34,14 @@ impl Projection for Counts {
     }
 
     async fn apply(&self, conn: &mut AsyncPgConnection, changes: &[String]) -> QueryResult<()> {
-        for key in changes {
-            diesel::sql_query(
-                "insert into counts values ($1, 1)
-                 on conflict (key) do update set count = counts.count + 1",
-            )
-            .bind::<Text, _>(key)
-            .execute(conn)
-            .await?;
-        }
+        diesel::sql_query(
+            "insert into counts
+             select key, count(*) from unnest($1::text[]) as key group by key order by key
+             on conflict (key) do update set count = counts.count + excluded.count",
+        )
+        .bind::<Array<Text>, _>(changes)
+        .execute(conn)
+        .await?;
         Ok(())
     }
 }
@@ -61,9 +60,14 @@ pub(crate) struct Running {
 
 impl Setup {
     pub(crate) async fn new(test: &str) -> Result<Self> {
+        Self::with_partitions(test, 3).await
+    }
+
+    /// With so many partitions of its topic.
+    pub(crate) async fn with_partitions(test: &str, partitions: i32) -> Result<Self> {
         let name = Addresses::unique_name(test);
         let servers = Addresses::shared();
-        servers.create_topic(&name, 3).await?;
+        servers.create_topic(&name, partitions).await?;
         let url = servers.create_database(&name).await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
         harness
@@ -74,15 +78,28 @@ impl Setup {
                        count integer not null)";
         let session = Sql::connect(&url).await?;
         session.batch_execute(sql).await?;
-        let pool = Pool::builder(AsyncDieselConnectionManager::new(&url))
-            .max_size(4)
-            .build()?;
         Ok(Self {
             name,
+            pool: pool(&url)?,
             url,
-            pool,
             sql: session,
         })
+    }
+
+    /// A pool of one's own, as each replica has.
+    pub(crate) fn new_pool(&self) -> Result<Pool<AsyncPgConnection>> {
+        pool(&self.url)
+    }
+
+    /// What a replica of this name follows; of none, one that the group gives a name.
+    pub(crate) fn options(&self, instance_id: Option<&str>) -> Options {
+        Options {
+            brokers: Addresses::shared().brokers().to_owned(),
+            name: self.name.clone(),
+            topic: self.name.clone(),
+            dead_letter_topic: None,
+            instance_id: instance_id.map(str::to_owned),
+        }
     }
 
     pub(crate) fn follow(&self) -> Running {
@@ -100,11 +117,9 @@ impl Setup {
 
     fn follow_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
         let options = Options {
-            brokers: Addresses::shared().brokers().to_owned(),
             name: name.to_owned(),
-            topic: self.name.clone(),
             dead_letter_topic: dead_letter_topic.map(str::to_owned),
-            instance_id: Some("only".into()),
+            ..self.options(Some("only"))
         };
         let shutdown = CancellationToken::new();
         let following = follow(
@@ -119,6 +134,11 @@ impl Setup {
         }
     }
 
+    /// Another session that looks into the database.
+    pub(crate) async fn look(&self) -> Result<Sql> {
+        Sql::connect(&self.url).await
+    }
+
     /// A session of its own, which ends with this.
     pub(crate) async fn session(&self) -> Result<AsyncPgConnection> {
         Ok(AsyncPgConnection::establish(&self.url).await?)
@@ -126,7 +146,7 @@ impl Setup {
 
     /// Somebody who reads the table and does not end.
     pub(crate) async fn open_transaction_on_counts(&self) -> Result<Sql> {
-        let reader = Sql::connect(&self.url).await?;
+        let reader = self.look().await?;
         reader
             .batch_execute("begin; select count(*) from counts")
             .await?;
@@ -144,6 +164,12 @@ impl Setup {
             .write_record(&self.name, Some(key.as_bytes()), payload, &headers)
             .await
     }
+}
+
+fn pool(url: &str) -> Result<Pool<AsyncPgConnection>> {
+    Ok(Pool::builder(AsyncDieselConnectionManager::new(url))
+        .max_size(4)
+        .build()?)
 }
 
 impl Running {

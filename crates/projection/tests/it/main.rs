@@ -1,9 +1,16 @@
 //! The promises of a projection, on a real Postgres and a real Kafka.
 
+mod commits;
 mod dead_letters;
+mod faulty;
 mod following;
 mod harness;
+mod load;
+mod naive;
 mod poison;
 mod raw_record;
+mod rebalances;
 mod rebuilding;
 mod stops;
+mod who;
+mod zombies;
