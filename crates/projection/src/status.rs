@@ -1,6 +1,6 @@
 //! How far a projection is behind its topic.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Result;
 use diesel::{
@@ -8,17 +8,9 @@ use diesel::{
     sql_types::{BigInt, Integer, Text},
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
-use rdkafka::{Message as _, consumer::Consumer as _};
 use serde::Serialize;
 
-use crate::{
-    RebuildOptions,
-    offsets::{Moves, check_known},
-    topic::Topic,
-};
-
-/// How long the record that is next may take to come.
-const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::{RebuildOptions, offsets::check_known, topic::Topic};
 
 /// A partition, and how far it is applied.
 #[derive(Clone, Debug, Serialize)]
@@ -29,9 +21,10 @@ pub struct PartitionStatus {
     pub next_offset: Option<i64>,
     /// The offset behind its last record.
     pub end_offset: i64,
-    /// Offsets between the two. In a compacted topic not each has a record.
+    /// Offsets from the first record that waits to the end; 0 if none does. In a compacted topic not
+    /// each has a record.
     pub lag_records: i64,
-    /// How long ago the record that is next was written; 0 if there is none.
+    /// How long ago the first record that waits was written; 0 if none does.
     pub lag_s: f64,
     /// Records that changed something, or were known already.
     pub applied: i64,
@@ -78,15 +71,20 @@ pub async fn status(
         let (earliest, end) = topic.watermarks(partition)?;
         let row = rows.iter().find(|row| row.partition == partition);
         let next = row.map_or(earliest, |row| row.next_offset);
+        // Between them there may be nothing left but gaps, and markers of transactions.
+        let waiting = if next < end {
+            topic.first_record(partition, next.max(earliest))?
+        } else {
+            None
+        };
         all.push(PartitionStatus {
             partition,
             next_offset: row.map(|row| row.next_offset),
             end_offset: end,
-            lag_records: (end - next).max(0),
-            lag_s: if next < end {
-                age_s(&topic, partition, next)?
-            } else {
-                0.0
+            lag_records: waiting.map_or(0, |(offset, _)| end - offset),
+            lag_s: match waiting {
+                Some((_, written_ms)) => age_s(written_ms)?,
+                None => 0.0,
             },
             applied: row.map_or(0, |row| row.applied),
             skipped: row.map_or(0, |row| row.skipped),
@@ -96,17 +94,7 @@ pub async fn status(
     Ok(all)
 }
 
-/// The age of the record that is next: the first at this offset or behind it.
-fn age_s(topic: &Topic, partition: i32, offset: i64) -> Result<f64> {
-    let consumer = topic.consumer_from(&Moves::from([(partition, (offset, offset))]))?;
-    let Some(message) = consumer.poll(RECORD_TIMEOUT) else {
-        // Compaction has left nothing up to the end.
-        return Ok(0.0);
-    };
-    let written_ms = message?.timestamp().to_millis().unwrap_or_default();
-    let _ = consumer.unassign();
-    let now_ms = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)?
-        .as_millis() as i64;
-    Ok((now_ms - written_ms).max(0) as f64 / 1_000.0)
+fn age_s(written_ms: i64) -> Result<f64> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    Ok((now.as_millis() as i64 - written_ms).max(0) as f64 / 1_000.0)
 }

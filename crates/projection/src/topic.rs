@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rdkafka::{
-    ClientConfig, Offset, TopicPartitionList,
+    ClientConfig, Message as _, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
+    error::KafkaError,
 };
 
 use crate::offsets::Moves;
@@ -96,6 +97,33 @@ impl Topic {
 
     pub(crate) fn ends(&self, partitions: impl Iterator<Item = i32>) -> Result<Vec<(i32, i64)>> {
         partitions.map(|p| Ok((p, self.watermarks(p)?.1))).collect()
+    }
+
+    /// Where the first record is at this offset or behind it, and when it was written, in
+    /// milliseconds of Unix time; none if nothing is left up to the end.
+    ///
+    /// # Errors
+    /// If it does not come, or Kafka has no such offset.
+    pub(crate) fn first_record(&self, partition: i32, offset: i64) -> Result<Option<(i64, i64)>> {
+        let mut config = self.config.clone();
+        let consumer: BaseConsumer = config.set("enable.partition.eof", "true").create()?;
+        let mut partitions = TopicPartitionList::new();
+        partitions.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
+        consumer.assign(&partitions)?;
+        let message = consumer.poll(TIMEOUT).with_context(|| {
+            format!(
+                "topic {}: its record at offset {offset} does not come",
+                self.name
+            )
+        })?;
+        match message {
+            Ok(message) => {
+                let written_ms = message.timestamp().to_millis().unwrap_or_default();
+                Ok(Some((message.offset(), written_ms)))
+            }
+            Err(KafkaError::PartitionEOF(_)) => Ok(None),
+            Err(err) => Err(err.into()),
+        }
     }
 
     /// A consumer of all these partitions, from these offsets on.

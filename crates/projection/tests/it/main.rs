@@ -5,6 +5,7 @@ mod dead_letters;
 mod faulty;
 mod following;
 mod harness;
+mod lag;
 mod load;
 mod naive;
 mod poison;

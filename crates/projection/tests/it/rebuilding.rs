@@ -11,7 +11,7 @@ impl Rebuildable for Counts {
 }
 
 impl Setup {
-    fn rebuild_options(&self) -> RebuildOptions {
+    pub(crate) fn rebuild_options(&self) -> RebuildOptions {
         RebuildOptions {
             brokers: Addresses::shared().brokers().to_owned(),
             name: self.name.clone(),
