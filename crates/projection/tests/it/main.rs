@@ -12,6 +12,7 @@ mod poison;
 mod raw_record;
 mod rebalances;
 mod rebuilding;
+mod replay;
 mod stops;
 mod who;
 mod zombies;
