@@ -79,6 +79,8 @@ pub(crate) async fn write_records(
             answer.await?.map_err(|(err, _)| err)?;
         }
     }
+    // It ends within 100 ms, for which nobody has to wait.
+    tokio::task::spawn_blocking(|| drop(producer));
     Ok(())
 }
 
