@@ -83,9 +83,14 @@ impl TestService {
 
     /// Starts it with further options.
     pub(crate) async fn start_with(test: &str, options: &[&str]) -> Result<Self> {
-        let (name, servers) = (Addresses::unique_name(test), Addresses::shared());
-        servers.create_topic(&name, 3).await?;
-        let database_url = servers.create_database(&name).await?;
+        let name = Addresses::unique_name(test);
+        Addresses::shared().create_topic(&name, 3).await?;
+        Self::start_on(name, options).await
+    }
+
+    /// Starts it with this topic of users, which is there.
+    pub(crate) async fn start_on(name: String, options: &[&str]) -> Result<Self> {
+        let database_url = Addresses::shared().create_database(&name).await?;
         migrate(&database_url.as_str().into(), &MIGRATIONS)
             .await
             .map_err(Error::from_boxed)?;
@@ -152,6 +157,15 @@ impl TestService {
     /// A connection of one's own.
     pub(crate) fn endpoint(&self) -> Result<Endpoint> {
         Ok(Channel::from_shared(format!("http://{}", self.addr))?)
+    }
+
+    /// The topic of the users that it follows, and the name under which it does.
+    pub(crate) fn topic(&self) -> &str {
+        &self.place.name
+    }
+
+    pub(crate) fn database_url(&self) -> &str {
+        &self.place.database_url
     }
 
     /// Another session with its database, for a transaction that stays open for a while.

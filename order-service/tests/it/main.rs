@@ -9,6 +9,7 @@ mod harness;
 mod health;
 mod reads;
 mod repeats;
+mod replay;
 mod schema;
 mod tokens;
 mod users;
