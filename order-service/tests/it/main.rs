@@ -8,6 +8,7 @@ mod errors;
 mod harness;
 mod health;
 mod reads;
+mod rebuilding;
 mod repeats;
 mod replay;
 mod schema;
