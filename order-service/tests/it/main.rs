@@ -7,6 +7,7 @@ mod deleted_users;
 mod errors;
 mod harness;
 mod health;
+mod poison;
 mod reads;
 mod rebuilding;
 mod repeats;
