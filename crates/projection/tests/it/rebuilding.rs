@@ -70,6 +70,7 @@ async fn a_rebuild_under_load_loses_nothing_and_applies_nothing_twice() -> Resul
         setup.count(&format!("k{}", number % 7)).await?;
     }
     let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 50).await?;
     let load = async {
         for number in 0..300 {
             setup.count(&format!("k{}", number % 7)).await?;
