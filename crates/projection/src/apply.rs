@@ -45,31 +45,35 @@ pub(crate) async fn apply<P: Projection>(
     messages: &[BorrowedMessage<'_>],
     decoded: &Decoded<P::Change>,
 ) -> diesel::QueryResult<Outcome> {
-    let all = transact(projection, offsets, conn, from, messages, decoded).await;
-    let err = match all {
-        Ok(outcome) => return Ok(outcome),
-        Err(err) => err,
-    };
-    if poison::in_change(&err).is_none() {
-        return Err(err);
-    }
-    // One of them is refused: apply them one by one, to find it and to keep the others.
     let mut from = from.clone();
     let mut all_set_aside = 0;
-    for message in messages {
-        let one = std::slice::from_ref(message);
-        let decoded = Decoded::of(projection, one);
-        let mut outcome = transact(projection, offsets, conn, &from, one, &decoded).await;
+    let mut parts = vec![messages];
+    while let Some(part) = parts.pop() {
+        let of_part;
+        let decoded = if part.len() == messages.len() {
+            decoded
+        } else {
+            of_part = Decoded::of(projection, part);
+            &of_part
+        };
+        let mut outcome = transact(projection, offsets, conn, &from, part, decoded).await;
         if let Some(poison) = outcome.as_ref().err().and_then(poison::in_change) {
+            let [message] = part else {
+                // One of them is refused: halves find it, and keep the others, in a few transactions.
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+                continue;
+            };
             let refused = Decoded::refused(message, poison);
-            outcome = transact(projection, offsets, conn, &from, one, &refused).await;
+            outcome = transact(projection, offsets, conn, &from, part, &refused).await;
         }
         match outcome? {
             Outcome::Applied { set_aside } => all_set_aside += set_aside,
             Outcome::Overtaken => return Ok(Outcome::Overtaken),
         }
-        let next = message.offset() + 1;
-        from.insert(message.partition(), (next, next));
+        for (partition, (_, to)) in moves(&from, part) {
+            from.insert(partition, (to, to));
+        }
     }
     Ok(Outcome::Applied {
         set_aside: all_set_aside,
