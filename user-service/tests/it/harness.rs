@@ -76,8 +76,14 @@ impl TestService {
 
     /// Starts it with further options.
     pub(crate) async fn start_with(test: &str, options: &[&str]) -> Result<Self> {
-        let (name, servers) = (Addresses::unique_name(test), Addresses::shared());
-        servers.create_topic(&name, 3).await?;
+        let name = Addresses::unique_name(test);
+        Addresses::shared().create_topic(&name, 3).await?;
+        Self::start_on(name, options).await
+    }
+
+    /// Starts it with this topic of orders, which is there.
+    pub(crate) async fn start_on(name: String, options: &[&str]) -> Result<Self> {
+        let servers = Addresses::shared();
         let database_url = servers.create_database(&name).await?;
         migrate(&database_url.as_str().into(), &MIGRATIONS)
             .await

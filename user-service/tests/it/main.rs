@@ -12,6 +12,7 @@ mod health;
 mod overload;
 mod reads;
 mod repeats;
+mod replay;
 mod schema;
 mod shutdown;
 mod summaries;

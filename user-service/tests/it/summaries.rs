@@ -17,7 +17,8 @@ const DEAD: &str = "select count(*) from dead_letters";
 /// How many records were looked at, in all partitions.
 const SEEN: &str = "select sum(next_offset) from projection_offsets";
 
-fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order> {
+/// A new order.
+pub(crate) fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order> {
     let now = "2026-01-02T03:04:05.678901Z".parse::<DateTime<Utc>>()?;
     Ok(Order {
         order_id: Uuid::now_v7(),
@@ -33,7 +34,7 @@ fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order> {
 }
 
 /// The next version of an order, a second later.
-fn cancelled(order: &Order) -> Order {
+pub(crate) fn cancelled(order: &Order) -> Order {
     Order {
         state: OrderState::Cancelled,
         cancel_reason: Some(CancelReason::Requested),
