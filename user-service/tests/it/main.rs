@@ -10,6 +10,7 @@ mod errors;
 mod harness;
 mod health;
 mod overload;
+mod poison;
 mod reads;
 mod repeats;
 mod replay;

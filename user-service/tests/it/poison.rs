@@ -1,0 +1,313 @@
+//! Records of orders that can't be applied: each kind goes aside as it was found, and the order right
+//! behind it is counted.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, NewRecord, PATIENCE, Sql};
+use proto::events::{ORDER_CREATED, Order, header};
+use uuid::Uuid;
+
+use crate::{harness::TestService, summaries::order};
+
+type Header = (&'static str, &'static str);
+const SPEC: Header = (header::SPEC_VERSION, "1.0");
+const CREATED: Header = (header::TYPE, ORDER_CREATED);
+
+/// As many records as a batch has at most.
+const MANY: usize = 1_000;
+/// What the constraint of these tests refuses, and no other.
+const REFUSED_AMOUNT: &str = "13.00";
+
+/// A record that can't be applied.
+struct Kind {
+    what: &'static str,
+    /// None where it is passed over.
+    class: Option<&'static str>,
+    key: Option<Vec<u8>>,
+    payload: Option<Vec<u8>>,
+    headers: Vec<Header>,
+}
+
+fn kinds() -> Result<Vec<Kind>> {
+    let good = new_order("19.90")?;
+    let key = || Some(good.order_id.to_string().into_bytes());
+    let payload = || serde_json::to_vec(&good);
+    let of_amount = |amount: &str| {
+        let amount = amount.to_owned();
+        serde_json::to_vec(&Order {
+            amount,
+            ..good.clone()
+        })
+    };
+    let kind = |what, class, key, payload, headers: &[Header]| Kind {
+        what,
+        class,
+        key,
+        payload,
+        headers: headers.to_vec(),
+    };
+    let usual = [SPEC, CREATED];
+    let random: Vec<u8> = (0..99_u8).map(|n| n.wrapping_mul(151) ^ 0xa5).collect();
+    let in_no_state = String::from_utf8(payload()?)?.replace("created\"", "lost\"");
+    Ok(vec![
+        kind("random bytes", Some("payload"), key(), Some(random), &usual),
+        kind("no headers", Some("header"), key(), Some(payload()?), &[]),
+        kind("no type", Some("header"), key(), Some(payload()?), &[SPEC]),
+        kind(
+            "another major version",
+            Some("version"),
+            key(),
+            Some(payload()?),
+            &[(header::SPEC_VERSION, "2.0"), CREATED],
+        ),
+        kind("no key", Some("key"), None, Some(payload()?), &usual),
+        kind(
+            "a key that is no text",
+            Some("key"),
+            Some(b"\xff\x00".to_vec()),
+            Some(payload()?),
+            &usual,
+        ),
+        kind(
+            "the key of another order",
+            Some("key"),
+            Some(Uuid::now_v7().to_string().into_bytes()),
+            Some(payload()?),
+            &usual,
+        ),
+        kind(
+            "a state that nobody knows",
+            Some("payload"),
+            key(),
+            Some(in_no_state.into_bytes()),
+            &usual,
+        ),
+        kind(
+            "an amount that is none",
+            Some("payload"),
+            key(),
+            Some(of_amount("NaN")?),
+            &usual,
+        ),
+        kind(
+            "a value that its column can't hold",
+            Some("value"),
+            key(),
+            Some(of_amount("12345.00")?),
+            &usual,
+        ),
+        kind(
+            "a value that a constraint refuses",
+            Some("constraint"),
+            key(),
+            Some(of_amount(REFUSED_AMOUNT)?),
+            &usual,
+        ),
+        kind(
+            "an unknown type",
+            None,
+            key(),
+            Some(b"\xff".to_vec()),
+            &[SPEC, (header::TYPE, "order_praised")],
+        ),
+        kind("a tombstone", None, key(), None, &usual),
+        kind("a tombstone without a key", None, None, None, &usual),
+    ])
+}
+
+fn new_order(amount: &str) -> Result<Order> {
+    order(&Uuid::nil().to_string(), amount, "EUR")
+}
+
+impl Kind {
+    fn record(&self) -> NewRecord<'_> {
+        NewRecord {
+            key: self.key.as_deref(),
+            payload: self.payload.as_deref(),
+            headers: &self.headers,
+            ..NewRecord::default()
+        }
+    }
+
+    /// Checks that it is set aside as it was, in the table and in the topic.
+    async fn check(
+        &self,
+        sql: &Sql,
+        class: &str,
+        offset: i64,
+        copy: &devstack::Record,
+    ) -> Result<()> {
+        let query =
+            "select key, payload, header_names, header_values, error_class, topic, partition
+                     from dead_letters where record_offset = $1";
+        let row = sql.query_opt(query, &[&offset]).await?;
+        let row = row.context("no dead letter")?;
+        let (names, values): (Vec<&str>, Vec<&[u8]>) = (self
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes())))
+        .unzip();
+        assert_eq!(row.get::<_, Option<&[u8]>>(0), self.key.as_deref());
+        assert_eq!(row.get::<_, Option<&[u8]>>(1), self.payload.as_deref());
+        assert_eq!(row.get::<_, Vec<&str>>(2), names);
+        assert_eq!(row.get::<_, Vec<&[u8]>>(3), values);
+        assert_eq!(row.get::<_, &str>(4), class);
+
+        let key = String::from_utf8_lossy(self.key.as_deref().unwrap_or_default());
+        assert_eq!((&*copy.key, &copy.payload), (&*key, &self.payload));
+        let (own, added) = copy.headers.split_at(self.headers.len());
+        let own: Vec<_> = own.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(own, self.headers);
+        let (topic, offset) = (row.get::<_, String>(5), offset.to_string());
+        let partition = row.get::<_, i32>(6).to_string();
+        let origin = [
+            ("dlq_topic", &*topic),
+            ("dlq_partition", &*partition),
+            ("dlq_offset", &*offset),
+            ("dlq_class", class),
+        ];
+        for (name, value) in origin {
+            assert_eq!(copy.header(name), Some(value));
+        }
+        assert!(added.iter().any(|(name, _)| name == "dlq_error"));
+        Ok(())
+    }
+}
+
+/// A service with a topic of one partition that takes records without a key, and a topic for dead
+/// letters.
+async fn start() -> Result<(TestService, String)> {
+    let (name, servers) = (Addresses::unique_name("kinds"), Addresses::shared());
+    let dead_letters = format!("{name}.dlq");
+    servers.create_dead_letter_topic(&name).await?;
+    servers.create_dead_letter_topic(&dead_letters).await?;
+    let options = ["--dead-letter-topic", &dead_letters];
+    let service = TestService::start_on(name, &options).await?;
+    let narrow = "alter table user_orders alter column amount type numeric(6, 2);
+        alter table user_orders add constraint user_orders_lucky check (amount <> 13)";
+    service.sql.batch_execute(narrow).await?;
+    Ok((service, dead_letters))
+}
+
+/// Writes records, and behind them a new order; returns how long it took to hear of that one.
+async fn time_to_hear(service: &TestService, before: &[NewRecord<'_>]) -> Result<Duration> {
+    let order = new_order("19.90")?;
+    let (key, payload) = (order.order_id.to_string(), serde_json::to_vec(&order)?);
+    let mut records = before.to_vec();
+    records.push(NewRecord {
+        key: Some(key.as_bytes()),
+        payload: Some(&payload),
+        headers: &[SPEC, CREATED],
+        ..NewRecord::default()
+    });
+    let started = Instant::now();
+    let servers = Addresses::shared();
+    servers
+        .write_records(&service.orders_topic, &records)
+        .await?;
+    let heard = format!("select count(*) from user_orders where order_id = '{key}'");
+    let hearing = async {
+        // Without a pause, which would be longer than what is measured.
+        while service.sql.count(&heard).await? == 0 {}
+        anyhow::Ok(started.elapsed())
+    };
+    tokio::time::timeout(PATIENCE, hearing)
+        .await
+        .context("never heard")?
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_goes_aside_untouched_and_the_next_order_is_heard() -> Result<()> {
+    let (service, dead_letters) = start().await?;
+    let kinds = kinds()?;
+    time_to_hear(&service, &[]).await?;
+    let first = service
+        .sql
+        .count("select sum(next_offset) from projection_offsets")
+        .await?;
+    let (mut behind, mut alone) = (Vec::new(), Vec::new());
+    for kind in &kinds {
+        alone.push(time_to_hear(&service, &[]).await?);
+        behind.push(time_to_hear(&service, &[kind.record()]).await?);
+    }
+    println!("an order is heard of after");
+    for ((kind, behind), alone) in kinds.iter().zip(&behind).zip(&alone) {
+        println!("{behind:.0?} behind {}, {alone:.0?} alone", kind.what);
+    }
+    println!(
+        "{:.0?} behind, {:.0?} alone: medians",
+        median(behind),
+        median(alone)
+    );
+    let aside = || kinds.iter().filter_map(|kind| Some((kind, kind.class?)));
+    let counts = "select applied, skipped, set_aside from projection_offsets";
+    let counts = service.sql.query_one(counts, &[]).await?;
+    let counts: (i64, i64, i64) = (counts.get(0), counts.get(1), counts.get(2));
+    let (all, set_aside) = (kinds.len() as i64, aside().count() as i64);
+    assert_eq!(counts, (first + 2 * all, all - set_aside, set_aside));
+
+    let copied = "select count(*) from dead_letters where in_topic";
+    service.sql.wait_for(copied, set_aside).await?;
+    let copies = Addresses::shared().read_topic(&dead_letters).await?;
+    assert_eq!(copies.len(), aside().count());
+    for (index, kind) in kinds.iter().enumerate() {
+        let offset = first + 3 * index as i64 + 1;
+        let of_offset = offset.to_string();
+        let copy = copies
+            .iter()
+            .find(|copy| copy.header("dlq_offset") == Some(&of_offset));
+        if let Some(class) = kind.class {
+            let copy = copy.with_context(|| format!("no copy of {}", kind.what))?;
+            let checked = kind.check(&service.sql, class, offset, copy).await;
+            checked.context(kind.what)?;
+        }
+    }
+    let refused_by = "select count(*) from dead_letters where error = 'user_orders_lucky'";
+    assert_eq!(service.sql.count(refused_by).await?, 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_record_in_the_middle_of_many_goes_aside_alone() -> Result<()> {
+    let (service, _) = start().await?;
+    time_to_hear(&service, &[]).await?;
+    let orders: Result<Vec<_>> = (0..MANY).map(|_| new_order("19.90")).collect();
+    let mut orders = orders?;
+    let alone = time_to_hear_all(&service, &orders).await?;
+    orders
+        .iter_mut()
+        .for_each(|order| order.order_id = Uuid::now_v7());
+    orders[MANY / 2].amount = REFUSED_AMOUNT.into();
+    let behind = time_to_hear_all(&service, &orders).await?;
+    println!(
+        "an order is heard of behind {MANY} others after {alone:.0?}, with one refused {behind:.0?}"
+    );
+    let heard = service
+        .sql
+        .count("select count(*) from user_orders")
+        .await?;
+    assert_eq!(heard as usize, 1 + (MANY + 1) + (MANY - 1 + 1));
+    let refused_by = "select count(*) from dead_letters where error = 'user_orders_lucky'";
+    assert_eq!(service.sql.count(refused_by).await?, 1);
+    service.stop().await
+}
+
+async fn time_to_hear_all(service: &TestService, orders: &[Order]) -> Result<Duration> {
+    let told: Result<Vec<_>> = (orders.iter())
+        .map(|order| Ok((order.order_id.to_string(), serde_json::to_vec(order)?)))
+        .collect();
+    let told = told?;
+    let records = told.iter().map(|(key, payload)| NewRecord {
+        key: Some(key.as_bytes()),
+        payload: Some(payload),
+        headers: &[SPEC, CREATED],
+        ..NewRecord::default()
+    });
+    time_to_hear(service, &records.collect::<Vec<_>>()).await
+}
