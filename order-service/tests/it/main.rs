@@ -1,5 +1,6 @@
 //! The promises of order-service, through the wire, on a real Postgres and a real Kafka.
 
+mod backlog;
 mod cancel;
 mod configuration;
 mod create;
