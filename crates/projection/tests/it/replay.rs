@@ -1,5 +1,6 @@
 //! Everything from the beginning once more, with repeated and outdated records, for rows of which the
-//! newest version wins.
+//! newest version wins. Such rows do not mind being applied twice, so that a follower without the
+//! comparison does no harm here: `zombies` is for that one.
 
 use std::{collections::BTreeMap, sync::Arc};
 
