@@ -9,6 +9,7 @@
 //! - `ORDERS_TOPIC`, `USERS_TOPIC`: where events go, where they come from
 //! - `CONSUMER_GROUP`: names the projection, and its group in Kafka
 //! - `DEAD_LETTER_TOPIC`: where copies of records go that could not be applied
+//! - `DEAD_LETTER_RETENTION_S`: for how long it is kept what such records hold
 //! - `INSTANCE_ID`: names this replica, so that a restart follows on at once
 //! - `TOKEN_WAIT_MS`, `UNKNOWN_USER_WAIT_MS`, `MAX_WAITERS`: how CreateOrder waits for events
 //! - `VALIDATION`, `USER_SERVICE_ADDR`: whom CreateOrder asks for a user
@@ -59,6 +60,9 @@ pub struct ServeOptions {
     /// The topic that gets copies of records that could not be applied; none if empty. It has to exist
     #[arg(long, env = "DEAD_LETTER_TOPIC", default_value = "")]
     dead_letter_topic: String,
+    /// For how long it is kept here what such records hold, in seconds; then it is erased
+    #[arg(long, env = "DEAD_LETTER_RETENTION_S", default_value = "604800")]
+    dead_letter_retention_s: String,
     /// Names this replica among those of the service, so that a restart follows on at once
     #[arg(long, env = "INSTANCE_ID")]
     instance_id: Option<String>,
@@ -127,6 +131,11 @@ impl ServeOptions {
             topic if topic.is_empty() => Some(None),
             topic => problems.kafka_name("DEAD_LETTER_TOPIC", topic).map(Some),
         };
+        let retention = problems.number(
+            "DEAD_LETTER_RETENTION_S",
+            &self.dead_letter_retention_s,
+            1..=31_536_000,
+        );
         // Kafka has the same rule for it. Empty is as good as left out.
         let instance_id = match self.instance_id.filter(|id| !id.is_empty()) {
             None => Some(None),
@@ -143,6 +152,7 @@ impl ServeOptions {
                 name: group?,
                 topic: users_topic?,
                 dead_letter_topic: dead_letter_topic?,
+                dead_letter_retention: Duration::from_secs(retention?),
                 instance_id: instance_id?,
             },
             wait_limits: WaitLimits {

@@ -6,7 +6,7 @@ use chrono::DateTime;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use outbox::Cause;
-use projection::{Poison, Projection, Rebuildable, Record};
+use projection::{Poison, Projection, Rebuildable, Record, dead_letters};
 use proto::events::{self, User};
 
 use crate::{
@@ -144,6 +144,11 @@ impl Projection for UsersProjection {
     async fn apply(&self, conn: &mut AsyncPgConnection, users: &[UserChange]) -> QueryResult<()> {
         fn column<'a, T>(users: &'a [UserChange], of: impl Fn(&'a User) -> T) -> Vec<T> {
             users.iter().map(|change| of(&change.user)).collect()
+        }
+        let gone = users.iter().filter(|change| change.user.deleted);
+        let keys: Vec<String> = gone.map(|c| c.user.user_id.to_string()).collect();
+        if !keys.is_empty() {
+            dead_letters::erase(conn, &keys).await?;
         }
         let deleted: Vec<Deleted> = diesel::sql_query(APPLY)
             .bind::<Array<Uuid>, _>(column(users, |u| u.user_id))

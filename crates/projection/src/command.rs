@@ -147,6 +147,13 @@ async fn redrive_these<P: Projection>(
                 say!("{id}\tstill refused: {poison}");
                 code = ExitCode::FAILURE;
             }
+            Redriven::Erased => {
+                say!(
+                    "{id}\twhat it held is erased; a rebuild finds the record if its topic has it \
+                     still, and `dlq drop` forgets it"
+                );
+                code = ExitCode::FAILURE;
+            }
             Redriven::Missing => {
                 say!("{id}\tthere is none");
                 code = ExitCode::FAILURE;
@@ -177,8 +184,9 @@ async fn redrive_all<P: Projection>(
 }
 
 fn line(letter: &DeadLetter) -> String {
+    let erased = letter.erased_at.map_or("", |_| "\terased");
     format!(
-        "{}\t{}\t{}[{}]@{}\tkey {}\t{}: {}",
+        "{}\t{}\t{}[{}]@{}\tkey {}\t{}: {}{erased}",
         letter.dead_letter_id,
         letter.set_aside_at.format("%Y-%m-%dT%H:%M:%SZ"),
         letter.topic,
@@ -219,6 +227,7 @@ fn summary(letter: &DeadLetter) -> Value {
         "key": letter.key.as_deref().map(text),
         "class": letter.error_class,
         "error": letter.error,
+        "erased_at": letter.erased_at,
     })
 }
 

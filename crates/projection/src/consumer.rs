@@ -22,7 +22,7 @@ use crate::{
     Projection,
     apply::{self, Outcome},
     assignment::Assignment,
-    dead_letter_topic,
+    dead_letter_upkeep,
     decoded::Decoded,
     following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State},
     lookout::{Look, Lookout},
@@ -51,10 +51,8 @@ pub fn follow<P: Projection>(
         state: state_now,
     });
     let dead_letters = Arc::new(Notify::new());
-    if let Some(topic) = shared.options.dead_letter_topic.clone() {
-        let copying = dead_letter_topic::copy(Arc::clone(&shared), topic, dead_letters.clone());
-        tokio::spawn(copying);
-    }
+    let upkeep = dead_letter_upkeep::look_after(Arc::clone(&shared), dead_letters.clone());
+    tokio::spawn(upkeep);
     let follower = Follower {
         shared,
         projection,

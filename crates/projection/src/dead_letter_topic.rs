@@ -4,49 +4,26 @@
 //! The copy follows at once as a rule, and after an outage as soon as Kafka takes it; a crash right
 //! behind it makes it come twice.
 
-use std::{sync::Arc, time::Duration};
-
 use rdkafka::{
     ClientConfig,
     error::KafkaError,
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
-use tokio::sync::Notify;
 
 use crate::{
     dead_letters::{self, DeadLetter},
     following::Shared,
 };
 
-/// How often it looks without being told of new ones: another replica may have died before it had
-/// copied its own.
-const INTERVAL: Duration = Duration::from_secs(30);
-/// After Kafka or the database has failed.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Dead letters that are copied together, at most. Each can be as large as a record.
 const BATCH: i64 = 20;
 
-/// Copies what is not there yet, until `shutdown`. `news` tells of new ones.
-pub(crate) async fn copy(shared: Arc<Shared>, topic: String, news: Arc<Notify>) {
-    loop {
-        let pause = match copy_pending(&shared, &topic).await {
-            Ok(()) => INTERVAL,
-            Err(reason) => {
-                let projection = &shared.options.name;
-                tracing::warn!(%projection, %topic, %reason, "dead letters are not in their topic yet");
-                RETRY_INTERVAL
-            }
-        };
-        tokio::select! {
-            () = shared.shutdown.cancelled() => return,
-            () = news.notified() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-}
-
-async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), String> {
+/// Copies what is not there yet.
+///
+/// # Errors
+/// Kafka's or the database's.
+pub(crate) async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), String> {
     let name = &shared.options.name;
     let mut producer = None;
     loop {

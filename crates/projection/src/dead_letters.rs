@@ -1,9 +1,13 @@
 //! The SQL of the records that can't be applied: where they go, and what becomes of them there.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, Queryable,
-    Selectable, SelectableHelper as _, dsl::auto_type,
+    Selectable, SelectableHelper as _,
+    dsl::auto_type,
+    sql_types::{Array, BigInt, Binary, Double},
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
@@ -33,7 +37,25 @@ pub struct DeadLetter {
     pub error: String,
     /// When it was set aside.
     pub set_aside_at: DateTime<Utc>,
+    /// When it was erased what the record held, if it was: payload and headers, and its key if that
+    /// was for its age.
+    pub erased_at: Option<DateTime<Utc>>,
 }
+
+const ERASE: &str = "
+    update dead_letters set payload = null, header_names = '{}', header_values = '{}',
+        erased_at = now()
+    where key = any ($1) and erased_at is null";
+
+/// The key as well: it is whatever somebody has written. A replica that does the same at the moment
+/// is left alone, and whoever applies one once more.
+const ERASE_OLDER_THAN: &str = "
+    update dead_letters set key = null, payload = null, header_names = '{}', header_values = '{}',
+        erased_at = now()
+    where dead_letter_id in (
+        select dead_letter_id from dead_letters
+        where erased_at is null and set_aside_at < now() - make_interval(secs => $1)
+        order by set_aside_at limit $2 for update skip locked)";
 
 impl DeadLetter {
     /// The record's headers, in their order.
@@ -144,6 +166,34 @@ pub(crate) async fn lock(
 pub async fn discard(conn: &mut AsyncPgConnection, projection: &str, id: i64) -> QueryResult<bool> {
     let letter = of(projection).filter(dead_letters::dead_letter_id.eq(id));
     Ok(diesel::delete(letter).execute(conn).await? > 0)
+}
+
+/// Erases what the dead letters with these keys hold, whatever projection has set them aside; the rows
+/// stay. Call it in the transaction that applies the end of those whom the keys name, and before what
+/// locks their rows: so does [`redrive`](crate::redrive), and neither then waits for the other.
+///
+/// # Errors
+/// The database's.
+pub async fn erase(conn: &mut AsyncPgConnection, keys: &[String]) -> QueryResult<()> {
+    let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
+    diesel::sql_query(ERASE)
+        .bind::<Array<Binary>, _>(keys)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Erases what at most `limit` dead letters hold that were set aside so long ago; returns how many.
+pub(crate) async fn erase_older_than(
+    conn: &mut AsyncPgConnection,
+    retention: Duration,
+    limit: usize,
+) -> QueryResult<usize> {
+    diesel::sql_query(ERASE_OLDER_THAN)
+        .bind::<Double, _>(retention.as_secs_f64())
+        .bind::<BigInt, _>(limit as i64)
+        .execute(conn)
+        .await
 }
 
 /// Notes what is wrong with a dead letter now.

@@ -23,6 +23,9 @@ pub struct Options {
     pub topic: String,
     /// Where copies of dead letters go, besides the table; nowhere else if none. It has to exist.
     pub dead_letter_topic: Option<String>,
+    /// For how long it is kept what dead letters hold; then it is erased, and the rows stay. It is
+    /// the same for all projections of a database.
+    pub dead_letter_retention: Duration,
     /// Names this replica, so that a restart gets its partitions back at once. Without it, the
     /// group waits for the session of the one that died to run out.
     pub instance_id: Option<String>,

@@ -5,6 +5,7 @@ mod assignment;
 mod command;
 mod consumer;
 mod dead_letter_topic;
+mod dead_letter_upkeep;
 pub mod dead_letters;
 mod decoded;
 mod following;

@@ -15,6 +15,8 @@ pub enum Redriven {
     Applied,
     /// It still can't be applied, and stays.
     Refused(Poison),
+    /// What it held was erased, so that nothing can be applied. It stays.
+    Erased,
     /// There is none with this number.
     Missing,
 }
@@ -37,6 +39,9 @@ pub async fn redrive<P: Projection>(
             let Some(letter) = dead_letters::lock(conn, name, id).await? else {
                 return Ok(Redriven::Missing);
             };
+            if letter.erased_at.is_some() {
+                return Ok(Redriven::Erased);
+            }
             match projection.decode(&letter.record()) {
                 Ok(Some(change)) => projection.apply(conn, &[change]).await?,
                 Ok(None) => {}

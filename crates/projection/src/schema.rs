@@ -13,5 +13,6 @@ diesel::table! {
         error -> Text,
         set_aside_at -> Timestamptz,
         in_topic -> Bool,
+        erased_at -> Nullable<Timestamptz>,
     }
 }

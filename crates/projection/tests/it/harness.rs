@@ -1,6 +1,6 @@
 //! A projection that counts, with a topic and a database of its own.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use devstack::{Addresses, PATIENCE, Sql};
@@ -98,6 +98,7 @@ impl Setup {
             name: self.name.clone(),
             topic: self.name.clone(),
             dead_letter_topic: None,
+            dead_letter_retention: Duration::from_hours(1),
             instance_id: instance_id.map(str::to_owned),
         }
     }

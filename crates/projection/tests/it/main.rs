@@ -2,6 +2,7 @@
 
 mod commits;
 mod dead_letters;
+mod erasure;
 mod faulty;
 mod following;
 mod harness;
