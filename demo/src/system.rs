@@ -43,7 +43,14 @@ impl System {
     /// # Errors
     /// If something does not start.
     pub async fn start_with(variables: &[(&str, &str)]) -> Result<Self> {
-        let servers = Servers::start(&[]).await?;
+        Self::start_on(Servers::start(&[]).await?, variables).await
+    }
+
+    /// Starts the programs on servers of their own, with further variables for both services.
+    ///
+    /// # Errors
+    /// If something does not start.
+    pub async fn start_on(servers: Servers, variables: &[(&str, &str)]) -> Result<Self> {
         let stack = Stack::start(&servers.home, &servers.addresses(), "", variables).await?;
         Self::connect(Some(servers), stack)
     }

@@ -8,7 +8,9 @@ use anyhow::Result;
 
 pub use self::cluster::KafkaCluster;
 use self::node::Node;
-pub(crate) use self::topics::{add_partitions, create_topic, delete_records_before};
+pub(crate) use self::topics::{
+    add_partitions, alter_topic, create_topic, delete_records_before, topic_names,
+};
 use crate::{home::Home, processes::Process};
 
 /// Quick to start and small, which is what tests want of it.

@@ -68,6 +68,8 @@ pub(crate) async fn write_records(
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("linger.ms", "0")
+        // As the relay does: the records of a key stay in one partition, where compaction finds them.
+        .set("partitioner", "murmur2_random")
         .create()?;
     for records in records.chunks(MAX_UNANSWERED) {
         let mut answers = Vec::with_capacity(records.len());

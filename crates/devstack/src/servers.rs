@@ -20,6 +20,22 @@ const POSTGRES_VARIABLE: &str = "DEVSTACK_POSTGRES_URL";
 /// Where a Kafka is that already runs.
 const KAFKA_VARIABLE: &str = "DEVSTACK_KAFKA_BROKERS";
 
+/// Of a topic with one record a key. What was overwritten, as by a user's end, is gone a day later,
+/// with the next record of its partition, however large the rest is; without this it could stay for
+/// ever. A tombstone stays for a week: so long a follower may be away.
+const COMPACTED: [(&str, &str); 3] = [
+    ("cleanup.policy", "compact"),
+    ("max.compaction.lag.ms", "86400000"),
+    ("delete.retention.ms", "604800000"),
+];
+/// Of a topic for dead letters. They are not compacted, because the key of a broken record says
+/// nothing. What is older than a week goes by whole segments: with these, a day later at most.
+const DEAD_LETTERS: [(&str, &str); 3] = [
+    ("cleanup.policy", "delete"),
+    ("retention.ms", "604800000"),
+    ("segment.ms", "86400000"),
+];
+
 /// A Postgres and a Kafka of this process's own.
 #[derive(Debug)]
 pub struct Servers {
@@ -37,9 +53,19 @@ impl Servers {
     /// # Errors
     /// If one of them is missing on this machine, or doesn't start.
     pub async fn start(settings: &[&str]) -> Result<Self> {
+        Self::start_with(settings, &[]).await
+    }
+
+    /// The same, with lines for the broker's configuration too.
+    ///
+    /// # Errors
+    /// As of [`start`](Self::start).
+    pub async fn start_with(settings: &[&str], broker_settings: &[&str]) -> Result<Self> {
         let home = Arc::new(Home::new()?);
-        let starting =
-            async { tokio::try_join!(Postgres::start(&home, settings), Kafka::start(&home)) };
+        let starting = async {
+            let kafka = Kafka::start_with_settings(&home, broker_settings);
+            tokio::try_join!(Postgres::start(&home, settings), kafka)
+        };
         let (postgres, kafka) = step("starting Postgres and Apache Kafka", starting).await?;
         Ok(Self {
             home,
@@ -115,18 +141,31 @@ impl Addresses {
     /// # Errors
     /// If the broker refuses.
     pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
-        let configs = [("cleanup.policy", "compact")];
-        kafka::create_topic(&self.brokers, name, partitions, 1, &configs).await
+        kafka::create_topic(&self.brokers, name, partitions, 1, &COMPACTED).await
     }
 
-    /// A new topic for dead letters: they are kept for a week, and not compacted, because the key of a
-    /// broken record says nothing.
+    /// A new topic for dead letters, which are kept for a week.
     ///
     /// # Errors
     /// If the broker refuses.
     pub async fn create_dead_letter_topic(&self, name: &str) -> Result<()> {
-        let configs = [("cleanup.policy", "delete"), ("retention.ms", "604800000")];
-        kafka::create_topic(&self.brokers, name, 1, 1, &configs).await
+        kafka::create_topic(&self.brokers, name, 1, 1, &DEAD_LETTERS).await
+    }
+
+    /// Gives a topic these configs, and no others.
+    ///
+    /// # Errors
+    /// If the broker refuses.
+    pub async fn alter_topic(&self, name: &str, configs: &[(&str, &str)]) -> Result<()> {
+        kafka::alter_topic(&self.brokers, name, configs).await
+    }
+
+    /// The names of all topics, those of Kafka itself included.
+    ///
+    /// # Errors
+    /// If the broker does not answer.
+    pub async fn topic_names(&self) -> Result<Vec<String>> {
+        kafka::topic_names(&self.brokers).await
     }
 
     /// Forgets the records of a partition before an offset, as a retention does.

@@ -208,7 +208,7 @@ impl Names {
     }
 
     /// Where a service's dead letters go.
-    fn dead_letter_topic(&self, service: &str) -> String {
+    pub fn dead_letter_topic(&self, service: &str) -> String {
         let followed = match service {
             "user-service" => &self.orders_topic,
             _ => &self.users_topic,

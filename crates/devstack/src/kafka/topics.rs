@@ -3,7 +3,10 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
+    admin::{
+        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+        TopicReplication,
+    },
     client::DefaultClientContext,
     types::RDKafkaErrorCode,
 };
@@ -44,6 +47,34 @@ pub(crate) async fn add_partitions(brokers: &str, topic: &str, in_all: usize) ->
             .map_err(|(topic, code)| anyhow!("can't give {topic} {in_all} partitions: {code}"))?;
     }
     Ok(())
+}
+
+/// Gives a topic these configs, and no others.
+pub(crate) async fn alter_topic(
+    brokers: &str,
+    topic: &str,
+    configs: &[(&str, &str)],
+) -> Result<()> {
+    let mut alteration = AlterConfig::new(ResourceSpecifier::Topic(topic));
+    for (name, value) in configs {
+        alteration = alteration.set(name, value);
+    }
+    let results = admin(brokers)?
+        .alter_configs([&alteration], &options())
+        .await?;
+    for result in results {
+        result.map_err(|(_, code)| anyhow!("can't configure topic {topic}: {code}"))?;
+    }
+    Ok(())
+}
+
+/// The names of all topics, those of Kafka itself included.
+pub(crate) async fn topic_names(brokers: &str) -> Result<Vec<String>> {
+    let admin = admin(brokers)?;
+    let asking = move || admin.inner().fetch_metadata(None, TIMEOUT);
+    let metadata = tokio::task::spawn_blocking(asking).await??;
+    let topics = metadata.topics().iter();
+    Ok(topics.map(|topic| topic.name().to_owned()).collect())
 }
 
 /// Forgets the records of a partition before an offset, as a retention does.
