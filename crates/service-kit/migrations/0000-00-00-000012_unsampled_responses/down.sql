@@ -1,0 +1,1 @@
+alter table request_ids alter column response set statistics -1;
