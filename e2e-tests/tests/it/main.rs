@@ -2,6 +2,8 @@
 //! left of that when parts of it are killed.
 
 mod background;
+mod compacting;
+mod compaction;
 mod databases;
 mod deletions;
 mod error_table;
