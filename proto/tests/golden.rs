@@ -5,6 +5,7 @@ use anyhow::Result;
 use proto::events::{CancelReason, Order, OrderState, User};
 
 const USER_CREATED: &str = include_str!("golden/user_created.v1.json");
+const USER_UPDATED: &str = include_str!("golden/user_updated.v1.json");
 const USER_DELETED: &str = include_str!("golden/user_deleted.v1.json");
 const ORDER_CREATED: &str = include_str!("golden/order_created.v1.json");
 const ORDER_CANCELLED: &str = include_str!("golden/order_cancelled.v1.json");
@@ -48,6 +49,19 @@ fn order_created_is_written_and_read_as_released() -> Result<()> {
     let written = serde_json::to_string(&order()?)?;
     assert_eq!(written, ORDER_CREATED.trim_end());
     assert_eq!(serde_json::from_str::<Order>(ORDER_CREATED)?, order()?);
+    Ok(())
+}
+
+#[test]
+fn user_updated_is_written_and_read_as_released() -> Result<()> {
+    let updated = User {
+        name: "Ada King".into(),
+        version: 2,
+        update_time: "2026-01-02T03:04:06.5Z".parse()?,
+        ..user()?
+    };
+    assert_eq!(serde_json::to_string(&updated)?, USER_UPDATED.trim_end());
+    assert_eq!(serde_json::from_str::<User>(USER_UPDATED)?, updated);
     Ok(())
 }
 

@@ -7,6 +7,8 @@ mod compaction;
 mod databases;
 mod deletions;
 mod error_table;
+mod evolution;
+mod golden;
 mod kills;
 mod orders;
 mod outages;
