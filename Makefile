@@ -59,7 +59,8 @@ fmt: ## Format the code and the contracts
 setup:
 	@scripts/setup
 
-tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also use: buf, cargo-deny, cargo-machete; and grpcurl
+tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also use: buf, cargo-deny, cargo-machete, @asyncapi/parser; and grpcurl
+	! command -v npm || scripts/asyncapi/build
 	cargo install --locked --quiet --root .tools cargo-deny@0.20.2 cargo-machete@0.9.2
 
 .tools/bin/buf:

@@ -1,6 +1,7 @@
 //! The whole system, as real processes, from the outside: what users of it rely on, and what is
 //! left of that when parts of it are killed.
 
+mod asyncapi;
 mod background;
 mod compacting;
 mod compaction;
