@@ -7,6 +7,7 @@ mod compacting;
 mod compaction;
 mod databases;
 mod deletions;
+mod erasure;
 mod error_table;
 mod evolution;
 mod golden;
@@ -14,6 +15,7 @@ mod kills;
 mod orders;
 mod outages;
 mod tokens;
+mod traces;
 mod validation;
 
 use anyhow::Result;

@@ -1,0 +1,112 @@
+//! Finds what is left of a person: in tables, topics, files of Kafka and logs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use demo::System;
+use devstack::{Home, Sql};
+use uuid::Uuid;
+
+use crate::compacting::addresses;
+
+/// Every table of a database that has rows, and those of the database itself: its statistics quote values.
+const TABLES: &str = "select c.oid::regclass::text
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'm') and has_table_privilege(c.oid, 'select')
+      and n.nspname <> 'information_schema'
+    order by 1";
+
+/// What no other user has in e-mail and name.
+pub(crate) struct Person {
+    pub(crate) mark: String,
+}
+
+impl Person {
+    pub(crate) fn new() -> Self {
+        let mark = Uuid::new_v4().simple().to_string();
+        Self { mark }
+    }
+
+    pub(crate) fn email(&self, of: &str) -> String {
+        format!("{of}-{}@example.com", self.mark)
+    }
+
+    pub(crate) fn name(&self, of: &str) -> String {
+        format!("{of} {}", self.mark)
+    }
+
+    /// Where something of it is left: tables, topics, files of Kafka, logs.
+    pub(crate) async fn traces(&self, system: &System) -> Result<Vec<String>> {
+        let mut traces = self.in_databases(system).await?;
+        let servers = addresses(system)?;
+        for topic in servers.topic_names().await? {
+            for record in servers.read_topic(&topic).await? {
+                let payload = record.payload.clone().unwrap_or_default();
+                let payload = String::from_utf8_lossy(&payload).into_owned();
+                if format!("{record:?}{payload}").contains(&self.mark) {
+                    traces.push(format!("topic {topic}"));
+                }
+            }
+        }
+        let home = &system.servers.as_ref().context("servers")?.home;
+        traces.extend(self.in_files(home)?);
+        traces.sort();
+        traces.dedup();
+        Ok(traces)
+    }
+
+    async fn in_databases(&self, system: &System) -> Result<Vec<String>> {
+        let mut traces = Vec::new();
+        let names = system.stack.names();
+        for (database, url) in [
+            ("users", &names.users_database_url),
+            ("orders", &names.orders_database_url),
+        ] {
+            let sql = Sql::connect(url).await?;
+            // Bytes as text, where they are text.
+            sql.batch_execute("set bytea_output = 'escape'").await?;
+            for row in sql.query(TABLES, &[]).await? {
+                let table: String = row.get(0);
+                let mark = &self.mark;
+                let query = format!("select count(*) from {table} t where t::text like '%{mark}%'");
+                if sql.count(&query).await.with_context(|| table.clone())? > 0 {
+                    // The outbox' partitions have numbers.
+                    let name = table.trim_end_matches(|char: char| char.is_ascii_digit());
+                    traces.push(format!("{database}: {name}"));
+                }
+            }
+        }
+        Ok(traces)
+    }
+
+    /// In the files of every partition, and in what every process has printed.
+    fn in_files(&self, home: &Home) -> Result<Vec<String>> {
+        let mut traces = Vec::new();
+        for partition in entries(&home.path().join("kafka"))? {
+            let name = partition.file_name().unwrap_or_default().to_string_lossy();
+            let topic = name.rsplit_once('-').map_or(&*name, |(topic, _)| topic);
+            if partition.is_dir() && entries(&partition)?.iter().any(|file| self.is_in(file)) {
+                traces.push(format!("segment {topic}"));
+            }
+        }
+        for log in entries(&home.logs())?.iter().filter(|log| self.is_in(log)) {
+            traces.push(format!("log {}", log.display()));
+        }
+        Ok(traces)
+    }
+
+    fn is_in(&self, file: &Path) -> bool {
+        let is_log = file.extension().is_some_and(|extension| extension == "log");
+        let mark = self.mark.as_bytes();
+        // A segment may be gone by now. What else Kafka keeps are numbers.
+        is_log && fs::read(file).is_ok_and(|bytes| bytes.windows(mark.len()).any(|w| w == mark))
+    }
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder)?;
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
