@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     env,
     sync::{Arc, OnceLock},
     thread,
@@ -158,6 +159,14 @@ impl Addresses {
     /// If the broker refuses.
     pub async fn alter_topic(&self, name: &str, configs: &[(&str, &str)]) -> Result<()> {
         kafka::alter_topic(&self.brokers, name, configs).await
+    }
+
+    /// How many partitions a topic has, and its configs.
+    ///
+    /// # Errors
+    /// If the broker has no such topic or does not answer.
+    pub async fn describe_topic(&self, name: &str) -> Result<(usize, BTreeMap<String, String>)> {
+        kafka::describe_topic(&self.brokers, name).await
     }
 
     /// The names of all topics, those of Kafka itself included.

@@ -116,6 +116,28 @@ impl Checked {
     }
 }
 
+/// The topic is the one that the document tells of, but for what is put before its name.
+async fn assert_topic(document: &Document, channel: &str, topic: &str) -> Result<()> {
+    let address = document.at(&format!("/channels/{channel}/address"))?;
+    assert!(
+        topic.ends_with(address.as_str().context("an address")?),
+        "{topic}"
+    );
+    let binding = document.at(&format!("/channels/{channel}/bindings"))?["kafka"].clone();
+    let (partitions, configs) = Addresses::shared().describe_topic(topic).await?;
+    assert_eq!(binding["partitions"], partitions, "{channel}");
+    let told = binding["topicConfiguration"].as_object();
+    for (name, value) in told.context("a configuration")? {
+        // Kafka knows text only, and joins what are several.
+        let value = value.as_array().map_or(value, |policies| &policies[0]);
+        let value = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        assert_eq!(configs.get(name), Some(&value), "{name} of {channel}");
+    }
+    Ok(())
+}
+
 /// Has each kind of record written, by real calls.
 async fn make_records(system: &System) -> Result<()> {
     let created = system.create_user("a@example.com", "A").await?;
@@ -183,21 +205,18 @@ async fn real_records_are_what_the_document_says_and_it_says_no_more() -> Result
             assert_faults_are_found(&document, channel, &record);
         }
         assert_eq!(seen, document.messages(channel)?);
+        assert_topic(&document, channel, topic).await?;
     }
     break_records(&system).await?;
     for (channel, service) in [
         ("users_dead_letters", "order-service"),
         ("orders_dead_letters", "user-service"),
     ] {
-        let records = read_topic(&names.brokers, &names.dead_letter_topic(service)).await?;
+        let topic = names.dead_letter_topic(service);
+        let records = read_topic(&names.brokers, &topic).await?;
         assert_eq!(records.len(), 1);
         document.check_record(channel, &Checked::of(&records[0]))?;
-        let address = document.at(&format!("/channels/{channel}/address"))?;
-        let address = address.as_str().context("an address")?;
-        assert!(
-            names.dead_letter_topic(service).ends_with(address),
-            "{address}"
-        );
+        assert_topic(&document, channel, &topic).await?;
     }
     system.stop().await;
     Ok(())

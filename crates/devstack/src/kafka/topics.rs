@@ -1,6 +1,6 @@
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{
@@ -66,6 +66,29 @@ pub(crate) async fn alter_topic(
         result.map_err(|(_, code)| anyhow!("can't configure topic {topic}: {code}"))?;
     }
     Ok(())
+}
+
+/// How many partitions a topic has, and its configs.
+pub(crate) async fn describe_topic(
+    brokers: &str,
+    topic: &str,
+) -> Result<(usize, BTreeMap<String, String>)> {
+    let (admin, name) = (admin(brokers)?, topic.to_owned());
+    let resource = ResourceSpecifier::Topic(topic);
+    let described = admin.describe_configs([&resource], &options()).await?;
+    let described = described.into_iter().next().context("no answer")?;
+    let described = described.map_err(|code| anyhow!("can't describe topic {topic}: {code}"))?;
+    let configs = described.entries.into_iter();
+    let configs = configs.filter_map(|entry| Some((entry.name, entry.value?)));
+    let asking = move || {
+        admin.inner().fetch_metadata(Some(&name), TIMEOUT).map(|m| {
+            m.topics()
+                .first()
+                .map_or(0, |found| found.partitions().len())
+        })
+    };
+    let partitions = tokio::task::spawn_blocking(asking).await??;
+    Ok((partitions, configs.collect()))
 }
 
 /// The names of all topics, those of Kafka itself included.
