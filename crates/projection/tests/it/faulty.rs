@@ -56,10 +56,10 @@ impl<P: Projection> Faulty<P> {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// Waits until it has a part of the partitions, and has applied records of them.
-    pub(crate) async fn wait_until_applied(&self) -> Result<()> {
-        let applied = async || Ok((self.applied() > 0).then_some(()));
-        eventually("something applied by a new member", applied).await
+    /// Waits until it has applied more than so many changes: it has a part of the partitions then.
+    pub(crate) async fn wait_for_more_than(&self, changes: u64) -> Result<()> {
+        let applied = async || Ok((self.applied() > changes).then_some(()));
+        eventually("something applied by a member", applied).await
     }
 
     fn take(&self, wanted: fn(&Fault) -> bool) -> Option<Fault> {

@@ -36,7 +36,7 @@ impl Group<'_> {
     async fn join(&self, instance_id: Option<&str>) -> Result<Joined> {
         let projection = Arc::new(Faulty::new(Counts));
         let member = self.who.follow(self.setup, &projection, instance_id)?;
-        projection.wait_until_applied().await?;
+        projection.wait_for_more_than(0).await?;
         Ok((projection, member))
     }
 
@@ -46,12 +46,15 @@ impl Group<'_> {
         let (b, c, d) = tokio::join!(self.join(Some("b")), self.join(None), self.join(Some("d")));
         let ((frozen, b), (_, c), (doomed, d)) = (b?, c?, d?);
 
-        // Frozen with a batch in its hands until another one has taken its place, and applied the same.
+        // Frozen with a batch in its hands while another one has its place, and applies the same. Then
+        // it goes on, with that batch and with what comes.
         let (gate, stalled) = mpsc::channel();
         wait_until_struck(&frozen.strike(Fault::Stall(stalled))).await?;
         let (_, heir_of_b) = self.join(Some("b")).await?;
+        heir_of_b.stop().await?;
+        let before = frozen.applied();
         drop(gate);
-        b.stop().await?;
+        frozen.wait_for_more_than(before).await?;
 
         // Leaves, with a word to the group.
         c.stop().await?;
@@ -63,7 +66,7 @@ impl Group<'_> {
 
         a.stop().await?;
         let (_, last) = self.join(None).await?;
-        for member in [heir_of_b, heir_of_d, last] {
+        for member in [b, heir_of_d, last] {
             member.stop().await?;
         }
         Ok(())
