@@ -149,7 +149,10 @@ impl Config {
     fn read(path: &Path, problems: &mut Problems) -> Option<File> {
         let name = path.display().to_string();
         let text = problems.check(&name, fs::read_to_string(path))?;
-        problems.check(&name, toml::from_str(&text))
+        problems.check(
+            &name,
+            toml::from_str(&text).map_err(|err| mistake(&text, &err)),
+        )
     }
 
     fn check(
@@ -170,7 +173,10 @@ impl Config {
         let mut sources = Vec::new();
         for source in file.source {
             if !names.insert(variable_part(&source.name)) {
-                problems.add(&source.name, "two sources have this name");
+                problems.add(
+                    &source.name,
+                    "two sources have this name; give each one of its own",
+                );
             }
             sources.extend(source.check(variable, &mut problems));
         }
@@ -202,6 +208,13 @@ impl Config {
                 problems.into_error()
             })
     }
+}
+
+/// What is wrong and where, without the line itself: a secret may stand there.
+fn mistake(text: &str, err: &toml::de::Error) -> String {
+    let before = err.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+    format!("line {line}: {}", err.message())
 }
 
 fn admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAddr> {
@@ -314,6 +327,18 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn a_mistake_names_its_line_and_does_not_show_it() {
+        let text = "[[source]]\nname = 'a'\ndatabse_url = 'postgres://u:hunter2@h/d'\n";
+        let err = toml::from_str::<File>(text).err().unwrap();
+        let said = mistake(text, &err);
+        assert!(
+            said.starts_with("line 3: unknown field `databse_url`"),
+            "{said}"
+        );
+        assert!(!said.contains("hunter2"), "{said}");
     }
 
     #[test]

@@ -69,7 +69,8 @@ impl Problems {
             (None, Some(file)) => match fs::read_to_string(&file) {
                 Ok(text) => Some(text.trim_end().into()),
                 Err(err) => {
-                    self.add(format!("{name}_FILE"), format!("{}: {err}", file.display()));
+                    let (file, fix) = (file.display(), "name a file that can be read");
+                    self.add(format!("{name}_FILE"), format!("{file}: {err}; {fix}"));
                     None
                 }
             },
