@@ -1,11 +1,18 @@
 //! What probes and people ask a running relay.
 
 mod incoming;
+mod metrics;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -13,11 +20,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::incoming::Incoming;
-use crate::status::{SharedStatus, SourceStatus};
+use crate::status::{SharedStatus, View};
 
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Serves `/livez`, `/readyz` and `/status` until `shutdown`.
+/// Serves `/livez`, `/readyz`, `/status` and `/metrics` until `shutdown`.
 pub(crate) async fn serve(
     listener: TcpListener,
     sources: Vec<SharedStatus>,
@@ -27,6 +34,7 @@ pub(crate) async fn serve(
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .with_state(Arc::new(sources));
     axum::serve(Incoming::new(listener), app)
         .with_graceful_shutdown(shutdown.cancelled_owned())
@@ -36,22 +44,36 @@ pub(crate) async fn serve(
 async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, String) {
     let mut code = StatusCode::OK;
     let mut lines = String::new();
-    for source in sources.iter().map(SharedStatus::get) {
-        if !source.is_ready() {
+    for source in sources.iter().map(SharedStatus::view) {
+        if !source.ready {
             code = StatusCode::SERVICE_UNAVAILABLE;
         }
-        let role = source.role;
-        let error = source
-            .error
-            .map(|error| format!(": {error}"))
-            .unwrap_or_default();
-        lines += &format!("{}: {role:?}{error}\n", source.source);
+        let mut line = format!("{}: {:?}", source.source, source.role);
+        for (separator, text) in [
+            (", behind ", source.leader.as_deref()),
+            (": ", source.error.as_deref()),
+            ("; ", source.fix),
+        ] {
+            if let Some(text) = text {
+                line = line + separator + text;
+            }
+        }
+        // What a server or a driver says can have several lines.
+        lines += &line.replace('\n', " ");
+        lines.push('\n');
     }
     (code, lines)
 }
 
-async fn status(State(sources): State<Arc<Vec<SharedStatus>>>) -> Json<Vec<SourceStatus>> {
-    Json(sources.iter().map(SharedStatus::get).collect())
+async fn status(State(sources): State<Arc<Vec<SharedStatus>>>) -> Json<Vec<View>> {
+    Json(sources.iter().map(SharedStatus::view).collect())
+}
+
+async fn metrics(State(sources): State<Arc<Vec<SharedStatus>>>) -> impl IntoResponse {
+    (
+        [(CONTENT_TYPE, metrics::CONTENT_TYPE)],
+        metrics::text(&sources),
+    )
 }
 
 /// Asks a running relay for `path`; returns the status code and the body.

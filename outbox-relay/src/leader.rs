@@ -22,6 +22,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 const SEND_LEASE: Duration = Duration::from_millis(600);
 /// How long the database may take for a statement of ours before it counts as gone.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The number of a source's lock; `$1` is its name.
+const LOCK: &str = "hashtextextended('outbox-relay ' || $1, 0)";
 /// How long we wait for an answer that takes a moment: a server can accept and then stall.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -88,9 +90,9 @@ impl Candidate {
 
     /// Takes the lock, unless another session has it.
     pub(crate) async fn try_lock(&self) -> Result<bool, DatabaseError> {
-        let sql = "select pg_try_advisory_lock(hashtextextended('outbox-relay ' || $1, 0))";
+        let sql = format!("select pg_try_advisory_lock({LOCK})");
         let asking = async {
-            let row = self.client.query_one(sql, &[&self.source]).await?;
+            let row = self.client.query_one(&sql, &[&self.source]).await?;
             Ok::<_, DatabaseError>(row)
         };
         Ok(answered(asking).await?.get(0))
@@ -190,6 +192,31 @@ pub(crate) async fn reset(
         .batch_execute("set statement_timeout = 0")
         .await?;
     checkpoint::reset(&candidate.client, source, to).await
+}
+
+/// Who holds the source's lock, if anybody does.
+pub(crate) async fn holder(client: &Client, source: &str) -> Result<Option<String>, DatabaseError> {
+    // An advisory lock's number is listed in two halves.
+    let sql = format!(
+        "select activity.pid, host(activity.client_addr),
+             to_char(activity.backend_start at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
+         from pg_locks as lock join pg_stat_activity as activity using (pid)
+         where lock.locktype = 'advisory' and lock.granted and lock.objsubid = 1
+             and lock.database = (select oid from pg_database where datname = current_database())
+             and (lock.classid::bigint << 32 | lock.objid::bigint) = {LOCK}
+         limit 1"
+    );
+    let Some(row) = client.query_opt(&sql, &[&source]).await? else {
+        return Ok(None);
+    };
+    let pid: i32 = row.get(0);
+    let from: Option<String> = row.get(1);
+    let since: Option<String> = row.get(2);
+    let from = from.map_or_else(String::new, |from| format!(" from {from}"));
+    let since = since.map_or_else(String::new, |since| {
+        format!(", connected since {since} UTC")
+    });
+    Ok(Some(format!("session {pid} of Postgres{from}{since}")))
 }
 
 /// Opens a session of our own, which notices within seconds that the other side is gone.

@@ -6,14 +6,19 @@
 //!   sends them and counts what is acknowledged, `marks` says which cursor that is, `checkpoint`
 //!   keeps it.
 //! - `aside` keeps what Kafka refuses.
+//! - `backlog` measures what waits in the database, `status` keeps that and all other figures, and
+//!   `admin` shows them.
 //! - `rotation` empties partitions of which everything was shipped.
+//! - `advice` says what to do about what goes wrong.
 //! - `leader` makes sure that one relay at a time does so.
 //!
 //! **Invariant:** nothing here ever inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
 //! acknowledgements.
 
 mod admin;
+mod advice;
 mod aside;
+mod backlog;
 mod checkpoint;
 pub mod config;
 mod leader;
@@ -82,10 +87,13 @@ impl Relay {
         let Config { kafka, sources, .. } = self.config;
         tracing::info!(address = %self.admin_addr, sources = sources.len(), "ready");
         let mut tasks = JoinSet::new();
+        // Ends when it is dropped.
+        let mut measuring = JoinSet::new();
         let mut statuses = Vec::new();
         for source in sources {
             let status = SharedStatus::new(&source.name);
             statuses.push(status.clone());
+            measuring.spawn(backlog::watch(source.clone(), status.clone()));
             tasks.spawn(source::run(source, kafka.clone(), status, shutdown.clone()));
         }
         let admin = tokio::spawn(admin::serve(self.listener, statuses, shutdown));

@@ -8,6 +8,7 @@ use tokio_postgres::{Client, error::SqlState};
 use crate::{
     config::SourceConfig,
     leader::{self, DatabaseError},
+    status::SharedStatus,
 };
 
 /// How long to wait for the lock. Whoever wants to write to or read from the partition meanwhile
@@ -27,7 +28,7 @@ const PARTITIONS: &str = "
     order by 1";
 
 /// Empties partitions of a source's outbox, now and then, for as long as it is polled.
-pub(crate) async fn keep_emptying(config: &SourceConfig) -> Infallible {
+pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) -> Infallible {
     let mut last_error = None;
     loop {
         tokio::time::sleep(config.rotation_interval).await;
@@ -35,6 +36,7 @@ pub(crate) async fn keep_emptying(config: &SourceConfig) -> Infallible {
             Ok(emptied) if emptied.is_empty() => None,
             Ok(emptied) => {
                 tracing::info!(source = %config.name, partitions = ?emptied, "emptied");
+                status.update(|status| status.truncations += emptied.len() as u64);
                 None
             }
             Err(err) => Some(program::chain(&err)),

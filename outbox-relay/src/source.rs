@@ -2,6 +2,7 @@
 
 mod refusals;
 mod shipping;
+mod trouble;
 
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ impl Source {
     async fn run(&mut self) {
         let name = self.config.name.clone();
         let mut backoff = MIN_BACKOFF;
+        // Of the tries before: what is still so was said already.
+        let (mut last_error, mut last_refused) = (None, None);
         while !self.shutdown.is_cancelled() {
             let (started, shipped) = (Instant::now(), self.status.get().shipped);
             let shutdown = self.shutdown.clone();
@@ -90,6 +93,12 @@ impl Source {
             let is_set_aside = matches!(err, SourceError::SetAside { .. });
             if was_healthy || is_set_aside || self.status.get().shipped > shipped {
                 backoff = MIN_BACKOFF;
+                last_error = None;
+            }
+            if let SourceError::Refused { event_id, .. } = err
+                && last_refused.replace(event_id) != Some(event_id)
+            {
+                self.status.update(|status| status.refused.halted += 1);
             }
             self.one_by_one = match err {
                 SourceError::OneOfMany { records, .. } => records,
@@ -98,14 +107,15 @@ impl Source {
                 SourceError::Refused { .. } => 1,
                 _ => 0,
             };
-            let error = program::chain(&err);
-            tracing::warn!(source = %name, %error, ?backoff, "shipping begins anew");
-            self.status.update(|status| {
-                status.role = Role::Starting;
-                status.in_flight = 0;
-                status.fenced += u64::from(matches!(err, SourceError::Sink(SinkError::Fenced)));
-                status.error = Some(error);
-            });
+            let trouble = trouble::of(&err);
+            let (error, fix) = (&trouble.error, trouble.fix);
+            if last_error.as_ref() == Some(error) {
+                tracing::debug!(source = %name, error, ?backoff, "shipping begins anew");
+            } else {
+                tracing::warn!(source = %name, error, fix, ?backoff, "shipping begins anew");
+            }
+            last_error = Some(error.clone());
+            self.status.update(|status| status.begin_anew(trouble));
             self.pause(backoff).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
@@ -117,7 +127,9 @@ impl Source {
             return Ok(());
         };
         let epoch = election.leadership.epoch();
-        tracing::info!(source = %self.config.name, epoch, "leading");
+        if self.status.get().trouble.is_none() {
+            tracing::info!(source = %self.config.name, epoch, "leading");
+        }
         let options = SinkOptions {
             kafka: self.kafka.clone(),
             max_in_flight: self.max_in_flight,
@@ -196,7 +208,7 @@ impl Source {
             }
             self.status.update(|status| {
                 status.role = Role::Standby;
-                status.error = None;
+                status.trouble = None;
             });
             self.pause(ELECTION_INTERVAL).await;
         }

@@ -1,6 +1,6 @@
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -9,6 +9,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::SinkError;
+use crate::status::{Histogram, Latency};
 
 /// The records that are on their way: shared by the task that sends and checkpoints, and the
 /// client's thread that learns of deliveries.
@@ -22,6 +23,8 @@ struct Inner {
     sent: AtomicU64,
     acknowledged: AtomicU64,
     failure: Mutex<Option<SinkError>>,
+    /// How long records take, where somebody wants to know.
+    latency: OnceLock<Latency>,
     /// Told upon the first failure, when a good part of the room is free again, and when nothing is
     /// in flight any more. Not upon every delivery: a sender that is woken for a single place is
     /// asleep again at once.
@@ -42,6 +45,7 @@ impl InFlight {
             sent: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             failure: Mutex::new(None),
+            latency: OnceLock::new(),
             changed: Notify::new(),
         }))
     }
@@ -106,6 +110,26 @@ impl InFlight {
         }
     }
 
+    /// Counts in `histogram` how long the records take of which [`expect`](Self::expect) is told.
+    pub(crate) fn measure(&self, histogram: Arc<Histogram>) {
+        // Once for each sink.
+        let _ = self.0.latency.set(Latency::new(histogram));
+    }
+
+    /// The next record was created then, and stands for so many when it is acknowledged.
+    pub(crate) fn expect(&self, created_at_us: i64, weight: u64) {
+        if let Some(latency) = self.0.latency.get() {
+            latency.expect(self.sent(), created_at_us, weight);
+        }
+    }
+
+    /// That record was not taken.
+    pub(crate) fn forget_expected(&self) {
+        if let Some(latency) = self.0.latency.get() {
+            latency.forget(self.sent());
+        }
+    }
+
     /// Takes the number of the next record.
     pub(super) fn begin(&self) -> u64 {
         self.0.sent.fetch_add(1, Ordering::AcqRel)
@@ -122,6 +146,9 @@ impl InFlight {
             .0
             .acknowledged
             .fetch_max(acknowledged, Ordering::AcqRel);
+        if let Some(latency) = self.0.latency.get() {
+            latency.acknowledge_up_to(acknowledged);
+        }
         let sent = self.sent();
         let (was, is) = (
             sent.saturating_sub(before),

@@ -25,10 +25,13 @@ impl<S: Sink> Shipping<'_, S> {
             OnRefusal::ParkKey if !is_parking_full => {
                 let (topic, key) = (row.topic, row.key);
                 self.aside.park(row.seq, topic, key, &reason).await?;
+                self.status.update(|status| status.refused.parked += 1);
             }
             OnRefusal::DeadLetter => {
                 let (topic, key) = (row.topic, row.key);
                 self.aside.bury(row.seq, topic, key, reason.clone());
+                self.status
+                    .update(|status| status.refused.dead_lettered += 1);
             }
             OnRefusal::ParkKey | OnRefusal::Halt => {
                 return Err(SourceError::Refused {

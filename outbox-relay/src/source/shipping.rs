@@ -1,6 +1,6 @@
 //! Read, send, and move the checkpoint after the acknowledgements.
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use crate::{
     rotation::keep_emptying,
     route::Router,
     sink::{InFlight, Sink, SinkError},
-    status::SharedStatus,
+    status::{Sampling, SharedStatus},
     window::{Cursor, Snapshot},
 };
 
@@ -71,15 +71,10 @@ pub(super) enum SourceError {
         source: SinkError,
     },
     #[error(
-        "the checkpoint {checkpoint} is ahead of the database, which is at {now}: was it restored \
-         from a dump? If so, run `outbox-relay reset --source {name}`, which ships every row that \
+        "the checkpoint {checkpoint} is ahead of the database: was it restored from a dump? If so, run `outbox-relay reset --source {name}`, which ships every row that \
          the outbox still holds once more"
     )]
-    CheckpointFromTheFuture {
-        name: String,
-        checkpoint: String,
-        now: String,
-    },
+    CheckpointFromTheFuture { name: String, checkpoint: String },
     #[error("what was in flight was not acknowledged within {FLUSH_TIMEOUT:?}")]
     FlushTimeout,
 }
@@ -110,11 +105,12 @@ impl<S: Sink> Shipping<'_, S> {
         let marks = self.marks.clone();
         let shown = Shown::new(self.status, &in_flight);
         let mut keeping = pin!(keep_checkpoint(leadership, &in_flight, &marks, &shown));
+        in_flight.measure(Arc::clone(self.status.commit_to_ack()));
         let max_in_flight = self.max_in_flight;
-        let config = self.config;
+        let (config, status) = (self.config, self.status);
         let ended = tokio::select! {
             result = self.pump() => result,
-            never = keep_emptying(config) => match never {},
+            never = keep_emptying(config, status) => match never {},
             never = make_room(&in_flight, max_in_flight) => match never {},
             err = &mut keeping => return self.note(leadership, &shown, err).await,
         };
@@ -179,7 +175,7 @@ impl<S: Sink> Shipping<'_, S> {
                         self.rest(last_work).await?;
                         continue;
                     }
-                    self.reader.page(&self.cursor, page_rows).await?
+                    read_page(self.reader, self.status, &self.cursor, page_rows).await?
                 }
             };
             let (rows, max) = (page.rows().len(), self.config.max_page_rows);
@@ -206,7 +202,7 @@ impl<S: Sink> Shipping<'_, S> {
         self.refuse_the_future(&now)?;
         if now == *self.cursor.seen() {
             if self.sink.in_flight().is_empty() {
-                self.status.update(|status| status.error = None);
+                self.status.overcome();
             }
             return Ok(false);
         }
@@ -221,12 +217,12 @@ impl<S: Sink> Shipping<'_, S> {
         page: &Page,
         next_rows: usize,
     ) -> Result<Option<Page>, SourceError> {
-        let reader = self.reader;
+        let (reader, status) = (self.reader, self.status);
         let ahead = match page.last_seq()? {
             Some(last_seq) if !page.is_last() => {
                 let mut cursor = self.cursor.clone();
                 cursor.advance(last_seq);
-                Some(async move { reader.page(&cursor, next_rows).await })
+                Some(async move { read_page(reader, status, &cursor, next_rows).await })
             }
             _ => None,
         };
@@ -242,7 +238,9 @@ impl<S: Sink> Shipping<'_, S> {
     }
 
     async fn send_rows(&mut self, page: &Page) -> Result<(), SourceError> {
-        for row in page.rows() {
+        let in_flight = self.sink.in_flight().clone();
+        let sampling = Sampling::of(page.rows().len());
+        for (index, row) in page.rows().enumerate() {
             if self.shutdown.is_cancelled() {
                 break;
             }
@@ -256,13 +254,20 @@ impl<S: Sink> Shipping<'_, S> {
                 self.mark(self.sink.in_flight().sent()).await?;
             }
             let is_alone = self.one_by_one > 0;
+            let weight = sampling.weight(index);
+            if let Some(weight) = weight {
+                in_flight.expect(row.created_at_us, weight);
+            }
             let refusal = self.send_row(&row).await?;
+            if refusal.is_some() && weight.is_some() {
+                in_flight.forget_expected();
+            }
             let is_taken = refusal.is_none();
             match refusal {
                 None => self.cursor.advance(row.seq),
                 Some(refusal) => self.set_aside(&row, refusal).await?,
             }
-            let sent = self.sink.in_flight().sent();
+            let sent = in_flight.sent();
             // Alone, so that whoever goes on begins with the row that is refused.
             if is_alone || is_taken && sent.is_multiple_of(MARK_ROWS) {
                 self.mark(sent).await?;
@@ -333,9 +338,21 @@ impl<S: Sink> Shipping<'_, S> {
         Err(SourceError::CheckpointFromTheFuture {
             name: self.config.name.clone(),
             checkpoint: self.cursor.seen().to_string(),
-            now: now.to_string(),
         })
     }
+}
+
+/// Reads a page, and counts how long that takes.
+async fn read_page(
+    reader: &Reader,
+    status: &SharedStatus,
+    cursor: &Cursor,
+    rows: usize,
+) -> Result<Page, ReadError> {
+    let started = Instant::now();
+    let page = reader.page(cursor, rows).await?;
+    status.page_read().observe(started.elapsed(), 1);
+    Ok(page)
 }
 
 /// Sends what is still in the sink, and waits until everything is acknowledged.
@@ -360,6 +377,12 @@ impl<'a> Shown<'a> {
             in_flight,
             before,
         }
+    }
+
+    fn stored(&self) {
+        let now = std::time::Instant::now();
+        self.status
+            .update(|status| status.checkpoint_at = Some(now));
     }
 
     fn update(&self) {
@@ -393,13 +416,14 @@ async fn keep_checkpoint(
                 return err.into();
             }
             last_write = Instant::now();
+            shown.stored();
             // Two of these and a heartbeat's interval are less than the lease.
             rest = ((last_write - started) * CHECKPOINT_REST)
                 .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL / 2);
             shown.update();
             // What kept it from shipping is overcome when it has come further than before.
             if cursor != start {
-                shown.status.update(|status| status.error = None);
+                shown.status.overcome();
             }
         }
     }

@@ -5,6 +5,7 @@ mod admin;
 mod brokers;
 mod compaction;
 mod failover;
+mod figures;
 mod harness;
 mod reading;
 mod refusals;

@@ -396,7 +396,8 @@ async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
 }
 
 async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) -> Result<()> {
-    const ROWS: usize = 5_000;
+    // Fewer than two pages for each of the tries, and more than what measures the backlog looks at.
+    const ROWS: usize = 20_000;
     const TRIES: i64 = 8;
     let (mut setup, session) = setup("tries", sink, OnRefusal::Halt).await?;
     setup.max_page_rows = 20_000;

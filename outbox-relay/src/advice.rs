@@ -1,0 +1,38 @@
+//! What to do about what goes wrong most often, in words for whoever runs the relay.
+
+use tokio_postgres::error::SqlState;
+
+pub(crate) const SILENT_POSTGRES: &str =
+    "look whether Postgres hangs, or something on the way swallows what is sent";
+pub(crate) const TABLES: &str =
+    "make the tables as crates/outbox/migrations does; `outbox-relay check` says what is missing";
+pub(crate) const KAFKA_AWAY: &str = "look whether the brokers run, and whether kafka.brokers names \
+    them; shipping goes on by itself";
+pub(crate) const REFUSED: &str = "create the topic, raise its max.message.bytes or allow Write on \
+    it; or set on_refusal to park_key or dead_letter";
+
+const UNREACHABLE: &str =
+    "look whether Postgres runs, and whether host and port in database_url are right";
+
+/// What to do about an error of Postgres, or of the way to it.
+pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
+    let Some(code) = err.code() else {
+        return UNREACHABLE;
+    };
+    match *code {
+        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            "give name and password of the relay's role in database_url"
+        }
+        SqlState::INVALID_CATALOG_NAME => {
+            "create the database, or give the right name in database_url"
+        }
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            "grant it to the relay's role; `outbox-relay check` prints the statements"
+        }
+        SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::UNDEFINED_FUNCTION => {
+            TABLES
+        }
+        SqlState::TOO_MANY_CONNECTIONS => "raise max_connections, or close some connections",
+        _ => "look into Postgres' log; shipping goes on by itself when it is gone",
+    }
+}

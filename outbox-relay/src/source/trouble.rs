@@ -1,0 +1,58 @@
+//! What an error of a source means to an operator.
+
+use super::shipping::SourceError;
+use crate::{
+    advice,
+    checkpoint::CheckpointError,
+    leader::DatabaseError,
+    reader::ReadError,
+    sink::SinkError,
+    status::{Reason, Trouble},
+};
+
+/// The error in the terms of the status.
+pub(super) fn of(err: &SourceError) -> Trouble {
+    Trouble {
+        reason: reason(err),
+        error: program::chain(err),
+        fix: fix(err),
+    }
+}
+
+fn reason(err: &SourceError) -> Reason {
+    match err {
+        SourceError::Checkpoint(CheckpointError::Superseded) => Reason::LostLead,
+        SourceError::Checkpoint(CheckpointError::Database(_) | CheckpointError::Session(_))
+        | SourceError::Database(_)
+        | SourceError::Read(_) => Reason::Database,
+        SourceError::Checkpoint(CheckpointError::Foreign(_) | CheckpointError::Malformed(_))
+        | SourceError::CheckpointFromTheFuture { .. } => Reason::Checkpoint,
+        SourceError::Unopened(SinkError::Fenced) | SourceError::Sink(SinkError::Fenced) => {
+            Reason::Fenced
+        }
+        SourceError::Unopened(_) | SourceError::Sink(_) | SourceError::FlushTimeout => {
+            Reason::Kafka
+        }
+        SourceError::DeadLetterTopic(_) | SourceError::Refused { .. } => Reason::Refused,
+        SourceError::OneOfMany { .. } | SourceError::SetAside { .. } => Reason::OneByOne,
+    }
+}
+
+fn fix(err: &SourceError) -> Option<&'static str> {
+    match err {
+        SourceError::Checkpoint(CheckpointError::Database(err))
+        | SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Failed(err)))
+        | SourceError::Database(DatabaseError::Failed(err))
+        | SourceError::Read(ReadError::Database(err)) => Some(advice::for_postgres(err)),
+        SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Silent))
+        | SourceError::Database(DatabaseError::Silent)
+        | SourceError::Read(ReadError::Silent(_)) => Some(advice::SILENT_POSTGRES),
+        SourceError::Read(ReadError::Layout(_)) => Some(advice::TABLES),
+        SourceError::Unopened(SinkError::Unavailable(_))
+        | SourceError::Sink(SinkError::Unavailable(_))
+        | SourceError::FlushTimeout => Some(advice::KAFKA_AWAY),
+        SourceError::DeadLetterTopic(_) => Some("create it, or take the setting away"),
+        SourceError::Refused { .. } => Some(advice::REFUSED),
+        _ => None,
+    }
+}

@@ -1,0 +1,234 @@
+//! What a relay tells of itself: to Prometheus, and as JSON.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result};
+use devstack::eventually;
+use outbox_relay::config::{OnRefusal, SinkKind};
+use serde_json::Value;
+
+use crate::{
+    for_each_sink,
+    harness::Session,
+    shipping::{Running, Setup},
+};
+
+for_each_sink! {
+    every_record_is_counted_with_the_time_it_took,
+    what_is_refused_is_counted_by_what_becomes_of_it,
+}
+
+/// The figures of the only source, by name and by labels other than `source`.
+async fn metrics(relay: &Running) -> Result<HashMap<String, f64>> {
+    let (_, text) = outbox_relay::ask(relay.admin_addr, "/metrics").await?;
+    let sample = |line: &str| {
+        let (name, value) = line.rsplit_once(' ').context("a value")?;
+        let name = name.trim_start_matches("outbox_relay_");
+        let name = name.replace(r#"{source="test"}"#, "");
+        let name = name.replace(r#"{source="test","#, "{");
+        Ok((name, value.parse()?))
+    };
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    samples.map(sample).collect()
+}
+
+/// Waits until the figures are so.
+async fn wait_for(relay: &Running, wanted: &[(&str, f64)]) -> Result<HashMap<String, f64>> {
+    eventually(&format!("{wanted:?}"), async || {
+        let found = metrics(relay).await?;
+        let is_so = (wanted.iter()).all(|(name, value)| found.get(*name) == Some(value));
+        Ok(is_so.then_some(found))
+    })
+    .await
+}
+
+async fn status(relay: &Running) -> Result<Value> {
+    let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
+    let [status]: [Value; 1] = serde_json::from_str(&text)?;
+    Ok(status)
+}
+
+async fn every_record_is_counted_with_the_time_it_took(sink: SinkKind) -> Result<()> {
+    let setup = Setup::new("figures", sink).await?;
+    let session = Session::new(&setup.database).await?;
+    // More than the samples of a page, and single ones.
+    let many = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, created_at)
+         select '{}', 'a', 'made', n, now() - interval '90 s' from generate_series(1, 777) as n",
+        setup.topic
+    );
+    session.client.batch_execute(&many).await?;
+    let relay = setup.start().await?;
+    setup.records(777).await?;
+    setup.write(&session, "b").await?;
+    let found = wait_for(
+        &relay,
+        &[
+            ("shipped_records_total", 778.0),
+            ("commit_to_ack_seconds_count", 778.0),
+            ("pending_rows", 0.0),
+            ("pending_rows_is_estimate", 0.0),
+            ("oldest_pending_age_seconds", 0.0),
+            ("in_flight_records", 0.0),
+            ("leader", 1.0),
+            ("ready", 1.0),
+            ("epoch", 1.0),
+            (r#"restarts_total{reason="kafka"}"#, 0.0),
+        ],
+    )
+    .await?;
+    assert!(found["commit_to_ack_seconds_sum"] >= 777.0 * 90.0);
+    let quick = found[r#"commit_to_ack_seconds_bucket{le="60"}"#];
+    let all = found[r#"commit_to_ack_seconds_bucket{le="+Inf"}"#];
+    assert_eq!((quick, all), (1.0, 778.0));
+    assert!(found["page_read_seconds_count"] >= 1.0 && found["outbox_bytes"] > 0.0);
+    assert!(found.contains_key("checkpoint_age_seconds"));
+    let status = status(&relay).await?;
+    assert_eq!(status["shipped"], 778);
+    assert_eq!(status["commit_to_ack"]["count"], 778);
+    assert_eq!(status["pending_rows"], 0);
+    assert_eq!(status["role"], "leader");
+    relay.stop().await
+}
+
+async fn what_is_refused_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Result<()> {
+    let mut setup = Setup::new("outcomes", sink).await?;
+    setup.on_refusal = OnRefusal::ParkKey;
+    let session = Session::new(&setup.database).await?;
+    let large = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, payload)
+         select '{}', 'key-' || n, 'made', 1, convert_to(repeat('x', 200000), 'UTF8')
+         from generate_series(1, 2) as n",
+        setup.topic
+    );
+    session.client.batch_execute(&large).await?;
+    let relay = setup.start().await?;
+    wait_for(
+        &relay,
+        &[
+            (r#"refused_records_total{outcome="parked"}"#, 2.0),
+            ("parked_keys", 2.0),
+            (r#"state{state="parked"}"#, 1.0),
+            ("ready", 1.0),
+        ],
+    )
+    .await?;
+    relay.stop().await?;
+    setup.on_refusal = OnRefusal::DeadLetter;
+    session
+        .client
+        .batch_execute(&large.replace("key-", "other-"))
+        .await?;
+    let relay = setup.start().await?;
+    let wanted = [
+        (r#"refused_records_total{outcome="dead_lettered"}"#, 2.0),
+        ("dead_letters", 2.0),
+    ];
+    wait_for(&relay, &wanted).await?;
+    relay.stop().await?;
+    setup.on_refusal = OnRefusal::Halt;
+    session
+        .client
+        .batch_execute(&large.replace("key-", "third-"))
+        .await?;
+    let relay = setup.start().await?;
+    let halted = wait_for(
+        &relay,
+        &[
+            (r#"refused_records_total{outcome="halted"}"#, 1.0),
+            (r#"state{state="halted"}"#, 1.0),
+            (r#"restarts_total{reason="refused"}"#, 3.0),
+            ("pending_rows", 2.0),
+            ("ready", 0.0),
+        ],
+    )
+    .await?;
+    assert!(halted["oldest_pending_age_seconds"] > 0.0);
+    relay.stop().await
+}
+
+/// A backlog is counted as far as it is cheap, and told as what it is beyond.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_told_while_nothing_is_shipped() -> Result<()> {
+    let mut setup = Setup::new("backlog", SinkKind::Kafka).await?;
+    // Nobody is there.
+    setup.brokers = "127.0.0.1:1".into();
+    let session = Session::new(&setup.database).await?;
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, created_at)
+         select '{}', 'a', 'made', n, now() - interval '1 hour' from generate_series(1, 5000) as n",
+        setup.topic
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    let found = wait_for(
+        &relay,
+        &[
+            ("pending_rows", 5_000.0),
+            ("pending_rows_is_estimate", 1.0),
+            (r#"state{state="stalled"}"#, 1.0),
+        ],
+    )
+    .await?;
+    assert!((3_600.0..7_200.0).contains(&found["oldest_pending_age_seconds"]));
+    relay.stop().await
+}
+
+/// Rows of a transaction that commits late are behind the checkpoint, and due all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn stragglers_are_pending_until_they_are_shipped() -> Result<()> {
+    let setup = Setup::new("late", SinkKind::Kafka).await?;
+    let (slow, quick) = (
+        Session::new(&setup.database).await?,
+        Session::new(&setup.database).await?,
+    );
+    slow.client.batch_execute("begin").await?;
+    slow.enqueue(&setup.topic, "slow", 1).await?;
+    setup.write(&quick, "quick").await?;
+    let relay = setup.start().await?;
+    wait_for(
+        &relay,
+        &[("shipped_records_total", 1.0), ("pending_rows", 0.0)],
+    )
+    .await?;
+    relay.stop().await?;
+    slow.client.batch_execute("commit").await?;
+    let mut away = setup;
+    let brokers = std::mem::replace(&mut away.brokers, "127.0.0.1:1".into());
+    let relay = away.start().await?;
+    wait_for(
+        &relay,
+        &[("pending_rows", 1.0), ("pending_rows_is_estimate", 0.0)],
+    )
+    .await?;
+    relay.stop().await?;
+    away.brokers = brokers;
+    let relay = away.start().await?;
+    wait_for(
+        &relay,
+        &[("shipped_records_total", 1.0), ("pending_rows", 0.0)],
+    )
+    .await?;
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_emptied_are_counted() -> Result<()> {
+    let setup = Setup::new("emptied", SinkKind::Kafka).await?;
+    let session = Session::new(&setup.database).await?;
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, bucket)
+         select '{}', 'a', 'made', n,
+             ((date_part('epoch', clock_timestamp())::bigint / 600 + 3) % 8)::smallint
+         from generate_series(1, 10) as n",
+        setup.topic
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    let wanted = [
+        ("truncated_partitions_total", 1.0),
+        ("shipped_records_total", 10.0),
+    ];
+    wait_for(&relay, &wanted).await?;
+    relay.stop().await
+}
