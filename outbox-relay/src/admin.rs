@@ -2,6 +2,7 @@
 
 mod incoming;
 mod metrics;
+mod page;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,7 +25,7 @@ use crate::status::{SharedStatus, View};
 
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Serves `/livez`, `/readyz`, `/status` and `/metrics` until `shutdown`.
+/// Serves `/livez`, `/readyz`, `/status`, `/metrics` and the page `/` until `shutdown`.
 pub(crate) async fn serve(
     listener: TcpListener,
     sources: Vec<SharedStatus>,
@@ -35,6 +36,7 @@ pub(crate) async fn serve(
         .route("/readyz", get(ready))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
+        .route("/", get(page::page))
         .with_state(Arc::new(sources));
     axum::serve(Incoming::new(listener), app)
         .with_graceful_shutdown(shutdown.cancelled_owned())

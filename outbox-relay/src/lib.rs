@@ -30,6 +30,7 @@ pub mod route;
 pub mod sink;
 mod source;
 mod status;
+mod table;
 mod varint;
 pub mod window;
 
@@ -42,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::{
     aside::{Parked, ParkedKey},
     checkpoint::ResetTo,
+    table::status_table,
 };
 use crate::{
     config::{Config, SourceConfig},

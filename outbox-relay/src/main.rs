@@ -1,6 +1,7 @@
 //! `outbox-relay`: ships committed outbox rows from Postgres to Kafka.
 
 use std::{
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -34,8 +35,12 @@ enum Command {
     Run,
     /// Ask the running relay whether all is well; ends with 0 if so, with 1 if not
     Healthcheck,
-    /// Show what the running relay is doing, as JSON
-    Status,
+    /// Show what the running relay is doing
+    Status {
+        /// As JSON, also at a terminal; without one it is JSON anyway
+        #[arg(long)]
+        json: bool,
+    },
     /// Show and free the keys that wait because Kafka refused an event of theirs
     Parked {
         #[command(subcommand)]
@@ -108,9 +113,14 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Relay::bind(config).await?.run(shutdown).await?;
         }
         Command::Healthcheck => return Ok(healthcheck(&cli.config).await),
-        Command::Status => {
+        Command::Status { json } => {
             let admin_addr = Config::load_admin_addr(&cli.config)?;
-            print!("{}", outbox_relay::ask(admin_addr, "/status").await?.1);
+            let (_, status) = outbox_relay::ask(admin_addr, "/status").await?;
+            if json || !std::io::stdout().is_terminal() {
+                print!("{status}");
+            } else {
+                print!("{}", outbox_relay::status_table(&status)?);
+            }
         }
         Command::Parked { command } => parked(&cli.config, command).await?,
         Command::Reset {

@@ -1,11 +1,15 @@
-//! What a relay tells of itself: to Prometheus, and as JSON.
+//! What a relay tells of itself: to Prometheus, as JSON, and on its page.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, process::Command};
 
 use anyhow::{Context as _, Result};
-use devstack::eventually;
+use devstack::{Home, eventually};
 use outbox_relay::config::{OnRefusal, SinkKind};
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::{
     for_each_sink,
@@ -46,6 +50,16 @@ async fn status(relay: &Running) -> Result<Value> {
     let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
     let [status]: [Value; 1] = serde_json::from_str(&text)?;
     Ok(status)
+}
+
+/// The page, after its head.
+async fn ask_for_page(relay: &Running) -> Result<(String, String)> {
+    let mut stream = TcpStream::connect(relay.admin_addr).await?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, page) = answer.split_once("\r\n\r\n").context("an answer")?;
+    Ok((head.to_owned(), page.to_owned()))
 }
 
 async fn every_record_is_counted_with_the_time_it_took(sink: SinkKind) -> Result<()> {
@@ -230,5 +244,62 @@ async fn partitions_that_are_emptied_are_counted() -> Result<()> {
         ("shipped_records_total", 10.0),
     ];
     wait_for(&relay, &wanted).await?;
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_runs_its_own_script_and_nothing_else() -> Result<()> {
+    let setup = Setup::new("page", SinkKind::Kafka).await?;
+    let relay = setup.start().await?;
+    let (head, page) = ask_for_page(&relay).await?;
+    let (_, nonce) = head.split_once("script-src 'nonce-").context("a policy")?;
+    let (nonce, _) = nonce.split_once('\'').context("a nonce")?;
+    assert!(head.contains("default-src 'none'"), "{head}");
+    for tag in ["script", "style"] {
+        assert_eq!(page.matches(&format!("<{tag}")).count(), 1);
+        assert!(
+            page.contains(&format!("<{tag} nonce=\"{nonce}\">")),
+            "{page}"
+        );
+    }
+    let (other, _) = ask_for_page(&relay).await?;
+    assert!(!other.contains(nonce), "the same nonce twice");
+    // Everything is in it.
+    for elsewhere in ["http:", "https:", "//cdn", "@import", "url("] {
+        let found = page.replace("http://www.w3.org/2000/svg", "");
+        assert!(!found.contains(elsewhere), "{elsewhere}");
+    }
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_get_json_of_the_command() -> Result<()> {
+    let setup = Setup::new("status", SinkKind::Kafka).await?;
+    let relay = setup.start().await?;
+    relay.wait_for_readiness(200).await?;
+    let home = Home::new()?;
+    let config = home.write("outbox-relay.toml", "")?;
+    for args in [&["status"][..], &["status", "--json"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+        let address = relay.admin_addr.to_string();
+        command.arg("--config").arg(&config).args(args);
+        command.env("OUTBOX_RELAY_ADMIN_ADDR", address);
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        assert!(output.status.success(), "{output:?}");
+        let [status]: [Value; 1] = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(status["source"], "test");
+        // Not told as null: what was always there stays there.
+        for key in [
+            "role",
+            "epoch",
+            "shipped",
+            "in_flight",
+            "fenced",
+            "parked_keys",
+            "error",
+        ] {
+            assert!(status.get(key).is_some(), "{key} in {status}");
+        }
+    }
     relay.stop().await
 }

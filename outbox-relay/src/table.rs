@@ -1,0 +1,141 @@
+//! What a relay says in `/status`, as a table for people.
+
+use serde::Deserialize;
+
+/// What of a source goes into the table. Another version of the relay may leave some of it out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Source {
+    source: String,
+    state: String,
+    leader: Option<String>,
+    epoch: Option<i64>,
+    shipped_per_s: f64,
+    shipped: u64,
+    in_flight: u64,
+    pending_rows: Option<i64>,
+    pending_is_estimate: bool,
+    oldest_pending_age_s: Option<f64>,
+    commit_to_ack: Times,
+    parked_keys: usize,
+    error: Option<String>,
+    fix: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Times {
+    p50_s: Option<f64>,
+    p99_s: Option<f64>,
+}
+
+const HEAD: [&str; 11] = [
+    "SOURCE",
+    "STATE",
+    "EPOCH",
+    "EVENTS/S",
+    "SHIPPED",
+    "BACKLOG",
+    "OLDEST",
+    "P50",
+    "P99",
+    "IN FLIGHT",
+    "PARKED",
+];
+
+/// The table, and a line for each source with whatever keeps it from shipping.
+///
+/// # Errors
+/// If this is not what a relay says.
+pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
+    let sources: Vec<Source> = serde_json::from_str(json)?;
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(sources.iter().map(row));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; HEAD.len()] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).enumerate();
+        let cells = cells.map(|(column, (cell, width))| match column {
+            // Words to the left, numbers to the right.
+            0 | 1 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    for source in &sources {
+        if let Some(error) = &source.error {
+            text += &format!("\n{}: {error}\n", source.source);
+            if let Some(fix) = &source.fix {
+                text += &format!("  {fix}\n");
+            }
+        }
+        if let Some(leader) = &source.leader {
+            text += &format!("\n{}: behind {leader}\n", source.source);
+        }
+    }
+    Ok(text)
+}
+
+fn row(source: &Source) -> [String; HEAD.len()] {
+    let about = if source.pending_is_estimate { "~" } else { "" };
+    let backlog = source.pending_rows.map(|rows| format!("{about}{rows}"));
+    let oldest_s = (source.oldest_pending_age_s).filter(|_| source.pending_rows != Some(0));
+    [
+        source.source.clone(),
+        source.state.clone(),
+        source.epoch.map_or_else(none, |epoch| epoch.to_string()),
+        format!("{:.0}", source.shipped_per_s),
+        source.shipped.to_string(),
+        backlog.unwrap_or_else(none),
+        oldest_s.map_or_else(none, length),
+        source.commit_to_ack.p50_s.map_or_else(none, length),
+        source.commit_to_ack.p99_s.map_or_else(none, length),
+        source.in_flight.to_string(),
+        source.parked_keys.to_string(),
+    ]
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
+
+/// So exact that it says something, and no more.
+fn length(seconds: f64) -> String {
+    match seconds {
+        ..1.0 => format!("{:.1} ms", seconds * 1_000.0),
+        ..120.0 => format!("{seconds:.1} s"),
+        ..7_200.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3_600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_below_their_heads_and_errors_below_all() {
+        let text = status_table(
+            r#"[{"source":"orders","state":"shipping","epoch":3,"shipped_per_s":41.7,
+                 "shipped":1234,"pending_rows":12000,"pending_is_estimate":true,
+                 "oldest_pending_age_s":7300,"commit_to_ack":{"p50_s":0.0023,"p99_s":null}},
+                {"source":"b","state":"stalled","error":"no Kafka","fix":"start it","new":1}]"#,
+        )
+        .unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let end_of = |line: &str, word: &str| line.find(word).map(|start| start + word.len());
+        let column = end_of(lines[0], "BACKLOG");
+        assert!(
+            column.is_some() && column == end_of(lines[1], "~12000"),
+            "{text}"
+        );
+        assert!(
+            lines[1].contains("2.0 h") && lines[1].contains("2.3 ms"),
+            "{text}"
+        );
+        assert_eq!(lines[4..], ["b: no Kafka", "  start it"]);
+        assert!(status_table("{}").is_err());
+    }
+}
