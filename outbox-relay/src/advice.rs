@@ -8,6 +8,8 @@ pub(crate) const TABLES: &str =
     "make the tables as crates/outbox/migrations does; `outbox-relay check` says what is missing";
 pub(crate) const KAFKA_AWAY: &str = "look whether the brokers run, and whether kafka.brokers names \
     them; shipping goes on by itself";
+pub(crate) const NOT_KAFKA: &str = "look whether the brokers run, and whether kafka.brokers names \
+    them: host and port of a listener that speaks Kafka, in the way that is configured";
 pub(crate) const REFUSED: &str = "create the topic, raise its max.message.bytes or allow Write on \
     it; or set on_refusal to park_key or dead_letter";
 

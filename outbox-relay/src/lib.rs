@@ -9,7 +9,8 @@
 //! - `backlog` measures what waits in the database, `status` keeps that and all other figures, and
 //!   `admin` shows them.
 //! - `rotation` empties partitions of which everything was shipped.
-//! - `advice` says what to do about what goes wrong.
+//! - `check` looks at all that a configuration names, before anything is shipped; `advice` says what to
+//!   do about what goes wrong.
 //! - `leader` makes sure that one relay at a time does so.
 //!
 //! **Invariant:** nothing here ever inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
@@ -19,6 +20,7 @@ mod admin;
 mod advice;
 mod aside;
 mod backlog;
+mod check;
 mod checkpoint;
 pub mod config;
 mod leader;
@@ -37,11 +39,13 @@ pub mod window;
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
+use program::Problems;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::{
     aside::{Parked, ParkedKey},
+    check::{Finding, Level, check},
     checkpoint::ResetTo,
     table::status_table,
 };
@@ -64,9 +68,16 @@ impl Relay {
     /// # Errors
     /// If somebody else has it.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(config.admin_addr)
-            .await
-            .with_context(|| format!("can't listen on {}", config.admin_addr))?;
+        let admin_addr = config.admin_addr;
+        let listener = TcpListener::bind(admin_addr).await.map_err(|err| {
+            let mut problems = Problems::default();
+            let fix = "set another address, or end what listens there";
+            problems.add(
+                "admin_addr",
+                format!("can't listen on {admin_addr}: {err}; {fix}"),
+            );
+            problems.into_error()
+        })?;
         Ok(Self {
             admin_addr: listener.local_addr()?,
             config,

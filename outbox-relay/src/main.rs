@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
-use outbox_relay::{ParkedKey, Relay, ResetTo, config::Config};
+use outbox_relay::{Level, ParkedKey, Relay, ResetTo, config::Config};
 use program::LogOptions;
 
 /// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
@@ -38,6 +38,13 @@ enum Command {
     /// Show what the running relay is doing
     Status {
         /// As JSON, also at a terminal; without one it is JSON anyway
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at everything that the configuration names, and say what is fine and what is not, with what
+    /// to do about it; changes nothing, ends with 0 if all is fine and with 64 if not
+    Check {
+        /// As JSON, an object a line
         #[arg(long)]
         json: bool,
     },
@@ -122,6 +129,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 print!("{}", outbox_relay::status_table(&status)?);
             }
         }
+        Command::Check { json } => return check(&Config::load(&cli.config)?, json).await,
         Command::Parked { command } => parked(&cli.config, command).await?,
         Command::Reset {
             source: Source { source },
@@ -143,6 +151,23 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn check(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let found = outbox_relay::check(config).await;
+    for finding in &found {
+        if json {
+            println!("{}", serde_json::to_string(finding)?);
+        } else {
+            println!("{finding}");
+        }
+    }
+    let is_wrong = found.iter().any(|finding| finding.level == Level::Wrong);
+    Ok(if is_wrong {
+        ExitCode::from(program::BAD_CONFIGURATION)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ mod watermark;
 
 use std::{fmt::Display, time::Duration};
 
-pub(crate) use self::kafka::is_topic_name;
+pub(crate) use self::kafka::{Inspector, TopicFacts, is_topic_name};
 pub use self::{in_flight::InFlight, kafka::KafkaSink, rdkafka::RdKafkaSink};
 use crate::{config::KafkaConfig, route::Record};
 

@@ -2,8 +2,8 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 
-/// sysexits.h EX_USAGE.
-const BAD_CONFIGURATION: u8 = 64;
+/// The options or the configuration can't be used: sysexits.h EX_USAGE.
+pub const BAD_CONFIGURATION: u8 = 64;
 /// sysexits.h EX_SOFTWARE.
 const FAILED: u8 = 70;
 
@@ -11,7 +11,7 @@ const FAILED: u8 = 70;
 pub const EXIT_CODES: &str = "Exit codes:
   0   ended as it was asked to
   1   a check found something wrong (healthcheck)
-  64  the options or the configuration can't be used; one line a mistake on standard error
+  64  the options or the configuration can't be used; one line a mistake
   70  failed; the reason is on standard error";
 
 /// Reads the command line and the environment.

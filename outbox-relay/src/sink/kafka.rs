@@ -26,6 +26,7 @@ use std::{
 use kafka_protocol::messages::BrokerId;
 use tokio::time::Instant;
 
+pub(crate) use self::cluster::{Inspector, TopicFacts};
 use self::{
     cluster::{Cluster, Registration},
     outstanding::Outstanding,

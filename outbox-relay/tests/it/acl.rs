@@ -23,26 +23,83 @@ pub(crate) const AUTHORIZER: [&str; 2] = [
 /// Of the protocol: see "ACL" in <https://kafka.apache.org/protocol>.
 const VERSION: i16 = 3;
 const TOPIC: i8 = 2;
+const TRANSACTIONAL_ID: i8 = 5;
 const LITERAL: i8 = 3;
+const PREFIXED: i8 = 4;
 const ALL: i8 = 2;
 const WRITE: i8 = 4;
+const DESCRIBE: i8 = 8;
+const DESCRIBE_CONFIGS: i8 = 10;
 const ALLOW: i8 = 3;
 const DENY: i8 = 2;
 
+/// Something that a relay may use.
+pub(crate) struct Allowed {
+    resource: i8,
+    name: String,
+    pattern: i8,
+    operations: &'static [i8],
+}
+
+impl Allowed {
+    /// What the README asks for a topic; `*` for all of them.
+    pub(crate) fn topic(name: &str) -> Self {
+        Self {
+            resource: TOPIC,
+            name: name.to_owned(),
+            pattern: LITERAL,
+            operations: &[WRITE, DESCRIBE, DESCRIBE_CONFIGS],
+        }
+    }
+
+    /// What it asks for the names that begin so; `*` for all of them.
+    pub(crate) fn transactional_id(prefix: &str) -> Self {
+        Self {
+            resource: TRANSACTIONAL_ID,
+            name: prefix.to_owned(),
+            pattern: if prefix == "*" { LITERAL } else { PREFIXED },
+            operations: &[WRITE],
+        }
+    }
+
+    fn acls(&self, principal: &str) -> Vec<AclCreation> {
+        let acl = |operation| acl(self.resource, &self.name, operation, ALLOW);
+        let acls = self.operations.iter().map(|operation| {
+            acl(*operation)
+                .with_resource_pattern_type(self.pattern)
+                .with_principal(StrBytes::from_string(principal.to_owned()))
+        });
+        acls.collect()
+    }
+}
+
+/// `principal`, as `User:name`, may do this from now on.
+pub(crate) async fn allow(broker: &str, principal: &str, allowed: &[Allowed]) -> Result<()> {
+    let acls = allowed.iter().flat_map(|allowed| allowed.acls(principal));
+    create(broker, acls.collect()).await
+}
+
 /// Nobody may write to this topic any more; everything else is allowed.
 pub(crate) async fn forbid_writing(broker: &str, topic: &str) -> Result<()> {
-    let acl = |operation, permission| {
-        AclCreation::default()
-            .with_resource_type(TOPIC)
-            .with_resource_name(StrBytes::from_string(topic.to_owned()))
-            .with_resource_pattern_type(LITERAL)
-            .with_principal(StrBytes::from_static_str("User:*"))
-            .with_host(StrBytes::from_static_str("*"))
-            .with_operation(operation)
-            .with_permission_type(permission)
-    };
-    let request =
-        CreateAclsRequest::default().with_creations(vec![acl(ALL, ALLOW), acl(WRITE, DENY)]);
+    let acls = [(ALL, ALLOW), (WRITE, DENY)];
+    let acls = acls.map(|(operation, permission)| acl(TOPIC, topic, operation, permission));
+    create(broker, acls.into()).await
+}
+
+/// Of everybody.
+fn acl(resource: i8, name: &str, operation: i8, permission: i8) -> AclCreation {
+    AclCreation::default()
+        .with_resource_type(resource)
+        .with_resource_name(StrBytes::from_string(name.to_owned()))
+        .with_resource_pattern_type(LITERAL)
+        .with_principal(StrBytes::from_static_str("User:*"))
+        .with_host(StrBytes::from_static_str("*"))
+        .with_operation(operation)
+        .with_permission_type(permission)
+}
+
+async fn create(broker: &str, acls: Vec<AclCreation>) -> Result<()> {
+    let request = CreateAclsRequest::default().with_creations(acls);
     let mut frame = BytesMut::new();
     frame.put_i32(0);
     RequestHeader::default()

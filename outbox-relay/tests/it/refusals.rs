@@ -60,7 +60,7 @@ async fn write_large(session: &Session, topic: &str, key: &str, length: usize) -
     Ok(row.get(0))
 }
 
-async fn set_limit(topic: &str, bytes: usize) -> Result<()> {
+pub(crate) async fn set_limit(topic: &str, bytes: usize) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", Addresses::shared().brokers())
         .create()?;

@@ -1,6 +1,8 @@
 //! What is asked of the cluster before records flow: who leads which partition, how large a record
 //! may be, and under which number to send.
 
+mod inspect;
+
 use std::{collections::HashMap, time::Duration};
 
 use kafka_protocol::{
@@ -14,6 +16,8 @@ use kafka_protocol::{
     protocol::{Request, StrBytes},
 };
 use tokio::time::Instant;
+
+pub(crate) use self::inspect::{Inspector, TopicFacts};
 
 use super::{
     connection::{Connection, unavailable},

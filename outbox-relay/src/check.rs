@@ -1,0 +1,119 @@
+//! Looks at everything that a configuration names, and says what is fine and what is not. Changes
+//! nothing.
+//!
+//! `tables` has the SQL, `database` asks it, `brokers` asks Kafka.
+
+mod brokers;
+mod database;
+mod tables;
+
+use std::fmt;
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::{admin, config::Config};
+
+/// What was found of one thing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Whether it is as it should be.
+    pub level: Level,
+    /// What it is about: `admin_addr`, `kafka`, or a source's name.
+    pub subject: String,
+    /// What was found.
+    pub what: String,
+    /// What to do about it.
+    pub fix: Option<String>,
+}
+
+/// Whether something is as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// It is.
+    Ok,
+    /// It can be as it is; good to know.
+    Note,
+    /// The relay would not ship, or not all, or not safely.
+    Wrong,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = match self.level {
+            Level::Ok => "ok",
+            Level::Note => "note",
+            Level::Wrong => "wrong",
+        };
+        // What a server or a driver says can have several lines.
+        let what = self.what.replace('\n', " ");
+        write!(f, "{level:<5}  {}: {what}", self.subject)?;
+        self.fix.iter().try_for_each(|fix| write!(f, "; {fix}"))
+    }
+}
+
+/// What was found of one subject after the other.
+struct Findings<'a> {
+    subject: &'a str,
+    all: &'a mut Vec<Finding>,
+}
+
+impl Findings<'_> {
+    fn ok(&mut self, what: impl Into<String>) {
+        self.add(Level::Ok, what.into(), None);
+    }
+
+    fn note(&mut self, what: impl Into<String>) {
+        self.add(Level::Note, what.into(), None);
+    }
+
+    fn wrong(&mut self, what: impl Into<String>, fix: impl Into<String>) {
+        self.add(Level::Wrong, what.into(), Some(fix.into()));
+    }
+
+    fn add(&mut self, level: Level, what: String, fix: Option<String>) {
+        self.all.push(Finding {
+            level,
+            subject: self.subject.to_owned(),
+            what,
+            fix,
+        });
+    }
+}
+
+/// Looks at everything, one after the other; each look has its limit.
+pub async fn check(config: &Config) -> Vec<Finding> {
+    let mut all = Vec::new();
+    check_admin_addr(config, &mut all).await;
+    let mut outboxes = Vec::new();
+    for source in &config.sources {
+        let mut found = Findings {
+            subject: &source.name,
+            all: &mut all,
+        };
+        outboxes.push((source, database::check(source, &mut found).await));
+    }
+    brokers::check(&config.kafka, &outboxes, &mut all).await;
+    all
+}
+
+async fn check_admin_addr(config: &Config, all: &mut Vec<Finding>) {
+    let address = config.admin_addr;
+    let mut found = Findings {
+        subject: "admin_addr",
+        all,
+    };
+    match TcpListener::bind(address).await {
+        Ok(_) => found.ok(format!("{address} is free")),
+        Err(err) => match admin::ask(address, "/livez").await {
+            Ok((200, body)) if body == "alive\n" => {
+                found.note(format!("a relay answers at {address}"));
+            }
+            _ => found.wrong(
+                format!("can't listen on {address}: {err}"),
+                "set another address, or end what listens there",
+            ),
+        },
+    }
+}

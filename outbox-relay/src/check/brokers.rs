@@ -1,0 +1,195 @@
+//! What is found in Kafka.
+
+use std::collections::BTreeMap;
+
+use super::{Finding, Findings, Level, database::Outbox};
+use crate::{
+    advice,
+    config::{KafkaConfig, OnRefusal, SinkKind, SourceConfig},
+    sink::{Inspector, SinkError, TopicFacts, is_topic_name},
+};
+
+/// What the record's own headers and the batch around it take beside the row, about.
+const RECORD_OVERHEAD_BYTES: usize = 400;
+/// Topics that are looked at, of a source.
+const MAX_TOPICS: usize = 100;
+
+/// Looks at what the sources need of the cluster.
+pub(super) async fn check(
+    kafka: &KafkaConfig,
+    outboxes: &[(&SourceConfig, Option<Outbox>)],
+    all: &mut Vec<Finding>,
+) {
+    let mut found = Findings {
+        subject: "kafka",
+        all,
+    };
+    let mut inspector = match Inspector::connect(kafka).await {
+        Ok(inspector) => inspector,
+        Err(err) => {
+            found.wrong(err.to_string(), advice::NOT_KAFKA);
+            return;
+        }
+    };
+    found.ok(match inspector.brokers() {
+        1 => format!("1 broker, through {}", kafka.brokers),
+        brokers => format!("{brokers} brokers, through {}", kafka.brokers),
+    });
+    for (source, outbox) in outboxes {
+        let mut found = Findings {
+            subject: &source.name,
+            all,
+        };
+        if let Err(err) = look(&mut inspector, kafka, source, outbox.as_ref(), &mut found).await {
+            found.wrong(err.to_string(), advice::NOT_KAFKA);
+            return;
+        }
+    }
+}
+
+async fn look(
+    inspector: &mut Inspector,
+    kafka: &KafkaConfig,
+    source: &SourceConfig,
+    outbox: Option<&Outbox>,
+    found: &mut Findings<'_>,
+) -> Result<(), SinkError> {
+    let mut topics: BTreeMap<&str, usize> = BTreeMap::new();
+    if let Some(outbox) = outbox {
+        if kafka.sink == SinkKind::Kafka {
+            look_at_name(inspector, &outbox.producer_name, found).await?;
+        }
+        if outbox.topics.is_empty() {
+            found.note("the outbox has no rows, so no topic is known to look for");
+        }
+        let named = outbox.topics.iter().take(MAX_TOPICS);
+        topics.extend(named.map(|(topic, bytes)| (topic.as_str(), *bytes)));
+    }
+    if let Some(topic) = &source.dead_letter_topic {
+        topics.entry(topic).or_default();
+    }
+    for (topic, bytes) in topics {
+        look_at_topic(inspector, kafka, source, topic, bytes, found).await?;
+    }
+    Ok(())
+}
+
+async fn look_at_name(
+    inspector: &mut Inspector,
+    name: &str,
+    found: &mut Findings<'_>,
+) -> Result<(), SinkError> {
+    if inspector.may_use_name(name).await? {
+        found.ok(format!("transactional id {name} may be used"));
+    } else {
+        found.wrong(
+            format!("transactional id {name} is not allowed: a relay of the past isn't fenced off"),
+            "allow Write on transactional ids with the prefix outbox-relay.",
+        );
+    }
+    Ok(())
+}
+
+async fn look_at_topic(
+    inspector: &mut Inspector,
+    kafka: &KafkaConfig,
+    source: &SourceConfig,
+    topic: &str,
+    row_bytes: usize,
+    found: &mut Findings<'_>,
+) -> Result<(), SinkError> {
+    if !is_topic_name(topic) {
+        found.wrong(
+            format!("no topic can be named {topic:?}"),
+            "use 1 to 249 of a-z, A-Z, 0-9, ., _, -",
+        );
+        return Ok(());
+    }
+    let facts = match inspector.topic(topic).await {
+        Ok(Some(facts)) => facts,
+        Ok(None) => {
+            found.wrong(
+                format!("there is no topic {topic}"),
+                "create it, with its partitions and its cleanup.policy on purpose",
+            );
+            return Ok(());
+        }
+        Err(SinkError::Refused { .. }) => {
+            found.wrong(
+                format!("topic {topic} is hidden from the relay"),
+                "allow Describe and Write on it",
+            );
+            return Ok(());
+        }
+        Err(err) => return Err(err),
+    };
+    judge(kafka, source, topic, row_bytes, &facts, found);
+    Ok(())
+}
+
+fn judge(
+    kafka: &KafkaConfig,
+    source: &SourceConfig,
+    topic: &str,
+    row_bytes: usize,
+    facts: &TopicFacts,
+    found: &mut Findings<'_>,
+) {
+    if !facts.may_write {
+        found.wrong(
+            format!("topic {topic} may not be written to"),
+            "allow Write on it",
+        );
+    }
+    if facts.leaderless > 0 {
+        found.wrong(
+            format!(
+                "{} of {} partitions of topic {topic} have no leader",
+                facts.leaderless, facts.partitions
+            ),
+            "start their brokers",
+        );
+    }
+    judge_size(kafka, source, topic, row_bytes, facts, found);
+    let policy = facts.cleanup_policy.as_deref().unwrap_or("unknown");
+    found.ok(format!(
+        "topic {topic}: {} partitions, cleanup.policy {policy}, max.message.bytes {}",
+        facts.partitions,
+        facts
+            .max_message_bytes
+            .map_or_else(|| "unknown".to_owned(), |bytes| bytes.to_string()),
+    ));
+}
+
+/// Whether the largest row that was found fits.
+fn judge_size(
+    kafka: &KafkaConfig,
+    source: &SourceConfig,
+    topic: &str,
+    row_bytes: usize,
+    facts: &TopicFacts,
+    found: &mut Findings<'_>,
+) {
+    let bytes = row_bytes + RECORD_OVERHEAD_BYTES;
+    let own = Some(kafka.max_record_bytes);
+    let limits = [
+        ("max.message.bytes", facts.max_message_bytes),
+        ("kafka.max_record_bytes", own),
+    ];
+    let low: Vec<String> = limits
+        .into_iter()
+        .filter_map(|(setting, limit)| Some((setting, limit?)))
+        .filter(|(_, limit)| row_bytes > 0 && *limit < bytes)
+        .map(|(setting, limit)| format!("{setting}, which is {limit}"))
+        .collect();
+    if low.is_empty() {
+        return;
+    }
+    let level = match source.on_refusal {
+        OnRefusal::Halt => Level::Wrong,
+        // That is what becomes of it.
+        OnRefusal::ParkKey | OnRefusal::DeadLetter => Level::Note,
+    };
+    let what = format!("a row for topic {topic} makes a record of about {bytes} bytes");
+    found.add(level, what, Some(format!("raise {}", low.join(", and "))));
+}

@@ -1,0 +1,170 @@
+//! What is found in a source's database.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::{
+    Findings, Level,
+    tables::{CHECKPOINT, RULES, Rule, TOPICS},
+};
+use crate::{
+    advice,
+    config::SourceConfig,
+    leader::{self, DatabaseError, answered},
+};
+
+/// The oldest version with everything that is asked of it.
+const OLDEST_VERSION: i32 = 15;
+
+/// What has to be known of a source to ask Kafka about it.
+pub(super) struct Outbox {
+    /// The source's name towards the brokers.
+    pub(super) producer_name: String,
+    /// Topics, and the bytes of their largest row, among the rows that were looked at.
+    pub(super) topics: Vec<(String, usize)>,
+}
+
+/// Looks at the source's database; none if it could not be looked at whole.
+pub(super) async fn check(source: &SourceConfig, found: &mut Findings<'_>) -> Option<Outbox> {
+    match look(source, found).await {
+        Ok(outbox) => outbox,
+        Err(err) => {
+            let fix = match &err {
+                DatabaseError::Failed(err) => advice::for_postgres(err),
+                DatabaseError::Silent => advice::SILENT_POSTGRES,
+            };
+            found.wrong(program::chain(&err), fix);
+            None
+        }
+    }
+}
+
+async fn look(
+    source: &SourceConfig,
+    found: &mut Findings<'_>,
+) -> Result<Option<Outbox>, DatabaseError> {
+    let client = leader::connect(&source.database_url, "outbox-relay check").await?;
+    let row = one(
+        &client,
+        "select current_setting('server_version_num')::int,
+        current_setting('server_version'), current_database()::text, current_user::text",
+    )
+    .await?;
+    let (number, version): (i32, String) = (row.get(0), row.get(1));
+    let (database, user): (String, String) = (row.get(2), row.get(3));
+    if number / 10_000 < OLDEST_VERSION {
+        let what = format!("Postgres is of version {version}");
+        found.wrong(what, format!("move to {OLDEST_VERSION} or newer"));
+        return Ok(None);
+    }
+    found.ok(format!(
+        "Postgres {version}, database {database}, role {user}"
+    ));
+    let mut is_whole = true;
+    for rule in &RULES {
+        let is_fine = apply(&client, rule, found).await?;
+        if rule.is_basic && !is_fine {
+            return Ok(None);
+        }
+        is_whole &= is_fine || rule.is_optional;
+    }
+    match look_at_rows(&client, source, found).await {
+        // That was told already, in better words.
+        Err(_) if !is_whole => Ok(None),
+        outbox => outbox.map(Some),
+    }
+}
+
+async fn look_at_rows(
+    client: &Client,
+    source: &SourceConfig,
+    found: &mut Findings<'_>,
+) -> Result<Outbox, DatabaseError> {
+    let instance = look_at_checkpoint(client, &source.name, found).await?;
+    look_at_lock(client, &source.name, found).await?;
+    let rows =
+        answered(async { Ok::<_, DatabaseError>(client.query(TOPICS, &[&source.name]).await?) })
+            .await?;
+    let topic = |row: &tokio_postgres::Row| {
+        let bytes = usize::try_from(row.get::<_, i64>(1)).unwrap_or(0);
+        (row.get(0), bytes)
+    };
+    Ok(Outbox {
+        producer_name: format!("outbox-relay.{}.{instance}", source.name),
+        topics: rows.iter().map(topic).collect(),
+    })
+}
+
+async fn one(client: &Client, sql: &str) -> Result<tokio_postgres::Row, DatabaseError> {
+    answered(async { Ok(client.query_one(sql, &[]).await?) }).await
+}
+
+/// Whether everything is as the rule says.
+async fn apply(
+    client: &Client,
+    rule: &Rule,
+    found: &mut Findings<'_>,
+) -> Result<bool, DatabaseError> {
+    let rows =
+        answered(async { Ok::<_, DatabaseError>(client.query(rule.sql, &[]).await?) }).await?;
+    for row in &rows {
+        let level = if rule.is_optional {
+            Level::Note
+        } else {
+            Level::Wrong
+        };
+        found.add(level, row.get(0), row.get(1));
+    }
+    if rows.is_empty() {
+        found.ok(rule.fine);
+    }
+    Ok(rows.is_empty())
+}
+
+/// Returns the source's instance, or what stands for it as long as it has none.
+async fn look_at_checkpoint(
+    client: &Client,
+    source: &str,
+    found: &mut Findings<'_>,
+) -> Result<String, DatabaseError> {
+    let row =
+        answered(async { Ok::<_, DatabaseError>(client.query_opt(CHECKPOINT, &[&source]).await?) })
+            .await?;
+    let Some(row) = row else {
+        found.ok("no relay has led it yet; the first ships every row that the outbox holds");
+        return Ok("check".into());
+    };
+    let (epoch, resigned): (i64, bool) = (row.get(1), row.get(2));
+    if row.get(3) {
+        found.wrong(
+            "the checkpoint is of another Postgres, or of a later time: was the database restored \
+             from a dump, or moved by pg_upgrade?",
+            format!(
+                "if so, run `outbox-relay reset --source {source}`, which ships every row that the \
+                 outbox still holds once more"
+            ),
+        );
+    } else {
+        let age = Duration::try_from_secs_f64(row.get(4)).unwrap_or_default();
+        let how = if resigned { ", given up cleanly" } else { "" };
+        found.ok(format!(
+            "checkpoint of epoch {epoch}, stored {age:.1?} ago{how}"
+        ));
+    }
+    Ok(row.get(0))
+}
+
+async fn look_at_lock(
+    client: &Client,
+    source: &str,
+    found: &mut Findings<'_>,
+) -> Result<(), DatabaseError> {
+    match answered(leader::holder(client, source)).await? {
+        Some(holder) => found.note(format!(
+            "led by {holder}; a relay that is started now stands by"
+        )),
+        None => found.ok("no relay leads it now"),
+    }
+    Ok(())
+}

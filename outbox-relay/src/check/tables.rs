@@ -1,0 +1,183 @@
+//! The SQL that says what of an outbox is not as the relay needs it.
+
+/// A look at the database: a row, what is wrong and what to do about it, for each thing that is not
+/// as it should be.
+pub(super) struct Rule {
+    /// What it means when there is no such row.
+    pub(super) fine: &'static str,
+    pub(super) sql: &'static str,
+    /// Whether it can stay as it is.
+    pub(super) is_optional: bool,
+    /// Whether nothing else can be looked at if it isn't so.
+    pub(super) is_basic: bool,
+}
+
+const RULE: Rule = Rule {
+    fine: "",
+    sql: "",
+    is_optional: false,
+    is_basic: false,
+};
+
+pub(super) const RULES: [Rule; 7] = [
+    Rule {
+        fine: "the outbox and the relay's own tables are there",
+        is_basic: true,
+        sql: "
+            select 'there is no table ' || name || ' in the search path of ' || current_user,
+                'make it in the database ' || current_database()
+                || ', as crates/outbox/migrations does, and grant usage on its schema'
+            from unnest(array['outbox', 'relay_checkpoints', 'relay_parked', 'relay_dead_letters'])
+                as name
+            where to_regclass(name) is null",
+        ..RULE
+    },
+    Rule {
+        fine: "the role may do all that the relay does",
+        sql: "
+            with needed (of, privilege) as (
+                select 'outbox'::regclass, 'select'
+                union all
+                select relid, privilege
+                from pg_partition_tree('outbox'), unnest(array['select', 'truncate']) as privilege
+                where isleaf
+                union all
+                select 'relay_checkpoints', unnest(array['select', 'insert', 'update'])
+                union all
+                select aside::regclass, privilege
+                from unnest(array['relay_parked', 'relay_dead_letters']) as aside,
+                    unnest(array['select', 'insert', 'update', 'delete']) as privilege
+            ), missing (privilege, names) as (
+                select privilege, string_agg(distinct of::text, ', ')
+                from needed where not has_table_privilege(of, privilege) group by privilege
+            )
+            select current_user || ' may not ' || privilege || ' on ' || names,
+                'grant ' || privilege || ' on ' || names || ' to ' || quote_ident(current_user)
+            from missing order by 1",
+        ..RULE
+    },
+    Rule {
+        fine: "the outbox has its columns, with their types and defaults",
+        sql: "
+            with expected (name, type, is_required, is_default, declaration) as (values
+                ('xid', 'xid8', true, 'pg_current_xact_id()',
+                    'xid8 not null default pg_current_xact_id()'),
+                ('seq', 'bigint', true, 'nextval(%',
+                    'bigint not null default nextval(''outbox_seq'')'),
+                ('event_id', 'uuid', true, '%', 'uuid not null default gen_random_uuid()'),
+                ('topic', 'text', true, '%', 'text not null'),
+                ('key', 'text', true, '%', 'text not null'),
+                ('event_type', 'text', true, '%', 'text not null'),
+                ('aggregate_version', 'bigint', true, '%', 'bigint not null'),
+                ('payload', 'bytea', false, '%', 'bytea'),
+                ('headers', 'jsonb', false, '%', 'jsonb'),
+                ('traceparent', 'text', false, '%', 'text'),
+                ('created_at', 'timestamp with time zone', true, '%',
+                    'timestamptz not null default clock_timestamp()')
+            ), found as (
+                select attname, format_type(atttypid, null) as type, attnotnull,
+                    coalesce(pg_get_expr(adbin, adrelid), '') as is_default
+                from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
+                where attrelid = 'outbox'::regclass and attnum > 0 and not attisdropped
+            )
+            select 'column ' || name || ' of outbox '
+                || case
+                    when found.type is null then 'is missing'
+                    when found.type <> expected.type then 'is of type ' || found.type
+                    when is_required and not attnotnull then 'may be null'
+                    else 'has no default'
+                end,
+                'make it ' || declaration
+            from expected left join found on attname = name
+            where found.type is distinct from expected.type or is_required and not attnotnull
+                or found.is_default not like expected.is_default",
+        ..RULE
+    },
+    Rule {
+        fine: "rows are found by seq and by xid, in every partition",
+        sql: "
+            select 'there is no index on ' || name || ' in ' || string_agg(relid::text, ', '),
+                'create index on outbox (' || columns || ')'
+            from pg_partition_tree('outbox'), (values ('seq', 'seq'), ('xid', 'xid, seq'))
+                as needed (name, columns)
+            where isleaf and not exists (
+                select from pg_index join pg_attribute
+                    on attrelid = indrelid and attnum = indkey[0]
+                where indrelid = relid and indisvalid and indpred is null and attname = name
+            )
+            group by name, columns order by 1",
+        ..RULE
+    },
+    Rule {
+        fine: "seq is given to one row at a time",
+        sql: "
+            select 'sequence ' || seqrelid::regclass || ' gives each session ' || seqcache
+                || ' numbers at once, so that two changes of a key can be numbered the wrong way round',
+                'alter sequence ' || seqrelid::regclass || ' cache 1'
+            from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
+                join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
+                    and refclassid = 'pg_class'::regclass
+                join pg_sequence on seqrelid = refobjid
+            where adrelid = 'outbox'::regclass and attname = 'seq' and seqcache <> 1",
+        ..RULE
+    },
+    Rule {
+        fine: "the outbox has partitions, which can be emptied by turns",
+        is_optional: true,
+        sql: "
+            select 'the outbox has no partitions, so that it is never emptied',
+                'partition it by bucket as crates/outbox/migrations does'
+            where not exists (select from pg_inherits where inhparent = 'outbox'::regclass)
+            union all
+            select 'the outbox has a default partition, ' || partdefid::regclass
+                || ', which is never emptied', 'detach it'
+            from pg_partitioned_table where partrelid = 'outbox'::regclass and partdefid <> 0
+            union all
+            select 'column bucket has no default, which says what partition is written to',
+                'set it as crates/outbox/migrations does'
+            from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
+            where attrelid = 'outbox'::regclass and attname = 'bucket' and adbin is null",
+        ..RULE
+    },
+    Rule {
+        fine: "a database that was restored from a dump would be noticed, and could be reset",
+        is_optional: true,
+        sql: "
+            select current_user || ' may not execute pg_control_system(), so that a dump that is '
+                || 'restored elsewhere is noticed by its transaction ids alone',
+                'grant execute on function pg_control_system() to ' || quote_ident(current_user)
+            where not has_function_privilege('pg_control_system()', 'execute')
+            union all
+            select 'there is no function outbox_adopt_foreign_rows(), which `reset` needs',
+                'make it as crates/outbox/migrations does'
+            where to_regprocedure('outbox_adopt_foreign_rows()') is null",
+        ..RULE
+    },
+];
+
+/// `$1` is the source: the instance, whether the checkpoint is of another time or another cluster of
+/// databases, and how old it is.
+pub(super) const CHECKPOINT: &str = "
+    select instance::text, epoch, resigned,
+        pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
+            or coalesce(system_identifier <> (
+                select system_identifier from pg_control_system()
+                where has_function_privilege('pg_control_system()', 'execute')), false),
+        date_part('epoch', clock_timestamp() - heartbeat_at)
+    from relay_checkpoints where source = $1";
+
+/// Topics and the largest row of each, in bytes, among the newest thousand rows and the thousand that
+/// are shipped next. `$1` is the source.
+pub(super) const TOPICS: &str = "
+    with next as (
+        select topic, key, payload, headers from outbox
+        where seq > coalesce((select greatest(max_seq, window_seq) from relay_checkpoints
+            where source = $1), 0)
+        order by seq limit 1000
+    ), newest as (
+        select topic, key, payload, headers from outbox order by seq desc limit 1000
+    )
+    select topic, max(octet_length(key) + coalesce(octet_length(payload), 0)
+        + coalesce(octet_length(headers::text), 0))::bigint
+    from (table next union all table newest) as looked_at
+    group by topic order by topic";

@@ -1,0 +1,208 @@
+//! A database and a topic that are as they should be, and the program with a configuration of them.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Home, eventually, free_port};
+
+use crate::harness::Database;
+
+/// The privileges that the README lists.
+const GRANTS: &str = "
+    grant select on outbox to ROLE;
+    grant select, truncate on outbox_0, outbox_1, outbox_2, outbox_3, outbox_4, outbox_5, outbox_6,
+        outbox_7 to ROLE;
+    grant select, insert, update on relay_checkpoints to ROLE;
+    grant select, insert, update, delete on relay_parked, relay_dead_letters to ROLE;
+    insert into outbox (topic, key, event_type, aggregate_version) values ('TOPIC', 'a', 'made', 1)";
+
+pub(super) struct Setting {
+    pub(super) database: Database,
+    pub(super) topic: String,
+    pub(super) parts: Parts,
+    home: Home,
+}
+
+/// What the configuration is made of.
+pub(super) struct Parts {
+    pub(super) admin_addr: SocketAddr,
+    pub(super) brokers: String,
+    role: String,
+    pub(super) password: String,
+    /// Host and port.
+    pub(super) server: String,
+    pub(super) database: String,
+    pub(super) database_url_file: Option<PathBuf>,
+    /// Further lines of the source's table.
+    pub(super) source: String,
+}
+
+impl Parts {
+    fn text(&self) -> String {
+        let Self {
+            admin_addr,
+            brokers,
+            role,
+            password,
+            server,
+            database,
+            database_url_file,
+            source,
+        } = self;
+        let database = match database_url_file {
+            Some(file) => format!("database_url_file = {file:?}"),
+            None => format!("database_url = 'postgres://{role}:{password}@{server}/{database}'"),
+        };
+        format!(
+            "admin_addr = '{admin_addr}'\n[kafka]\nbrokers = '{brokers}'\n\
+             [[source]]\nname = 'test'\n# The outbox.\n{database}\n{source}"
+        )
+    }
+}
+
+impl Setting {
+    pub(super) async fn new(test: &str) -> Result<Self> {
+        // Names of databases and roles end after 63 bytes.
+        let short: String = test.chars().take(40).collect();
+        let topic = Addresses::unique_name(&short);
+        Addresses::shared().create_topic(&topic, 3).await?;
+        let database = Database::new(&short).await?;
+        let (_, place) = database.url.rsplit_once('@').context("a URL with a user")?;
+        let (server, name) = place.split_once('/').context("a URL with a database")?;
+        let parts = Parts {
+            admin_addr: ([127, 0, 0, 1], free_port()?).into(),
+            brokers: Addresses::shared().brokers().to_owned(),
+            role: name.to_owned(),
+            password: "secret".into(),
+            server: server.to_owned(),
+            database: name.to_owned(),
+            database_url_file: None,
+            source: String::new(),
+        };
+        let setting = Self {
+            database,
+            topic,
+            parts,
+            home: Home::new()?,
+        };
+        let login = "create role ROLE login password 'secret'";
+        setting.administer(login).await?;
+        setting.administer(GRANTS).await?;
+        Ok(setting)
+    }
+
+    /// Does something as the administrator; ROLE is the relay's role, TOPIC the topic.
+    pub(super) async fn administer(&self, sql: &str) -> Result<()> {
+        let sql = sql.replace("ROLE", &self.parts.role);
+        let sql = sql.replace("TOPIC", &self.topic);
+        let client = self.database.connect().await?;
+        Ok(client.batch_execute(&sql).await?)
+    }
+
+    /// The program with these arguments, until it ends: its exit code, and all that it says.
+    pub(super) async fn output(&self, args: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut command = self.command()?;
+        command.args(args);
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+        Ok((output.status.code(), text))
+    }
+
+    /// The same; of what it says the lines that say what is wrong, without what stands before that.
+    pub(super) async fn complaints(&self, command: &str) -> Result<(Option<i32>, Vec<String>)> {
+        let (code, text) = self.output(&[command]).await?;
+        let complaint = |line: &str| {
+            let line = line.strip_prefix("wrong").or(line.strip_prefix("error:"));
+            line.map(|line| line.trim_start().to_owned())
+        };
+        Ok((code, text.lines().filter_map(complaint).collect()))
+    }
+
+    /// The relay, as a process.
+    pub(super) fn run(&self) -> Result<Relay> {
+        let log = self.home.path().join("relay.log");
+        let child = self
+            .command()?
+            .arg("run")
+            .stderr(File::create(&log)?)
+            .spawn()?;
+        Ok(Relay {
+            child,
+            admin_addr: self.parts.admin_addr,
+            log,
+        })
+    }
+
+    fn command(&self) -> Result<Command> {
+        let config = self.home.write("outbox-relay.toml", &self.parts.text())?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+        command.arg("--config").arg(config).stdin(Stdio::null());
+        Ok(command)
+    }
+}
+
+/// A relay that ends with this.
+pub(super) struct Relay {
+    child: Child,
+    admin_addr: SocketAddr,
+    log: PathBuf,
+}
+
+impl Relay {
+    /// Waits until `/readyz` answers with `code` and says all `words`.
+    pub(super) async fn wait_for(&self, code: u16, words: &[&str]) -> Result<()> {
+        eventually(&format!("{code} {words:?}"), async || {
+            let answer = outbox_relay::ask(self.admin_addr, "/readyz").await.ok();
+            let is_said = answer.is_some_and(|(found, text)| {
+                found == code && words.iter().all(|part| text.contains(part))
+            });
+            Ok(is_said.then_some(()))
+        })
+        .await
+    }
+
+    pub(super) async fn status(&self) -> Result<serde_json::Value> {
+        let (_, text) = outbox_relay::ask(self.admin_addr, "/status").await?;
+        let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
+        Ok(status)
+    }
+
+    /// Waits until it has begun anew so often.
+    pub(super) async fn wait_for_tries(&self, tries: u64) -> Result<()> {
+        eventually(&format!("{tries} tries"), async || {
+            let status = self.status().await?;
+            let restarts = status["restarts"].as_object().context("an object")?;
+            let restarts = restarts.values().filter_map(serde_json::Value::as_u64);
+            Ok((restarts.sum::<u64>() >= tries).then_some(()))
+        })
+        .await
+    }
+
+    pub(super) async fn wait_until_shipped(&self, records: u64) -> Result<()> {
+        eventually(&format!("{records} shipped"), async || {
+            let status = self.status().await?;
+            Ok((status["shipped"].as_u64() >= Some(records)).then_some(()))
+        })
+        .await
+    }
+
+    /// Ends it; returns its log.
+    pub(super) fn end(&mut self) -> Result<String> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(fs::read_to_string(&self.log)?)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
