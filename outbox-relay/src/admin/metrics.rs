@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn alerts_are_about_figures_that_there_are() {
         let text = text(&[SharedStatus::new("test")]);
-        for name in figures_in(RULES) {
+        for name in figures_in(RULES).chain(figures_in(PAGE)) {
             let is_there = text.contains(&format!("\n{name}{{"));
             assert!(
                 is_there || text.contains(&format!("# TYPE {name} ")),
@@ -268,7 +268,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_figure_and_every_alert_is_explained() {
+        let text = text(&[SharedStatus::new("test")]);
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let figures = types.filter_map(|rest| rest.split(' ').next());
+        let alerts = RULES
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("- alert: "));
+        for name in figures.chain(alerts) {
+            assert!(PAGE.contains(&format!("| `{name}` |")), "{name}");
+        }
+        let reasons = Reason::ALL.map(Reason::name);
+        for name in State::ALL.map(State::name).iter().chain(&reasons) {
+            assert!(PAGE.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
     const RULES: &str = include_str!("../../../deploy/prometheus/outbox-relay.rules.yaml");
+    const PAGE: &str = include_str!("../../../docs/operations.md");
 
     fn figures_in(text: &str) -> impl Iterator<Item = &str> {
         let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
