@@ -46,6 +46,9 @@ pub(crate) async fn answered<T, E: From<DatabaseError>>(
     answer.unwrap_or_else(|_| Err(DatabaseError::Silent.into()))
 }
 
+/// How long Postgres may take to end the session of a relay that has gone.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// The right to ship a source. It ends with the session that holds the lock.
 #[derive(Debug)]
 pub(crate) struct Leadership {
@@ -183,8 +186,13 @@ pub(crate) async fn reset(
     to: ResetTo,
 ) -> Result<i64, CheckpointError> {
     let candidate = Candidate::new(database_url, source).await?;
-    if !candidate.try_lock().await? {
-        return Err(CheckpointError::Superseded);
+    // A relay that has just ended is not gone before Postgres has noticed.
+    let deadline = Instant::now() + PARTING;
+    while !candidate.try_lock().await? {
+        if Instant::now() > deadline {
+            return Err(CheckpointError::Superseded);
+        }
+        tokio::time::sleep(PARTING / 20).await;
     }
     // It looks at all rows, or changes them: an operator can wait.
     candidate

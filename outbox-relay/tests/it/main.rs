@@ -13,6 +13,7 @@ mod refusals;
 mod rotation;
 mod running;
 mod schedule;
+mod secure;
 mod shipping;
 mod sinks;
 

@@ -11,7 +11,7 @@ fn bucket(ahead: i64) -> String {
 }
 
 /// Writes `count` rows into the bucket that is `ahead` of the present one, as if long ago.
-fn insert(setup: &Setup, ahead: i64, count: i64) -> String {
+pub(crate) fn insert(setup: &Setup, ahead: i64, count: i64) -> String {
     format!(
         "insert into outbox (topic, key, event_type, aggregate_version, payload, bucket)
          select '{}', 'key', 'made', n, '{{}}', {} from generate_series(1, {count}) as n",
@@ -21,7 +21,7 @@ fn insert(setup: &Setup, ahead: i64, count: i64) -> String {
 }
 
 /// Rows in the bucket that is `ahead` of the present one.
-fn rows(ahead: i64) -> String {
+pub(crate) fn rows(ahead: i64) -> String {
     format!(
         "select count(*) from outbox where bucket = {}",
         bucket(ahead)

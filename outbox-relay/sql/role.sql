@@ -1,0 +1,18 @@
+-- The relay's own role: what outbox-relay needs, and nothing else. Run it once in each database with an outbox, as the
+-- owner of its tables; a cluster has the role only once, so leave the first statement out in the second database.
+-- A password or a certificate is for you to give it.
+create role outbox_relay login;
+
+grant usage on schema public to outbox_relay;
+-- What is shipped is read by the parent's name ...
+grant select on outbox to outbox_relay;
+-- ... and emptied by partitions: it can't change a row, add one, or remove one alone.
+grant select, truncate on
+    outbox_0, outbox_1, outbox_2, outbox_3, outbox_4, outbox_5, outbox_6, outbox_7
+to outbox_relay;
+-- How far it has come.
+grant select, insert, update on relay_checkpoints to outbox_relay;
+-- What Kafka refuses.
+grant select, insert, update, delete on relay_parked, relay_dead_letters to outbox_relay;
+-- For `outbox-relay reset` after a restore from a dump.
+grant execute on function outbox_adopt_foreign_rows() to outbox_relay;

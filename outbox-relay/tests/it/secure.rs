@@ -1,0 +1,3 @@
+//! Who is let in, and what they may do.
+
+mod role;

@@ -1,0 +1,90 @@
+//! The role of `sql/role.sql` can do what the relay does, and nothing else.
+
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Sql};
+use outbox_relay::{
+    ResetTo,
+    config::{OnRefusal, SinkKind},
+    reset,
+};
+use tokio_postgres::error::SqlState;
+
+use crate::{
+    harness::{Database, Session},
+    rotation::{insert, rows},
+    shipping::Setup,
+};
+
+const SQL: &str = include_str!("../../../sql/role.sql");
+
+/// Makes the role under a name of its own, because a cluster has a role only once.
+async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
+    let sql = SQL.replace("outbox_relay", name);
+    admin.batch_execute(&sql).await?;
+    let sql = format!("alter role {name} password '{password}'");
+    Ok(admin.batch_execute(&sql).await?)
+}
+
+/// The URL of the same database, for another role.
+fn url_for(url: &str, name: &str, password: &str) -> Result<String> {
+    let (_, place) = url.split_once('@').context("a URL with a password")?;
+    Ok(format!("postgres://{name}:{password}@{place}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_ships_parks_empties_and_begins_again_with_the_role_of_the_readme() -> Result<()> {
+    let mut setup = Setup::new("role", SinkKind::Kafka).await?;
+    setup.on_refusal = OnRefusal::ParkKey;
+    let session = Session::new(&setup.database).await?;
+    let name = Addresses::unique_name("relay_role");
+    create(&session.client, &name, "secret").await?;
+    setup.database = Database {
+        url: url_for(&setup.database.url, &name, "secret")?,
+    };
+    session.client.batch_execute(&insert(&setup, 3, 10)).await?;
+    setup.write(&session, "a").await?;
+    let version = session.change("b").await?;
+    session.enqueue("nobody.made.this", "b", version).await?;
+    let relay = setup.start().await?;
+    setup.records(11).await?;
+    session.client.wait_for(&rows(3), 0).await?;
+    let parked = "select count(*) from relay_parked where key = 'b'";
+    session.client.wait_for(parked, 1).await?;
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await?;
+    let source = setup.config()?.sources.remove(0);
+    assert_eq!(reset(&source, ResetTo::Beginning).await?, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_role_of_the_readme_is_refused_everything_else() -> Result<()> {
+    let database = Database::new("role_refused").await?;
+    let admin = database.connect().await?;
+    let name = Addresses::unique_name("relay_role");
+    create(&admin, &name, "secret").await?;
+    let relay = Sql::connect(&url_for(&database.url, &name, "secret")?).await?;
+    for statement in [
+        "insert into outbox (topic, key, event_type, aggregate_version) values ('t', 'k', 'e', 1)",
+        "insert into outbox_0 (topic, key, event_type, aggregate_version) values ('t', 'k', 'e', 1)",
+        "update outbox set key = 'other'",
+        "update outbox_0 set key = 'other'",
+        "delete from outbox",
+        "delete from outbox_0",
+        "truncate outbox",
+        "drop table outbox_0",
+        "alter table outbox add column more text",
+        "select nextval('outbox_seq')",
+        "delete from relay_checkpoints",
+        "select from aggregates",
+        "insert into aggregates values ('a', 1)",
+        "create table more (id int)",
+        "create schema more",
+        "create role more",
+    ] {
+        let refused = relay.batch_execute(statement).await.err();
+        let code = refused.as_ref().and_then(|err| err.code());
+        assert_eq!(code, Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
+    }
+    Ok(())
+}
