@@ -10,8 +10,9 @@ use tokio_postgres::Client;
 use crate::{
     checkpoint::CheckpointError,
     config::SourceConfig,
-    leader::{self, DatabaseError, Leadership},
+    leader::Leadership,
     reader::parked_keys,
+    session::{self, DatabaseError},
 };
 
 /// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
@@ -294,7 +295,7 @@ impl Parked {
     /// If it can't be reached.
     pub async fn of(source: &SourceConfig) -> Result<Self, DatabaseError> {
         Ok(Self {
-            client: leader::connect(&source.database_url, "outbox-relay parked").await?,
+            client: session::connect(&source.database_url, "outbox-relay parked").await?,
             source: source.name.clone(),
         })
     }

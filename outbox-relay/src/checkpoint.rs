@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, Row};
 
 use crate::{
-    leader::DatabaseError,
+    session::DatabaseError,
     window::{Cursor, MalformedSnapshot},
 };
 

@@ -6,17 +6,20 @@
 //!   letters and with `_` for everything that is neither letter nor digit
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL_FILE`: `database_url_file` of that source
 
+mod database_url;
 mod kafka;
+mod secret;
 mod source;
 
 use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Duration};
 
 use program::{ConfigError, Problems};
-use secrecy::SecretString;
 use serde::Deserialize;
 
+pub use self::{database_url::DatabaseUrl, secret::Secret};
 use self::{
     kafka::KafkaTable,
+    secret::place,
     source::{SourceTable, variable_part},
 };
 
@@ -82,7 +85,7 @@ pub struct SourceConfig {
     /// and database share the work: one ships, the other stands by.
     pub name: String,
     /// The database with the outbox.
-    pub database_url: SecretString,
+    pub database_url: DatabaseUrl,
     /// The CloudEvents attribute `source` of its events.
     pub ce_source: String,
     /// The content type of its payloads.
@@ -227,8 +230,6 @@ fn admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAd
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret as _;
-
     use super::*;
 
     fn check(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
@@ -272,10 +273,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.kafka.brokers, "kafka:9092");
-        assert_eq!(
-            config.sources[0].database_url.expose_secret(),
-            "postgres://right/db"
-        );
+        let target = config.sources[0].database_url.read().unwrap();
+        assert_eq!(target.config.get_dbname(), Some("db"));
     }
 
     #[test]

@@ -3,12 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use secrecy::{ExposeSecret as _, SecretString};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use crate::{
     checkpoint::{self, CheckpointError, Claim, ResetTo},
+    config::DatabaseUrl,
     lease::Lease,
+    session::{DatabaseError, answered, connect},
     window::Cursor,
 };
 
@@ -20,32 +21,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 /// A leader that could not show this for so long sends nothing until it has. Longer makes a
 /// failover longer, shorter stops shipping at every hiccup of the database.
 const SEND_LEASE: Duration = Duration::from_millis(600);
-/// How long the database may take for a statement of ours before it counts as gone.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of a source's lock; `$1` is its name.
 const LOCK: &str = "hashtextextended('outbox-relay ' || $1, 0)";
-/// How long we wait for an answer that takes a moment: a server can accept and then stall.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why there is no answer from the database.
-#[derive(Debug, thiserror::Error)]
-pub enum DatabaseError {
-    /// It can't be reached, or refuses.
-    #[error("can't reach the database")]
-    Failed(#[from] tokio_postgres::Error),
-    /// It says nothing.
-    #[error("the database doesn't answer within {ANSWER_TIMEOUT:?}")]
-    Silent,
-}
-
-/// Waits for an answer that takes a moment.
-pub(crate) async fn answered<T, E: From<DatabaseError>>(
-    asking: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
-    answer.unwrap_or_else(|_| Err(DatabaseError::Silent.into()))
-}
-
 /// How long Postgres may take to end the session of a relay that has gone.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -79,7 +56,7 @@ pub(crate) struct Candidate {
 
 impl Candidate {
     pub(crate) async fn new(
-        database_url: &SecretString,
+        database_url: &DatabaseUrl,
         source: &str,
     ) -> Result<Self, DatabaseError> {
         let client = connect(database_url, "outbox-relay leader").await?;
@@ -181,7 +158,7 @@ impl Leadership {
 
 /// Makes the next leader begin further back; refuses while there is a leader.
 pub(crate) async fn reset(
-    database_url: &SecretString,
+    database_url: &DatabaseUrl,
     source: &str,
     to: ResetTo,
 ) -> Result<i64, CheckpointError> {
@@ -225,42 +202,4 @@ pub(crate) async fn holder(client: &Client, source: &str) -> Result<Option<Strin
         format!(", connected since {since} UTC")
     });
     Ok(Some(format!("session {pid} of Postgres{from}{since}")))
-}
-
-/// Opens a session of our own, which notices within seconds that the other side is gone.
-pub(crate) async fn connect(
-    database_url: &SecretString,
-    application_name: &str,
-) -> Result<Client, DatabaseError> {
-    answered(open_session(database_url, application_name)).await
-}
-
-async fn open_session(
-    database_url: &SecretString,
-    application_name: &str,
-) -> Result<Client, DatabaseError> {
-    let mut config: tokio_postgres::Config = database_url
-        .expose_secret()
-        .parse()
-        .map_err(DatabaseError::Failed)?;
-    config
-        .application_name(application_name)
-        .connect_timeout(ANSWER_TIMEOUT)
-        .tcp_user_timeout(STATEMENT_TIMEOUT)
-        .keepalives_idle(Duration::from_secs(5))
-        .keepalives_interval(Duration::from_secs(2))
-        .keepalives_retries(3);
-    let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection to Postgres ended");
-        }
-    });
-    client
-        .batch_execute(&format!(
-            "set statement_timeout = {}; set synchronous_commit = on",
-            STATEMENT_TIMEOUT.as_millis(),
-        ))
-        .await?;
-    Ok(client)
 }

@@ -12,6 +12,7 @@
 //! - `check` looks at all that a configuration names, before anything is shipped; `advice` says what to
 //!   do about what goes wrong.
 //! - `leader` makes sure that one relay at a time does so.
+//! - `session` opens what speaks to Postgres, and `tls` is how nobody else listens.
 //!
 //! **Invariant:** nothing here ever inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
 //! acknowledgements.
@@ -29,10 +30,12 @@ mod marks;
 pub mod reader;
 mod rotation;
 pub mod route;
+mod session;
 pub mod sink;
 mod source;
 mod status;
 mod table;
+mod tls;
 mod varint;
 pub mod window;
 
@@ -48,6 +51,7 @@ pub use crate::{
     check::{Finding, Level, check},
     checkpoint::ResetTo,
     table::status_table,
+    tls::{Identity, TlsFiles},
 };
 use crate::{
     config::{Config, SourceConfig},

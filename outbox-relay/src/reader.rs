@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use self::due::{MAX_BRANCHES, Stragglers, late_transactions_sql, page_sql};
 use crate::{
-    leader::ANSWER_TIMEOUT,
+    session::ANSWER_TIMEOUT,
     window::{Cursor, MalformedSnapshot, Snapshot},
 };
 

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
     config::SourceConfig,
-    leader::{self, DatabaseError},
+    session::{self, DatabaseError},
     status::SharedStatus,
 };
 
@@ -57,7 +57,7 @@ pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) 
 /// A partition that can't be locked at once is left for the next time.
 async fn rotate(config: &SourceConfig) -> Result<Vec<String>, DatabaseError> {
     // A session of its own, because of the transactions.
-    let client = leader::connect(&config.database_url, "outbox-relay rotation").await?;
+    let client = session::connect(&config.database_url, "outbox-relay rotation").await?;
     let mut emptied = Vec::new();
     for row in client.query(PARTITIONS, &[]).await? {
         let (partition, buckets): (String, Option<String>) = (row.get(0), row.get(1));

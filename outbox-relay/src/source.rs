@@ -13,10 +13,11 @@ use self::shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping, SourceError};
 use crate::{
     aside::Aside,
     config::{KafkaConfig, SinkKind, SourceConfig},
-    leader::{self, Candidate, Election},
+    leader::{Candidate, Election},
     marks::Marks,
     reader::Reader,
     route::Router,
+    session,
     sink::{KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions, TEND_INTERVAL},
     status::{Role, SharedStatus},
 };
@@ -159,7 +160,7 @@ impl Source {
         let elected_at = Instant::now();
         let opening = async {
             let url = &self.config.database_url;
-            let reader = Reader::new(leader::connect(url, "outbox-relay reader").await?).await?;
+            let reader = Reader::new(session::connect(url, "outbox-relay reader").await?).await?;
             let mut sink = opening.await.map_err(SourceError::Unopened)?;
             if let Some(topic) = &self.config.dead_letter_topic {
                 // A letter that is refused there is not tried again.

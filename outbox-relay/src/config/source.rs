@@ -6,7 +6,7 @@ use program::Problems;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::{OnRefusal, SourceConfig};
+use super::{DatabaseUrl, OnRefusal, SourceConfig};
 use crate::sink::is_topic_name;
 
 #[derive(Deserialize)]
@@ -78,21 +78,7 @@ impl SourceTable {
                 self.database_url_file,
             )
         };
-        let database_url = problems.secret(&variable_name, url, file)?;
-        // The error says where the URL is wrong and not what it says.
-        let parsed = database_url
-            .expose_secret()
-            .parse::<tokio_postgres::Config>();
-        let parsed = problems.check(
-            &variable_name,
-            parsed.map_err(|err| format!("isn't a Postgres URL: {err}")),
-        )?;
-        if parsed.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            problems.add(
-                &variable_name,
-                "sslmode=require isn't possible yet: connections to Postgres are not encrypted",
-            );
-        }
+        let database_url = DatabaseUrl::check(problems, &variable_name, url, file)?;
         if !(1..=60_000).contains(&self.max_poll_interval_ms) {
             problems.add(
                 format!("{name}.max_poll_interval_ms"),

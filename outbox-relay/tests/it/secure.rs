@@ -1,3 +1,5 @@
-//! Who is let in, and what they may do.
+//! Connections that nobody listens in on, and who is let in.
 
+mod certificates;
+mod postgres;
 mod role;

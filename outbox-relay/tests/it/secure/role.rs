@@ -18,7 +18,7 @@ use crate::{
 const SQL: &str = include_str!("../../../sql/role.sql");
 
 /// Makes the role under a name of its own, because a cluster has a role only once.
-async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
+pub(super) async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
     let sql = SQL.replace("outbox_relay", name);
     admin.batch_execute(&sql).await?;
     let sql = format!("alter role {name} password '{password}'");
@@ -26,7 +26,7 @@ async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
 }
 
 /// The URL of the same database, for another role.
-fn url_for(url: &str, name: &str, password: &str) -> Result<String> {
+pub(super) fn url_for(url: &str, name: &str, password: &str) -> Result<String> {
     let (_, place) = url.split_once('@').context("a URL with a password")?;
     Ok(format!("postgres://{name}:{password}@{place}"))
 }

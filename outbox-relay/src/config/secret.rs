@@ -1,0 +1,91 @@
+use std::{fs, io, path::PathBuf};
+
+use program::Problems;
+use secrecy::SecretString;
+
+/// Something that nobody else may know. One that stands in a file is read for every use, so that a
+/// file which is replaced counts from the next use on.
+#[derive(Clone, Debug)]
+pub enum Secret {
+    /// As it was given.
+    Given(SecretString),
+    /// In this file.
+    File(PathBuf),
+}
+
+impl Secret {
+    /// The secret as it is now.
+    ///
+    /// # Errors
+    /// If the file can't be read, with its name.
+    pub fn read(&self) -> io::Result<SecretString> {
+        match self {
+            Self::Given(secret) => Ok(secret.clone()),
+            Self::File(file) => match fs::read_to_string(file) {
+                Ok(text) => Ok(text.trim_end().into()),
+                Err(err) => {
+                    let reason = format!("{}: {err}", file.display());
+                    Err(io::Error::new(err.kind(), reason))
+                }
+            },
+        }
+    }
+
+    /// Checks what was given, itself or as the name of a file.
+    pub(super) fn check(
+        problems: &mut Problems,
+        name: &str,
+        value: Option<String>,
+        file: Option<PathBuf>,
+    ) -> Option<Self> {
+        let found = problems.secret(name, value, file.clone())?;
+        Some(match file {
+            Some(file) => Self::File(file),
+            None => Self::Given(found),
+        })
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(secret: &str) -> Self {
+        Self::Given(secret.into())
+    }
+}
+
+/// Where in `text` the error is, and what it is. The error itself would show the line, and the message
+/// can name the value: neither may be seen where it is a secret.
+pub(super) fn place(text: &str, err: &toml::de::Error) -> String {
+    let start = err.span().map_or(0, |span| span.start);
+    let before = text.get(..start).unwrap_or_default();
+    let number = before.matches('\n').count() + 1;
+    let line = text.lines().nth(number - 1).unwrap_or_default();
+    let setting = line.split('=').next().unwrap_or_default();
+    if setting.contains("password") || setting.contains("database_url") {
+        return format!("line {number}: this has to be a text in quotes");
+    }
+    format!("line {number}: {}", err.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::File, place};
+
+    #[test]
+    fn a_secret_in_a_broken_line_is_not_shown() {
+        let broken = [
+            "[[source]]\nname = 'a'\ndatabase_url = 4711",
+            "[[source]]\nname = 'a'\ndatabase_url = postgres://u:hunter2@host/db",
+        ];
+        for text in broken {
+            let err = toml::from_str::<File>(text).err().unwrap();
+            assert_eq!(place(text, &err), "line 3: this has to be a text in quotes");
+        }
+        let text = "admin_addr = 'a'\nkafka = 1";
+        let err = toml::from_str::<File>(text).err().unwrap();
+        let told = place(text, &err);
+        assert!(
+            told.starts_with("line 2: invalid type: integer `1`"),
+            "{told}"
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! Sessions with Postgres: every one of the relay's is opened here.
+
+mod encryption;
+
+use std::{error::Error, time::Duration};
+
+use tokio_postgres::{Client, error::SqlState};
+
+use self::encryption::Encryption;
+use crate::{
+    config::DatabaseUrl,
+    tls::{self, Settings},
+};
+
+/// How long the database may take for a statement of ours before it counts as gone.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long we wait for an answer that takes a moment: a server can accept and then stall.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+const SETTINGS: Settings = Settings {
+    ca: "sslrootcert in the database's URL",
+    address: "the host in the database's URL",
+    identity: "sslcert and sslkey in the database's URL",
+};
+
+/// Why there is no answer from the database.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// It can't be reached, or refuses.
+    #[error("can't reach the database")]
+    Failed(#[from] tokio_postgres::Error),
+    /// The same, and it is known what to do about it.
+    #[error("can't reach the database; {way_out}")]
+    Refused {
+        /// What to do.
+        way_out: String,
+        /// What it says.
+        source: tokio_postgres::Error,
+    },
+    /// Its URL, or a file of its URL, can't be used.
+    #[error("the database's URL: {0}")]
+    Url(String),
+    /// It says nothing.
+    #[error("the database doesn't answer within {ANSWER_TIMEOUT:?}")]
+    Silent,
+}
+
+/// Waits for an answer that takes a moment.
+pub(crate) async fn answered<T, E: From<DatabaseError>>(
+    asking: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
+    answer.unwrap_or_else(|_| Err(DatabaseError::Silent.into()))
+}
+
+/// Opens a session of our own, which notices within seconds that the other side is gone. The URL and
+/// the files that it names are read anew.
+pub(crate) async fn connect(
+    database_url: &DatabaseUrl,
+    application_name: &str,
+) -> Result<Client, DatabaseError> {
+    // On the heap, because a handshake needs more room than everything that waits for it.
+    answered(Box::pin(open(database_url, application_name))).await
+}
+
+async fn open(database_url: &DatabaseUrl, application_name: &str) -> Result<Client, DatabaseError> {
+    let mut target = database_url.read().map_err(DatabaseError::Url)?;
+    let tls = target.files.load(target.verification);
+    let tls = tls.map_err(|err| DatabaseError::Url(err.to_string()))?;
+    target
+        .config
+        .application_name(application_name)
+        .connect_timeout(ANSWER_TIMEOUT)
+        .tcp_user_timeout(STATEMENT_TIMEOUT)
+        .keepalives_idle(Duration::from_secs(5))
+        .keepalives_interval(Duration::from_secs(2))
+        .keepalives_retries(3);
+    let connecting = target.config.connect(Encryption::new(tls));
+    let (client, connection) = connecting.await.map_err(explained)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to Postgres ended");
+        }
+    });
+    let settings = format!(
+        "set statement_timeout = {}; set synchronous_commit = on",
+        STATEMENT_TIMEOUT.as_millis(),
+    );
+    client.batch_execute(&settings).await.map_err(explained)?;
+    Ok(client)
+}
+
+fn explained(source: tokio_postgres::Error) -> DatabaseError {
+    match way_out(&source) {
+        Some(way_out) => DatabaseError::Refused { way_out, source },
+        None => DatabaseError::Failed(source),
+    }
+}
+
+fn way_out(err: &tokio_postgres::Error) -> Option<String> {
+    if let Some(refusal) = err.as_db_error() {
+        if *refusal.code() != SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
+            return None;
+        }
+        let message = refusal.message();
+        let is_about = |words| message.contains(words);
+        if is_about("no encryption") {
+            return Some("set sslmode=verify-full in its URL".into());
+        }
+        let is_uncertified = is_about("valid client certificate");
+        return is_uncertified.then(|| format!("set {}", SETTINGS.identity));
+    }
+    let mut cause: &(dyn Error + 'static) = err;
+    while let Some(next) = cause.source() {
+        cause = next;
+        if let Some(way_out) = tls::way_out(cause, &SETTINGS) {
+            return Some(way_out);
+        }
+    }
+    let is_plain = cause.to_string() == "server does not support TLS";
+    is_plain.then(|| "set ssl = on in its configuration, or another sslmode in its URL".into())
+}

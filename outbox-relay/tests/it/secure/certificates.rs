@@ -1,0 +1,79 @@
+//! An authority, and what it signs.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use anyhow::Result;
+use devstack::Home;
+use outbox_relay::Identity;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
+
+/// Signs certificates.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// Its own certificate, in PEM.
+    pub(crate) pem: String,
+}
+
+/// A certificate and its key, in PEM.
+pub(crate) struct Issued {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name.remove(DnType::CommonName);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate()?;
+        let pem = params.self_signed(&key)?.pem();
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        })
+    }
+
+    /// A certificate for a server by this name, or for a client that is called so.
+    pub(crate) fn issue(&self, name: &str) -> Result<Issued> {
+        self.sign(Self::params(name)?)
+    }
+
+    /// One that has run out long ago.
+    pub(crate) fn issue_expired(&self, name: &str) -> Result<Issued> {
+        let mut params = Self::params(name)?;
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+        self.sign(params)
+    }
+
+    fn params(name: &str) -> Result<CertificateParams> {
+        let mut params = CertificateParams::new([name.to_owned()])?;
+        params.distinguished_name.remove(DnType::CommonName);
+        params.distinguished_name.push(DnType::CommonName, name);
+        Ok(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Result<Issued> {
+        let key = KeyPair::generate()?;
+        Ok(Issued {
+            certificate: params.signed_by(&key, &self.issuer)?.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+}
+
+impl Issued {
+    /// Writes both into `home`, over what was there by this name.
+    pub(crate) fn write(&self, home: &Home, name: &str) -> Result<Identity> {
+        let certificate = home.write(&format!("{name}.crt"), &self.certificate)?;
+        let key = home.write(&format!("{name}.key"), &self.key)?;
+        // Postgres takes no key that others can read.
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+        Ok(Identity { certificate, key })
+    }
+}
