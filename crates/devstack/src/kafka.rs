@@ -33,7 +33,7 @@ impl Kafka {
     /// # Errors
     /// If there is no Java 17 or no Maven on this machine, or the broker doesn't start.
     pub async fn start(home: &Arc<Home>) -> Result<Self> {
-        Self::launch(home, &LIGHT_JVM, &[]).await
+        Self::launch(home, &LIGHT_JVM, &[], &[]).await
     }
 
     /// The same, on a virtual machine with these options.
@@ -41,19 +41,38 @@ impl Kafka {
     /// # Errors
     /// As of [`start`](Self::start).
     pub async fn start_with(home: &Arc<Home>, jvm_options: &[&str]) -> Result<Self> {
-        Self::launch(home, jvm_options, &[]).await
+        Self::launch(home, jvm_options, &[], &[]).await
     }
 
-    /// The same as [`start`](Self::start), with lines for the broker's configuration.
+    /// The same as [`start`](Self::start), with lines for the broker's configuration. `@PORT@` and
+    /// `@CONTROLLER_PORT@` in them are the ports that it has by itself.
     ///
     /// # Errors
     /// As of [`start`](Self::start).
     pub async fn start_with_settings(home: &Arc<Home>, settings: &[&str]) -> Result<Self> {
-        Self::launch(home, &LIGHT_JVM, settings).await
+        Self::launch(home, &LIGHT_JVM, settings, &[]).await
     }
 
-    async fn launch(home: &Arc<Home>, jvm_options: &[&str], settings: &[&str]) -> Result<Self> {
-        let node = Node::new(1, "kafka")?;
+    /// The same as [`start_with_settings`](Self::start_with_settings), with users that log in by
+    /// SCRAM, as `kafka-storage.sh format --add-scram` takes them.
+    ///
+    /// # Errors
+    /// As of [`start`](Self::start).
+    pub async fn start_with_users(
+        home: &Arc<Home>,
+        settings: &[&str],
+        users: &[&str],
+    ) -> Result<Self> {
+        Self::launch(home, &LIGHT_JVM, settings, users).await
+    }
+
+    async fn launch(
+        home: &Arc<Home>,
+        jvm_options: &[&str],
+        settings: &[&str],
+        users: &[&str],
+    ) -> Result<Self> {
+        let node = Node::new(1, "kafka")?.with_users(users);
         let process = node
             .start(home, jvm_options, &node.voter(), settings)
             .await?;

@@ -29,6 +29,7 @@ pub(super) struct Node {
     port: u16,
     controller_port: u16,
     stop_signal: Signal,
+    users: Vec<String>,
 }
 
 impl Node {
@@ -40,7 +41,17 @@ impl Node {
             port: free_port()?,
             controller_port: free_port()?,
             stop_signal: Signal::TERM,
+            users: Vec::new(),
         })
+    }
+
+    /// Has users that log in by SCRAM.
+    pub(super) fn with_users(mut self, users: &[&str]) -> Self {
+        self.users = users
+            .iter()
+            .map(|user| format!("--add-scram={user}"))
+            .collect();
+        self
     }
 
     /// Asks with another signal than SIGTERM for its end.
@@ -72,16 +83,17 @@ impl Node {
         let jars = fetch_jars("Apache Kafka", &cached, POM).await?;
         let class_path = format!("{}/*", jars.display());
         let data = home.path().join(&self.name);
-        let mut properties = PROPERTIES
+        let mut properties = PROPERTIES.to_owned();
+        for line in settings {
+            properties += line;
+            properties.push('\n');
+        }
+        let properties = properties
             .replace("@ID@", &self.id.to_string())
             .replace("@VOTERS@", voters)
             .replace("@PORT@", &self.port.to_string())
             .replace("@CONTROLLER_PORT@", &self.controller_port.to_string())
             .replace("@DATA@", &data.display().to_string());
-        for line in settings {
-            properties += line;
-            properties.push('\n');
-        }
         let properties = home.write(&format!("{}.properties", self.name), &properties)?;
         let java = |name: &str| {
             Program::new(name, "java").args(jvm_options).args([
@@ -94,6 +106,7 @@ impl Node {
         java(&format!("{}-format", self.name))
             .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
             .args([&properties])
+            .args(&self.users)
             .run_once(home)
             .await?;
         let program = java(&self.name)
