@@ -2,6 +2,9 @@
 //!
 //! - `OUTBOX_RELAY_ADMIN_ADDR`: `admin_addr`
 //! - `OUTBOX_RELAY_KAFKA_BROKERS`: `kafka.brokers`
+//! - `OUTBOX_RELAY_KAFKA_TLS_<SETTING>`: `ca_file`, `certificate_file`, `key_file` of `kafka.tls`
+//! - `OUTBOX_RELAY_KAFKA_SASL_<SETTING>`: `mechanism`, `username`, `password` or `password_file` of
+//!   `kafka.sasl`
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL`: `database_url` of the source with that name, in capital
 //!   letters and with `_` for everything that is neither letter nor digit
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL_FILE`: `database_url_file` of that source
@@ -9,6 +12,7 @@
 mod database_url;
 mod kafka;
 mod secret;
+mod security;
 mod source;
 
 use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Duration};
@@ -16,7 +20,11 @@ use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Dura
 use program::{ConfigError, Problems};
 use serde::Deserialize;
 
-pub use self::{database_url::DatabaseUrl, secret::Secret};
+pub use self::{
+    database_url::DatabaseUrl,
+    secret::Secret,
+    security::{KafkaSecurity, Mechanism, Sasl},
+};
 use self::{
     kafka::KafkaTable,
     secret::place,
@@ -52,6 +60,8 @@ pub struct KafkaConfig {
     pub max_in_flight_bytes: usize,
     /// The largest record that is tried; the topic's `max.message.bytes` should be no less.
     pub max_record_bytes: usize,
+    /// How the brokers are reached, and who asks them.
+    pub security: KafkaSecurity,
 }
 
 /// How records are sent.
@@ -230,9 +240,11 @@ fn admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAd
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
-    fn check(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+    pub(super) fn check(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
         let file = toml::from_str(text).map_err(|err| err.to_string())?;
         let variable = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
@@ -262,17 +274,25 @@ mod tests {
     fn variables_take_precedence() {
         let config = check(
             r#"
+            kafka.sasl = { mechanism = "PLAIN", username = "relay", password = "wrong" }
             [[source]]
             name = "my-orders"
             database_url = "postgres://wrong"
             "#,
             &[
                 ("OUTBOX_RELAY_KAFKA_BROKERS", "kafka:9092"),
+                ("OUTBOX_RELAY_KAFKA_SASL_MECHANISM", "SCRAM-SHA-512"),
+                ("OUTBOX_RELAY_KAFKA_SASL_PASSWORD", "hunter2"),
                 ("OUTBOX_RELAY_MY_ORDERS_DATABASE_URL", "postgres://right/db"),
             ],
         )
         .unwrap();
         assert_eq!(config.kafka.brokers, "kafka:9092");
+        let sasl = config.kafka.security.sasl.as_ref().unwrap();
+        assert_eq!(sasl.mechanism, Mechanism::ScramSha512);
+        assert_eq!(sasl.username, "relay");
+        assert_eq!(sasl.password.read().unwrap().expose_secret(), "hunter2");
+        assert!(!format!("{config:?}").contains("hunter2"));
         let target = config.sources[0].database_url.read().unwrap();
         assert_eq!(target.config.get_dbname(), Some("db"));
     }

@@ -12,7 +12,8 @@
 //! - `check` looks at all that a configuration names, before anything is shipped; `advice` says what to
 //!   do about what goes wrong.
 //! - `leader` makes sure that one relay at a time does so.
-//! - `session` opens what speaks to Postgres, and `tls` is how nobody else listens.
+//! - `session` opens what speaks to Postgres, and `tls` is how nobody else listens, there and on the
+//!   way to Kafka.
 //!
 //! **Invariant:** nothing here ever inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
 //! acknowledgements.
@@ -103,6 +104,12 @@ impl Relay {
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Config { kafka, sources, .. } = self.config;
         tracing::info!(address = %self.admin_addr, sources = sources.len(), "ready");
+        if kafka.security.shows_the_password() {
+            tracing::warn!(
+                "the password goes to Kafka as it is, without TLS; add [kafka.tls], or set \
+                 kafka.sasl.mechanism to SCRAM-SHA-512"
+            );
+        }
         let mut tasks = JoinSet::new();
         // Ends when it is dropped.
         let mut measuring = JoinSet::new();

@@ -12,9 +12,6 @@ pub(crate) use self::kafka::{Inspector, TopicFacts, is_topic_name};
 pub use self::{in_flight::InFlight, kafka::KafkaSink, rdkafka::RdKafkaSink};
 use crate::{config::KafkaConfig, route::Record};
 
-/// Why a record is refused whose topic nobody made.
-const NO_SUCH_TOPIC: &str = "there is no such topic; create it";
-
 /// Takes records in order, and tells which are acknowledged.
 pub trait Sink: Send {
     /// Takes a record; waits for room while as much is in flight as may be. It may stay here until

@@ -5,7 +5,10 @@ use std::time::Duration;
 use program::Problems;
 use serde::Deserialize;
 
-use super::{KafkaConfig, SinkKind};
+use super::{
+    KafkaConfig, KafkaSecurity, SinkKind,
+    security::{SaslTable, TlsTable},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -16,6 +19,8 @@ pub(super) struct KafkaTable {
     max_in_flight_records: usize,
     max_in_flight_bytes: usize,
     max_record_bytes: usize,
+    tls: Option<TlsTable>,
+    sasl: Option<SaslTable>,
 }
 
 impl Default for KafkaTable {
@@ -27,6 +32,8 @@ impl Default for KafkaTable {
             max_in_flight_records: 20_000,
             max_in_flight_bytes: 32 * 1024 * 1024,
             max_record_bytes: 1_000_000,
+            tls: None,
+            sasl: None,
         }
     }
 }
@@ -95,6 +102,7 @@ impl KafkaTable {
             max_in_flight_records: self.max_in_flight_records,
             max_in_flight_bytes: self.max_in_flight_bytes,
             max_record_bytes: self.max_record_bytes,
+            security: KafkaSecurity::check(self.tls, self.sasl, variable, problems),
         })
     }
 }

@@ -73,7 +73,8 @@ mod tests {
     #[test]
     fn a_secret_in_a_broken_line_is_not_shown() {
         let broken = [
-            "[[source]]\nname = 'a'\ndatabase_url = 4711",
+            "[kafka.sasl]\nusername = 'relay'\npassword = 4711",
+            "[kafka.sasl]\n\npassword = hunter2",
             "[[source]]\nname = 'a'\ndatabase_url = postgres://u:hunter2@host/db",
         ];
         for text in broken {

@@ -5,6 +5,7 @@
 //!   acknowledged.
 //! - `produce` sends batches to one broker, with `produce_request` around them; `connection` and
 //!   `cluster` ask for everything else.
+//! - `login` says who asks, by `scram` or with the password itself.
 //!
 //! **Invariant:** batches bear the producer id and epoch that belong to the source's name. A
 //! successor gets a higher epoch, and from its first record on a partition the broker refuses there
@@ -12,11 +13,13 @@
 
 mod cluster;
 mod connection;
+mod login;
 mod outstanding;
 mod partitioner;
 mod produce;
 mod produce_request;
 mod record_batch;
+mod scram;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -35,12 +38,14 @@ use self::{
     produce_request::Part,
     record_batch::{Producer, RecordBatch},
 };
-use super::{InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions};
-use crate::{lease::Lease, route::Record};
+use super::{InFlight, Sink, SinkError, SinkOptions};
+use crate::{config::KafkaConfig, lease::Lease, route::Record};
 
 /// Batches are sent when together they have this size, or when their page ends. Larger ones cost the
 /// broker less, and make acknowledgements wait.
 const REQUEST_BYTES: usize = 512 * 1024;
+/// Why a record is refused whose topic nobody made.
+const NO_SUCH_TOPIC: &str = "there is no such topic; create it";
 const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// Memory that the batches of all partitions keep for the next ones, together.
 const KEPT_BYTES: usize = 2 * 1024 * 1024;
@@ -52,7 +57,6 @@ const RENEWAL_INTERVAL: Duration = Duration::from_hours(12);
 const FIRST_SEQUENCE: i32 = 0;
 
 /// Sends record batches of its own making.
-#[derive(Debug)]
 pub struct KafkaSink {
     options: SinkOptions,
     lease: Lease,
@@ -109,8 +113,7 @@ impl KafkaSink {
     /// # Errors
     /// If no broker answers, or none of them is new enough.
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
-        let timeout = options.kafka.delivery_timeout;
-        let mut cluster = Cluster::connect(&options.kafka.brokers, timeout).await?;
+        let mut cluster = Cluster::connect(&options.kafka).await?;
         let (producer, is_fenced) = match cluster.register(&options.producer_name, None).await? {
             Registration::Fenced(producer) => (producer, true),
             Registration::NotAllowed => {
@@ -236,16 +239,21 @@ impl KafkaSink {
     /// Sends the batches of these partitions, which one broker leads.
     async fn send_request(&mut self, places: &[Place]) -> Result<(), SinkError> {
         let leader = places[0].leader;
-        if self.connections.get(&leader).is_some_and(|c| c.is_closed()) {
-            self.connections.remove(&leader);
+        if let Some(connection) = self.connections.get(&leader) {
+            let is_stale = connection.is_stale();
+            if is_stale {
+                connection.drain().await?;
+            }
+            if is_stale || connection.is_closed() {
+                self.connections.remove(&leader);
+            }
         }
         let connection = match self.connections.entry(leader) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let address = self.cluster.address(leader.into())?;
-                let timeout = self.options.kafka.delivery_timeout;
-                let outstanding = self.outstanding.clone();
-                entry.insert(ProduceConnection::open(address, timeout, outstanding).await?)
+                let (kafka, outstanding) = (&self.options.kafka, self.outstanding.clone());
+                entry.insert(ProduceConnection::open(address, kafka, outstanding).await?)
             }
         };
         let part = |place: &Place| {
@@ -290,6 +298,11 @@ impl KafkaSink {
 pub(crate) fn is_topic_name(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=MAX_TOPIC_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_allowed)
+}
+
+/// What is in the way to the brokers; none if nothing is.
+pub(super) async fn why_unreachable(kafka: &KafkaConfig) -> Option<SinkError> {
+    Cluster::connect(kafka).await.err()
 }
 
 /// What a broker holds against a topic's `max.message.bytes`: a batch with this record alone.

@@ -1,5 +1,7 @@
 //! The sink over librdkafka: the conservative choice.
 
+mod access;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -10,6 +12,7 @@ use rdkafka::{
     ClientConfig, ClientContext,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
     client::DefaultClientContext,
+    config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, Message as _, OwnedHeaders},
     producer::{
@@ -20,8 +23,11 @@ use rdkafka::{
 
 use tokio::{task::JoinHandle, time::Instant};
 
+use self::access::client_config;
 use super::{
-    InFlight, NO_SUCH_TOPIC, Sink, SinkError, SinkOptions, kafka::batch_bytes, watermark::Watermark,
+    InFlight, Sink, SinkError, SinkOptions,
+    kafka::{batch_bytes, why_unreachable},
+    watermark::Watermark,
 };
 use crate::{lease::Lease, route::Record};
 
@@ -30,10 +36,15 @@ use crate::{lease::Lease, route::Record};
 const LINGER_MS: &str = "0.2";
 /// Pause before another try when librdkafka's queue is full, by its bound on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
+/// Why a record is refused whose topic is not among those that the brokers show.
+const NOT_SEEN: &str =
+    "there is no such topic, or it may not be seen; create it, or allow Describe";
 /// How exactly the age of what is on its way is known.
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a new producer may look for the brokers before its first record.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked meanwhile whether that is in vain.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Sends through librdkafka's idempotent producer.
 pub struct RdKafkaSink {
@@ -55,10 +66,8 @@ impl RdKafkaSink {
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
         let (kafka, max_in_flight) = (&options.kafka, options.max_in_flight);
         let in_flight = InFlight::new(max_in_flight);
-        let mut config = ClientConfig::new();
+        let mut config = client_config(kafka)?;
         config
-            .set("bootstrap.servers", &kafka.brokers)
-            .set("client.id", "outbox-relay")
             .set("enable.idempotence", "true")
             .set("acks", "all")
             // As Java clients do, so that all producers of a topic agree on the partition of a key.
@@ -81,14 +90,15 @@ impl RdKafkaSink {
             watermark: Mutex::new(Watermark::new(kafka.max_in_flight_records)),
             in_flight: in_flight.clone(),
         };
-        let producer = tokio::task::spawn_blocking(move || {
-            let producer: ThreadedProducer<Deliveries> = config.create_with_context(context)?;
-            producer.client().fetch_metadata(None, METADATA_TIMEOUT)?;
-            Ok::<_, KafkaError>(producer)
-        })
-        .await
-        .map_err(|err| SinkError::Unavailable(err.to_string()))?
-        .map_err(unavailable)?;
+        let failed = in_flight.clone();
+        let producer = tokio::task::spawn_blocking(move || connect(&config, context, &failed))
+            .await
+            .map_err(|err| SinkError::Unavailable(err.to_string()))?;
+        let producer = match producer {
+            Ok(producer) => producer,
+            // librdkafka says of most mistakes that all brokers are down.
+            Err(err) => return Err(why_unreachable(kafka).await.unwrap_or(err)),
+        };
         let producer = Arc::new(producer);
         // Well before librdkafka does so record by record.
         let limit = kafka.delivery_timeout * 3 / 4;
@@ -127,9 +137,7 @@ impl RdKafkaSink {
     async fn fetch_limit(&self, topic: &str) -> Result<usize, SinkError> {
         const LIMIT: &str = "max.message.bytes";
         let own = self.options.kafka.max_record_bytes;
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", &self.options.kafka.brokers)
-            .set("client.id", "outbox-relay")
+        let admin: AdminClient<DefaultClientContext> = client_config(&self.options.kafka)?
             .create()
             .map_err(unavailable)?;
         // Of all topics, because asking for one would make it where brokers are set to do so.
@@ -142,7 +150,7 @@ impl RdKafkaSink {
             .map_err(|err| SinkError::Unavailable(err.to_string()))?
             .map_err(unavailable)?;
         if metadata.topics().iter().all(|known| known.name() != topic) {
-            return Err(SinkError::refused(topic, NO_SUCH_TOPIC));
+            return Err(SinkError::refused(topic, NOT_SEEN));
         }
         let options = AdminOptions::new().request_timeout(Some(METADATA_TIMEOUT));
         let resource = [ResourceSpecifier::Topic(topic)];
@@ -231,6 +239,24 @@ impl Drop for RdKafkaSink {
     }
 }
 
+/// Waits until a broker answers, or until it is known that none will.
+fn connect(
+    config: &ClientConfig,
+    context: Deliveries,
+    in_flight: &InFlight,
+) -> Result<ThreadedProducer<Deliveries>, SinkError> {
+    let producer: ThreadedProducer<Deliveries> =
+        config.create_with_context(context).map_err(unavailable)?;
+    let deadline = Instant::now() + METADATA_TIMEOUT;
+    loop {
+        match producer.client().fetch_metadata(None, LOOK_INTERVAL) {
+            Ok(_) => return Ok(producer),
+            Err(err) if Instant::now() > deadline => return Err(unavailable(err)),
+            Err(_) => in_flight.check()?,
+        }
+    }
+}
+
 /// Gives up everything at once when something fails, or the oldest record on its way is older than
 /// `limit`. By itself librdkafka gives up one record after the other and sends what is younger
 /// meanwhile, behind the gap.
@@ -276,10 +302,16 @@ struct Deliveries {
 }
 
 impl ClientContext for Deliveries {
+    /// Once a second and more often while a broker is away: what matters of it is said elsewhere.
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, message, "librdkafka");
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
+        use RDKafkaErrorCode as Code;
         tracing::debug!(%error, reason, "librdkafka");
         // An idle relay would not notice by itself that nobody is there to ship to.
-        if let Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::AllBrokersDown) =
+        if let Some(Code::Fatal | Code::AllBrokersDown | Code::SSL | Code::Authentication) =
             error.rdkafka_error_code()
         {
             let reason = reason.to_owned();

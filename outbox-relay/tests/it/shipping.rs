@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use devstack::{Addresses, PATIENCE, Record, eventually, read_topic};
 use outbox_relay::{
     Relay, ResetTo,
-    config::{Config, KafkaConfig, OnRefusal, SinkKind, SourceConfig},
+    config::{Config, KafkaConfig, KafkaSecurity, OnRefusal, SinkKind, SourceConfig},
     reset,
 };
 use tokio::task::JoinHandle;
@@ -37,6 +37,7 @@ pub(crate) struct Setup {
     pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) sink: SinkKind,
+    pub(crate) security: KafkaSecurity,
     pub(crate) on_refusal: OnRefusal,
     pub(crate) dead_letter_topic: Option<String>,
     pub(crate) max_record_bytes: usize,
@@ -59,6 +60,7 @@ impl Setup {
             brokers: Addresses::shared().brokers().to_owned(),
             topic,
             sink,
+            security: KafkaSecurity::default(),
             on_refusal: OnRefusal::Halt,
             dead_letter_topic: None,
             max_record_bytes: 100_000,
@@ -76,6 +78,7 @@ impl Setup {
                 max_in_flight_records: 1_000,
                 max_in_flight_bytes: 8 << 20,
                 max_record_bytes: self.max_record_bytes,
+                security: self.security.clone(),
             },
             sources: vec![SourceConfig {
                 name: "test".into(),

@@ -5,21 +5,43 @@ use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
 use outbox_relay::{
-    config::{KafkaConfig, SinkKind},
+    config::{KafkaConfig, KafkaSecurity, SinkKind},
     lease::Lease,
     route::{Headers, Record},
     sink::{InFlight, KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions},
 };
 
-use crate::for_each_sink;
+use crate::{for_each_sink, secure::broker::SecureBroker};
 
 for_each_sink! {
+    a_sink_that_failed_sends_nothing_behind_what_it_gave_up,
+}
+
+/// A test for each of these functions, each sink, and each way to a broker.
+macro_rules! for_each_way {
+    ($($test:ident,)*) => {
+        for_each_way!(@way plain_kafka, Way::plain(SinkKind::Kafka), $($test,)*);
+        for_each_way!(@way plain_rdkafka, Way::plain(SinkKind::RdKafka), $($test,)*);
+        for_each_way!(@way secure_kafka, Way::secure(SinkKind::Kafka), $($test,)*);
+        for_each_way!(@way secure_rdkafka, Way::secure(SinkKind::RdKafka), $($test,)*);
+    };
+    (@way $name:ident, $way:expr, $($test:ident,)*) => {
+        mod $name {
+            use super::{SinkKind, Way};
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() -> anyhow::Result<()> {
+                super::$test($way).await
+            })*
+        }
+    };
+}
+
+for_each_way! {
     records_arrive_as_they_are_and_in_order,
     both_sinks_agree_on_the_partition_of_a_key,
     large_records_go_out_beside_small_ones,
     a_topic_that_is_not_there_is_refused_by_name,
     nothing_is_sent_without_the_lease,
-    a_sink_that_failed_sends_nothing_behind_what_it_gave_up,
 }
 
 /// Leaders that are replaced while they hold a record.
@@ -27,24 +49,63 @@ const ZOMBIES: u32 = 100;
 /// Of one key, while a broker is suspended.
 const VERSIONS: u32 = 40;
 
+/// A sink, and the way by which it reaches a broker.
+#[derive(Clone, Copy)]
+struct Way {
+    sink: SinkKind,
+    /// By TLS, with a login by SCRAM.
+    is_secure: bool,
+}
+
+impl Way {
+    const fn plain(sink: SinkKind) -> Self {
+        Self {
+            sink,
+            is_secure: false,
+        }
+    }
+
+    const fn secure(sink: SinkKind) -> Self {
+        Self {
+            sink,
+            is_secure: true,
+        }
+    }
+}
+
 /// What a test needs to open sinks that write to a topic of its own.
 struct Setup {
     kind: SinkKind,
     topic: String,
+    /// Where tests make topics, and read them.
+    plain_brokers: String,
     options: SinkOptions,
 }
 
 impl Setup {
     async fn new(test: &str, kind: SinkKind) -> Result<Self> {
-        let topic = Addresses::unique_name(test);
-        Addresses::shared().create_topic(&topic, 4).await?;
+        Self::by(test, Way::plain(kind)).await
+    }
+
+    async fn by(test: &str, way: Way) -> Result<Self> {
+        let (kind, topic) = (way.sink, Addresses::unique_name(test));
+        let (brokers, plain_brokers, security) = if way.is_secure {
+            let broker = SecureBroker::shared();
+            broker.kafka.create_topic(&topic, 4, &[]).await?;
+            (&*broker.ports.login, broker.kafka.brokers(), broker.login())
+        } else {
+            let shared = Addresses::shared();
+            shared.create_topic(&topic, 4).await?;
+            (shared.brokers(), shared.brokers(), KafkaSecurity::default())
+        };
         let kafka = KafkaConfig {
-            brokers: Addresses::shared().brokers().to_owned(),
+            brokers: brokers.to_owned(),
             sink: kind,
             delivery_timeout: Duration::from_secs(5),
             max_in_flight_records: 1_000,
             max_in_flight_bytes: 8 << 20,
             max_record_bytes: 1_000_000,
+            security,
         };
         let options = SinkOptions {
             max_in_flight: kafka.max_in_flight_records,
@@ -55,6 +116,7 @@ impl Setup {
         Ok(Self {
             kind,
             topic,
+            plain_brokers: plain_brokers.to_owned(),
             options,
         })
     }
@@ -77,7 +139,12 @@ impl Setup {
             }
         }
         sink.deliver().await?;
-        Addresses::shared().read_topic(&self.topic).await
+        self.read().await
+    }
+
+    /// Everything that stands in the topic now.
+    async fn read(&self) -> Result<Vec<Stored>> {
+        devstack::read_topic(&self.plain_brokers, &self.topic).await
     }
 }
 
@@ -134,8 +201,8 @@ impl AnySink {
     }
 }
 
-async fn records_arrive_as_they_are_and_in_order(kind: SinkKind) -> Result<()> {
-    let setup = Setup::new("ordered", kind).await?;
+async fn records_arrive_as_they_are_and_in_order(way: Way) -> Result<()> {
+    let setup = Setup::by("ordered", way).await?;
     let keys: Vec<String> = (0..40).map(|key| format!("key-{key}")).collect();
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     // More than may be in flight at once.
@@ -153,7 +220,7 @@ async fn records_arrive_as_they_are_and_in_order(kind: SinkKind) -> Result<()> {
     sink.send(&setup.topic, "gone", None).await?;
     sink.send(&setup.topic, "empty", Some(b"")).await?;
     sink.deliver().await?;
-    let stored = Addresses::shared().read_topic(&setup.topic).await?;
+    let stored = setup.read().await?;
     let payload = |key| {
         let record = stored.iter().find(|record| record.key == key);
         record.map(|record| record.payload.clone())
@@ -163,12 +230,12 @@ async fn records_arrive_as_they_are_and_in_order(kind: SinkKind) -> Result<()> {
     Ok(())
 }
 
-async fn both_sinks_agree_on_the_partition_of_a_key(kind: SinkKind) -> Result<()> {
-    let other = match kind {
+async fn both_sinks_agree_on_the_partition_of_a_key(way: Way) -> Result<()> {
+    let other = match way.sink {
         SinkKind::Kafka => SinkKind::RdKafka,
         SinkKind::RdKafka => SinkKind::Kafka,
     };
-    let mut setup = Setup::new("partitions", kind).await?;
+    let mut setup = Setup::by("partitions", way).await?;
     let keys: Vec<String> = (0..200)
         .map(|key| "k".repeat(key % 9) + &key.to_string())
         .collect();
@@ -184,8 +251,8 @@ async fn both_sinks_agree_on_the_partition_of_a_key(kind: SinkKind) -> Result<()
     Ok(())
 }
 
-async fn large_records_go_out_beside_small_ones(kind: SinkKind) -> Result<()> {
-    let setup = Setup::new("large", kind).await?;
+async fn large_records_go_out_beside_small_ones(way: Way) -> Result<()> {
+    let setup = Setup::by("large", way).await?;
     let mut sink = setup.open(unlimited()).await?;
     let lengths = [10, 900_000, 20, 400_000, 400_000, 400_000, 30];
     for (index, length) in lengths.into_iter().enumerate() {
@@ -194,7 +261,7 @@ async fn large_records_go_out_beside_small_ones(kind: SinkKind) -> Result<()> {
             .await?;
     }
     sink.deliver().await?;
-    let stored = Addresses::shared().read_topic(&setup.topic).await?;
+    let stored = setup.read().await?;
     for (key, remainder) in [("0", 0), ("1", 1)] {
         let of_key = stored.iter().filter(|record| record.key == key);
         let found: Vec<usize> = of_key
@@ -206,8 +273,8 @@ async fn large_records_go_out_beside_small_ones(kind: SinkKind) -> Result<()> {
     Ok(())
 }
 
-async fn a_topic_that_is_not_there_is_refused_by_name(kind: SinkKind) -> Result<()> {
-    let setup = Setup::new("missing", kind).await?;
+async fn a_topic_that_is_not_there_is_refused_by_name(way: Way) -> Result<()> {
+    let setup = Setup::by("missing", way).await?;
     let mut sink = setup.open(unlimited()).await?;
     let sent = sink.send("nobody.made.this", "a", Some(b"1")).await;
     let refused = match sent {
@@ -222,8 +289,8 @@ async fn a_topic_that_is_not_there_is_refused_by_name(kind: SinkKind) -> Result<
     Ok(())
 }
 
-async fn nothing_is_sent_without_the_lease(kind: SinkKind) -> Result<()> {
-    let setup = Setup::new("lease", kind).await?;
+async fn nothing_is_sent_without_the_lease(way: Way) -> Result<()> {
+    let setup = Setup::by("lease", way).await?;
     let mut sink = setup.open(Lease::new(Duration::ZERO)).await?;
     let sending = async {
         sink.send(&setup.topic, "a", Some(b"1")).await?;
@@ -231,7 +298,7 @@ async fn nothing_is_sent_without_the_lease(kind: SinkKind) -> Result<()> {
     };
     let sent = tokio::time::timeout(Duration::from_secs(1), sending).await;
     assert!(sent.is_err(), "it was sent");
-    assert_eq!(Addresses::shared().read_topic(&setup.topic).await?, []);
+    assert_eq!(setup.read().await?, []);
     Ok(())
 }
 

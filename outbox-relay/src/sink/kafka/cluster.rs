@@ -23,7 +23,7 @@ use super::{
     connection::{Connection, unavailable},
     record_batch::Producer,
 };
-use crate::sink::SinkError;
+use crate::{config::KafkaConfig, sink::SinkError};
 
 /// The versions that are spoken, each the first with what is needed here; Kafka has had all of them
 /// since 2.8 and still has them in 4.
@@ -43,10 +43,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const TRANSACTION_TIMEOUT_MS: i32 = 60_000;
 
 /// A cluster, through one of its brokers.
-#[derive(Debug)]
 pub(super) struct Cluster {
     connection: Connection,
-    timeout: Duration,
+    kafka: KafkaConfig,
     brokers: HashMap<BrokerId, String>,
 }
 
@@ -66,11 +65,11 @@ pub(super) enum Registration {
 }
 
 impl Cluster {
-    /// Connects to the first of `brokers`, `host:port` with commas between, that answers.
-    pub(super) async fn connect(brokers: &str, timeout: Duration) -> Result<Self, SinkError> {
+    /// Connects to the first of the brokers, `host:port` with commas between, that answers.
+    pub(super) async fn connect(kafka: &KafkaConfig) -> Result<Self, SinkError> {
         let mut last = SinkError::Unavailable("no brokers are configured".into());
-        for address in brokers.split(',').map(str::trim) {
-            match Self::connect_to(address, timeout).await {
+        for address in kafka.brokers.split(',').map(str::trim) {
+            match Self::connect_to(address, kafka).await {
                 Ok(cluster) => return Ok(cluster),
                 Err(err) => last = err,
             }
@@ -78,12 +77,12 @@ impl Cluster {
         Err(last)
     }
 
-    async fn connect_to(address: &str, timeout: Duration) -> Result<Self, SinkError> {
-        let mut connection = Connection::open(address, timeout).await?;
-        check_versions(&mut connection, timeout).await?;
+    async fn connect_to(address: &str, kafka: &KafkaConfig) -> Result<Self, SinkError> {
+        let mut connection = Connection::open(address, kafka).await?;
+        check_versions(&mut connection, kafka.delivery_timeout).await?;
         let mut cluster = Self {
             connection,
-            timeout,
+            kafka: kafka.clone(),
             brokers: HashMap::new(),
         };
         cluster.metadata(&[]).await?;
@@ -209,10 +208,10 @@ impl Cluster {
         let error = match found.error_code.err() {
             None => {
                 let address = format!("{}:{}", found.host, found.port);
-                let mut coordinator = Connection::open(&address, self.timeout).await?;
+                let mut coordinator = Connection::open(&address, &self.kafka).await?;
                 let request = init_producer_id(Some(name), current);
-                let version = INIT_PRODUCER_ID_VERSION;
-                let answer = coordinator.call(&request, version, self.timeout).await?;
+                let (version, timeout) = (INIT_PRODUCER_ID_VERSION, self.kafka.delivery_timeout);
+                let answer = coordinator.call(&request, version, timeout).await?;
                 match answer.error_code.err() {
                     None => {
                         return Ok(Ok(Registration::Fenced(Producer {
@@ -242,7 +241,11 @@ impl Cluster {
         request: &R,
         version: i16,
     ) -> Result<R::Response, SinkError> {
-        self.connection.call(request, version, self.timeout).await
+        if self.connection.is_stale() {
+            self.connection = Connection::open(&self.connection.address, &self.kafka).await?;
+        }
+        let timeout = self.kafka.delivery_timeout;
+        self.connection.call(request, version, timeout).await
     }
 }
 

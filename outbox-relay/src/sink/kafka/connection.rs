@@ -1,6 +1,6 @@
 //! A connection to a broker: frames, and calls that are answered one after the other.
 
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use kafka_protocol::{
@@ -8,40 +8,88 @@ use kafka_protocol::{
     protocol::{Decodable as _, Encodable as _, HeaderVersion, Request, StrBytes},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     time::Instant,
 };
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
-use crate::sink::SinkError;
+use super::login::log_in;
+use crate::{
+    config::KafkaConfig,
+    sink::SinkError,
+    tls::{self, TlsFiles, Verification},
+};
 
 /// How brokers know us, in their logs and quotas.
 pub(super) const CLIENT_ID: &str = "outbox-relay";
 /// Longer answers than this are not Kafka's.
 const MAX_FRAME_BYTES: usize = 64 * 1024 * 1024;
 
+/// Calls at which a broker that wants to be reached in another way ends the connection.
+const FIRST_CALLS: i32 = 2;
+/// A login is used for so many hundredths of its lifetime. The rest is for what is on its way by then.
+const USED_PERCENT: u32 = 80;
+
+const SETTINGS: tls::Settings = tls::Settings {
+    ca: "kafka.tls.ca_file",
+    address: "each of kafka.brokers, and of the brokers' advertised.listeners,",
+    identity: "kafka.tls.certificate_file and key_file",
+};
+
+/// What comes from a broker.
+pub(super) type Reader = BufReader<Box<dyn AsyncRead + Send + Sync + Unpin>>;
+/// What goes to it.
+pub(super) type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
+
 /// A broker, on the other end.
-#[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) stream: TcpStream,
+    pub(super) reader: Reader,
+    pub(super) writer: Writer,
     pub(super) address: String,
+    /// From when on there has to be another connection, because the login runs out.
+    pub(super) stale_at: Option<Instant>,
     last_correlation_id: i32,
 }
 
 impl Connection {
-    /// Connects to `host:port`.
-    pub(super) async fn open(address: &str, timeout: Duration) -> Result<Self, SinkError> {
+    /// Connects to `host:port`, and logs in.
+    pub(super) async fn open(address: &str, kafka: &KafkaConfig) -> Result<Self, SinkError> {
+        let timeout = kafka.delivery_timeout;
         let connecting = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             Ok(stream)
         };
         let stream = within(timeout, address, connecting).await?;
-        Ok(Self {
-            stream,
+        let (reader, writer) = match &kafka.security.tls {
+            None => {
+                let (reader, writer) = stream.into_split();
+                (Box::new(reader) as Box<_>, Box::new(writer) as Writer)
+            }
+            Some(files) => {
+                let (reader, writer) = encrypt(stream, files, address, timeout).await?;
+                (Box::new(reader) as Box<_>, Box::new(writer) as Writer)
+            }
+        };
+        let mut connection = Self {
+            reader: BufReader::new(reader),
+            writer,
             address: address.to_owned(),
+            stale_at: None,
             last_correlation_id: 0,
-        })
+        };
+        if let Some(sasl) = &kafka.security.sasl {
+            let now = Instant::now();
+            let ends_at = log_in(&mut connection, sasl, timeout).await?;
+            connection.stale_at = ends_at.map(|end| now + (end - now) * USED_PERCENT / 100);
+        }
+        Ok(connection)
+    }
+
+    /// Whether there has to be another one, because the login runs out.
+    pub(super) fn is_stale(&self) -> bool {
+        is_stale(self.stale_at)
     }
 
     /// Asks, and waits for the answer.
@@ -55,10 +103,21 @@ impl Connection {
         let id = self.last_correlation_id;
         let malformed = |err| unavailable(&self.address, format!("{err:#}"));
         let frame = encode(request, version, id).map_err(malformed)?;
-        let stream = &mut self.stream;
+        let (reader, writer) = (&mut self.reader, &mut self.writer);
         let asking = async {
-            stream.write_all(&frame).await?;
-            read_frame(stream).await
+            writer.write_all(&frame).await?;
+            writer.flush().await?;
+            read_frame(reader).await
+        };
+        let asking = async {
+            let answer = asking.await;
+            answer.map_err(|err| {
+                if id <= FIRST_CALLS {
+                    ended_early(err)
+                } else {
+                    err
+                }
+            })
         };
         let mut answer = within(timeout, &self.address, asking).await?;
         let header_version = R::Response::header_version(version);
@@ -69,6 +128,63 @@ impl Connection {
         }
         R::Response::decode(&mut answer, version).map_err(malformed)
     }
+}
+
+/// Whether it is time for another connection.
+pub(super) fn is_stale(stale_at: Option<Instant>) -> bool {
+    stale_at.is_some_and(|at| at <= Instant::now())
+}
+
+/// Speaks TLS from here on, with the files as they are now.
+async fn encrypt(
+    stream: TcpStream,
+    files: &TlsFiles,
+    address: &str,
+    timeout: Duration,
+) -> Result<(impl AsyncRead + use<>, impl AsyncWrite + use<>), SinkError> {
+    let config = files.load(Verification::Name);
+    let config = config.map_err(|err| SinkError::Unavailable(err.to_string()))?;
+    let (host, _) = address.rsplit_once(':').unwrap_or((address, ""));
+    let host = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    let name = ServerName::try_from(host).map_err(|err| unavailable(address, err))?;
+    let connecting = async {
+        // On the heap, because a handshake needs more room than everything that waits for it.
+        let connecting = Box::pin(TlsConnector::from(Arc::new(config)).connect(name, stream));
+        connecting.await.map_err(|err| {
+            if err.kind() == io::ErrorKind::UnexpectedEof {
+                return with_way_out(err, "does this port speak TLS? If not, remove [kafka.tls]");
+            }
+            explained(err)
+        })
+    };
+    Ok(tokio::io::split(
+        within(timeout, address, connecting).await?,
+    ))
+}
+
+/// The error, with what to do about it.
+fn explained(err: io::Error) -> io::Error {
+    match tls::way_out(&err, &SETTINGS) {
+        Some(way_out) => with_way_out(err, &way_out),
+        None => err,
+    }
+}
+
+fn ended_early(err: io::Error) -> io::Error {
+    use io::ErrorKind as Kind;
+    match err.kind() {
+        Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe => {
+            with_way_out(err, "does this port ask for [kafka.tls] or [kafka.sasl]?")
+        }
+        _ => explained(err),
+    }
+}
+
+fn with_way_out(err: io::Error, way_out: &str) -> io::Error {
+    io::Error::new(err.kind(), format!("{err}; {way_out}"))
 }
 
 /// A request with its length and its header before it.
@@ -91,24 +207,20 @@ fn encode<R: Request>(request: &R, version: i16, id: i32) -> anyhow::Result<Byte
 }
 
 /// The next answer, without its length.
-pub(super) async fn read_frame(
-    stream: &mut (impl tokio::io::AsyncRead + Unpin),
-) -> std::io::Result<Bytes> {
+pub(super) async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     let length = stream.read_i32().await?;
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     if length > MAX_FRAME_BYTES {
-        let message = "the answer is none of Kafka's";
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::InvalidData,
-            message,
-        ));
+        let message =
+            "the answer is none of Kafka's; does this port ask for TLS? Then add [kafka.tls]";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     // Grows with what comes: a length alone reserves nothing.
     let mut frame = BytesMut::with_capacity(length.min(64 * 1024));
     while frame.len() < length {
         let missing = length - frame.len();
         if stream.read_buf(&mut (&mut frame).limit(missing)).await? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
     Ok(frame.freeze())
@@ -118,7 +230,7 @@ pub(super) async fn read_frame(
 pub(super) async fn within<T>(
     timeout: Duration,
     address: &str,
-    asking: impl Future<Output = std::io::Result<T>>,
+    asking: impl Future<Output = io::Result<T>>,
 ) -> Result<T, SinkError> {
     within_since(Instant::now(), timeout, address, asking).await
 }
@@ -128,7 +240,7 @@ pub(super) async fn within_since<T>(
     asked_at: Instant,
     timeout: Duration,
     address: &str,
-    asking: impl Future<Output = std::io::Result<T>>,
+    asking: impl Future<Output = io::Result<T>>,
 ) -> Result<T, SinkError> {
     match tokio::time::timeout_at(asked_at + timeout, asking).await {
         Ok(Ok(value)) => Ok(value),

@@ -9,8 +9,7 @@ use kafka_protocol::{
     protocol::{Decodable as _, HeaderVersion as _},
 };
 use tokio::{
-    io::AsyncWriteExt as _,
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
     time::Instant,
@@ -18,26 +17,28 @@ use tokio::{
 
 use super::{
     cluster::{PRODUCE_VERSION, check_versions},
-    connection::{Connection, read_frame, unavailable, within, within_since},
+    connection::{
+        Connection, Reader, Writer, is_stale, read_frame, unavailable, within, within_since,
+    },
     outstanding::Outstanding,
     produce_request::{Part, ProduceRequestFrame},
 };
-use crate::{lease::Lease, sink::SinkError};
+use crate::{config::KafkaConfig, lease::Lease, sink::SinkError};
 
 /// Requests on their way on one connection. With more the broker could no longer tell a repetition
 /// from what is new: it remembers the last five batches of a producer.
 const MAX_REQUESTS: u32 = 5;
 
 /// The way to one broker, for records only.
-#[derive(Debug)]
 pub(super) struct ProduceConnection {
-    writer: OwnedWriteHalf,
+    writer: Writer,
     address: String,
     timeout: Duration,
     last_correlation_id: i32,
     room: Arc<Semaphore>,
     outstanding: Outstanding,
     requests: mpsc::UnboundedSender<Pending>,
+    stale_at: Option<Instant>,
     /// Reads the answers, and ends with the connection.
     answers: JoinHandle<()>,
 }
@@ -55,11 +56,15 @@ impl ProduceConnection {
     /// Connects; what is answered, or goes wrong, is told to `outstanding`.
     pub(super) async fn open(
         address: &str,
-        timeout: Duration,
+        kafka: &KafkaConfig,
         outstanding: Outstanding,
     ) -> Result<Self, SinkError> {
-        let connection = Connection::open(address, timeout).await?;
-        let (reader, writer) = connection.stream.into_split();
+        let Connection {
+            reader,
+            writer,
+            stale_at,
+            ..
+        } = Connection::open(address, kafka).await?;
         // Never more than there is room for.
         let (requests, pending) = mpsc::unbounded_channel();
         let answers = Answers {
@@ -67,16 +72,17 @@ impl ProduceConnection {
             pending,
             outstanding: outstanding.clone(),
             address: address.to_owned(),
-            timeout,
+            kafka: kafka.clone(),
         };
         Ok(Self {
             outstanding,
             writer,
             address: address.to_owned(),
-            timeout,
+            timeout: kafka.delivery_timeout,
             last_correlation_id: 0,
             room: Arc::new(Semaphore::new(MAX_REQUESTS as usize)),
             requests,
+            stale_at,
             answers: tokio::spawn(answers.run()),
         })
     }
@@ -84,6 +90,27 @@ impl ProduceConnection {
     /// Whether the broker has closed it while nothing was on its way.
     pub(super) fn is_closed(&self) -> bool {
         self.requests.is_closed()
+    }
+
+    /// Whether there has to be another one, because the login runs out.
+    pub(super) fn is_stale(&self) -> bool {
+        is_stale(self.stale_at)
+    }
+
+    /// Waits until everything that is on its way here is answered, and what follows can go another
+    /// way without getting past it.
+    pub(super) async fn drain(&self) -> Result<(), SinkError> {
+        drop(self.room(MAX_REQUESTS).await?);
+        self.outstanding.check()
+    }
+
+    /// Room for so many requests.
+    async fn room(&self, places: u32) -> Result<OwnedSemaphorePermit, SinkError> {
+        let room = Arc::clone(&self.room).acquire_many_owned(places);
+        within(self.timeout, &self.address, async {
+            room.await.map_err(std::io::Error::other)
+        })
+        .await
     }
 
     /// Sends a request; waits while as many are on their way as may be. One that goes alone waits
@@ -97,12 +124,7 @@ impl ProduceConnection {
         alone: bool,
         lease: &Lease,
     ) -> Result<(), SinkError> {
-        let places = if alone { MAX_REQUESTS } else { 1 };
-        let room = Arc::clone(&self.room).acquire_many_owned(places);
-        let room = within(self.timeout, &self.address, async {
-            room.await.map_err(std::io::Error::other)
-        })
-        .await?;
+        let room = self.room(if alone { MAX_REQUESTS } else { 1 }).await?;
         // The last wait before the bytes go: a successor knows how long these may take.
         lease.wait().await;
         // It may be a failure that has made room.
@@ -130,10 +152,7 @@ impl Drop for ProduceConnection {
     }
 }
 
-async fn write_all(
-    writer: &mut OwnedWriteHalf,
-    mut slices: Vec<IoSlice<'_>>,
-) -> std::io::Result<()> {
+async fn write_all(writer: &mut Writer, mut slices: Vec<IoSlice<'_>>) -> std::io::Result<()> {
     let mut rest = &mut slices[..];
     while !rest.is_empty() {
         let written = writer.write_vectored(rest).await?;
@@ -142,16 +161,17 @@ async fn write_all(
         }
         IoSlice::advance_slices(&mut rest, written);
     }
-    Ok(())
+    // TLS keeps what the socket did not take.
+    writer.flush().await
 }
 
 /// Reads the answers of one connection.
 struct Answers {
-    reader: OwnedReadHalf,
+    reader: Reader,
     pending: mpsc::UnboundedReceiver<Pending>,
     outstanding: Outstanding,
     address: String,
-    timeout: Duration,
+    kafka: KafkaConfig,
 }
 
 impl Answers {
@@ -173,7 +193,8 @@ impl Answers {
 
     async fn answer_to(&mut self, pending: &Pending) -> Result<(), SinkError> {
         let frame = read_frame(&mut self.reader);
-        let answer = within_since(pending.sent_at, self.timeout, &self.address, frame).await?;
+        let timeout = self.kafka.delivery_timeout;
+        let answer = within_since(pending.sent_at, timeout, &self.address, frame).await?;
         let answer = decode(answer, pending.correlation_id);
         let answer = answer.map_err(|reason| unavailable(&self.address, reason))?;
         for topic in &answer.responses {
@@ -188,18 +209,17 @@ impl Answers {
 
     /// The next request to be answered; none when the sink is gone.
     async fn next_pending(&mut self) -> Result<Option<Pending>, SinkError> {
-        let mut unasked = [0];
         let unasked = tokio::select! {
             biased;
             pending = self.pending.recv() => return Ok(pending),
             // While nothing is on its way a broker says nothing, unless it goes.
-            unasked = self.reader.peek(&mut unasked) => unasked,
+            unasked = self.reader.fill_buf() => unasked.map(|bytes| !bytes.is_empty()),
         };
         // It may have been both at once: requests are noted before they are sent.
         if let Ok(pending) = self.pending.try_recv() {
             return Ok(Some(pending));
         }
-        if matches!(unasked, Ok(0)) {
+        if matches!(unasked, Ok(false)) {
             return self.end_idle().await;
         }
         Err(match unasked {
@@ -216,8 +236,8 @@ impl Answers {
         if self.pending.try_recv().is_ok() {
             return Err(unavailable(&self.address, "closed the connection"));
         }
-        let mut another = Connection::open(&self.address, self.timeout).await?;
-        check_versions(&mut another, self.timeout).await?;
+        let mut another = Connection::open(&self.address, &self.kafka).await?;
+        check_versions(&mut another, self.kafka.delivery_timeout).await?;
         Ok(None)
     }
 }

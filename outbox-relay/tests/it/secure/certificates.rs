@@ -1,6 +1,6 @@
 //! An authority, and what it signs.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::Result;
 use devstack::Home;
@@ -75,5 +75,11 @@ impl Issued {
         // Postgres takes no key that others can read.
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
         Ok(Identity { certificate, key })
+    }
+
+    /// Writes both into one file, as Kafka wants them.
+    pub(crate) fn write_together(&self, home: &Home, name: &str) -> Result<PathBuf> {
+        let both = format!("{}{}", self.key, self.certificate);
+        home.write(&format!("{name}.pem"), &both)
     }
 }

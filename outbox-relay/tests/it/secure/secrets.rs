@@ -1,0 +1,86 @@
+//! Nothing that the relay writes has a password in it, whatever goes wrong and however much is asked
+//! of its log.
+
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use devstack::{Home, Process, Program, eventually, free_port};
+use outbox_relay::config::SinkKind;
+
+use super::{
+    broker::{PLAIN_PASSWORD, SecureBroker, USER},
+    kafka::{records, setup},
+};
+use crate::{for_each_sink, harness::Session};
+
+for_each_sink! {
+    no_password_is_ever_in_the_log_or_in_an_answer,
+}
+
+const WRONG: &str = "mistaken-8c21";
+
+async fn no_password_is_ever_in_the_log_or_in_an_answer(sink: SinkKind) -> Result<()> {
+    let broker = SecureBroker::shared();
+    let home = &Arc::new(Home::new()?);
+    let setup = setup(broker, &broker.ports.login, sink, broker.login()).await?;
+    let session = Session::new(&setup.database).await?;
+    setup.write(&session, "a").await?;
+    let url = &setup.database.url;
+    let parsed: tokio_postgres::Config = url.parse()?;
+    let database_password = parsed.get_password().context("a URL with a password")?;
+    let database_password = std::str::from_utf8(database_password)?;
+    let url_file = home.write("url", &url.replace(database_password, WRONG))?;
+    let password_file = home.write("password", WRONG)?;
+    let config = format!(
+        "[kafka]\nbrokers = {:?}\nsink = {:?}\n\
+         [kafka.tls]\nca_file = {:?}\n\
+         [kafka.sasl]\nmechanism = 'PLAIN'\nusername = {USER:?}\npassword_file = {password_file:?}\n\
+         [[source]]\nname = 'test'\ndatabase_url_file = {url_file:?}\n",
+        setup.brokers,
+        format!("{sink:?}").to_lowercase(),
+        broker.ca,
+    );
+    let config = home.write("outbox-relay.toml", &config)?;
+    let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+    let staged = home.stage(Path::new(env!("CARGO_BIN_EXE_outbox-relay")))?;
+    let program = Program::new("relay", staged)
+        .args(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
+        .env("OUTBOX_RELAY_ADMIN_ADDR", addr)
+        .env("LOG_LEVEL", "trace");
+    let process = Process::start(home, program);
+    let mut said = String::new();
+    said += &answer(addr, "password authentication failed").await?;
+    home.write("url", url)?;
+    said += &answer(addr, "check kafka.sasl.username").await?;
+    home.write("password", PLAIN_PASSWORD)?;
+    records(broker, &setup, 1).await?;
+    said += &answer(addr, "Leader\n").await?;
+    process.stop().await;
+    let log = fs::read_to_string(home.log("relay"))?;
+    // It is the log of all this, and all of it is there.
+    for line in [
+        "password authentication failed",
+        "no login as",
+        "ended cleanly",
+        "TRACE",
+    ] {
+        assert!(log.contains(line), "{line}");
+    }
+    for secret in [WRONG, PLAIN_PASSWORD, database_password] {
+        assert!(!log.contains(secret), "{secret} in the log");
+        assert!(!said.contains(secret), "{secret} in {said}");
+    }
+    Ok(())
+}
+
+/// What `/readyz` says as soon as it says `words`, with what `/status` does.
+async fn answer(addr: SocketAddr, words: &str) -> Result<String> {
+    eventually(words, async || {
+        let asked = outbox_relay::ask(addr, "/readyz").await;
+        let Some((_, ready)) = asked.ok().filter(|(_, text)| text.contains(words)) else {
+            return Ok(None);
+        };
+        Ok(Some(ready + &outbox_relay::ask(addr, "/status").await?.1))
+    })
+    .await
+}
