@@ -8,8 +8,9 @@ use tokio_postgres::Client;
 
 use crate::{
     config::SourceConfig,
-    leader::{self, DatabaseError, answered},
+    leader,
     reader::parked_keys,
+    session::{self, DatabaseError, answered},
     status::{Measured, Pending, Role, SharedStatus},
 };
 
@@ -55,7 +56,7 @@ async fn measure(
     let client = match session.take() {
         Some(client) => client,
         None => {
-            let client = leader::connect(&config.database_url, "outbox-relay backlog").await?;
+            let client = session::connect(&config.database_url, "outbox-relay backlog").await?;
             answered(async { Ok::<_, DatabaseError>(client.batch_execute(SESSION).await?) })
                 .await?;
             client

@@ -164,7 +164,7 @@ impl Config {
         let text = problems.check(&name, fs::read_to_string(path))?;
         problems.check(
             &name,
-            toml::from_str(&text).map_err(|err| mistake(&text, &err)),
+            toml::from_str(&text).map_err(|err| place(&text, &err)),
         )
     }
 
@@ -221,13 +221,6 @@ impl Config {
                 problems.into_error()
             })
     }
-}
-
-/// What is wrong and where, without the line itself: a secret may stand there.
-fn mistake(text: &str, err: &toml::de::Error) -> String {
-    let before = err.span().and_then(|span| text.get(..span.start));
-    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
-    format!("line {line}: {}", err.message())
 }
 
 fn admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAddr> {

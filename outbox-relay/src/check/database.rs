@@ -11,7 +11,8 @@ use super::{
 use crate::{
     advice,
     config::SourceConfig,
-    leader::{self, DatabaseError, answered},
+    leader,
+    session::{self, DatabaseError, answered},
 };
 
 /// The oldest version with everything that is asked of it.
@@ -30,11 +31,17 @@ pub(super) async fn check(source: &SourceConfig, found: &mut Findings<'_>) -> Op
     match look(source, found).await {
         Ok(outbox) => outbox,
         Err(err) => {
-            let fix = match &err {
-                DatabaseError::Failed(err) => advice::for_postgres(err),
-                DatabaseError::Silent => advice::SILENT_POSTGRES,
-            };
-            found.wrong(program::chain(&err), fix);
+            match &err {
+                DatabaseError::Failed(cause) => {
+                    found.wrong(program::chain(&err), advice::for_postgres(cause));
+                }
+                DatabaseError::Refused { way_out, source } => {
+                    let what = format!("can't reach the database: {}", program::chain(source));
+                    found.wrong(what, way_out);
+                }
+                DatabaseError::Url(what) => found.wrong(what, "mend database_url"),
+                DatabaseError::Silent => found.wrong(program::chain(&err), advice::SILENT_POSTGRES),
+            }
             None
         }
     }
@@ -44,7 +51,7 @@ async fn look(
     source: &SourceConfig,
     found: &mut Findings<'_>,
 ) -> Result<Option<Outbox>, DatabaseError> {
-    let client = leader::connect(&source.database_url, "outbox-relay check").await?;
+    let client = session::connect(&source.database_url, "outbox-relay check").await?;
     let row = one(
         &client,
         "select current_setting('server_version_num')::int,

@@ -4,8 +4,8 @@ use super::shipping::SourceError;
 use crate::{
     advice,
     checkpoint::CheckpointError,
-    leader::DatabaseError,
     reader::ReadError,
+    session::DatabaseError,
     sink::SinkError,
     status::{Reason, Trouble},
 };

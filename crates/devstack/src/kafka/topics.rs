@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use rdkafka::{
@@ -8,8 +8,11 @@ use rdkafka::{
         TopicReplication,
     },
     client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
     types::RDKafkaErrorCode,
 };
+
+use crate::eventually;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -34,7 +37,30 @@ pub(crate) async fn create_topic(
             Err((topic, code)) => return Err(anyhow!("can't create topic {topic}: {code}")),
         }
     }
-    Ok(())
+    wait_until_led(brokers, topic, partitions).await
+}
+
+/// A broker tells of a new topic a moment before it can be asked about its partitions, and refuses
+/// what is written to them until then.
+async fn wait_until_led(brokers: &str, topic: &str, partitions: i32) -> Result<()> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "devstack-topics")
+        .create()?;
+    let consumer = Arc::new(consumer);
+    eventually(&format!("leaders of {topic}"), async || {
+        let (consumer, topic) = (Arc::clone(&consumer), topic.to_owned());
+        let are_led = tokio::task::spawn_blocking(move || {
+            let is_led = |partition| {
+                consumer
+                    .fetch_watermarks(&topic, partition, TIMEOUT)
+                    .is_ok()
+            };
+            (0..partitions).all(is_led)
+        });
+        Ok(are_led.await?.then_some(()))
+    })
+    .await
 }
 
 /// Gives a topic more partitions, so many in all.

@@ -42,7 +42,7 @@ impl Inspector {
     /// # Errors
     /// If none does.
     pub(crate) async fn connect(kafka: &KafkaConfig) -> Result<Self, SinkError> {
-        let cluster = Cluster::connect(&kafka.brokers, kafka.delivery_timeout).await?;
+        let cluster = Cluster::connect(kafka).await?;
         Ok(Self(cluster))
     }
 
