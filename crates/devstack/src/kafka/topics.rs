@@ -40,8 +40,8 @@ pub(crate) async fn create_topic(
     wait_until_led(brokers, topic, partitions).await
 }
 
-/// A broker tells of a new topic a moment before it can be asked about its partitions, and refuses
-/// what is written to them until then.
+/// A broker tells of new partitions a moment before it can be asked about them, and refuses what is
+/// written to them until then.
 async fn wait_until_led(brokers: &str, topic: &str, partitions: i32) -> Result<()> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -72,7 +72,7 @@ pub(crate) async fn add_partitions(brokers: &str, topic: &str, in_all: usize) ->
         result
             .map_err(|(topic, code)| anyhow!("can't give {topic} {in_all} partitions: {code}"))?;
     }
-    Ok(())
+    wait_until_led(brokers, topic, i32::try_from(in_all)?).await
 }
 
 /// Gives a topic these configs, and no others.
