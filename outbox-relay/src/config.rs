@@ -342,18 +342,6 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_names_its_line_and_does_not_show_it() {
-        let text = "[[source]]\nname = 'a'\ndatabse_url = 'postgres://u:hunter2@h/d'\n";
-        let err = toml::from_str::<File>(text).err().unwrap();
-        let said = mistake(text, &err);
-        assert!(
-            said.starts_with("line 3: unknown field `databse_url`"),
-            "{said}"
-        );
-        assert!(!said.contains("hunter2"), "{said}");
-    }
-
-    #[test]
     fn a_misspelt_setting_is_refused() {
         let err = check("kafka.broker = 'x'", &[]).unwrap_err();
         assert!(err.contains("unknown field `broker`"), "{err}");

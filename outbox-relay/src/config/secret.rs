@@ -60,7 +60,9 @@ pub(super) fn place(text: &str, err: &toml::de::Error) -> String {
     let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or_default();
     let setting = line.split('=').next().unwrap_or_default();
-    if setting.contains("password") || setting.contains("database_url") {
+    let is_secret = setting.contains("password") || setting.contains("database_url");
+    // Of a name that is misspelt the message tells the name alone.
+    if is_secret && !err.message().starts_with("unknown field") {
         return format!("line {number}: this has to be a text in quotes");
     }
     format!("line {number}: {}", err.message())
@@ -88,5 +90,17 @@ mod tests {
             told.starts_with("line 2: invalid type: integer `1`"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_misspelt_setting_is_named_without_its_value() {
+        for misspelt in ["databse_url", "database_urls", "passwords"] {
+            let text = format!("[[source]]\nname = 'a'\n{misspelt} = 'postgres://u:hunter2@h/d'\n");
+            let err = toml::from_str::<File>(&text).err().unwrap();
+            let told = place(&text, &err);
+            let wanted = format!("line 3: unknown field `{misspelt}`");
+            assert!(told.starts_with(&wanted), "{told}");
+            assert!(!told.contains("hunter2"), "{told}");
+        }
     }
 }
