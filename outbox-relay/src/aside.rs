@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use crate::{
     checkpoint::CheckpointError,
-    config::SourceConfig,
+    config::{Mapping, SourceConfig},
     leader::Leadership,
     reader::parked_keys,
     session::{self, DatabaseError},
@@ -33,6 +33,7 @@ const LEADS: &str = "exists (select from relay_checkpoints
 /// What of a source is set aside. Only its leader writes here, but for the wishes of operators.
 pub(crate) struct Aside<'a> {
     leadership: &'a Leadership,
+    mapping: &'a Mapping,
     /// The keys that are parked, by topic.
     parked: HashMap<String, HashSet<String>>,
     /// Events that wait behind a parked one, and are not stored yet.
@@ -53,7 +54,10 @@ struct Unburied {
 }
 
 impl<'a> Aside<'a> {
-    pub(crate) async fn load(leadership: &'a Leadership) -> Result<Self, CheckpointError> {
+    pub(crate) async fn load(
+        leadership: &'a Leadership,
+        mapping: &'a Mapping,
+    ) -> Result<Self, CheckpointError> {
         let sql = format!("{} select topic, key from parked_key", parked_keys("$1"));
         let rows = leadership
             .client()
@@ -65,6 +69,7 @@ impl<'a> Aside<'a> {
         }
         Ok(Self {
             leadership,
+            mapping,
             parked,
             behind: Vec::new(),
             unburied: Unburied::default(),
@@ -107,8 +112,9 @@ impl<'a> Aside<'a> {
         }
         let sql = format!(
             "insert into relay_parked (source, {COLUMNS})
-             select $1, {COLUMNS} from outbox where seq = any ($3) and {LEADS}
-             on conflict (source, seq) do update set retry = false"
+             select $1, {COLUMNS} from {} where seq = any ($3) and {LEADS}
+             on conflict (source, seq) do update set retry = false",
+            self.mapping.outbox()
         );
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
         let client = self.leadership.client();
@@ -132,8 +138,9 @@ impl<'a> Aside<'a> {
     ) -> Result<(), CheckpointError> {
         let sql = format!(
             "insert into relay_parked (source, {COLUMNS}, error)
-             select $1, {COLUMNS}, $4 from outbox where seq = $3 and {LEADS}
-             on conflict (source, seq) do update set error = excluded.error, retry = false"
+             select $1, {COLUMNS}, $4 from {} where seq = $3 and {LEADS}
+             on conflict (source, seq) do update set error = excluded.error, retry = false",
+            self.mapping.outbox()
         );
         self.change(&sql, seq, Some(error)).await?;
         self.parked
@@ -168,9 +175,10 @@ impl<'a> Aside<'a> {
         }
         let sql = format!(
             "insert into relay_dead_letters (source, {COLUMNS}, error)
-             select $1, {COLUMNS}, ($4::text[])[array_position($3, seq)] from outbox
+             select $1, {COLUMNS}, ($4::text[])[array_position($3, seq)] from {}
              where seq = any ($3) and {LEADS}
-             on conflict (source, seq) do update set error = excluded.error"
+             on conflict (source, seq) do update set error = excluded.error",
+            self.mapping.outbox()
         );
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
         let client = self.leadership.client();
@@ -231,7 +239,7 @@ impl<'a> Aside<'a> {
 
     /// Learns what operators have done.
     pub(crate) async fn reload(&mut self) -> Result<(), CheckpointError> {
-        *self = Self::load(self.leadership).await?;
+        *self = Self::load(self.leadership, self.mapping).await?;
         self.is_due = false;
         Ok(())
     }

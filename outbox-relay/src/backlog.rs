@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use crate::{
     config::SourceConfig,
     leader,
-    reader::parked_keys,
+    reader::{parked_keys, quoted},
     session::{self, DatabaseError, answered},
     status::{Measured, Pending, Role, SharedStatus},
 };
@@ -62,7 +62,7 @@ async fn measure(
             client
         }
     };
-    let mut measured = answered(ask(&client, &config.name)).await?;
+    let mut measured = answered(ask(&client, config)).await?;
     if status.get().role == Role::Standby {
         measured.leader = answered(leader::holder(&client, &config.name)).await?;
     }
@@ -73,7 +73,8 @@ async fn measure(
 /// Due is what the checkpoint has not come to: rows above the highest seq that is done, and those of
 /// transactions that were open when it was stored. Inside a window that is nearly all; what is left of
 /// the stragglers before it is not counted.
-async fn ask(client: &Client, source: &str) -> Result<Measured, DatabaseError> {
+async fn ask(client: &Client, config: &SourceConfig) -> Result<Measured, DatabaseError> {
+    let (outbox, table) = (config.mapping.outbox(), quoted(config.mapping.table()));
     let sql = format!(
         "with stored as (
              select coalesce(window_snapshot, snapshot) as seen,
@@ -86,16 +87,16 @@ async fn ask(client: &Client, source: &str) -> Result<Measured, DatabaseError> {
              union all
              select '1:1:', 0, null, '' where not exists (select from stored)
          ), due as (
-             (select created_at from outbox
+             (select created_at from {outbox}
               where seq > (select done from checkpoint) order by seq limit {MAX_COUNTED})
              union all
              (select created_at from (
-                  select created_at, seq from outbox
+                  select created_at, seq from {outbox}
                   where xid >= (select pg_snapshot_xmax(seen) from checkpoint)
                   order by xid limit {MAX_COUNTED}
               ) as later where seq <= (select done from checkpoint))
              union all
-             (select created_at from outbox
+             (select created_at from {outbox}
               where xid = any (array(select pg_snapshot_xip(seen) from checkpoint))
                   and seq <= (select done from checkpoint) limit {MAX_COUNTED})
          ), counted as (
@@ -106,8 +107,10 @@ async fn ask(client: &Client, source: &str) -> Result<Measured, DatabaseError> {
          select counted.rows,
              date_part('epoch', clock_timestamp() - counted.oldest),
              case when counted.rows >= {MAX_COUNTED}
-                 then (select max(seq) from outbox) - checkpoint.done end,
-             (select sum(pg_total_relation_size(relid))::bigint from pg_partition_tree('outbox')),
+                 then (select max(seq) from {outbox}) - checkpoint.done end,
+             coalesce(
+                 (select sum(pg_total_relation_size(relid))::bigint from pg_partition_tree({table})),
+                 pg_total_relation_size({table})),
              ({} select count(*) from parked_key),
              (select count(*) from (
                   select from relay_dead_letters where source = $1 limit {MAX_LETTERS}) as letters),
@@ -115,7 +118,7 @@ async fn ask(client: &Client, source: &str) -> Result<Measured, DatabaseError> {
          from counted, checkpoint",
         parked_keys("$1")
     );
-    let row = client.query_one(&sql, &[&source]).await?;
+    let row = client.query_one(&sql, &[&config.name]).await?;
     let (counted, estimated): (i64, Option<i64>) = (row.get(0), row.get(2));
     let oldest_age_s: Option<f64> = row.get(1);
     Ok(Measured {

@@ -5,6 +5,7 @@
 
 mod brokers;
 mod database;
+mod mapped;
 mod tables;
 
 use std::fmt;

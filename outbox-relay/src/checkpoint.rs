@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, Row};
 
 use crate::{
+    config::Mapping,
     session::DatabaseError,
     window::{Cursor, MalformedSnapshot},
 };
@@ -37,6 +38,17 @@ pub(crate) enum CheckpointError {
     Foreign(String),
     #[error("the checkpoint can't be read")]
     Malformed(#[from] MalformedSnapshot),
+    /// It is of a table that others made.
+    #[error(
+        "{0} has rows of another Postgres, whose transaction ids are still to come in this one; as the \
+         table's owner, run `update {0} set \"{1}\" = default \
+         where \"{1}\" >= pg_snapshot_xmax(pg_current_snapshot())`"
+    )]
+    ForeignRows(String, String),
+    #[error("the outbox has no column created_at; use --to-seq, or map one")]
+    Timeless,
+    #[error("a relay leads this source; stop it first")]
+    Led,
     /// Another leader has taken over.
     #[error("another relay leads this source now")]
     Superseded,
@@ -156,6 +168,7 @@ pub enum ResetTo {
 pub(crate) async fn reset(
     client: &Client,
     source: &str,
+    mapping: &Mapping,
     to: ResetTo,
 ) -> Result<i64, CheckpointError> {
     let (seq, seconds) = match to {
@@ -163,19 +176,20 @@ pub(crate) async fn reset(
         ResetTo::Seq(seq) => (Some(seq), None),
         ResetTo::UnixSeconds(seconds) => (None, Some(seconds)),
     };
-    // Committed before the window is opened: their new ids are in it.
-    client
-        .execute("select outbox_adopt_foreign_rows()", &[])
-        .await?;
+    if seconds.is_some() && !mapping.has_created_at() {
+        return Err(CheckpointError::Timeless);
+    }
+    adopt_foreign_rows(client, mapping).await?;
     // As if a window were open that reaches from nothing to now, and done up to that seq. What is not
     // visible now is not in the window, and will be found as a straggler.
-    let sql = "
-        with start as (
+    let outbox = mapping.outbox();
+    let sql = format!(
+        "with start as (
             select least(
                 coalesce($2::bigint,
-                    (select min(seq) from outbox where created_at >= to_timestamp($3::float8)),
-                    (select max(seq) + 1 from outbox), 1),
-                (select min(seq) from outbox, relay_checkpoints
+                    (select min(seq) from {outbox} where created_at >= to_timestamp($3::float8)),
+                    (select max(seq) + 1 from {outbox}), 1),
+                (select min(seq) from {outbox}, relay_checkpoints
                  where source = $1 and not pg_visible_in_snapshot(xid, snapshot)
                      and (window_seq is null or seq > window_seq
                          or not pg_visible_in_snapshot(xid, window_snapshot)))
@@ -185,10 +199,32 @@ pub(crate) async fn reset(
         set snapshot = '1:1:', max_seq = 0, window_snapshot = pg_current_snapshot(),
             window_seq = greatest(start.seq, 0), system_identifier = $4
         from start where source = $1
-        returning window_seq";
+        returning window_seq"
+    );
     let system_identifier = system_identifier(client).await?;
     let updated = client
-        .query_opt(sql, &[&source, &seq, &seconds, &system_identifier])
+        .query_opt(&sql, &[&source, &seq, &seconds, &system_identifier])
         .await?;
     Ok(updated.map_or(0, |row| row.get(0)))
+}
+
+/// Sees to it that no row has the id of a transaction that is still to come. What it does is committed
+/// before the window is opened: new ids are in it. A table that others made is theirs to change.
+async fn adopt_foreign_rows(client: &Client, mapping: &Mapping) -> Result<(), CheckpointError> {
+    if mapping.is_own() {
+        client
+            .execute("select outbox_adopt_foreign_rows()", &[])
+            .await?;
+        return Ok(());
+    }
+    let sql = format!(
+        "select exists (
+             select from {} where xid >= pg_snapshot_xmax(pg_current_snapshot()))",
+        mapping.outbox()
+    );
+    if client.query_one(&sql, &[]).await?.get(0) {
+        let (table, xid) = (mapping.table().to_owned(), mapping.xid().to_owned());
+        return Err(CheckpointError::ForeignRows(table, xid));
+    }
+    Ok(())
 }

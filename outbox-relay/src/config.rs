@@ -11,6 +11,9 @@
 
 mod database_url;
 mod kafka;
+mod mapping;
+#[cfg(test)]
+mod reference;
 mod secret;
 mod security;
 mod source;
@@ -22,6 +25,7 @@ use serde::Deserialize;
 
 pub use self::{
     database_url::DatabaseUrl,
+    mapping::Mapping,
     secret::Secret,
     security::{KafkaSecurity, Mechanism, Sasl},
 };
@@ -96,6 +100,8 @@ pub struct SourceConfig {
     pub name: String,
     /// The database with the outbox.
     pub database_url: DatabaseUrl,
+    /// Where in it the outbox is.
+    pub mapping: Mapping,
     /// The CloudEvents attribute `source` of its events.
     pub ce_source: String,
     /// The content type of its payloads.

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::{
     checkpoint::{self, CheckpointError, Claim, ResetTo},
-    config::DatabaseUrl,
+    config::{DatabaseUrl, SourceConfig},
     lease::Lease,
     session::{DatabaseError, answered, connect},
     window::Cursor,
@@ -157,17 +157,13 @@ impl Leadership {
 }
 
 /// Makes the next leader begin further back; refuses while there is a leader.
-pub(crate) async fn reset(
-    database_url: &DatabaseUrl,
-    source: &str,
-    to: ResetTo,
-) -> Result<i64, CheckpointError> {
-    let candidate = Candidate::new(database_url, source).await?;
+pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, CheckpointError> {
+    let candidate = Candidate::new(&source.database_url, &source.name).await?;
     // A relay that has just ended is not gone before Postgres has noticed.
     let deadline = Instant::now() + PARTING;
     while !candidate.try_lock().await? {
         if Instant::now() > deadline {
-            return Err(CheckpointError::Superseded);
+            return Err(CheckpointError::Led);
         }
         tokio::time::sleep(PARTING / 20).await;
     }
@@ -176,7 +172,7 @@ pub(crate) async fn reset(
         .client
         .batch_execute("set statement_timeout = 0")
         .await?;
-    checkpoint::reset(&candidate.client, source, to).await
+    checkpoint::reset(&candidate.client, &source.name, &source.mapping, to).await
 }
 
 /// Who holds the source's lock, if anybody does.

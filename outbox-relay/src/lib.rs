@@ -135,13 +135,8 @@ impl Relay {
 /// # Errors
 /// If the database can't be reached, or a relay leads the source.
 pub async fn reset(source: &SourceConfig, to: ResetTo) -> anyhow::Result<i64> {
-    let reset = leader::reset(&source.database_url, &source.name, to).await;
-    reset.with_context(|| {
-        format!(
-            "source {} was not reset; stop its relays first",
-            source.name
-        )
-    })
+    let reset = leader::reset(source, to).await;
+    reset.with_context(|| format!("source {} was not reset", source.name))
 }
 
 /// Asks the relay at `address` for `path`, as `/readyz`; returns the HTTP status and the body.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use self::due::{MAX_BRANCHES, Stragglers, late_transactions_sql, page_sql};
 use crate::{
+    config::Mapping,
     session::ANSWER_TIMEOUT,
     window::{Cursor, MalformedSnapshot, Snapshot},
 };
@@ -43,6 +44,8 @@ const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version,
 #[derive(Debug)]
 pub struct Reader {
     client: Client,
+    /// The outbox, as SQL.
+    outbox: String,
     /// Where the stragglers of a window are, once that was asked.
     known: Mutex<Option<(WindowBounds, Stragglers)>>,
 }
@@ -79,14 +82,15 @@ impl From<MalformedSnapshot> for ReadError {
 }
 
 impl Reader {
-    /// Reads through this connection from now on.
+    /// Reads the outbox of this mapping through this connection from now on.
     ///
     /// # Errors
     /// If the database refuses the settings that reading needs.
-    pub async fn new(client: Client) -> Result<Self, ReadError> {
+    pub async fn new(client: Client, mapping: &Mapping) -> Result<Self, ReadError> {
         client.batch_execute(SESSION).await?;
         Ok(Self {
             client,
+            outbox: mapping.outbox().to_owned(),
             known: Mutex::new(None),
         })
     }
@@ -113,7 +117,7 @@ impl Reader {
     /// If the database can't be asked or answers nonsense.
     pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
         let stragglers = self.stragglers(cursor).await?;
-        let sql = page_sql(cursor, &stragglers, max_rows);
+        let sql = page_sql(&self.outbox, cursor, &stragglers, max_rows);
         self.copy(&sql, max_rows).await
     }
 
@@ -131,7 +135,7 @@ impl Reader {
         {
             return Ok(stragglers.clone());
         }
-        let sql = late_transactions_sql(cursor, window);
+        let sql = late_transactions_sql(&self.outbox, cursor, window);
         let asking = self.client.simple_query(&sql);
         let messages = within(PAGE_TIMEOUT, async { Ok(asking.await?) }).await?;
         let mut late = Vec::new();
@@ -219,7 +223,7 @@ impl Reader {
 }
 
 /// A COPY takes no parameters. (Backslashes mean nothing in a standard string.)
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
@@ -287,13 +291,13 @@ pub struct Row<'a> {
     pub topic: &'a str,
     pub key: &'a str,
     pub event_type: &'a str,
-    pub aggregate_version: i64,
+    pub aggregate_version: Option<i64>,
     pub payload: Option<&'a [u8]>,
     /// A JSON object.
     pub headers: Option<&'a [u8]>,
     pub traceparent: Option<&'a str>,
     /// Microseconds since 1970.
-    pub created_at_us: i64,
+    pub created_at_us: Option<i64>,
 }
 
 /// `PGCOPY`, and bytes that show when something on the way has changed line ends or the eighth bit.
@@ -320,7 +324,6 @@ fn without_framing(mut message: Bytes) -> Result<Option<Bytes>, ReadError> {
 }
 
 const TOO_SHORT: ReadError = ReadError::Layout("a row is cut off");
-const IS_NULL: ReadError = ReadError::Layout("a column is null that can't be");
 
 impl<'a> Row<'a> {
     /// Reads a row in Postgres' binary format, without copying anything.
@@ -330,13 +333,13 @@ impl<'a> Row<'a> {
             return Err(ReadError::Layout("a row has another number of columns"));
         }
         let row = Self {
-            seq: fields.required_i64()?,
-            event_id: Uuid::from_slice(fields.required()?)
+            seq: (fields.i64()?).ok_or(ReadError::Layout("column seq is null"))?,
+            event_id: Uuid::from_slice(fields.required("column event_id is null")?)
                 .map_err(|_| ReadError::Layout("column event_id is no uuid"))?,
-            topic: fields.required_text()?,
-            key: fields.required_text()?,
-            event_type: fields.required_text()?,
-            aggregate_version: fields.required_i64()?,
+            topic: text(fields.required("column topic is null")?)?,
+            key: text(fields.required("column key is null")?)?,
+            event_type: text(fields.required("column event_type is null")?)?,
+            aggregate_version: fields.i64()?,
             payload: fields.next()?,
             headers: match fields.next()? {
                 None => None,
@@ -345,9 +348,7 @@ impl<'a> Row<'a> {
                 Some(_) => return Err(ReadError::Layout("column headers is no jsonb")),
             },
             traceparent: fields.next()?.map(text).transpose()?,
-            created_at_us: fields
-                .required_i64()?
-                .saturating_add(POSTGRES_EPOCH_UNIX_US),
+            created_at_us: (fields.i64()?).map(|us| us.saturating_add(POSTGRES_EPOCH_UNIX_US)),
         };
         Ok(row)
     }
@@ -384,20 +385,18 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn required(&mut self) -> Result<&'a [u8], ReadError> {
-        self.next()?.ok_or(IS_NULL)
+    fn required(&mut self, otherwise: &'static str) -> Result<&'a [u8], ReadError> {
+        self.next()?.ok_or(ReadError::Layout(otherwise))
     }
 
-    fn required_i64(&mut self) -> Result<i64, ReadError> {
-        let bytes = self.required()?;
-        bytes
-            .try_into()
-            .map(i64::from_be_bytes)
-            .map_err(|_| ReadError::Layout("no bigint"))
-    }
-
-    fn required_text(&mut self) -> Result<&'a str, ReadError> {
-        text(self.required()?)
+    fn i64(&mut self) -> Result<Option<i64>, ReadError> {
+        let integer = |bytes: &[u8]| (bytes.try_into().ok()).map(i64::from_be_bytes);
+        match self.next()? {
+            None => Ok(None),
+            Some(bytes) => integer(bytes)
+                .map(Some)
+                .ok_or(ReadError::Layout("no bigint")),
+        }
     }
 }
 

@@ -27,8 +27,12 @@ const PARTITIONS: &str = "
     where inherits.inhparent = 'outbox'::regclass
     order by 1";
 
-/// Empties partitions of a source's outbox, now and then, for as long as it is polled.
+/// Empties partitions of a source's outbox, now and then, for as long as it is polled. A table that
+/// others made is left to them: who else reads it is not known here.
 pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) -> Infallible {
+    if !config.mapping.is_own() {
+        return std::future::pending().await;
+    }
     let mut last_error = None;
     loop {
         tokio::time::sleep(config.rotation_interval).await;

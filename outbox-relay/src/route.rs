@@ -95,7 +95,7 @@ pub enum BadRow {
 }
 
 /// The headers that a record has by itself.
-const OWN_HEADERS: [&str; 8] = [
+pub(crate) const OWN_HEADERS: [&str; 8] = [
     "ce_specversion",
     "ce_source",
     "content-type",
@@ -131,11 +131,14 @@ impl Router {
         let id = row.event_id.hyphenated();
         headers.push("ce_id", id.encode_lower(&mut [0; 36]).as_bytes());
         headers.push("ce_type", row.event_type.as_bytes());
-        let time = self.clock.text(row.created_at_us).ok_or(BadRow::Time)?;
-        headers.push("ce_time", time);
-        let mut digits = itoa::Buffer::new();
-        let version = digits.format(row.aggregate_version);
-        headers.push("ce_aggregateversion", version.as_bytes());
+        if let Some(created_at_us) = row.created_at_us {
+            let time = self.clock.text(created_at_us).ok_or(BadRow::Time)?;
+            headers.push("ce_time", time);
+        }
+        if let Some(version) = row.aggregate_version {
+            let mut digits = itoa::Buffer::new();
+            headers.push("ce_aggregateversion", digits.format(version).as_bytes());
+        }
         if let Some(traceparent) = row.traceparent {
             headers.push("traceparent", traceparent.as_bytes());
         }
@@ -224,11 +227,11 @@ mod tests {
         topic: "users.v1",
         key: "42",
         event_type: "user_created",
-        aggregate_version: 3,
+        aggregate_version: Some(3),
         payload: Some(b"{}"),
         headers: None,
         traceparent: None,
-        created_at_us: 1_767_323_045_678_901,
+        created_at_us: Some(1_767_323_045_678_901),
     };
 
     fn headers_of(row: &Row<'static>) -> Vec<(String, String)> {
@@ -319,7 +322,7 @@ mod tests {
         // Infinity as the reader has it, minus infinity, and the year 10000.
         for created_at_us in [i64::MAX, i64::MIN, 253_402_300_800_000_000] {
             let row = Row {
-                created_at_us,
+                created_at_us: Some(created_at_us),
                 ..ROW
             };
             assert_eq!(router.route(&row).unwrap_err(), BadRow::Time);

@@ -160,7 +160,8 @@ impl Source {
         let elected_at = Instant::now();
         let opening = async {
             let url = &self.config.database_url;
-            let reader = Reader::new(session::connect(url, "outbox-relay reader").await?).await?;
+            let reader = session::connect(url, "outbox-relay reader").await?;
+            let reader = Reader::new(reader, &self.config.mapping).await?;
             let mut sink = opening.await.map_err(SourceError::Unopened)?;
             if let Some(topic) = &self.config.dead_letter_topic {
                 // A letter that is refused there is not tried again.
@@ -192,7 +193,7 @@ impl Source {
             reader: &reader,
             sink,
             router: Router::new(&self.config.ce_source, &self.config.content_type),
-            aside: Aside::load(leadership).await?,
+            aside: Aside::load(leadership, &self.config.mapping).await?,
             one_by_one: self.one_by_one,
             cursor: election.cursor.clone(),
             marks: Marks::new(election.cursor.clone()),

@@ -6,11 +6,12 @@ use tokio_postgres::Client;
 
 use super::{
     Findings, Level,
-    tables::{CHECKPOINT, RULES, Rule, TOPICS},
+    mapped::MAPPED_RULES,
+    tables::{CHECKPOINT, RULES, Rule, topics},
 };
 use crate::{
     advice,
-    config::SourceConfig,
+    config::{Mapping, SourceConfig},
     leader,
     session::{self, DatabaseError, answered},
 };
@@ -69,8 +70,12 @@ async fn look(
         "Postgres {version}, database {database}, role {user}"
     ));
     let mut is_whole = true;
-    for rule in &RULES {
-        let is_fine = apply(&client, rule, found).await?;
+    let rules: &[Rule] = match source.mapping.is_own() {
+        true => &RULES,
+        false => &MAPPED_RULES,
+    };
+    for rule in rules {
+        let is_fine = apply(&client, rule, &source.mapping, found).await?;
         if rule.is_basic && !is_fine {
             return Ok(None);
         }
@@ -90,8 +95,9 @@ async fn look_at_rows(
 ) -> Result<Outbox, DatabaseError> {
     let instance = look_at_checkpoint(client, &source.name, found).await?;
     look_at_lock(client, &source.name, found).await?;
+    let sql = topics(source.mapping.outbox());
     let rows =
-        answered(async { Ok::<_, DatabaseError>(client.query(TOPICS, &[&source.name]).await?) })
+        answered(async { Ok::<_, DatabaseError>(client.query(&sql, &[&source.name]).await?) })
             .await?;
     let topic = |row: &tokio_postgres::Row| {
         let bytes = usize::try_from(row.get::<_, i64>(1)).unwrap_or(0);
@@ -111,10 +117,11 @@ async fn one(client: &Client, sql: &str) -> Result<tokio_postgres::Row, Database
 async fn apply(
     client: &Client,
     rule: &Rule,
+    mapping: &Mapping,
     found: &mut Findings<'_>,
 ) -> Result<bool, DatabaseError> {
-    let rows =
-        answered(async { Ok::<_, DatabaseError>(client.query(rule.sql, &[]).await?) }).await?;
+    let sql = mapping.fill_in(rule.sql);
+    let rows = answered(async { Ok::<_, DatabaseError>(client.query(&sql, &[]).await?) }).await?;
     for row in &rows {
         let level = if rule.is_optional {
             Level::Note

@@ -12,7 +12,7 @@ pub(super) struct Rule {
     pub(super) is_basic: bool,
 }
 
-const RULE: Rule = Rule {
+pub(super) const RULE: Rule = Rule {
     fine: "",
     sql: "",
     is_optional: false,
@@ -168,14 +168,18 @@ pub(super) const CHECKPOINT: &str = "
 
 /// Topics and the largest row of each, in bytes, among the newest thousand rows and the thousand that
 /// are shipped next. `$1` is the source.
-pub(super) const TOPICS: &str = "
+pub(super) fn topics(outbox: &str) -> String {
+    TOPICS.replace(":outbox", outbox)
+}
+
+const TOPICS: &str = "
     with next as (
-        select topic, key, payload, headers from outbox
+        select topic, key, payload, headers from :outbox
         where seq > coalesce((select greatest(max_seq, window_seq) from relay_checkpoints
             where source = $1), 0)
         order by seq limit 1000
     ), newest as (
-        select topic, key, payload, headers from outbox order by seq desc limit 1000
+        select topic, key, payload, headers from :outbox order by seq desc limit 1000
     )
     select topic, max(octet_length(key) + coalesce(octet_length(payload), 0)
         + coalesce(octet_length(headers::text), 0))::bigint

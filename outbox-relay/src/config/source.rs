@@ -1,12 +1,15 @@
 //! A table `[[source]]`: an outbox.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use program::Problems;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::{DatabaseUrl, OnRefusal, SourceConfig};
+use super::{
+    DatabaseUrl, OnRefusal, SourceConfig,
+    mapping::{ColumnsTable, MappingTable},
+};
 use crate::sink::is_topic_name;
 
 #[derive(Deserialize)]
@@ -15,6 +18,11 @@ pub(super) struct SourceTable {
     pub(super) name: String,
     database_url: Option<SecretString>,
     database_url_file: Option<std::path::PathBuf>,
+    table: Option<String>,
+    topic: Option<String>,
+    columns: Option<ColumnsTable>,
+    #[serde(default)]
+    header_columns: BTreeMap<String, String>,
     ce_source: Option<String>,
     #[serde(default = "default_content_type")]
     content_type: String,
@@ -105,7 +113,14 @@ impl SourceTable {
         if !(1..=1_000_000).contains(&self.max_page_rows) {
             problems.add(format!("{name}.max_page_rows"), "isn't from 1 to 1000000");
         }
+        let mapping = MappingTable {
+            table: self.table,
+            topic: self.topic,
+            columns: self.columns,
+            header_columns: self.header_columns,
+        };
         Some(SourceConfig {
+            mapping: mapping.check(&name, problems)?,
             ce_source: self.ce_source.unwrap_or_else(|| format!("/{name}")),
             name,
             database_url,

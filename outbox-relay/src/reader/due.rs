@@ -1,4 +1,5 @@
-//! The SQL of a window: the rows that are due. What is put into the text are numbers only.
+//! The SQL of a window: the rows that are due. What is put into the text are numbers,
+//! and the outbox as the configuration's mapping says it.
 //!
 //! A row is due if its transaction is visible in the window's snapshot and was not in the one
 //! before. With `seq` that splits in two: new rows above the highest seq seen, and stragglers up to
@@ -29,7 +30,12 @@ pub(super) enum Stragglers {
 }
 
 /// The rows of `cursor`'s window that come next.
-pub(super) fn page_sql(cursor: &Cursor, stragglers: &Stragglers, max_rows: usize) -> String {
+pub(super) fn page_sql(
+    outbox: &str,
+    cursor: &Cursor,
+    stragglers: &Stragglers,
+    max_rows: usize,
+) -> String {
     let (seen, max_seq) = (cursor.seen(), cursor.max_seq());
     let (upto, done_seq) = match cursor.window() {
         Some(window) => (window.upto.as_ref(), window.done_seq),
@@ -37,13 +43,13 @@ pub(super) fn page_sql(cursor: &Cursor, stragglers: &Stragglers, max_rows: usize
     };
     let visible = format!("pg_visible_in_snapshot(xid, '{upto}')");
     let new = format!(
-        "select {COLUMNS} from outbox
+        "select {COLUMNS} from {outbox}
          where seq > {} and not pg_visible_in_snapshot(xid, '{seen}') and {visible}",
         max_seq.max(done_seq),
     );
     let late = |condition: &str| {
         format!(
-            "select {COLUMNS} from outbox
+            "select {COLUMNS} from {outbox}
              where {condition} and seq + 0 > {done_seq} and seq + 0 <= {max_seq}"
         )
     };
@@ -56,7 +62,7 @@ pub(super) fn page_sql(cursor: &Cursor, stragglers: &Stragglers, max_rows: usize
             for xid in &**xids {
                 let _ = write!(
                     branches,
-                    " union all (select {COLUMNS} from outbox where {}
+                    " union all (select {COLUMNS} from {outbox} where {}
                       order by xid, seq limit {max_rows})",
                     of_transaction(&format!("'{xid}'"), done_seq, max_seq)
                 );
@@ -82,13 +88,13 @@ pub(super) fn page_sql(cursor: &Cursor, stragglers: &Stragglers, max_rows: usize
 /// The transactions in which the stragglers of a window are that are still to be read, one more than
 /// [`MAX_BRANCHES`] at most. This looks at every row of the window that has an id from xmax on, in
 /// the index alone.
-pub(super) fn late_transactions_sql(cursor: &Cursor, window: &Window) -> String {
+pub(super) fn late_transactions_sql(outbox: &str, cursor: &Cursor, window: &Window) -> String {
     let (upto, done_seq, max_seq) = (&window.upto, window.done_seq, cursor.max_seq());
     format!(
         "select xid from unnest('{{{listed}}}'::xid8[]) as listed (xid)
-         where exists (select from outbox where {of_listed})
+         where exists (select from {outbox} where {of_listed})
          union
-         select xid from outbox
+         select xid from {outbox}
          where xid >= '{xmax}' and seq + 0 > {done_seq} and seq + 0 <= {max_seq}
              and pg_visible_in_snapshot(xid, '{upto}')
          limit {limit}",

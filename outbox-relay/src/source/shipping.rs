@@ -257,7 +257,9 @@ impl<S: Sink> Shipping<'_, S> {
             let is_alone = self.one_by_one > 0;
             let weight = sampling.weight(index);
             if let Some(weight) = weight {
-                in_flight.expect(row.created_at_us, weight);
+                if let Some(created_at_us) = row.created_at_us {
+                    in_flight.expect(created_at_us, weight);
+                }
             }
             let refusal = self.send_row(&row).await?;
             if refusal.is_some() && weight.is_some() {

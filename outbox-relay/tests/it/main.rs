@@ -7,6 +7,7 @@ mod compaction;
 mod failover;
 mod figures;
 mod harness;
+mod mapping;
 mod misconfigured;
 mod reading;
 mod refusals;

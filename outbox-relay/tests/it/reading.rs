@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use devstack::{Home, Postgres, Sql};
-use outbox_relay::{reader::Reader, window::Cursor};
+use outbox_relay::{config::Mapping, reader::Reader, window::Cursor};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, TestRunner},
@@ -30,7 +30,8 @@ struct SnapshotDifference {
 
 impl SnapshotDifference {
     async fn new(database: &Database) -> Result<Self> {
-        let reader = Reader::new(database.connect().await?.into_client()).await?;
+        let reader =
+            Reader::new(database.connect().await?.into_client(), &Mapping::default()).await?;
         Ok(Self {
             reader,
             cursor: Cursor::beginning(),
@@ -54,7 +55,11 @@ impl Reading for SnapshotDifference {
         for row in page.rows() {
             let row = row?;
             self.cursor.advance(row.seq);
-            found.push((row.seq, row.key.to_owned(), row.aggregate_version));
+            found.push((
+                row.seq,
+                row.key.to_owned(),
+                row.aggregate_version.context("no version")?,
+            ));
         }
         if page.is_last() {
             self.cursor.close();
@@ -213,7 +218,8 @@ struct Late {
 impl Late {
     async fn new(database: Database) -> Result<Self> {
         Ok(Self {
-            reader: Reader::new(database.connect().await?.into_client()).await?,
+            reader: Reader::new(database.connect().await?.into_client(), &Mapping::default())
+                .await?,
             cursor: Cursor::beginning(),
             database,
         })

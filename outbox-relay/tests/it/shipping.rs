@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use devstack::{Addresses, PATIENCE, Record, eventually, read_topic};
 use outbox_relay::{
     Relay, ResetTo,
-    config::{Config, KafkaConfig, KafkaSecurity, OnRefusal, SinkKind, SourceConfig},
+    config::{Config, KafkaConfig, KafkaSecurity, Mapping, OnRefusal, SinkKind, SourceConfig},
     reset,
 };
 use tokio::task::JoinHandle;
@@ -38,6 +38,7 @@ pub(crate) struct Setup {
     pub(crate) topic: String,
     pub(crate) sink: SinkKind,
     pub(crate) security: KafkaSecurity,
+    pub(crate) mapping: Mapping,
     pub(crate) on_refusal: OnRefusal,
     pub(crate) dead_letter_topic: Option<String>,
     pub(crate) max_record_bytes: usize,
@@ -61,6 +62,7 @@ impl Setup {
             topic,
             sink,
             security: KafkaSecurity::default(),
+            mapping: Mapping::default(),
             on_refusal: OnRefusal::Halt,
             dead_letter_topic: None,
             max_record_bytes: 100_000,
@@ -83,6 +85,7 @@ impl Setup {
             sources: vec![SourceConfig {
                 name: "test".into(),
                 database_url: self.database.url.as_str().into(),
+                mapping: self.mapping.clone(),
                 ce_source: "/test".into(),
                 content_type: "application/json".into(),
                 max_poll_interval: Duration::from_millis(20),

@@ -1,8 +1,10 @@
 //! The promises of the outbox table, on a real Postgres.
 
+mod enqueue_function;
+
 use anyhow::Result;
 use devstack::Addresses;
-use diesel::{QueryableByName, result::Error, sql_types};
+use diesel::{QueryableByName, migration::MigrationSource, pg::Pg, result::Error, sql_types};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
     SimpleAsyncConnection as _,
@@ -164,7 +166,9 @@ async fn the_migrations_can_be_taken_back_and_run_again() -> Result<()> {
     let reverted = harness
         .revert_all_migrations(outbox::MIGRATIONS)
         .map_err(anyhow::Error::from_boxed)?;
-    assert_eq!(reverted.len(), 5, "each has a way back");
+    let all = MigrationSource::<Pg>::migrations(&outbox::MIGRATIONS)
+        .map_err(anyhow::Error::from_boxed)?;
+    assert_eq!(reverted.len(), all.len(), "each has a way back");
     harness
         .run_pending_migrations(outbox::MIGRATIONS)
         .map_err(anyhow::Error::from_boxed)?;

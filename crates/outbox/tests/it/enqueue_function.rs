@@ -1,0 +1,98 @@
+//! The SQL function `outbox_enqueue`.
+
+use anyhow::Result;
+use diesel::{QueryableByName, result::Error, sql_types};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
+
+use crate::{database, rows};
+
+#[derive(Debug, QueryableByName, PartialEq, Eq)]
+struct Written {
+    #[diesel(sql_type = sql_types::Text)]
+    row: String,
+}
+
+async fn text(conn: &mut AsyncPgConnection, query: &str) -> Result<String, Error> {
+    let written: Written = diesel::sql_query(query).get_result(conn).await?;
+    Ok(written.row)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_writes_the_row_that_it_says_and_returns_its_id() -> Result<()> {
+    let mut conn = database().await?;
+    let call = "select outbox_enqueue('things.v1', '42', 'thing_made', 3, '{\"b\": 1, \"a\": 2}',
+        headers => '{\"tenant\": \"7\"}', traceparent => '00-1-2-01')::text as row";
+    let id = text(&mut conn, call).await?;
+    let written = "select concat_ws(' ', event_id, topic, key, event_type, aggregate_version,
+            convert_from(payload, 'UTF8'), headers, traceparent, xid is not null, seq) as row
+        from outbox";
+    let expected = format!(
+        r#"{id} things.v1 42 thing_made 3 {{"a": 2, "b": 1}} {{"tenant": "7"}} 00-1-2-01 t 1"#
+    );
+    assert_eq!(text(&mut conn, written).await?, expected);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_null_payload_is_a_tombstone_and_an_id_may_be_given() -> Result<()> {
+    let mut conn = database().await?;
+    let given = "0199d0a0-0000-7000-8000-000000000001";
+    let call = format!(
+        "select outbox_enqueue('things.v1', '42', 'thing_gone', 4, null, event_id => '{given}')::text as row"
+    );
+    assert_eq!(text(&mut conn, &call).await?, given);
+    let tombstones = "select count(*)::text as row from outbox where payload is null";
+    assert_eq!(text(&mut conn, tombstones).await?, "1");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_event_goes_when_the_transaction_is_rolled_back() -> Result<()> {
+    let mut conn = database().await?;
+    conn.batch_execute(
+        "begin;
+         insert into things values (1);
+         select outbox_enqueue('things.v1', '1', 'thing_made', 1, '{}');
+         rollback",
+    )
+    .await?;
+    assert_eq!(rows(&mut conn).await?, []);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_event_is_refused_with_the_arguments_name() -> Result<()> {
+    let mut conn = database().await?;
+    let good = ["'t'", "'k'", "'e'", "1", "'{}'", "null"];
+    for (place, argument, message) in [
+        (0, "null", "no topic can be named null"),
+        (0, "''", "no topic can be named ''"),
+        (0, "'a b'", "no topic can be named 'a b'"),
+        (0, "'..'", "no topic can be named '..'"),
+        (0, "repeat('a', 250)", "no topic can be named"),
+        (1, "null", "key has to be 1 to 1024 bytes and is null"),
+        (1, "''", "key has to be 1 to 1024 bytes and is 0"),
+        (1, "repeat('a', 1025)", "and is 1025"),
+        (2, "null", "event_type is null"),
+        (2, "''", "event_type is empty"),
+        (3, "null", "aggregate_version is null"),
+        (5, "'[]'", "headers is no object of strings"),
+        (5, "'{\"a\": 1}'", "headers is no object of strings"),
+        (5, "'{\"a\": null}'", "headers is no object of strings"),
+        (5, "'{\"ce_id\": \"1\"}'", "headers has ce_id, which"),
+    ] {
+        let mut arguments = good;
+        arguments[place] = argument;
+        let call = format!(
+            "select outbox_enqueue({})::text as row",
+            arguments.join(", ")
+        );
+        let Err(Error::DatabaseError(_, info)) = text(&mut conn, &call).await else {
+            panic!("{call} was taken");
+        };
+        assert!(info.message().contains(message), "{}", info.message());
+        assert!(info.hint().is_some(), "{message} says what to do");
+    }
+    assert_eq!(rows(&mut conn).await?, []);
+    Ok(())
+}

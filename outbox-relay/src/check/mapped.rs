@@ -1,0 +1,96 @@
+//! What of an outbox that others made is not as the relay needs it. `:table`, `:xid` and `:seq` are filled
+//! in as strings.
+
+use super::tables::{RULE, Rule};
+
+pub(super) const MAPPED_RULES: [Rule; 5] = [
+    Rule {
+        fine: "the outbox and the relay's own tables are there",
+        is_basic: true,
+        sql: "
+            select 'there is no table ' || :table || ' that ' || current_user || ' can find',
+                'mend the setting table, or grant usage on its schema'
+            where to_regclass(:table) is null
+            union all
+            select 'there is no ' || name || ' in the search path of ' || current_user,
+                'run outbox-relay/sql/relay.sql in the database ' || current_database()
+            from unnest(array['relay_checkpoints', 'relay_parked', 'relay_dead_letters']) as name
+            where to_regclass(name) is null
+            union all
+            select 'there is no function relay_payload(jsonb) in the search path of ' || current_user,
+                'run outbox-relay/sql/relay.sql in the database ' || current_database()
+            where to_regprocedure('relay_payload(jsonb)') is null",
+        ..RULE
+    },
+    Rule {
+        fine: "the role may do all that the relay does",
+        sql: "
+            with needed (of, privilege) as (
+                select :table::regclass, 'select'
+                union all
+                select 'relay_checkpoints', unnest(array['select', 'insert', 'update'])
+                union all
+                select aside::regclass, privilege
+                from unnest(array['relay_parked', 'relay_dead_letters']) as aside,
+                    unnest(array['select', 'insert', 'update', 'delete']) as privilege
+            ), missing (privilege, names) as (
+                select privilege, string_agg(distinct of::text, ', ')
+                from needed where not has_table_privilege(of, privilege) group by privilege
+            )
+            select current_user || ' may not ' || privilege || ' on ' || names,
+                'grant ' || privilege || ' on ' || names || ' to ' || quote_ident(current_user)
+            from missing order by 1",
+        ..RULE
+    },
+    Rule {
+        fine: "each new row gets its transaction and its number",
+        sql: "
+            with expected (name, type, value, fix) as (values
+                (:xid, 'xid8', 'pg_current_xact_id()', 'pg_current_xact_id()'),
+                (:seq, 'bigint', 'nextval(%', 'nextval(...) of a sequence with cache 1')
+            ), found as (
+                select attname, format_type(atttypid, null) as type, attidentity,
+                    coalesce(pg_get_expr(adbin, adrelid), '') as value
+                from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
+                where attrelid = :table::regclass and attnum > 0 and not attisdropped
+            )
+            select 'column ' || name || ' of ' || :table
+                || case
+                    when found.type is null then ' is missing'
+                    when found.type <> expected.type then ' is of type ' || found.type
+                    else ' has no such default'
+                end,
+                'see outbox-relay/sql/columns-online.sql: it is ' || expected.type || ' default ' || fix
+            from expected left join found on attname = name
+            where found.type is distinct from expected.type
+                or attidentity = '' and found.value not like expected.value",
+        ..RULE
+    },
+    Rule {
+        fine: "rows are found by seq and by xid",
+        sql: "
+            select 'there is no index on ' || name || ' in ' || leaf,
+                'see outbox-relay/sql/columns-online.sql, and make one on ' || columns
+            from (select coalesce(tree.relid, :table::regclass) as leaf
+                  from (values (1)) as one
+                      left join pg_partition_tree(:table) as tree on tree.isleaf) as leaves,
+                (values (:seq, '(seq)'), (:xid, '(xid, seq)')) as needed (name, columns)
+            where not exists (
+                select from pg_index join pg_attribute
+                    on attrelid = indrelid and attnum = indkey[0]
+                where indrelid = leaf and indisvalid and indpred is null and attname = name
+            )
+            order by 1",
+        ..RULE
+    },
+    Rule {
+        fine: "a database that was restored from a dump would be noticed",
+        is_optional: true,
+        sql: "
+            select current_user || ' may not execute pg_control_system(), so that a dump that is '
+                || 'restored elsewhere is noticed by its transaction ids alone',
+                'grant execute on function pg_control_system() to ' || quote_ident(current_user)
+            where not has_function_privilege('pg_control_system()', 'execute')",
+        ..RULE
+    },
+];

@@ -1,0 +1,326 @@
+//! What of a source says where its outbox is: the table, its columns, the topic.
+//!
+//! A mapping becomes a table expression with the outbox's own columns, which stands in every statement
+//! where `outbox` would. Postgres sees through it: the indexes on the mapped columns are used as ever.
+//! Names are quoted, and all other text has only characters that mean nothing in SQL.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use program::Problems;
+use serde::Deserialize;
+
+/// Where the outbox is. The default is the table `outbox`, as this project's migrations make it.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    outbox: String,
+    table: String,
+    xid: String,
+    seq: String,
+    is_own: bool,
+    has_created_at: bool,
+}
+
+impl Default for Mapping {
+    fn default() -> Self {
+        Self {
+            outbox: "outbox".to_owned(),
+            table: "outbox".to_owned(),
+            xid: "xid".to_owned(),
+            seq: "seq".to_owned(),
+            is_own: true,
+            has_created_at: true,
+        }
+    }
+}
+
+impl Mapping {
+    /// What follows `from` in SQL, to be read under the name `outbox`.
+    pub fn outbox(&self) -> &str {
+        &self.outbox
+    }
+
+    /// The table itself, quoted.
+    pub(crate) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The column with the writing transaction.
+    pub(crate) fn xid(&self) -> &str {
+        &self.xid
+    }
+
+    /// A statement with the names of the table and of its columns `xid` and `seq` as strings in it.
+    pub(crate) fn fill_in(&self, sql: &str) -> String {
+        let string = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        sql.replace(":table", &string(&self.table))
+            .replace(":xid", &string(&self.xid))
+            .replace(":seq", &string(&self.seq))
+    }
+
+    /// Whether it is the table that this project's migrations make, with its partitions.
+    pub(crate) fn is_own(&self) -> bool {
+        self.is_own
+    }
+
+    /// Whether rows say when they were written.
+    pub(crate) fn has_created_at(&self) -> bool {
+        self.has_created_at
+    }
+}
+
+/// The settings of a source that are about its table.
+pub(super) struct MappingTable {
+    pub(super) table: Option<String>,
+    pub(super) topic: Option<String>,
+    pub(super) columns: Option<ColumnsTable>,
+    pub(super) header_columns: BTreeMap<String, String>,
+}
+
+/// The table `[source.columns]`. Those that have to be there are named as in the outbox if nothing else
+/// is said; of the others the table has those that are named.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ColumnsTable {
+    #[serde(default = "xid")]
+    xid: String,
+    #[serde(default = "seq")]
+    seq: String,
+    #[serde(default = "event_id")]
+    event_id: String,
+    #[serde(default = "key")]
+    key: String,
+    #[serde(default = "event_type")]
+    event_type: String,
+    #[serde(default = "payload")]
+    payload: String,
+    aggregate_version: Option<String>,
+    headers: Option<String>,
+    traceparent: Option<String>,
+    created_at: Option<String>,
+}
+
+macro_rules! named_as_in_the_outbox {
+    ($($column:ident)*) => {
+        $(fn $column() -> String {
+            stringify!($column).to_owned()
+        })*
+    };
+}
+
+named_as_in_the_outbox!(xid seq event_id key event_type payload);
+
+impl Default for ColumnsTable {
+    /// All that the outbox has.
+    fn default() -> Self {
+        Self {
+            xid: xid(),
+            seq: seq(),
+            event_id: event_id(),
+            key: key(),
+            event_type: event_type(),
+            payload: payload(),
+            aggregate_version: Some("aggregate_version".to_owned()),
+            headers: Some("headers".to_owned()),
+            traceparent: Some("traceparent".to_owned()),
+            created_at: Some("created_at".to_owned()),
+        }
+    }
+}
+
+const DEFAULT_TOPIC: &str = "${topic}";
+
+impl MappingTable {
+    /// `name` is the source's.
+    pub(super) fn check(self, name: &str, problems: &mut Problems) -> Option<Mapping> {
+        if self.table.is_none()
+            && self.topic.is_none()
+            && self.columns.is_none()
+            && self.header_columns.is_empty()
+        {
+            return Some(Mapping::default());
+        }
+        let table = self.table.unwrap_or_else(|| "outbox".to_owned());
+        let table = problems.check(&format!("{name}.table"), table_name(&table));
+        let template = self.topic.as_deref().unwrap_or(DEFAULT_TOPIC);
+        let topic = problems.check(&format!("{name}.topic"), topic_expression(template));
+        let columns = self.columns.unwrap_or_default();
+        let has_created_at = columns.created_at.is_some();
+        let listed = columns.listed(&self.header_columns);
+        let listed = problems.check(&format!("{name}.columns"), listed);
+        let (table, topic, listed) = (table?, topic?, listed?);
+        Some(Mapping {
+            outbox: format!("(select {listed}, {topic} as topic from {table}) as outbox"),
+            table,
+            xid: columns.xid,
+            seq: columns.seq,
+            is_own: false,
+            has_created_at,
+        })
+    }
+}
+
+impl ColumnsTable {
+    /// All but the topic, as the reader wants them.
+    fn listed(&self, header_columns: &BTreeMap<String, String>) -> Result<String, String> {
+        let optional = |column: &Option<String>, kind: &str| match column {
+            Some(column) => Ok(format!("{}::{kind}", identifier(column)?)),
+            None => Ok::<_, String>(format!("null::{kind}")),
+        };
+        Ok(format!(
+            "{} as xid, {} as seq, {}::uuid as event_id, {}::text as key, {}::text as event_type, \
+             relay_payload({}) as payload, {} as aggregate_version, {} as headers, \
+             {} as traceparent, {} as created_at",
+            identifier(&self.xid)?,
+            identifier(&self.seq)?,
+            identifier(&self.event_id)?,
+            identifier(&self.key)?,
+            identifier(&self.event_type)?,
+            identifier(&self.payload)?,
+            optional(&self.aggregate_version, "bigint")?,
+            with_columns(optional(&self.headers, "jsonb")?, header_columns)?,
+            optional(&self.traceparent, "text")?,
+            optional(&self.created_at, "timestamptz")?,
+        ))
+    }
+}
+
+/// The headers with one for each of these columns that is not null.
+fn with_columns(headers: String, columns: &BTreeMap<String, String>) -> Result<String, String> {
+    if columns.is_empty() {
+        return Ok(headers);
+    }
+    let mut pairs = Vec::new();
+    for (header, column) in columns {
+        if !is_plain(header) {
+            return Err(format!(
+                "no header can be named {header:?}; use 1 to 249 of a-z, A-Z, 0-9, ., _, -"
+            ));
+        }
+        if crate::route::OWN_HEADERS.contains(&header.as_str()) {
+            return Err(format!("every record has the header {header} already"));
+        }
+        pairs.push(format!("'{header}', {}::text", identifier(column)?));
+    }
+    Ok(format!(
+        "coalesce({headers}, '{{}}') || jsonb_strip_nulls(jsonb_build_object({}))",
+        pairs.join(", ")
+    ))
+}
+
+/// `schema.table`, or a table that the session's search path leads to.
+fn table_name(name: &str) -> Result<String, String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    if parts.len() > 2 {
+        return Err(format!("{name:?} isn't like schema.table"));
+    }
+    let quoted: Result<Vec<String>, String> = parts.into_iter().map(identifier).collect();
+    Ok(quoted?.join("."))
+}
+
+/// `outbox.event.${aggregatetype}` in SQL.
+fn topic_expression(template: &str) -> Result<String, String> {
+    let mut expression = "''".to_owned();
+    let mut rest = template;
+    let literal = |text: &str| {
+        if text.is_empty() || is_plain(text) {
+            return Ok(format!(" || '{text}'"));
+        }
+        Err(format!(
+            "{text:?} can't be in a topic's name; use a-z, A-Z, 0-9, ., _, - and ${{column}}"
+        ))
+    };
+    while let Some((before, after)) = rest.split_once("${") {
+        let Some((column, behind)) = after.split_once('}') else {
+            return Err(format!("{template:?} has a ${{ without its }}"));
+        };
+        expression += &literal(before)?;
+        let _ = write!(expression, " || {}::text", identifier(column)?);
+        rest = behind;
+    }
+    expression += &literal(rest)?;
+    if template.is_empty() {
+        return Err("it is empty; name a topic, or a column as ${column}".to_owned());
+    }
+    Ok(expression)
+}
+
+fn is_plain(text: &str) -> bool {
+    crate::sink::is_topic_name(text)
+}
+
+/// A name as the catalog spells it, quoted. Postgres would cut a longer one and find another column.
+fn identifier(name: &str) -> Result<String, String> {
+    const MAX_BYTES: usize = 63;
+    if name.is_empty() || name.len() > MAX_BYTES || name.chars().any(char::is_control) {
+        return Err(format!("{name:?} isn't a name of 1 to {MAX_BYTES} bytes"));
+    }
+    Ok(format!("\"{}\"", name.replace('"', "\"\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(toml: &str) -> Result<Mapping, String> {
+        #[derive(Deserialize)]
+        struct Settings {
+            table: Option<String>,
+            topic: Option<String>,
+            columns: Option<ColumnsTable>,
+            #[serde(default)]
+            header_columns: BTreeMap<String, String>,
+        }
+        let given: Settings = toml::from_str(toml).map_err(|err| err.to_string())?;
+        let mut problems = Problems::default();
+        let mapping = MappingTable {
+            table: given.table,
+            topic: given.topic,
+            columns: given.columns,
+            header_columns: given.header_columns,
+        }
+        .check("shop", &mut problems);
+        mapping.ok_or_else(|| problems.into_error().to_string())
+    }
+
+    #[test]
+    fn without_a_mapping_the_outbox_is_read_as_it_is() {
+        let mapping = mapping("").unwrap();
+        assert_eq!(mapping.outbox(), "outbox");
+        assert!(mapping.is_own());
+    }
+
+    #[test]
+    fn a_template_joins_text_and_columns() {
+        let sql = topic_expression("outbox.event.${aggregatetype}-${Region}").unwrap();
+        let expected =
+            r#"'' || 'outbox.event.' || "aggregatetype"::text || '-' || "Region"::text || ''"#;
+        assert_eq!(sql, expected);
+    }
+
+    #[test]
+    fn names_stay_names() {
+        let quoted = identifier(r#"id" from users; drop table users; --"#).unwrap();
+        assert_eq!(quoted, r#""id"" from users; drop table users; --""#);
+        let sql = table_name(r#"app.out"box"#).unwrap();
+        assert_eq!(sql, r#""app"."out""box""#);
+    }
+
+    #[test]
+    fn what_can_not_be_a_name_is_told_with_the_setting() {
+        for (toml, part) in [
+            ("table = ''", "shop.table"),
+            ("table = 'a.b.c'", "isn't like schema.table"),
+            ("topic = ''", "shop.topic: it is empty"),
+            ("topic = 'a${b'", "without its }"),
+            ("topic = 'a${}'", "shop.topic"),
+            (r#"topic = "a' || b""#, "can't be in a topic's name"),
+            (r#"columns.key = "a\u0000b""#, "shop.columns"),
+            ("columns.keys = 'a'", "unknown field `keys`"),
+            ("header_columns.\"a'b\" = 'c'", "no header can be named"),
+            ("header_columns.ce_id = 'c'", "has the header ce_id already"),
+        ] {
+            let error = mapping(toml).unwrap_err();
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+}

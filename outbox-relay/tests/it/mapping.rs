@@ -1,0 +1,383 @@
+//! Outboxes that others made: their tables, their columns, their topics.
+
+use std::collections::HashSet;
+
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Home, Record, Sql, eventually};
+use outbox_relay::{
+    ResetTo,
+    config::{Config, Mapping, OnRefusal, SinkKind},
+    reset,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::shipping::Setup;
+
+const COLUMNS_ONLINE: &str = include_str!("../../sql/columns-online.sql");
+const DELETE_SHIPPED: &str = include_str!("../../sql/delete-shipped.sql");
+
+/// As Debezium's outbox event router expects it.
+const OUTBOXEVENT: &str = "create table outboxevent (
+    id uuid primary key default gen_random_uuid(),
+    aggregatetype text not null,
+    aggregateid text not null,
+    type text not null,
+    payload jsonb)";
+
+/// Its mapping, with the headers that Debezium would write.
+fn of_debezium(topic: &str) -> Result<Mapping> {
+    mapping(&format!(
+        "table = 'public.outboxevent'
+         topic = '{topic}.${{aggregatetype}}'
+         [source.columns]
+         event_id = 'id'
+         key = 'aggregateid'
+         event_type = 'type'
+         [source.header_columns]
+         id = 'id'"
+    ))
+}
+
+/// What these settings of a source make.
+fn mapping(settings: &str) -> Result<Mapping> {
+    let config = format!(
+        "kafka.brokers = 'localhost:9092'\n[[source]]\nname = 'test'\n\
+         database_url = 'postgres://localhost/test'\n{settings}"
+    );
+    let home = Home::new()?;
+    let path = home.write("outbox-relay.toml", &config)?;
+    Ok(Config::load(&path)?.sources[0].mapping.clone())
+}
+
+/// Statement by statement, as psql runs a file.
+async fn run_file(client: &Sql, file: &str) -> Result<()> {
+    let is_code = |line: &&str| !line.starts_with("--");
+    let code: Vec<&str> = file.lines().filter(is_code).collect();
+    for statement in code.join("\n").split(';') {
+        client.batch_execute(statement).await?;
+    }
+    Ok(())
+}
+
+/// A database with Debezium's table, which has the relay's columns already, and a relay's set-up for it.
+async fn debezium_setup(test: &str) -> Result<(Setup, Sql)> {
+    let mut setup = Setup::new(test, SinkKind::Kafka).await?;
+    setup.mapping = of_debezium(&setup.topic)?;
+    setup.topic += ".order";
+    Addresses::shared().create_topic(&setup.topic, 3).await?;
+    let client = setup.database.connect().await?;
+    client.batch_execute(OUTBOXEVENT).await?;
+    run_file(&client, COLUMNS_ONLINE).await?;
+    Ok((setup, client))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_debeziums_table_becomes_the_record_that_debezium_would_make() -> Result<()> {
+    let (setup, client) = debezium_setup("debezium").await?;
+    let relay = setup.start().await?;
+    let sql = "insert into outboxevent (aggregatetype, aggregateid, type, payload)
+        values ('order', '42', 'OrderPlaced', '{\"total\": 7}') returning id::text";
+    let id: String = client.query_one(sql, &[]).await?.get(0);
+    let records = setup.records(1).await?;
+    let record = &records[0];
+    assert_eq!(record.key, "42");
+    assert_eq!(record.payload.as_deref(), Some(&br#"{"total": 7}"#[..]));
+    for name in ["id", "ce_id"] {
+        assert_eq!(record.header(name), Some(id.as_str()), "{record:?}");
+    }
+    assert_eq!(record.header("ce_type"), Some("OrderPlaced"));
+    // The table says nothing of these.
+    assert_eq!(record.header("ce_aggregateversion"), None);
+    assert_eq!(record.header("ce_time"), None);
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payloads_of_every_type_are_shipped_under_names_that_need_quotes() -> Result<()> {
+    let mut setup = Setup::new("types", SinkKind::Kafka).await?;
+    let client = setup.database.connect().await?;
+    for (kind, value, expected) in [
+        ("bytea", r"'\x00ff'::bytea", &b"\x00\xff"[..]),
+        ("text", "'a\u{e4}'", "a\u{e4}".as_bytes()),
+        ("varchar(9)", "'b'", b"b"),
+        ("json", r#"'{"b":1,  "a":2}'"#, br#"{"b":1,  "a":2}"#),
+        ("jsonb", r#"'{"b":1,"a":2}'"#, br#"{"a": 2, "b": 1}"#),
+    ] {
+        setup.topic = Addresses::unique_name("types");
+        Addresses::shared().create_topic(&setup.topic, 1).await?;
+        client
+            .batch_execute(&format!(
+                "drop schema if exists \"My App\" cascade;
+                 delete from relay_checkpoints;
+                 create schema \"My App\";
+                 create table \"My App\".\"Out\"\"box\" (
+                     n bigint generated always as identity, tx xid8 default pg_current_xact_id(),
+                     uid text default gen_random_uuid(), \"order\" int, \"What; --\" text,
+                     destination text, body {kind}, version int, extra json, trace text,
+                     at timestamp default '2026-01-02 03:04:05', tenant int, region text);
+                 create index on \"My App\".\"Out\"\"box\" (n);
+                 create index on \"My App\".\"Out\"\"box\" (tx, n);
+                 insert into \"My App\".\"Out\"\"box\"
+                     (\"order\", \"What; --\", destination, body, version, extra, trace, tenant)
+                 values (7, 'changed', '{}', {value}, 3, '{{\"a\":\"b\"}}', '00-1-2-01', 9)",
+                setup.topic
+            ))
+            .await?;
+        setup.mapping = mapping(
+            r#"
+            table = 'My App.Out"box'
+            topic = '${destination}'
+            [source.columns]
+            xid = 'tx'
+            seq = 'n'
+            event_id = 'uid'
+            key = 'order'
+            event_type = 'What; --'
+            payload = 'body'
+            aggregate_version = 'version'
+            headers = 'extra'
+            traceparent = 'trace'
+            created_at = 'at'
+            [source.header_columns]
+            tenant = 'tenant'
+            region = 'region'
+            "#,
+        )?;
+        let relay = setup.start().await?;
+        let records = setup.records(1).await?;
+        relay.stop().await?;
+        let record = &records[0];
+        assert_eq!(record.payload.as_deref(), Some(expected), "{kind}");
+        assert_eq!(record.key, "7");
+        for (name, value) in [
+            ("ce_type", Some("changed")),
+            ("ce_aggregateversion", Some("3")),
+            ("traceparent", Some("00-1-2-01")),
+            ("a", Some("b")),
+            ("tenant", Some("9")),
+            // A column that is null makes no header.
+            ("region", None),
+        ] {
+            assert_eq!(record.header(name), value, "{name} of {record:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_stays_open_is_not_forgotten_in_a_mapped_table() -> Result<()> {
+    let (setup, client) = debezium_setup("straggler").await?;
+    let insert = |key: &str| {
+        format!(
+            "insert into outboxevent (aggregatetype, aggregateid, type, payload)
+             values ('order', '{key}', 'OrderPlaced', '{{}}')"
+        )
+    };
+    client.batch_execute("begin").await?;
+    client.batch_execute(&insert("late")).await?;
+    let other = setup.database.connect().await?;
+    let relay = setup.start().await?;
+    other.batch_execute(&insert("early")).await?;
+    assert_eq!(keys(&setup.records(1).await?), ["early"]);
+    client.batch_execute("commit").await?;
+    assert_eq!(setup.records(2).await?.len(), 2);
+    relay.stop().await
+}
+
+fn keys(records: &[Record]) -> Vec<&str> {
+    records.iter().map(|record| record.key.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_of_a_mapped_table_is_set_aside_and_can_be_sent_again() -> Result<()> {
+    let (mut setup, client) = debezium_setup("aside").await?;
+    let topic = setup.topic.clone();
+    for (on_refusal, table) in [
+        (OnRefusal::DeadLetter, "relay_dead_letters"),
+        (OnRefusal::ParkKey, "relay_parked"),
+    ] {
+        setup.on_refusal = on_refusal;
+        // No topic has the second name, so that its two events are refused; the last one is not.
+        let events = "insert into outboxevent (aggregatetype, aggregateid, type, payload)
+            select kind, 'a', 'T', '{\"n\": 1}'
+            from unnest(array['nowhere', 'nowhere', 'order']) as kind";
+        client.batch_execute(events).await?;
+        let relay = setup.start().await?;
+        let query = format!("select count(*) from {table} where payload = '{{\"n\": 1}}'");
+        client.wait_for(&query, 2).await?;
+        relay.stop().await?;
+        let missing = topic.replace(".order", ".nowhere");
+        let of_missing = format!("{query} and topic = '{missing}' and aggregate_version is null");
+        assert_eq!(client.count(&of_missing).await?, 2);
+    }
+    let missing = topic.replace(".order", ".nowhere");
+    assert_eq!(setup.records(2).await?.len(), 2);
+    // Begun anew, everything is refused or taken once more.
+    Addresses::shared().create_topic(&missing, 1).await?;
+    let source = &setup.config()?.sources[0];
+    let timeless = reset(source, ResetTo::UnixSeconds(0.0)).await.unwrap_err();
+    assert!(format!("{timeless:#}").contains("--to-seq"), "{timeless:#}");
+    assert_eq!(reset(source, ResetTo::Beginning).await?, 0);
+    let relay = setup.start().await?;
+    assert_eq!(setup.records(4).await?.len(), 4);
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_another_cluster_are_told_before_a_reset() -> Result<()> {
+    let (setup, client) = debezium_setup("foreign").await?;
+    let row = "insert into outboxevent (aggregatetype, aggregateid, type, xid)
+        values ('order', 'a', 'T', '1000000000000')";
+    client.batch_execute(row).await?;
+    let source = &setup.config()?.sources[0];
+    let error = reset(source, ResetTo::Beginning).await.unwrap_err();
+    let error = format!("{error:#}");
+    let (_, statement) = error.split_once("run `").context(error.clone())?;
+    client
+        .batch_execute(statement.trim_end_matches('`'))
+        .await?;
+    reset(source, ResetTo::Beginning).await?;
+    let relay = setup.start().await?;
+    assert_eq!(keys(&setup.records(1).await?), ["a"]);
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
+    let mut setup = Setup::new("online", SinkKind::Kafka).await?;
+    setup.mapping = of_debezium(&setup.topic)?;
+    setup.topic += ".order";
+    Addresses::shared().create_topic(&setup.topic, 3).await?;
+    let client = setup.database.connect().await?;
+    client.batch_execute(OUTBOXEVENT).await?;
+    let file = "select pg_relation_filenode('outboxevent')";
+    let before = client.count(file).await?;
+
+    let end = CancellationToken::new();
+    let mut writers = Vec::new();
+    for writer in 0..3 {
+        let session = setup.database.connect().await?;
+        writers.push(tokio::spawn(write_until(session, writer, end.clone())));
+    }
+    let written = "select count(*) from outboxevent";
+    let wait_for_more = async || {
+        let wanted = client.count(written).await? + 100;
+        let more = async || Ok((client.count(written).await? >= wanted).then_some(()));
+        eventually("100 more rows", more).await
+    };
+    wait_for_more().await?;
+    run_file(&client, COLUMNS_ONLINE).await?;
+    let without = "select count(*) from outboxevent where seq is null";
+    let of_before = client.count(without).await?;
+    wait_for_more().await?;
+    let relay = setup.start().await?;
+    wait_for_more().await?;
+    end.cancel();
+    let mut committed = HashSet::new();
+    for writer in writers {
+        committed.extend(writer.await??);
+    }
+
+    // Whoever shipped before has the rows without columns, and there came none after the defaults.
+    assert_eq!(client.count(without).await?, of_before);
+    assert!(of_before >= 100);
+    assert_eq!(
+        client
+            .count("select count(*) from outboxevent where (xid is null) <> (seq is null)")
+            .await?,
+        0
+    );
+    let theirs = client
+        .query("select id::text from outboxevent where seq is null", &[])
+        .await?;
+    let theirs: HashSet<String> = theirs.iter().map(|row| row.get(0)).collect();
+    let ours: HashSet<String> = committed.difference(&theirs).cloned().collect();
+    let records = setup.records(ours.len()).await?;
+    let shipped: HashSet<String> = (records.iter())
+        .filter_map(|record| record.header("id").map(str::to_owned))
+        .collect();
+    assert_eq!(shipped, ours);
+    assert_eq!(records.len(), ours.len(), "duplicates");
+    // The table was never written anew.
+    assert_eq!(client.count(file).await?, before);
+
+    // What was shipped can go, and nothing else does.
+    let delete = DELETE_SHIPPED.replace("'shop'", "'test'");
+    eventually("shipped rows deleted", async || {
+        run_file(&client, &delete).await?;
+        let left = client
+            .count("select count(*) from outboxevent where seq is not null")
+            .await?;
+        Ok((left == 0).then_some(()))
+    })
+    .await?;
+    assert_eq!(client.count(without).await?, of_before);
+    relay.stop().await
+}
+
+/// Writes events, each in a transaction, of which every fifth is rolled back. Returns the ids of the others.
+async fn write_until(
+    session: Sql,
+    writer: usize,
+    end: CancellationToken,
+) -> Result<HashSet<String>> {
+    let mut committed = HashSet::new();
+    let insert = "insert into outboxevent (aggregatetype, aggregateid, type, payload)
+        values ('order', $1, 'OrderPlaced', '{}') returning id::text";
+    for turn in 0.. {
+        if end.is_cancelled() {
+            break;
+        }
+        session.batch_execute("begin").await?;
+        let key = format!("{writer}-{}", turn % 10);
+        let id: String = session.query_one(insert, &[&key]).await?.get(0);
+        if turn % 5 == 0 {
+            session.batch_execute("rollback").await?;
+        } else {
+            session.batch_execute("commit").await?;
+            committed.insert(id);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    Ok(committed)
+}
+
+/// What the relay keeps for itself, as the catalog describes it.
+async fn relay_catalog(client: &Sql) -> Result<Vec<String>> {
+    let sql = "
+        select concat_ws(' ', table_name, ordinal_position, column_name, data_type, is_nullable, column_default)
+        from information_schema.columns
+        where table_schema = 'public' and table_name like 'relay%'
+        union all
+        select concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid))
+        from pg_constraint where conrelid::regclass::text like 'relay%' and contype <> 'n'
+        union all
+        select pg_get_indexdef(indexrelid) from pg_index where indrelid::regclass::text like 'relay%'
+        union all
+        select concat_ws(' ', oid::regclass, reloptions) from pg_class
+        where relkind = 'r' and relname like 'relay%'
+        union all
+        select concat_ws(' ', attrelid::regclass, attname, attstattarget) from pg_attribute
+        where attrelid::regclass::text like 'relay%' and attnum > 0
+        union all
+        select pg_get_functiondef(oid) from pg_proc where proname like 'relay%'
+        order by 1";
+    let rows = client.query(sql, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_relays_own_tables_are_the_same_without_the_outbox() -> Result<()> {
+    let with_outbox = crate::harness::Database::new("with_outbox").await?;
+    let url = Addresses::shared()
+        .create_database(&Addresses::unique_name("alone"))
+        .await?;
+    let alone = Sql::connect(&url).await?;
+    alone
+        .batch_execute(include_str!("../../sql/relay.sql"))
+        .await?;
+    let catalog = relay_catalog(&alone).await?;
+    assert!(catalog.len() > 40, "{catalog:?}");
+    assert_eq!(catalog, relay_catalog(&with_outbox.connect().await?).await?);
+    Ok(())
+}
