@@ -20,6 +20,7 @@ test: setup ## Run every test, on a real Postgres and a real Kafka
 clients: setup ## Call it from other languages, and show what holds. CLIENTS="grpcurl python go node java" ALLOW_MISSING=1
 	cargo build --locked $(PROGRAMS)
 	clients/run $(BUILT)/debug/devstack
+	$(BUILT)/debug/devstack run -- cargo test --locked -p outbox-relay --test writers -- --nocapture
 
 bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SINKS=rdkafka DEBEZIUM=1 CURVES=1 or full, JSON=FILE, MARKDOWN=FILE
 	cargo build --locked --release -p outbox-relay -p bench
