@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 
 use serde::de::DeserializeOwned;
 
-use super::{File, KafkaTable, SourceTable, mapping::ColumnsTable};
+use super::{
+    File, KafkaTable, SourceTable,
+    mapping::ColumnsTable,
+    security::{SaslTable, TlsTable},
+};
 
 /// The settings of a table, which is told of when one is misspelt.
 fn settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
@@ -22,13 +26,21 @@ fn the_readme_lists_every_setting_and_no_other() {
     let mut known: BTreeSet<String> = [
         settings::<File>(""),
         settings::<KafkaTable>("kafka."),
+        settings::<TlsTable>("kafka.tls."),
+        settings::<SaslTable>("kafka.sasl."),
         settings::<SourceTable>("source."),
         settings::<ColumnsTable>("source.columns."),
     ]
     .concat()
     .into_iter()
     .collect();
-    for table in ["kafka", "source", "source.columns"] {
+    for table in [
+        "kafka",
+        "kafka.tls",
+        "kafka.sasl",
+        "source",
+        "source.columns",
+    ] {
         assert!(known.remove(table), "{table}");
     }
     let readme = include_str!("../../README.md");

@@ -255,14 +255,12 @@ impl<S: Sink> Shipping<'_, S> {
                 self.mark(self.sink.in_flight().sent()).await?;
             }
             let is_alone = self.one_by_one > 0;
-            let weight = sampling.weight(index);
-            if let Some(weight) = weight {
-                if let Some(created_at_us) = row.created_at_us {
-                    in_flight.expect(created_at_us, weight);
-                }
+            let sample = row.created_at_us.zip(sampling.weight(index));
+            if let Some((created_at_us, weight)) = sample {
+                in_flight.expect(created_at_us, weight);
             }
             let refusal = self.send_row(&row).await?;
-            if refusal.is_some() && weight.is_some() {
+            if refusal.is_some() && sample.is_some() {
                 in_flight.forget_expected();
             }
             let is_taken = refusal.is_none();

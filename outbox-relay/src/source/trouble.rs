@@ -21,11 +21,18 @@ pub(super) fn of(err: &SourceError) -> Trouble {
 
 fn reason(err: &SourceError) -> Reason {
     match err {
-        SourceError::Checkpoint(CheckpointError::Superseded) => Reason::LostLead,
+        SourceError::Checkpoint(CheckpointError::Superseded | CheckpointError::Led) => {
+            Reason::LostLead
+        }
         SourceError::Checkpoint(CheckpointError::Database(_) | CheckpointError::Session(_))
         | SourceError::Database(_)
         | SourceError::Read(_) => Reason::Database,
-        SourceError::Checkpoint(CheckpointError::Foreign(_) | CheckpointError::Malformed(_))
+        SourceError::Checkpoint(
+            CheckpointError::Foreign(_)
+            | CheckpointError::Malformed(_)
+            | CheckpointError::ForeignRows(..)
+            | CheckpointError::Timeless,
+        )
         | SourceError::CheckpointFromTheFuture { .. } => Reason::Checkpoint,
         SourceError::Unopened(SinkError::Fenced) | SourceError::Sink(SinkError::Fenced) => {
             Reason::Fenced

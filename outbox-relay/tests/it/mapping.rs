@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Record, Sql, eventually};
 use outbox_relay::{
-    ResetTo,
+    Level, ResetTo, check,
     config::{Config, Mapping, OnRefusal, SinkKind},
     reset,
 };
@@ -313,6 +313,52 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
     .await?;
     assert_eq!(client.count(without).await?, of_before);
     relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
+    let (setup, client) = debezium_setup("checked").await?;
+    let row =
+        "insert into outboxevent (aggregatetype, aggregateid, type) values ('order', 'a', 'T')";
+    client.batch_execute(row).await?;
+    let wrong = async || {
+        let found = check(&setup.config()?).await;
+        let wrong = found.iter().filter(|finding| finding.level == Level::Wrong);
+        Ok::<_, anyhow::Error>(
+            wrong
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n"),
+        )
+    };
+    assert_eq!(wrong().await?, "");
+    for (sql, message) in [
+        (
+            "alter table outboxevent rename id to uid",
+            "column \"id\" does not exist",
+        ),
+        (
+            "drop index outboxevent_seq_idx",
+            "no index on seq in outboxevent",
+        ),
+        (
+            "alter table outboxevent alter xid drop default",
+            "column xid of",
+        ),
+        (
+            "drop function relay_payload(jsonb)",
+            "outbox-relay/sql/relay.sql",
+        ),
+        (
+            "drop table outboxevent",
+            "there is no table \"public\".\"outboxevent\"",
+        ),
+    ] {
+        client.batch_execute(sql).await?;
+        let wrong = wrong().await?;
+        assert!(wrong.contains(message), "{message} in {wrong}");
+    }
+    Ok(())
 }
 
 /// Writes events, each in a transaction, of which every fifth is rolled back. Returns the ids of the others.
