@@ -89,6 +89,14 @@ async fn a_row_of_debeziums_table_becomes_the_record_that_debezium_would_make() 
     // The table says nothing of these.
     assert_eq!(record.header("ce_aggregateversion"), None);
     assert_eq!(record.header("ce_time"), None);
+    // What is measured is of this table.
+    eventually("a backlog of none, and a size", async || {
+        let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
+        let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
+        let is_measured = status["pending_rows"] == 0 && status["outbox_bytes"].as_i64() > Some(0);
+        Ok(is_measured.then_some(()))
+    })
+    .await?;
     relay.stop().await
 }
 
