@@ -42,7 +42,7 @@ fn default_content_type() -> String {
 }
 
 fn default_max_poll_interval_ms() -> u64 {
-    20
+    25
 }
 
 /// An hour.
