@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, types::Type};
 
 use crate::{
     config::Mapping,
@@ -126,21 +126,22 @@ pub(crate) async fn advance(
     resigned: bool,
 ) -> Result<(), CheckpointError> {
     let window = cursor.window();
+    // In one round trip: this is all that a relay with nothing to ship writes.
     let updated = client
-        .execute(
+        .execute_typed(
             "update relay_checkpoints
              set snapshot = $3::text::pg_snapshot, max_seq = $4,
                  window_snapshot = $5::text::pg_snapshot, window_seq = $6,
                  heartbeat_at = clock_timestamp(), resigned = $7
              where source = $1 and epoch = $2",
             &[
-                &source,
-                &epoch,
-                &cursor.seen().to_string(),
-                &cursor.max_seq(),
-                &window.map(|window| window.upto.to_string()),
-                &window.map(|window| window.done_seq),
-                &resigned,
+                (&source, Type::TEXT),
+                (&epoch, Type::INT8),
+                (&cursor.seen().to_string(), Type::TEXT),
+                (&cursor.max_seq(), Type::INT8),
+                (&window.map(|window| window.upto.to_string()), Type::TEXT),
+                (&window.map(|window| window.done_seq), Type::INT8),
+                (&resigned, Type::BOOL),
             ],
         )
         .await?;
