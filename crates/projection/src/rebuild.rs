@@ -104,23 +104,27 @@ pub async fn rebuild<P: Rebuildable>(
     topic.check_complete().await?;
     prepare(conn, P::TABLES, &options.name).await?;
     let name = rebuild_name(&options.name);
+    let offsets = Offsets {
+        projection: &name,
+        topic: &options.topic,
+    };
+    let mut from = Moves::new();
+    for partition in topic.partitions()? {
+        let (earliest, _) = topic.watermarks(partition)?;
+        let next = offsets.begin(conn, partition, earliest).await?;
+        from.insert(partition, (next, next));
+    }
+    // Before the run, because it has to outlive the messages that the run has read ahead: librdkafka
+    // waits for these, without end, when a consumer is dropped.
+    let consumer = topic.consumer_from(&from)?;
     let mut run = Run {
         projection,
-        offsets: Offsets {
-            projection: &name,
-            topic: &options.topic,
-        },
+        offsets,
         ahead: None,
-        from: Moves::new(),
+        from,
         records: 0,
         started: Instant::now(),
     };
-    for partition in topic.partitions()? {
-        let (earliest, _) = topic.watermarks(partition)?;
-        let next = run.offsets.begin(conn, partition, earliest).await?;
-        run.from.insert(partition, (next, next));
-    }
-    let consumer = topic.consumer_from(&run.from)?;
     run.catch_up(conn, &consumer, &topic).await?;
     let mut swaps = 0;
     while let Err(err) = run

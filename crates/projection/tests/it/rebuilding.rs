@@ -1,8 +1,10 @@
 //! Tables are built anew beside those that serve.
 
 use anyhow::Result;
-use devstack::{Addresses, Sql};
+use devstack::{Addresses, NewRecord, PATIENCE, Sql};
 use projection::{RebuildOptions, Rebuildable, drop_replaced, rebuild};
+
+use tokio::sync::oneshot;
 
 use crate::harness::{Counts, Setup, TOTAL};
 
@@ -107,6 +109,45 @@ async fn a_rebuild_that_was_ended_goes_on_where_it_was() -> Result<()> {
     reader.batch_execute("rollback").await?;
     assert_eq!(setup.rebuild().await?, 0);
     assert_eq!(setup.sql.count(TOTAL).await?, 30);
+    Ok(())
+}
+
+/// A batch is ten thousand records, and it stops applying a thousand before the end: with some of
+/// those already read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_has_read_ahead_ends() -> Result<()> {
+    const RECORDS: i64 = 10_600;
+    let setup = Setup::with_partitions("ahead", 1).await?;
+    let record = NewRecord {
+        key: Some(b"key"),
+        payload: Some(b"{}"),
+        headers: &[("ce_type", "count")],
+        ..NewRecord::default()
+    };
+    Addresses::shared()
+        .write_records(&setup.name, &[record; RECORDS as usize])
+        .await?;
+    // As one that has applied nothing yet.
+    let known = format!(
+        "insert into projection_offsets (projection, topic, partition, next_offset)
+         values ('{0}', '{0}', 0, 0)",
+        setup.name
+    );
+    setup.sql.batch_execute(&known).await?;
+    // On a thread of its own: one that hangs as it ends must not hold this test up.
+    let (tell, told) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let (mut conn, mut follower) = (setup.session().await?, setup.session().await?);
+    let options = setup.rebuild_options();
+    std::thread::spawn(move || {
+        let rebuilding = rebuild(&mut conn, &mut follower, &Counts, &options);
+        drop(tell.send(runtime.block_on(rebuilding)));
+    });
+    let rebuilt = tokio::time::timeout(PATIENCE, told).await???;
+    assert!(rebuilt.records < RECORDS as u64, "{rebuilt:?}");
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, RECORDS).await?;
+    running.stop().await;
     Ok(())
 }
 
