@@ -18,7 +18,7 @@ use crate::usage::peak_rss_mib;
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ProjectionOptions {
     /// Records that wait in the topic
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..=100_000_000))]
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(PLAIN_RECORDS..=100_000_000))]
     records: u64,
     /// Runs of everybody, by turns
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -111,6 +111,8 @@ pub(crate) async fn run(options: &ProjectionOptions) -> Result<()> {
 }
 
 async fn measure(servers: &Servers, options: &ProjectionOptions) -> Result<Report> {
+    // First, because it is of a system at rest: what the others write is flushed for minutes.
+    let steady = steady(servers, options).await?;
     let addresses = servers.addresses();
     addresses.create_topic(TOPIC, PARTITIONS).await?;
     let brokers = servers.kafka.brokers().to_owned();
@@ -136,7 +138,6 @@ async fn measure(servers: &Servers, options: &ProjectionOptions) -> Result<Repor
             .catch_up(options.records);
         catch_ups.push(step("a service that catches up", catch_up).await?);
     }
-    let steady = steady(servers, options).await?;
     let (rebuild, plain) = (Rate::of(rebuilds), Rate::of(plains));
     Ok(Report {
         measured_at: chrono::Local::now().format("%Y-%m-%d").to_string(),
@@ -242,12 +243,12 @@ impl Program {
 async fn steady(servers: &Servers, options: &ProjectionOptions) -> Result<Lag> {
     let stack = Stack::start(&servers.home, &servers.addresses(), "", &[]).await?;
     let names = stack.names();
+    let sql = Sql::connect(&names.orders_database_url).await?;
     let (brokers, topic) = (names.brokers.clone(), names.users_topic.clone());
     let warm_up = users::send_steadily(brokers.clone(), topic.clone(), options.rate, 3, "warm-up");
     step("warm-up", warm_up).await?;
     let sending = users::send_steadily(brokers, topic, options.rate, options.seconds, "measured");
     let sent = step("users at a steady rate", sending).await?;
-    let sql = Sql::connect(&names.orders_database_url).await?;
     let measured = "select count(*) from users_cache where email like 'measured%'";
     sql.wait_for(measured, sent as i64).await?;
     // A user's name is the time before it was sent, in microseconds.
