@@ -25,7 +25,7 @@ pub(crate) const PASSWORD: &str = "correct-horse-9d1f";
 pub(crate) const PLAIN_PASSWORD: &str = "battery-staple-77aa";
 /// How long a login on the port [`Ports::brief`] holds. Brokers refuse a second one on a connection, as
 /// librdkafka asks for, within a second of the first.
-pub(crate) const BRIEF_LOGIN_MS: u32 = 2_500;
+pub(crate) const BRIEF_LOGIN_MS: u32 = 4_000;
 
 /// A broker and what it takes to reach it.
 pub(crate) struct SecureBroker {

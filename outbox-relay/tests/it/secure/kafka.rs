@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use devstack::{Record, eventually, read_topic};
-use outbox_relay::config::{KafkaSecurity, Mechanism, SinkKind};
+use outbox_relay::{
+    Level, check,
+    config::{KafkaSecurity, Mechanism, SinkKind},
+};
 
 use super::broker::{NEWCOMER, PASSWORD, PLAIN_PASSWORD, SecureBroker};
 use crate::{
@@ -53,7 +56,11 @@ async fn ship_one(setup: &Setup) -> Result<()> {
     let records = records(SecureBroker::shared(), setup, 1).await?;
     assert_eq!(records.len(), 1, "{records:?}");
     relay.wait_for_readiness(200).await?;
-    relay.stop().await
+    relay.stop().await?;
+    let found = check(&setup.config()?).await;
+    let wrong = found.iter().find(|found| found.level == Level::Wrong);
+    assert_eq!(wrong, None);
+    Ok(())
 }
 
 async fn records_get_in_by_every_mechanism(sink: SinkKind) -> Result<()> {

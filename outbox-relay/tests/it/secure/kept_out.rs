@@ -1,8 +1,8 @@
 //! What is said when a broker, or the relay, finds that the other is not whom it wants.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use outbox_relay::{
-    TlsFiles,
+    Level, TlsFiles, check,
     config::{KafkaSecurity, Mechanism, SinkKind},
 };
 
@@ -163,6 +163,11 @@ async fn what_keeps_the_relay_out_is_said_in_a_line_that_names_the_way_out(
         assert!(text.contains(words), "{what}: {text}");
         assert_eq!(text.trim_end().lines().count(), 1, "{what}: {text}");
         relay.stop().await?;
+        let found = check(&setup.config()?).await;
+        let wrong = found.iter().find(|found| found.level == Level::Wrong);
+        let line = wrong.context("nothing is wrong")?.to_string();
+        assert!(line.contains(words), "{what}: {line}");
+        assert!(line.contains("kafka: "), "{what}: {line}");
     }
     Ok(())
 }
