@@ -1,5 +1,7 @@
 //! One source's life: become the leader, ship, and begin anew upon any error.
 
+mod keeping;
+mod page_rows;
 mod refusals;
 mod shipping;
 mod trouble;

@@ -5,11 +5,15 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::{
+    keeping::{Shown, keep_checkpoint},
+    page_rows::{first_page_rows, next_page_rows},
+};
 use crate::{
     aside::Aside,
     checkpoint::CheckpointError,
     config::SourceConfig,
-    leader::{HEARTBEAT_INTERVAL, Leadership},
+    leader::Leadership,
     marks::Marks,
     reader::{Page, ReadError, Reader, Row},
     rotation::keep_emptying,
@@ -24,18 +28,8 @@ use crate::{
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// The pause is this part of the time since there was work: 2 ms after 100 ms, 20 ms after a second.
 const REST_PART: u32 = 50;
-/// How often the checkpoint follows the acknowledgements. After a kill, what was shipped since is
-/// shipped again.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
-/// Storing one that took 5 ms is followed by a rest of 100 ms: while a transaction is held open
-/// somewhere, every version of the row stays, and each makes the next one slower.
-const CHECKPOINT_REST: u32 = 20;
 /// Rows between two places in a page that a checkpoint can name.
 const MARK_ROWS: u64 = 500;
-/// The first page; later ones grow as far as their rows allow.
-const FIRST_PAGE_ROWS: usize = 1_000;
-/// The size that pages aim at.
-const PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Shipping without an error for so long makes the next error a first one.
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long what is in flight may take to be acknowledged after the relay was asked to end.
@@ -362,119 +356,9 @@ pub(super) async fn deliver(sink: &mut impl Sink) -> Result<(), SinkError> {
     sink.in_flight().wait_until_empty().await
 }
 
-/// What the status says of the records.
-struct Shown<'a> {
-    status: &'a SharedStatus,
-    in_flight: &'a InFlight,
-    /// Those that earlier sinks have shipped.
-    before: u64,
-}
-
-impl<'a> Shown<'a> {
-    fn new(status: &'a SharedStatus, in_flight: &'a InFlight) -> Self {
-        let before = status.get().shipped;
-        Self {
-            status,
-            in_flight,
-            before,
-        }
-    }
-
-    fn stored(&self) {
-        let now = std::time::Instant::now();
-        self.status
-            .update(|status| status.checkpoint_at = Some(now));
-    }
-
-    fn update(&self) {
-        let acknowledged = self.in_flight.acknowledged();
-        let in_flight = self.in_flight.sent().saturating_sub(acknowledged);
-        self.status.update(|status| {
-            status.shipped = self.before + acknowledged;
-            status.in_flight = in_flight;
-        });
-    }
-}
-
-/// Moves the checkpoint after the acknowledgements, and shows that the leader is alive. Ends only
-/// when it can't. (What goes wrong in the sink is for those to notice who use it.)
-async fn keep_checkpoint(
-    leadership: &Leadership,
-    in_flight: &InFlight,
-    marks: &Marks,
-    shown: &Shown<'_>,
-) -> SourceError {
-    let (start, mut reached) = marks.reached(0);
-    let mut last_write = Instant::now();
-    let mut rest = CHECKPOINT_INTERVAL;
-    loop {
-        tokio::time::sleep(rest).await;
-        let (cursor, count) = marks.reached(in_flight.acknowledged());
-        let moved = std::mem::replace(&mut reached, count) != count;
-        if moved || last_write.elapsed() >= HEARTBEAT_INTERVAL {
-            let started = Instant::now();
-            if let Err(err) = leadership.advance(&cursor).await {
-                return err.into();
-            }
-            last_write = Instant::now();
-            shown.stored();
-            // Two of these and a heartbeat's interval are less than the lease.
-            rest = ((last_write - started) * CHECKPOINT_REST)
-                .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL / 2);
-            shown.update();
-            // What kept it from shipping is overcome when it has come further than before.
-            if cursor != start {
-                shown.status.overcome();
-            }
-        }
-    }
-}
-
 /// Takes back what earlier errors have cut off, when there was none for a while.
 async fn make_room(in_flight: &InFlight, max_in_flight: usize) -> Infallible {
     tokio::time::sleep(HEALTHY_AFTER).await;
     in_flight.allow(max_in_flight);
     std::future::pending().await
-}
-
-/// While rows are sent one by one, no more are read than those: each of them may be refused and end
-/// the try, and a source that halts tries again and again.
-fn first_page_rows(one_by_one: u64) -> usize {
-    match usize::try_from(one_by_one) {
-        Ok(rows @ 1..FIRST_PAGE_ROWS) => rows,
-        _ => FIRST_PAGE_ROWS,
-    }
-}
-
-/// As many rows as made [`PAGE_BYTES`] on the last page, but at most twice as many as were asked for
-/// then: rows can suddenly be much larger.
-fn next_page_rows(asked: usize, rows: usize, bytes: usize, max: usize) -> usize {
-    if rows == 0 {
-        return asked;
-    }
-    let fitting = rows.saturating_mul(PAGE_BYTES) / bytes.max(1);
-    fitting.clamp(1, asked.saturating_mul(2).min(max))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_follow_the_size_of_rows() {
-        assert_eq!(next_page_rows(1_000, 1_000, 1_000 * 400, 20_000), 2_000);
-        assert_eq!(
-            next_page_rows(20_000, 20_000, 20_000 * 4_096, 20_000),
-            PAGE_BYTES / 4_096
-        );
-        assert_eq!(next_page_rows(1_000, 1, 64 << 20, 20_000), 1);
-        assert_eq!(next_page_rows(500, 0, 0, 20_000), 500);
-    }
-
-    #[test]
-    fn a_try_reads_no_more_than_it_sends_one_by_one() {
-        assert_eq!(first_page_rows(0), FIRST_PAGE_ROWS);
-        assert_eq!(first_page_rows(1), 1);
-        assert_eq!(first_page_rows(u64::MAX), FIRST_PAGE_ROWS);
-    }
 }
