@@ -50,7 +50,7 @@ async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, St
         if !source.ready {
             code = StatusCode::SERVICE_UNAVAILABLE;
         }
-        let mut line = format!("{}: {:?}", source.source, source.role);
+        let mut line = format!("{}: {}", source.source, source.state.name());
         for (separator, text) in [
             (", behind ", source.leader.as_deref()),
             (": ", source.error.as_deref()),

@@ -1,9 +1,9 @@
 //! What of an outbox that others made is not as the relay needs it. `:table`, `:xid` and `:seq` are filled
-//! in as strings.
+//! in as strings, `:named` as rows of a setting and the column that it names.
 
 use super::tables::{RULE, Rule};
 
-pub(super) const MAPPED_RULES: [Rule; 5] = [
+pub(super) const MAPPED_RULES: [Rule; 6] = [
     Rule {
         fine: "the outbox and the relay's own tables are there",
         is_basic: true,
@@ -20,6 +20,20 @@ pub(super) const MAPPED_RULES: [Rule; 5] = [
             select 'there is no function relay_payload(jsonb) in the search path of ' || current_user,
                 'run outbox-relay/sql/relay.sql in the database ' || current_database()
             where to_regprocedure('relay_payload(jsonb)') is null",
+        ..RULE
+    },
+    Rule {
+        fine: "the columns that the configuration names are there",
+        sql: "
+            select 'there is no column ' || quote_ident(name) || ' in ' || :table,
+                'mend ' || string_agg(setting, ' and ')
+            from (values :named) as named (setting, name)
+            where not exists (
+                select from pg_attribute
+                where attrelid = :table::regclass and attname = name
+                    and attnum > 0 and not attisdropped
+            )
+            group by name order by 1",
         ..RULE
     },
     Rule {

@@ -16,6 +16,8 @@ pub struct Mapping {
     table: String,
     xid: String,
     seq: String,
+    /// Which setting names which other column.
+    named: Vec<(String, String)>,
     is_own: bool,
     has_created_at: bool,
 }
@@ -27,6 +29,7 @@ impl Default for Mapping {
             table: "outbox".to_owned(),
             xid: "xid".to_owned(),
             seq: "seq".to_owned(),
+            named: Vec::new(),
             is_own: true,
             has_created_at: true,
         }
@@ -49,12 +52,17 @@ impl Mapping {
         &self.xid
     }
 
-    /// A statement with the names of the table and of its columns `xid` and `seq` as strings in it.
+    /// A statement with the names of the table and of its columns `xid` and `seq` as strings in it, and
+    /// the settings that name other columns as rows of strings.
     pub(crate) fn fill_in(&self, sql: &str) -> String {
         let string = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let named = self.named.iter();
+        let named =
+            named.map(|(setting, column)| format!("({}, {})", string(setting), string(column)));
         sql.replace(":table", &string(&self.table))
             .replace(":xid", &string(&self.xid))
             .replace(":seq", &string(&self.seq))
+            .replace(":named", &named.collect::<Vec<_>>().join(", "))
     }
 
     /// Whether it is the table that this project's migrations make, with its partitions.
@@ -148,11 +156,13 @@ impl MappingTable {
         let listed = columns.listed(&self.header_columns);
         let listed = problems.check(&format!("{name}.columns"), listed);
         let (table, topic, listed) = (table?, topic?, listed?);
+        let named = columns.named(template, self.header_columns);
         Some(Mapping {
             outbox: format!("(select {listed}, {topic} as topic from {table}) as outbox"),
             table,
             xid: columns.xid,
             seq: columns.seq,
+            named,
             is_own: false,
             has_created_at,
         })
@@ -160,6 +170,34 @@ impl MappingTable {
 }
 
 impl ColumnsTable {
+    /// Which setting names which column, but for `xid` and `seq`.
+    fn named(
+        &self,
+        topic: &str,
+        header_columns: BTreeMap<String, String>,
+    ) -> Vec<(String, String)> {
+        let columns = [
+            ("event_id", Some(&self.event_id)),
+            ("key", Some(&self.key)),
+            ("event_type", Some(&self.event_type)),
+            ("payload", Some(&self.payload)),
+            ("aggregate_version", self.aggregate_version.as_ref()),
+            ("headers", self.headers.as_ref()),
+            ("traceparent", self.traceparent.as_ref()),
+            ("created_at", self.created_at.as_ref()),
+        ];
+        let columns = columns.into_iter().filter_map(|(setting, column)| {
+            Some((format!("source.columns.{setting}"), column?.clone()))
+        });
+        let of_topic = topic.split("${").skip(1);
+        let of_topic = of_topic.filter_map(|rest| rest.split_once('}'));
+        let of_topic = of_topic.map(|(column, _)| ("source.topic".to_owned(), column.to_owned()));
+        let of_headers = header_columns.into_iter();
+        let of_headers =
+            of_headers.map(|(header, column)| (format!("source.header_columns.{header}"), column));
+        columns.chain(of_topic).chain(of_headers).collect()
+    }
+
     /// All but the topic, as the reader wants them.
     fn listed(&self, header_columns: &BTreeMap<String, String>) -> Result<String, String> {
         let optional = |column: &Option<String>, kind: &str| match column {

@@ -217,7 +217,7 @@ mod tests {
             r#"mechanism: "GSSAPI" is unknown: set it to one of PLAIN, SCRAM-SHA-256"#,
             "kafka.sasl.username: is missing",
             "OUTBOX_RELAY_KAFKA_SASL_PASSWORD: is given twice",
-            "OUTBOX_RELAY_A_DATABASE_URL: sslmode=verify-ca needs a file",
+            "a.database_url: sslmode=verify-ca needs a file",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -78,7 +78,8 @@ impl SourceTable {
             variable(&variable_name),
             variable(&format!("{variable_name}_FILE")),
         );
-        let (url, file) = if url.is_some() || file.is_some() {
+        let is_replaced = url.is_some() || file.is_some();
+        let (url, file) = if is_replaced {
             (url, file.map(Into::into))
         } else {
             (
@@ -86,7 +87,11 @@ impl SourceTable {
                 self.database_url_file,
             )
         };
-        let database_url = DatabaseUrl::check(problems, &variable_name, url, file)?;
+        let told_as = match (is_replaced, &url) {
+            (false, Some(_)) => format!("{name}.database_url"),
+            _ => variable_name,
+        };
+        let database_url = DatabaseUrl::check(problems, &told_as, url, file)?;
         if !(1..=60_000).contains(&self.max_poll_interval_ms) {
             problems.add(
                 format!("{name}.max_poll_interval_ms"),

@@ -343,7 +343,7 @@ async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
     for (sql, message) in [
         (
             "alter table outboxevent rename id to uid",
-            "column \"id\" does not exist",
+            "there is no column id in \"public\".\"outboxevent\"; mend source.columns.event_id",
         ),
         (
             "drop index outboxevent_seq_idx",

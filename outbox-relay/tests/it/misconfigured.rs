@@ -206,7 +206,7 @@ async fn prove(test: &str, mistake: Mistake) -> Result<()> {
     match mistake.run {
         Run::Ends => assert_eq!(setting.complaints("run").await?, (code, lines)),
         Run::Ships => {
-            setting.run()?.wait_for(200, &["test: Leader"]).await?;
+            setting.run()?.wait_for(200, &["test: idle"]).await?;
         }
         Run::NotReady(words) => {
             let mut relay = setting.run()?;
@@ -279,7 +279,7 @@ async fn a_standby_says_behind_whom() -> Result<()> {
     );
     let relay = setting.run()?;
     relay
-        .wait_for(200, &["test: Standby, behind ", &holder])
+        .wait_for(200, &["test: standby, behind ", &holder])
         .await
 }
 
@@ -325,7 +325,7 @@ async fn a_name_that_is_not_allowed_is_told() -> Result<()> {
         ],
     );
     // A lease alone is safe for all but a paused relay.
-    setting.run()?.wait_for(200, &["test: Leader"]).await?;
+    setting.run()?.wait_for(200, &["test: idle"]).await?;
     kafka.process.stop().await;
     Ok(())
 }
@@ -335,7 +335,7 @@ async fn a_name_that_is_not_allowed_is_told() -> Result<()> {
 async fn a_check_does_not_disturb_the_leader() -> Result<()> {
     let setting = Setting::new("undisturbed").await?;
     let relay = setting.run()?;
-    relay.wait_for(200, &["test: Leader"]).await?;
+    relay.wait_for(200, &["test: idle"]).await?;
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
     assert!(

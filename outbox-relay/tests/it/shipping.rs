@@ -279,12 +279,12 @@ async fn a_standby_takes_over_and_sends_nothing_twice_after_a_clean_end(
     setup.write(&session, "a").await?;
     setup.records(1).await?;
     let second = setup.start().await?;
-    second.wait_for_state(200, "test: Standby").await?;
+    second.wait_for_state(200, "test: standby").await?;
     first.stop().await?;
     setup.write(&session, "a").await?;
     let records = setup.records(2).await?;
     assert_eq!(versions(&records)["a"], [1, 2]);
-    second.wait_for_state(200, "test: Leader").await?;
+    second.wait_for_state(200, "test: idle").await?;
     second.stop().await
 }
 
