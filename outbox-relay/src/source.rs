@@ -30,6 +30,8 @@ const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
 /// nothing was shipped or set aside.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// How often the log tells of an error that stays.
+const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 /// With fewer records in flight than this even a slow broker answers within the delivery timeout.
 const MIN_IN_FLIGHT_RECORDS: usize = 64;
 
@@ -75,7 +77,7 @@ impl Source {
         let name = self.config.name.clone();
         let mut backoff = MIN_BACKOFF;
         // Of the tries before: what is still so was said already.
-        let (mut last_error, mut last_refused) = (None, None);
+        let (mut last_warning, mut last_refused) = (None, None);
         while !self.shutdown.is_cancelled() {
             let (started, shipped) = (Instant::now(), self.status.get().shipped);
             let shutdown = self.shutdown.clone();
@@ -96,7 +98,7 @@ impl Source {
             let is_set_aside = matches!(err, SourceError::SetAside { .. });
             if was_healthy || is_set_aside || self.status.get().shipped > shipped {
                 backoff = MIN_BACKOFF;
-                last_error = None;
+                last_warning = None;
             }
             if let SourceError::Refused { event_id, .. } = err
                 && last_refused.replace(event_id) != Some(event_id)
@@ -112,12 +114,17 @@ impl Source {
             };
             let trouble = trouble::of(&err);
             let (error, fix) = (&trouble.error, trouble.fix);
-            if last_error.as_ref() == Some(error) {
+            let is_told = last_warning
+                .as_ref()
+                .is_some_and(|(told, at): &(String, Instant)| {
+                    told == error && at.elapsed() < REMINDER_INTERVAL
+                });
+            if is_told {
                 tracing::debug!(source = %name, error, ?backoff, "shipping begins anew");
             } else {
                 tracing::warn!(source = %name, error, fix, ?backoff, "shipping begins anew");
+                last_warning = Some((error.clone(), Instant::now()));
             }
-            last_error = Some(error.clone());
             self.status.update(|status| status.begin_anew(trouble));
             self.pause(backoff).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
