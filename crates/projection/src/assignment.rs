@@ -64,6 +64,8 @@ impl Assignment {
             .set("session.timeout.ms", "10000")
             .set("reconnect.backoff.max.ms", "1000")
             .set("fetch.error.backoff.ms", "100")
+            // Partitions that are added are noticed, and read, so soon.
+            .set("topic.metadata.refresh.interval.ms", "10000")
             // Bounds what waits in memory to be applied.
             .set("queued.max.messages.kbytes", "16384");
         if let Some(instance_id) = &options.instance_id {

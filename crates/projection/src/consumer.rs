@@ -26,11 +26,14 @@ use crate::{
     decoded::Decoded,
     following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State},
     lookout::{Look, Lookout},
+    rebuild::rebuild_name,
 };
 
 /// Records of a batch at most. More per transaction is faster in a rebuild and keeps the offset's
 /// row locked for longer.
 const MAX_BATCH_RECORDS: usize = 1_000;
+/// Bytes of their payloads, but for the last.
+const MAX_BATCH_BYTES: usize = 16 << 20;
 /// How long a poll waits for a record; it bounds how late a shutdown is noticed.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -195,10 +198,11 @@ impl<P: Projection> Follower<P> {
         let Options { topic, name, .. } = &self.shared.options;
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let (of_name, of_topic) = (quoted(name), quoted(topic));
+        let of_rebuild = quoted(&rebuild_name(name));
         End::Stopped(format!(
             "topic {topic} is not the one that was followed: {what}; was it deleted and made anew? \
              To apply it from its beginning, run \"delete from projection_offsets where \
-             projection = {of_name} and topic = {of_topic}\" in this service's database, and \
+             projection in ({of_name}, {of_rebuild}) and topic = {of_topic}\" in this service's database, and \
              restart the service"
         ))
     }
@@ -261,14 +265,17 @@ fn next_batch(
 ) -> (Vec<BorrowedMessage<'_>>, Option<Interruption>) {
     let mut batch = Vec::new();
     let mut interruption = None;
-    let mut timeout = POLL_TIMEOUT;
-    while batch.len() < MAX_BATCH_RECORDS {
+    let (mut timeout, mut bytes) = (POLL_TIMEOUT, 0);
+    while batch.len() < MAX_BATCH_RECORDS && bytes < MAX_BATCH_BYTES {
         match consumer.poll(timeout) {
             Some(Ok(message)) if consumer.context().is_backwards(&message) => {
                 interruption = Some(Interruption::Backwards(message.offset()));
                 break;
             }
-            Some(Ok(message)) => batch.push(message),
+            Some(Ok(message)) => {
+                bytes += message.payload_len();
+                batch.push(message);
+            }
             Some(Err(err)) => {
                 interruption = Some(Interruption::Error(err));
                 break;

@@ -56,7 +56,30 @@ pub(crate) async fn check_known(conn: &mut AsyncPgConnection, name: &str) -> any
     Ok(())
 }
 
+/// Keeps the followers of a projection from applying anything until the transaction ends.
+pub(crate) async fn lock(conn: &mut AsyncPgConnection, projection: &str) -> QueryResult<()> {
+    diesel::sql_query(
+        "select from projection_offsets where projection = $1 order by topic, partition for update",
+    )
+    .bind::<Text, _>(projection)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 impl Offsets<'_> {
+    /// Whether anything is known of the topic.
+    pub(crate) async fn are_known(&self, conn: &mut AsyncPgConnection) -> QueryResult<bool> {
+        let known: Vec<NextOffset> = diesel::sql_query(
+            "select next_offset from projection_offsets where projection = $1 and topic = $2",
+        )
+        .bind::<Text, _>(self.projection)
+        .bind::<Text, _>(self.topic)
+        .load(conn)
+        .await?;
+        Ok(!known.is_empty())
+    }
+
     /// The next offset of a partition; a partition that was never read begins at `earliest`.
     pub(crate) async fn begin(
         &self,

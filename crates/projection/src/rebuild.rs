@@ -6,7 +6,10 @@
 //! from applying more, fills up what is missing until there, puts the new tables in the place of the
 //! old ones, and the offset behind them. The follower finds it moved and goes on from there.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use diesel::{
@@ -16,7 +19,7 @@ use diesel::{
 use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
 };
-use rdkafka::{consumer::BaseConsumer, message::BorrowedMessage};
+use rdkafka::{Message as _, consumer::BaseConsumer, error::KafkaError, message::BorrowedMessage};
 
 use crate::{
     Projection,
@@ -65,6 +68,8 @@ const OLD: &str = "projection_replaced";
 
 /// Records of a transaction at most: more than while serving, because nobody waits for the lock.
 const MAX_BATCH_RECORDS: usize = 10_000;
+/// Bytes of their payloads, but for the last.
+const MAX_BATCH_BYTES: usize = 16 << 20;
 /// A tenth of a millisecond or two.
 const RECORDS_BETWEEN_YIELDS: usize = 50;
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
@@ -100,14 +105,24 @@ pub async fn rebuild<P: Rebuildable>(
     options: &RebuildOptions,
 ) -> Result<Rebuilt> {
     check_known(conn, &options.name).await?;
+    let followed = Offsets {
+        projection: &options.name,
+        topic: &options.topic,
+    };
+    ensure!(
+        followed.are_known(conn).await?,
+        "nobody follows topic {} as {} here",
+        options.topic,
+        options.name
+    );
     let topic = Topic::new(&options.brokers, &options.topic)?;
     topic.check_complete().await?;
-    prepare(conn, P::TABLES, &options.name).await?;
     let name = rebuild_name(&options.name);
     let offsets = Offsets {
         projection: &name,
         topic: &options.topic,
     };
+    prepare(conn, P::TABLES, &offsets).await?;
     let mut from = Moves::new();
     for partition in topic.partitions()? {
         let (earliest, _) = topic.watermarks(partition)?;
@@ -122,6 +137,7 @@ pub async fn rebuild<P: Rebuildable>(
         offsets,
         ahead: None,
         from,
+        read_out: BTreeSet::new(),
         records: 0,
         started: Instant::now(),
     };
@@ -151,13 +167,26 @@ pub async fn rebuild<P: Rebuildable>(
 /// Drops the tables that a rebuild has replaced.
 ///
 /// # Errors
-/// The database's.
+/// The database's; also if something depends on one of them, such as a view, which still shows what
+/// was replaced.
 pub async fn drop_replaced(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
-    conn.batch_execute(&format!("drop schema if exists {OLD} cascade"))
-        .await
+    conn.batch_execute(&format!(
+        "do $$
+         declare replaced regclass;
+         begin
+             for replaced in
+                 select oid from pg_class
+                 where relnamespace = to_regnamespace('{OLD}') and relkind in ('r', 'p')
+             loop
+                 execute 'drop table ' || replaced;
+             end loop;
+             drop schema if exists {OLD};
+         end $$"
+    ))
+    .await
 }
 
-fn rebuild_name(name: &str) -> String {
+pub(crate) fn rebuild_name(name: &str) -> String {
     format!("{name} rebuild")
 }
 
@@ -174,8 +203,24 @@ async fn is(conn: &mut AsyncPgConnection, condition: &str) -> Result<bool> {
     Ok(found)
 }
 
-/// Makes the new tables, unless an earlier run has.
-async fn prepare(conn: &mut AsyncPgConnection, tables: &[&str], name: &str) -> Result<()> {
+/// Whether the new table has the columns that the one in use has: a migration may have come between.
+fn is_alike(table: &str) -> String {
+    let columns = |schema: &str| {
+        format!(
+            "array(select row(attname, atttypid, atttypmod, attnotnull)::text from pg_attribute
+             where attrelid = to_regclass('{schema}.{table}') and attnum > 0 and not attisdropped
+             order by attname)"
+        )
+    };
+    format!("{} = {}", columns("public"), columns(NEW))
+}
+
+/// Makes the new tables, unless an earlier run has made the same ones from the same topic.
+async fn prepare(
+    conn: &mut AsyncPgConnection,
+    tables: &[&str],
+    offsets: &Offsets<'_>,
+) -> Result<()> {
     let alone = "pg_try_advisory_lock(hashtextextended('projection rebuild', 0))";
     ensure!(is(conn, alone).await?, "somebody else is rebuilding it");
     ensure!(
@@ -183,18 +228,21 @@ async fn prepare(conn: &mut AsyncPgConnection, tables: &[&str], name: &str) -> R
         "the tables that the last rebuild has replaced are still there; look at them, then run the \
          same with --drop-old"
     );
-    if !is(conn, &format!("to_regnamespace('{NEW}') is not null")).await? {
-        let offsets = rebuild_name(name);
+    let mut can_go_on = offsets.are_known(conn).await?;
+    for table in tables {
+        can_go_on &= is(conn, &is_alike(table)).await?;
+    }
+    if !can_go_on {
         conn.transaction(async |conn| {
-            let mut sql = format!("create schema {NEW};");
+            let mut sql = format!("drop schema if exists {NEW} cascade; create schema {NEW};");
             for table in tables {
                 sql += &format!("create table {NEW}.{table} (like public.{table} including all);");
             }
             conn.batch_execute(&sql).await?;
-            // Left over from a rebuild whose tables were dropped by hand.
+            // Of tables that were dropped just now, or by hand.
             for table in ["projection_offsets", "dead_letters"] {
                 diesel::sql_query(format!("delete from {table} where projection = $1"))
-                    .bind::<Text, _>(&offsets)
+                    .bind::<Text, _>(offsets.projection)
                     .execute(conn)
                     .await?;
             }
@@ -219,6 +267,8 @@ struct Run<'a, P: Projection> {
     ahead: Option<Batch<'a, P::Change>>,
     /// The next offset of each partition.
     from: Moves,
+    /// Partitions of which everything that was there has been applied.
+    read_out: BTreeSet<i32>,
     records: u64,
     started: Instant,
 }
@@ -234,22 +284,15 @@ impl<'a, P: Rebuildable> Run<'a, P> {
         let mut told = Instant::now();
         loop {
             let ends = topic.ends(self.from.keys().copied())?;
-            let left: i64 = ends.iter().map(|(p, end)| end - self.next(*p)).sum();
-            if left <= NEAR_RECORDS {
+            if self.left(&ends) <= NEAR_RECORDS {
                 return Ok(());
             }
             // Asking for the ends costs a round trip: not with every batch.
-            let target = self.records + (left - NEAR_RECORDS).unsigned_abs();
-            while self.records < target {
-                let before = self.records;
+            while self.left(&ends) > NEAR_RECORDS {
                 self.apply_batch(conn, consumer).await?;
                 if told.elapsed() >= PROGRESS_INTERVAL {
                     told = Instant::now();
-                    self.tell(target.saturating_sub(self.records));
-                }
-                // Of a compacted topic many offsets have no record.
-                if self.records == before && self.left(&ends) <= NEAR_RECORDS {
-                    break;
+                    self.tell(self.left(&ends));
                 }
             }
         }
@@ -259,10 +302,11 @@ impl<'a, P: Rebuildable> Run<'a, P> {
         self.from.get(&partition).map_or(0, |(next, _)| *next)
     }
 
+    /// How many offsets there are up to these ends. Many may have no record: compaction has removed it,
+    /// or it is one of Kafka's own. None are left where all was read up to an end.
     fn left(&self, ends: &[(i32, i64)]) -> i64 {
-        ends.iter()
-            .map(|(p, end)| (end - self.next(*p)).max(0))
-            .sum()
+        let unread = ends.iter().filter(|(p, _)| !self.read_out.contains(p));
+        unread.map(|(p, end)| (end - self.next(*p)).max(0)).sum()
     }
 
     /// Applies what has come, up to the bound, and meanwhile reads what comes behind it; waits a
@@ -272,11 +316,16 @@ impl<'a, P: Rebuildable> Run<'a, P> {
         conn: &mut AsyncPgConnection,
         consumer: &'a BaseConsumer,
     ) -> Result<()> {
-        let (messages, decoded) = match self.ahead.take() {
+        let Batch {
+            messages,
+            decoded,
+            read_out,
+        } = match self.ahead.take() {
             Some(batch) => batch,
             None => read_batch(consumer, self.projection, POLL_TIMEOUT).await?,
         };
         if messages.is_empty() {
+            self.read_out.extend(read_out);
             return Ok(());
         }
         let applying = apply::apply(
@@ -295,17 +344,19 @@ impl<'a, P: Rebuildable> Run<'a, P> {
         );
         for (partition, (_, to)) in apply::moves(&self.from, &messages) {
             self.from.insert(partition, (to, to));
+            self.read_out.remove(&partition);
         }
+        self.read_out.extend(read_out);
         self.records += messages.len() as u64;
-        self.ahead = Some(ahead?).filter(|(messages, _)| !messages.is_empty());
+        self.ahead = Some(ahead?).filter(|batch| !batch.is_empty());
         Ok(())
     }
 
-    fn tell(&self, left: u64) {
+    fn tell(&self, left: i64) {
         let per_s = self.records as f64 / self.started.elapsed().as_secs_f64();
         let rest = Duration::from_secs_f64(left as f64 / per_s.max(1.0));
         eprintln!(
-            "{} records applied, {per_s:.0} a second; about {left} and {} s to go",
+            "{} records applied, {per_s:.0} a second; at most {left} and {} s to go",
             self.records,
             rest.as_secs()
         );
@@ -393,28 +444,54 @@ struct LiveOffset {
     next_offset: i64,
 }
 
-/// Messages, and what they come to.
-type Batch<'a, C> = (Vec<BorrowedMessage<'a>>, Decoded<C>);
+/// What was read together.
+struct Batch<'a, C> {
+    messages: Vec<BorrowedMessage<'a>>,
+    /// What the messages come to.
+    decoded: Decoded<C>,
+    /// Partitions of which there was nothing behind these.
+    read_out: BTreeSet<i32>,
+}
 
-/// Reads what is there, up to the bound; waits for the first so long at most. It yields now and then,
+impl<C> Batch<'_, C> {
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.read_out.is_empty()
+    }
+}
+
+/// Reads what is there, up to the bounds; waits for the first so long at most. It yields now and then,
 /// so that a batch is applied meanwhile.
 async fn read_batch<'a, P: Projection>(
     consumer: &'a BaseConsumer,
     projection: &P,
     mut timeout: Duration,
 ) -> Result<Batch<'a, P::Change>> {
-    let (mut messages, mut decoded) = (Vec::new(), Decoded::default());
-    while messages.len() < MAX_BATCH_RECORDS {
+    let mut batch = Batch {
+        messages: Vec::new(),
+        decoded: Decoded::default(),
+        read_out: BTreeSet::new(),
+    };
+    let mut bytes = 0;
+    while batch.messages.len() < MAX_BATCH_RECORDS && bytes < MAX_BATCH_BYTES {
         let Some(message) = consumer.poll(timeout) else {
             break;
         };
-        let message = message.context("Kafka can't be read")?;
-        decoded.push(projection, messages.len(), &message);
-        messages.push(message);
         timeout = Duration::ZERO;
-        if messages.len().is_multiple_of(RECORDS_BETWEEN_YIELDS) {
+        let message = match message {
+            Err(KafkaError::PartitionEOF(partition)) => {
+                batch.read_out.insert(partition);
+                continue;
+            }
+            message => message.context("Kafka can't be read")?,
+        };
+        let index = batch.messages.len();
+        batch.decoded.push(projection, index, &message);
+        batch.read_out.remove(&message.partition());
+        bytes += message.payload_len();
+        batch.messages.push(message);
+        if batch.messages.len().is_multiple_of(RECORDS_BETWEEN_YIELDS) {
             tokio::task::yield_now().await;
         }
     }
-    Ok((messages, decoded))
+    Ok(batch)
 }

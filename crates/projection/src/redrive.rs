@@ -3,7 +3,7 @@
 use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 
 use crate::{
-    Projection, dead_letters,
+    Projection, dead_letters, offsets,
     poison::{self, Poison},
 };
 
@@ -36,6 +36,9 @@ pub async fn redrive<P: Projection>(
 ) -> diesel::QueryResult<Redriven> {
     let result = conn
         .transaction(async |conn| {
+            // Before everything else, as the follower does: from here on it applies nothing that this
+            // statement does not see.
+            offsets::lock(conn, name).await?;
             let Some(letter) = dead_letters::lock(conn, name, id).await? else {
                 return Ok(Redriven::Missing);
             };

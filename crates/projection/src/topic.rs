@@ -57,13 +57,10 @@ impl Topic {
             .get("cleanup.policy")
             .and_then(|entry| entry.value.clone());
         let policy = policy.context("Kafka does not say how the topic is cleaned")?;
-        let mut is_whole = policy == "compact";
-        if !is_whole {
-            // Nothing was taken away yet.
-            is_whole = true;
-            for partition in self.partitions()? {
-                is_whole &= self.watermarks(partition)?.0 == 0;
-            }
+        let mut is_whole = true;
+        // Compaction leaves where a partition begins as it is; everything else moves it.
+        for partition in self.partitions()? {
+            is_whole &= self.watermarks(partition)?.0 == 0;
         }
         ensure!(
             is_whole,
@@ -128,7 +125,8 @@ impl Topic {
 
     /// A consumer of all these partitions, from these offsets on.
     pub(crate) fn consumer_from(&self, from: &Moves) -> Result<BaseConsumer> {
-        let consumer: BaseConsumer = self.config.create()?;
+        let mut config = self.config.clone();
+        let consumer: BaseConsumer = config.set("enable.partition.eof", "true").create()?;
         let mut partitions = TopicPartitionList::new();
         for (partition, (next, _)) in from {
             partitions.add_partition_offset(&self.name, *partition, Offset::Offset(*next))?;

@@ -108,3 +108,34 @@ async fn what_became_of_each_record_is_counted_with_its_offset() -> Result<()> {
     running.stop().await;
     Ok(())
 }
+
+/// It would not see what the follower is applying, and applies what may be older.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_waits_for_what_is_being_applied() -> Result<()> {
+    let setup = Setup::new("redrive_waits").await?;
+    setup.count("far too long").await?;
+    let running = setup.follow();
+    setup.sql.wait_for(DEAD, 1).await?;
+    running.stop().await;
+    let mend = "alter table counts drop constraint counts_key_short";
+    setup.sql.batch_execute(mend).await?;
+    let mut conn = setup.session().await?;
+    let letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
+    let id = letters.first().context("a letter")?.dead_letter_id;
+    let applying = setup.look().await?;
+    applying
+        .batch_execute("begin; update projection_offsets set next_offset = next_offset")
+        .await?;
+    let waiting = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'
+            and query like '%projection_offsets%'";
+    let end = async {
+        setup.sql.wait_for(waiting, 1).await?;
+        assert_eq!(setup.sql.count(DEAD).await?, 1);
+        anyhow::Ok(applying.batch_execute("commit").await?)
+    };
+    let (redriven, ended) = tokio::join!(redrive(&mut conn, &Counts, &setup.name, id), end);
+    ended?;
+    assert_eq!(redriven?, Redriven::Applied);
+    Ok(())
+}

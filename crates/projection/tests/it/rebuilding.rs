@@ -4,6 +4,10 @@ use anyhow::Result;
 use devstack::{Addresses, NewRecord, PATIENCE, Sql};
 use projection::{RebuildOptions, Rebuildable, drop_replaced, rebuild};
 
+use rdkafka::{
+    ClientConfig,
+    producer::{BaseProducer, BaseRecord, Producer as _},
+};
 use tokio::sync::oneshot;
 
 use crate::harness::{Counts, Setup, TOTAL};
@@ -171,29 +175,140 @@ async fn a_name_under_which_nobody_follows_is_refused() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_has_lost_records_is_refused() -> Result<()> {
-    let setup = Setup::new("incomplete").await?;
-    let servers = Addresses::shared();
-    let topic = format!("{}.deleted", setup.name);
-    servers.create_dead_letter_topic(&topic).await?;
-    for _ in 0..3 {
-        servers
-            .write_record(&topic, Some(b"a"), Some(b"{}"), &[("ce_type", "count")])
-            .await?;
-    }
-    let running = setup.follow();
+async fn a_topic_that_nobody_follows_is_refused_before_anything_is_built() -> Result<()> {
+    let setup = Setup::new("unfollowed").await?;
     setup.count("a").await?;
+    let running = setup.follow();
     setup.sql.wait_for(TOTAL, 1).await?;
     running.stop().await;
     let options = RebuildOptions {
-        topic: topic.clone(),
+        topic: "other.topic".into(),
         ..setup.rebuild_options()
     };
     let (mut conn, mut follower) = (setup.session().await?, setup.session().await?);
-    servers.delete_records_before(&topic, 0, 2).await?;
-    let err = rebuild(&mut conn, &mut follower, &Counts, &options)
-        .await
-        .unwrap_err();
-    assert!(err.to_string().contains("can't be complete"), "{err}");
+    let err = rebuild(&mut conn, &mut follower, &Counts, &options).await;
+    let err = err.unwrap_err().to_string();
+    assert!(err.contains("nobody follows topic other.topic"), "{err}");
+    let built = "select count(*) from pg_namespace where nspname = 'projection_rebuild'";
+    assert_eq!(setup.sql.count(built).await?, 0);
+    Ok(())
+}
+
+/// Whatever its policy is by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_has_lost_records_is_refused() -> Result<()> {
+    let setup = Setup::with_partitions("incomplete", 1).await?;
+    let servers = Addresses::shared();
+    for _ in 0..3 {
+        setup.count("a").await?;
+    }
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 3).await?;
+    running.stop().await;
+    let policy = |policy| [("cleanup.policy", policy)];
+    servers.alter_topic(&setup.name, &policy("delete")).await?;
+    servers.delete_records_before(&setup.name, 0, 2).await?;
+    for now in ["delete", "compact"] {
+        servers.alter_topic(&setup.name, &policy(now)).await?;
+        let err = setup.rebuild().await.unwrap_err().to_string();
+        assert!(err.contains("can't be complete"), "{err}");
+    }
+    Ok(())
+}
+
+/// It has nothing for who reads what is committed, and takes offsets all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_ends_in_an_aborted_transaction_is_rebuilt() -> Result<()> {
+    let setup = Setup::with_partitions("aborted", 1).await?;
+    setup.count("a").await?;
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 1).await?;
+    let topic = setup.name.clone();
+    let aborting = tokio::task::spawn_blocking(move || {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", Addresses::shared().brokers())
+            .set("transactional.id", &topic)
+            .create()?;
+        producer.init_transactions(PATIENCE)?;
+        producer.begin_transaction()?;
+        for _ in 0..3_000 {
+            let record = BaseRecord::<[u8], [u8]>::to(&topic)
+                .key(b"a")
+                .payload(b"{}");
+            producer.send(record).map_err(|(err, _)| err)?;
+        }
+        producer.flush(PATIENCE)?;
+        producer.abort_transaction(PATIENCE)
+    });
+    aborting.await??;
+    assert_eq!(tokio::time::timeout(PATIENCE, setup.rebuild()).await??, 1);
+    assert_eq!(setup.sql.count(TOTAL).await?, 1);
+    running.stop().await;
+    Ok(())
+}
+
+/// The tables that it had made are of no use then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_was_ended_before_a_migration_begins_anew() -> Result<()> {
+    let setup = Setup::new("migrated").await?;
+    for number in 0..30 {
+        setup.count(&format!("k{}", number % 5)).await?;
+    }
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 30).await?;
+    running.stop().await;
+    let reader = setup.open_transaction_on_counts().await?;
+    let err = setup.rebuild().await.unwrap_err().to_string();
+    assert!(err.contains("begin again"), "{err}");
+    reader.batch_execute("rollback").await?;
+    setup
+        .sql
+        .batch_execute("alter table counts add column country text not null default 'DE'")
+        .await?;
+    assert_eq!(setup.rebuild().await?, 30);
+    let with_country = "select count(*) from counts where country = 'DE'";
+    assert_eq!(setup.sql.count(with_country).await?, 5);
+    Ok(())
+}
+
+/// What the service says is to be done when a topic was made anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_of_which_the_offsets_were_forgotten_begins_anew() -> Result<()> {
+    let setup = Setup::new("forgotten").await?;
+    setup.count("a").await?;
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 1).await?;
+    let reader = setup.open_transaction_on_counts().await?;
+    let err = setup.rebuild().await.unwrap_err().to_string();
+    assert!(err.contains("begin again"), "{err}");
+    reader.batch_execute("rollback").await?;
+    let forget = format!(
+        "delete from projection_offsets where projection = '{} rebuild'",
+        setup.name
+    );
+    setup.sql.batch_execute(&forget).await?;
+    assert_eq!(setup.rebuild().await?, 1);
+    assert_eq!(setup.sql.count(TOTAL).await?, 1);
+    running.stop().await;
+    Ok(())
+}
+
+/// A view shows what was replaced, and goes with it only if its owner wants that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_replaced_stays_while_something_depends_on_it() -> Result<()> {
+    let setup = Setup::new("viewed").await?;
+    setup.count("a").await?;
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 1).await?;
+    let view = "create view shown as select key, count from counts";
+    setup.sql.batch_execute(view).await?;
+    setup.rebuild().await?;
+    let mut conn = setup.session().await?;
+    let err = drop_replaced(&mut conn).await.unwrap_err().to_string();
+    assert!(err.contains("other objects depend on it"), "{err}");
+    assert_eq!(setup.sql.count("select count(*) from shown").await?, 1);
+    setup.sql.batch_execute("drop view shown").await?;
+    drop_replaced(&mut conn).await?;
+    running.stop().await;
     Ok(())
 }
