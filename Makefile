@@ -1,5 +1,5 @@
 # Each target does its own set-up, on a fresh machine too. CONTRIBUTING.md says more.
-.PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay up down lint fmt setup tools
+.PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay up down lint fmt setup deb tools
 .DEFAULT_GOAL := help
 
 # One set for all who run the system: with another, cargo would build its dependencies once more.
@@ -57,6 +57,11 @@ fmt: ## Format the code and the contracts
 	cargo fmt --all
 	! command -v buf || buf format -w
 
+deb: ## Make a Debian package of the relay, and one with its debug symbols; prints where they are
+	scripts/setup --only-deb
+	$(MAKE) .tools/bin/cargo-deb
+	PATH="$(CURDIR)/.tools/bin:$$PATH" cargo deb --package outbox-relay --locked --dbgsym
+
 setup:
 	@scripts/setup
 
@@ -69,3 +74,6 @@ tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also us
 
 .tools/bin/grpcurl:
 	GOBIN=$(CURDIR)/.tools/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+
+.tools/bin/cargo-deb:
+	cargo install --locked --quiet --root .tools cargo-deb@3.8.0
