@@ -39,6 +39,9 @@ ENTRYPOINT ["order-service"]
 
 FROM runtime AS outbox-relay
 COPY --from=builder /src/target/release/outbox-relay /usr/local/bin/
+ENV OUTBOX_RELAY_CONFIG=/etc/outbox-relay/outbox-relay.toml
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["outbox-relay", "healthcheck"]
 ENTRYPOINT ["outbox-relay"]
+CMD ["run"]
 
 FROM ${PROGRAM}
