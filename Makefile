@@ -65,8 +65,9 @@ deb: ## Make a Debian package of the relay, and one with its debug symbols; prin
 setup:
 	@scripts/setup
 
-tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also use: buf, cargo-deny, cargo-machete, @asyncapi/parser; and grpcurl
+tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also use: buf, cargo-deny, cargo-machete, @asyncapi/parser, kubernetes-validate; and grpcurl
 	! command -v npm || scripts/asyncapi/build
+	! python3 -c 'import ensurepip' || $(MAKE) .tools/bin/kubernetes-validate
 	cargo install --locked --quiet --root .tools cargo-deny@0.20.2 cargo-machete@0.9.2
 
 .tools/bin/buf:
@@ -77,3 +78,9 @@ tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also us
 
 .tools/bin/cargo-deb:
 	cargo install --locked --quiet --root .tools cargo-deb@3.8.0
+
+# The schemas of Kubernetes come with it.
+.tools/bin/kubernetes-validate:
+	python3 -m venv .tools/kubernetes-validate
+	.tools/kubernetes-validate/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
+	mkdir -p .tools/bin && ln -sf ../kubernetes-validate/bin/kubernetes-validate .tools/bin/
