@@ -1,7 +1,7 @@
 //! Connections that nobody listens in on, on both sides of the relay, and who is let in.
 
 pub(crate) mod broker;
-mod certificates;
+pub(crate) mod certificates;
 mod kafka;
 mod kept_out;
 mod lasting;

@@ -1,0 +1,83 @@
+//! The configurations that come with the Debian package and with deploy/kubernetes.yaml are what the relay
+//! takes, so that whoever fills them in begins with something that works.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use devstack::Home;
+use outbox_relay::config::Config;
+use serde_json::Value;
+
+use crate::secure::certificates::Authority;
+
+fn deploy(name: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(name);
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// What the relay makes of it where the secrets that it names are files in `directory`.
+fn load(text: &str, directory: &str) -> Result<Config> {
+    let home = Home::new()?;
+    let url = "postgres://relay:secret@localhost/customers";
+    home.write("customers-url", url)?;
+    home.write("kafka-password", "secret")?;
+    let ca = home.write("ca.crt", &Authority::new("the authority")?.pem)?;
+    let here = ca.parent().context("no directory")?.to_string_lossy();
+    let text = text.replace(directory, &here);
+    Ok(Config::load(&home.write("outbox-relay.toml", &text)?)?)
+}
+
+#[test]
+fn the_configuration_in_the_debian_package_can_be_used() -> Result<()> {
+    let text = deploy("debian/outbox-relay.toml")?;
+    let config = load(&text, "/etc/outbox-relay")?;
+    assert!(config.kafka.security.tls.is_none());
+    assert!(config.kafka.security.sasl.is_none());
+    Ok(())
+}
+
+#[test]
+fn so_it_can_with_all_that_is_left_out_of_it() -> Result<()> {
+    let text = deploy("debian/outbox-relay.toml")?;
+    let lines = text.lines().map(|line| match line.strip_prefix('#') {
+        Some(setting) if !setting.starts_with(' ') => setting,
+        _ => line,
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let config = load(&text, "/etc/outbox-relay")?;
+    assert!(config.kafka.security.tls.is_some());
+    assert!(config.kafka.security.sasl.is_some());
+    Ok(())
+}
+
+#[test]
+fn the_configuration_in_kubernetes_can_be_used_and_is_where_the_relay_looks() -> Result<()> {
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&deploy("kubernetes.yaml")?)?;
+    let of_kind = |kind: &str| {
+        let found = objects.iter().find(|object| object["kind"] == kind);
+        found.with_context(|| format!("no {kind}"))
+    };
+    let config_map = of_kind("ConfigMap")?;
+    let text = config_map["data"]["outbox-relay.toml"].as_str();
+    let pod = &of_kind("Deployment")?["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+
+    let mounted = |volume: &str| {
+        let mounts = container["volumeMounts"].as_array();
+        let mut mounts = mounts.into_iter().flatten();
+        let mount = mounts.find(|mount| mount["name"] == volume);
+        mount.and_then(|mount| mount["mountPath"].as_str())
+    };
+    let secrets = mounted("secrets").context("no secrets are mounted")?;
+    let config = load(text.context("no text")?, secrets)?;
+    assert!(config.admin_addr.ip().is_unspecified());
+    assert_eq!(
+        container["ports"][0]["containerPort"],
+        config.admin_addr.port()
+    );
+    // As the Dockerfile says.
+    assert_eq!(mounted("config"), Some("/etc/outbox-relay"));
+    Ok(())
+}
