@@ -1,41 +1,27 @@
 //! Debezium's connector for Postgres with its outbox event router, in Kafka Connect standalone.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use devstack::{Process, Program, eventually, fetch_jars, free_port, step};
-use tokio_postgres::config::Host;
+use anyhow::{Context as _, Result};
+use devstack::{eventually, step};
 
 use crate::{
+    connect::{Connect, Installation, with_database},
     drain::{self, CpuFrom, Drain},
     lab::Lab,
 };
 
-const POM: &str = include_str!("../debezium/pom.xml");
-const WORKER: &str = include_str!("../debezium/worker.properties");
 const CONNECTOR: &str = include_str!("../debezium/connector.properties");
 const TUNED: &str = include_str!("../debezium/tuned.properties");
-const LOG: &str = include_str!("../debezium/log4j2.properties");
 
 /// The consumer reads when the row was written from a header, as it does from the relay's records.
 const TIME_HEADER: &str =
     "transforms.outbox.table.fields.additional.placement=created_at:header:ce_time\n";
-/// Connect's own scripts set these, but for the heap.
-const JVM: [&str; 6] = [
-    "-server",
-    "-Xms256m",
-    "-XX:+UseG1GC",
-    "-XX:MaxGCPauseMillis=20",
-    "-XX:InitiatingHeapOccupancyPercent=35",
-    "-Djava.awt.headless=true",
-];
 
 const SLOT: &str = "bench_debezium";
 /// A slot that stays in front of the backlog; each run reads through a copy of it.
 const KEPT_SLOT: &str = "bench_kept";
-const OFFSETS: &str = "connect.offsets";
 const KEPT_OFFSETS: &str = "connect.offsets.kept";
-const LOG_NAME: &str = "connect";
 
 /// How it is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +36,7 @@ pub(crate) enum Tuning {
 
 /// What can be started again and again on the same rows.
 pub(crate) struct Connector {
-    jars: PathBuf,
-}
-
-/// Kafka Connect as a process of its own.
-pub(crate) struct Running {
-    process: Process,
-    pid: u32,
+    installation: Installation,
 }
 
 impl Tuning {
@@ -85,15 +65,10 @@ impl Tuning {
 }
 
 impl Connector {
-    /// The version in the pom.
-    pub(crate) const VERSION: &str = "3.7.0.Final";
-
     /// Fetches it, and lets it ship one row, so that it knows where it was before the backlog comes.
     pub(crate) async fn prepare(lab: &Lab) -> Result<Self> {
-        debug_assert!(POM.contains(Self::VERSION));
-        let cached = format!("debezium-{}-connect-4.3.1", Self::VERSION);
-        let jars = fetch_jars("Kafka Connect and Debezium", &cached, POM).await?;
-        let connector = Self { jars };
+        let installation = Installation::fetch(&lab.servers.home, &lab.topic.brokers).await?;
+        let connector = Self { installation };
         let preparing = async {
             let sql = lab.sql().await?;
             // Rows of all partitions as rows of the outbox, and nothing but them.
@@ -109,8 +84,8 @@ impl Connector {
                 .await?
                 .stop()
                 .await?;
-            let home = lab.servers.home.path();
-            fs::copy(home.join(OFFSETS), home.join(KEPT_OFFSETS))
+            let kept = lab.servers.home.path().join(KEPT_OFFSETS);
+            fs::copy(connector.installation.offsets(), kept)
                 .context("Connect has not stored where it is")?;
             Ok::<_, anyhow::Error>(())
         };
@@ -125,12 +100,12 @@ impl Connector {
             drop_slots(lab, &[SLOT]).await?;
             let copy = "select pg_copy_logical_replication_slot($1, $2)";
             lab.sql().await?.query(copy, &[&KEPT_SLOT, &SLOT]).await?;
-            let home = lab.servers.home.path();
+            let kept = lab.servers.home.path().join(KEPT_OFFSETS);
             // Over the file that Connect has made, for that stays its own.
-            fs::copy(home.join(KEPT_OFFSETS), home.join(OFFSETS))?;
+            fs::copy(kept, self.installation.offsets())?;
             let ends = drain::look(lab).await?;
             let running = self.start(lab, tuning).await?;
-            let drain = drain::watch(lab, ends, rows, running.pid, CpuFrom::FirstRecord).await?;
+            let drain = drain::watch(lab, ends, rows, running.pid(), CpuFrom::FirstRecord).await?;
             running.stop().await?;
             drain::check_total(lab, rows).await?;
             Ok::<_, anyhow::Error>(drain)
@@ -138,11 +113,11 @@ impl Connector {
         step(&format!("draining, {}", tuning.name()), draining).await
     }
     /// Starts it with no memory, and waits until it ships what is written from now on.
-    pub(crate) async fn start_anew(&self, lab: &Lab, tuning: Tuning) -> Result<Running> {
+    pub(crate) async fn start_anew(&self, lab: &Lab, tuning: Tuning) -> Result<Connect> {
         lab.topic.recreate().await?;
         drop_slots(lab, &[SLOT]).await?;
         // There is none the first time.
-        let _ = fs::remove_file(lab.servers.home.path().join(OFFSETS));
+        let _ = fs::remove_file(self.installation.offsets());
         let running = self.start(lab, tuning).await?;
         let sql = lab.sql().await?;
         let reading = format!(
@@ -156,7 +131,7 @@ impl Connector {
             Ok((drain::total(lab).await? == 1).then_some(()))
         })
         .await
-        .with_context(|| format!("see {}", lab.servers.home.log(LOG_NAME).display()))?;
+        .with_context(|| format!("see {}", self.installation.log().display()))?;
         Ok(running)
     }
 
@@ -165,61 +140,13 @@ impl Connector {
         drop_slots(lab, &[SLOT, KEPT_SLOT]).await
     }
 
-    async fn start(&self, lab: &Lab, tuning: Tuning) -> Result<Running> {
-        let home = &lab.servers.home;
-        let offsets = home.path().join(OFFSETS);
-        let worker = WORKER
-            .replace("@BROKERS@", &lab.topic.brokers)
-            .replace("@PORT@", &free_port()?.to_string())
-            .replace("@OFFSETS@", &offsets.display().to_string());
-        let worker = home.write("connect-worker.properties", &worker)?;
-        let connector = connector_properties(lab)? + &tuning.properties();
-        let connector = home.write("connector.properties", &connector)?;
-        let log = home.write("connect-log4j2.properties", LOG)?;
-        let class_path = format!("{}/*", self.jars.display());
-        let connect = Program::new(LOG_NAME, "java")
-            .args(JVM)
-            .args([tuning.heap()])
-            .args([format!("-Dlog4j2.configurationFile={}", log.display())])
-            .args(["-cp", &class_path])
-            .args(["org.apache.kafka.connect.cli.ConnectStandalone"])
-            .args([worker, connector]);
-        let mut process = Process::start(home, connect);
-        let pid = process.started().await?;
-        Ok(Running { process, pid })
+    async fn start(&self, lab: &Lab, tuning: Tuning) -> Result<Connect> {
+        let connector = with_database(CONNECTOR, &lab.database_url)?
+            .replace("@TOPIC@", &lab.topic.name)
+            + &tuning.properties();
+        let installation = &self.installation;
+        installation.start(&connector, "", tuning.heap()).await
     }
-}
-
-impl Running {
-    /// The id of its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// Ends it as it is meant to end.
-    pub(crate) async fn stop(self) -> Result<()> {
-        let is_same = self.process.pid() == Some(self.pid);
-        self.process.stop().await;
-        ensure!(is_same, "Connect ended in the middle of the measurement");
-        Ok(())
-    }
-}
-
-fn connector_properties(lab: &Lab) -> Result<String> {
-    let database: tokio_postgres::Config = lab.database_url.parse()?;
-    let (Some(Host::Tcp(host)), Some(port)) =
-        (database.get_hosts().first(), database.get_ports().first())
-    else {
-        bail!("the database has no address")
-    };
-    let password = String::from_utf8_lossy(database.get_password().unwrap_or_default());
-    Ok(CONNECTOR
-        .replace("@HOST@", host)
-        .replace("@DATABASE_PORT@", &port.to_string())
-        .replace("@USER@", database.get_user().unwrap_or_default())
-        .replace("@PASSWORD@", &password)
-        .replace("@DATABASE@", database.get_dbname().unwrap_or_default())
-        .replace("@TOPIC@", &lab.topic.name))
 }
 
 /// Drops those that there are, as soon as nobody reads them any more.

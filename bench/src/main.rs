@@ -11,6 +11,7 @@
 //! - `report` is what was found, `tables` lays it out.
 
 mod calls;
+mod connect;
 mod curves;
 mod debezium;
 mod drain;

@@ -17,6 +17,13 @@ pub(crate) struct Relay {
     config: PathBuf,
 }
 
+/// One that can be started.
+pub(crate) struct Configured {
+    name: String,
+    program: PathBuf,
+    config: PathBuf,
+}
+
 /// What of its status is looked at.
 #[derive(Deserialize)]
 struct Status {
@@ -24,6 +31,51 @@ struct Status {
     shipped: u64,
     in_flight: u64,
     error: Option<String>,
+}
+
+impl Configured {
+    /// One of this name with this source.
+    pub(crate) fn new(lab: &Lab, sink: &str, name: &str, source: &str) -> Result<Self> {
+        let home = &lab.servers.home;
+        let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let brokers = &lab.topic.brokers;
+        let config = home.write(
+            &format!("{name}.toml"),
+            &format!(
+                "admin_addr = \"{admin_addr}\"\n\
+                 [kafka]\nbrokers = \"{brokers}\"\nsink = \"{sink}\"\n{source}"
+            ),
+        )?;
+        Ok(Self {
+            name: name.to_owned(),
+            program: home.stage(&built_programs()?.join("outbox-relay"))?,
+            config,
+        })
+    }
+
+    /// Lets it look at everything, and fails if it finds something wrong.
+    pub(crate) async fn check(&self, lab: &Lab) -> Result<()> {
+        Program::new(&format!("{}-check", self.name), &self.program)
+            .args(["check"])
+            .env("OUTBOX_RELAY_CONFIG", self.config.display())
+            .run_once(&lab.servers.home)
+            .await
+    }
+
+    /// Starts it.
+    pub(crate) async fn start(self, lab: &Lab) -> Result<Relay> {
+        let run = Program::new(&self.name, &self.program)
+            .args(["run"])
+            .env("OUTBOX_RELAY_CONFIG", self.config.display());
+        let mut process = Process::start(&lab.servers.home, run);
+        let pid = process.started().await?;
+        Ok(Relay {
+            process,
+            pid,
+            program: self.program,
+            config: self.config,
+        })
+    }
 }
 
 impl Relay {
@@ -36,29 +88,9 @@ impl Relay {
 
     /// Starts one of this name that goes on from where another is, or stands by for it.
     pub(crate) async fn start_beside(lab: &Lab, sink: &str, name: &str) -> Result<Self> {
-        let home = &lab.servers.home;
-        let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let (brokers, database_url) = (&lab.topic.brokers, &lab.database_url);
-        let config = home.write(
-            &format!("{name}.toml"),
-            &format!(
-                "admin_addr = \"{admin_addr}\"\n\
-                 [kafka]\nbrokers = \"{brokers}\"\nsink = \"{sink}\"\n\
-                 [[source]]\nname = \"bench\"\ndatabase_url = \"{database_url}\"\n"
-            ),
-        )?;
-        let program = home.stage(&built_programs()?.join("outbox-relay"))?;
-        let run = Program::new(name, &program)
-            .args(["run"])
-            .env("OUTBOX_RELAY_CONFIG", config.display());
-        let mut process = Process::start(home, run);
-        let pid = process.started().await?;
-        Ok(Self {
-            process,
-            pid,
-            program,
-            config,
-        })
+        let database_url = &lab.database_url;
+        let source = format!("[[source]]\nname = \"bench\"\ndatabase_url = \"{database_url}\"\n");
+        Configured::new(lab, sink, name, &source)?.start(lab).await
     }
 
     /// The id of its process.

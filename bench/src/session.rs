@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs};
 use anyhow::{Context as _, Result};
 
 use crate::{
+    connect::Installation,
     curves,
     debezium::{Connector, Tuning},
     drain::{self, Drain},
@@ -62,7 +63,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
     let (latency, idle_cpu_percent) = relay_latency(lab, default_sink, options).await?;
     let debezium = match &connector {
         Some(connector) => Some(DebeziumFigures {
-            version: Connector::VERSION,
+            version: Installation::VERSION,
             tuned: runs.drain_figures(Tuning::Drain.name())?,
             with_defaults: runs.drain_figures(Tuning::Defaults.name())?,
             latency: debezium_latency(lab, connector, options).await?,

@@ -150,6 +150,7 @@ mod tests {
         let record = |(key, version): &(&str, i64)| Record {
             partition: 0,
             offset: 0,
+            timestamp_ms: None,
             key: (*key).to_owned(),
             payload: None,
             headers: vec![("ce_aggregateversion".to_owned(), version.to_string())],

@@ -19,6 +19,8 @@ const MAX_UNANSWERED: usize = 10_000;
 pub struct Record {
     pub partition: i32,
     pub offset: i64,
+    /// As the topic has it: the producer's clock or the broker's.
+    pub timestamp_ms: Option<i64>,
     pub key: String,
     pub payload: Option<Vec<u8>>,
     pub headers: Vec<(String, String)>,
@@ -154,6 +156,7 @@ fn record(message: &BorrowedMessage<'_>) -> Record {
     Record {
         partition: message.partition(),
         offset: message.offset(),
+        timestamp_ms: message.timestamp().to_millis(),
         key: text(message.key().unwrap_or_default()),
         payload: message.payload().map(<[u8]>::to_vec),
         headers: headers

@@ -1,0 +1,153 @@
+//! Kafka Connect standalone with Debezium's connector for Postgres.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use devstack::{Home, Process, Program, fetch_jars, free_port};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_postgres::config::Host;
+
+const POM: &str = include_str!("../debezium/pom.xml");
+const WORKER: &str = include_str!("../debezium/worker.properties");
+const LOG: &str = include_str!("../debezium/log4j2.properties");
+
+/// Connect's own scripts set these, but for the heap.
+const JVM: [&str; 6] = [
+    "-server",
+    "-Xms256m",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-Djava.awt.headless=true",
+];
+const LOG_NAME: &str = "connect";
+const OFFSETS: &str = "connect.offsets";
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Its jars, and where it keeps what it has to know the next time.
+pub(crate) struct Installation {
+    home: Arc<Home>,
+    jars: PathBuf,
+    brokers: String,
+}
+
+/// As a process of its own.
+pub(crate) struct Connect {
+    process: Process,
+    pid: u32,
+    rest_port: u16,
+}
+
+impl Installation {
+    /// The version in the pom.
+    pub(crate) const VERSION: &str = "3.7.0.Final";
+
+    /// Fetches it, if this is the first time on this machine.
+    pub(crate) async fn fetch(home: &Arc<Home>, brokers: &str) -> Result<Self> {
+        debug_assert!(POM.contains(Self::VERSION));
+        let cached = format!("debezium-{}-connect-4.3.1", Self::VERSION);
+        Ok(Self {
+            home: Arc::clone(home),
+            jars: fetch_jars("Kafka Connect and Debezium", &cached, POM).await?,
+            brokers: brokers.to_owned(),
+        })
+    }
+
+    /// The file in which Connect keeps how far it has read.
+    pub(crate) fn offsets(&self) -> PathBuf {
+        self.home.path().join(OFFSETS)
+    }
+
+    /// What it has written.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.home.log(LOG_NAME)
+    }
+
+    /// Starts it with a connector and lines for the worker, beside those that are always needed.
+    pub(crate) async fn start(
+        &self,
+        connector: &str,
+        worker: &str,
+        heap: &str,
+    ) -> Result<Connect> {
+        let (home, rest_port) = (&self.home, free_port()?);
+        let always = WORKER
+            .replace("@BROKERS@", &self.brokers)
+            .replace("@PORT@", &rest_port.to_string())
+            .replace("@OFFSETS@", &self.offsets().display().to_string());
+        let worker = home.write("connect-worker.properties", &format!("{always}{worker}"))?;
+        let connector = home.write("connector.properties", connector)?;
+        let log = home.write("connect-log4j2.properties", LOG)?;
+        let class_path = format!("{}/*", self.jars.display());
+        let connect = Program::new(LOG_NAME, "java")
+            .args(JVM)
+            .args([heap])
+            .args([format!("-Dlog4j2.configurationFile={}", log.display())])
+            .args(["-cp", &class_path])
+            .args(["org.apache.kafka.connect.cli.ConnectStandalone"])
+            .args([worker, connector]);
+        let mut process = Process::start(home, connect);
+        let pid = process.started().await?;
+        Ok(Connect {
+            process,
+            pid,
+            rest_port,
+        })
+    }
+}
+
+impl Connect {
+    /// The id of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Asks it by HTTP, and returns the whole answer.
+    pub(crate) async fn ask(&self, method: &str, path: &str) -> Result<String> {
+        let asking = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.rest_port)).await?;
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\
+                 Connection: close\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok::<_, anyhow::Error>(answer)
+        };
+        let answer = tokio::time::timeout(ASK_TIMEOUT, asking).await??;
+        ensure!(
+            answer.starts_with("HTTP/1.1 2"),
+            "Connect answers {method} {path} with {answer}"
+        );
+        Ok(answer)
+    }
+
+    /// Ends it as it is meant to end.
+    pub(crate) async fn stop(self) -> Result<()> {
+        let is_same = self.process.pid() == Some(self.pid);
+        self.process.stop().await;
+        ensure!(is_same, "Connect ended in the middle of the measurement");
+        Ok(())
+    }
+}
+
+/// A connector's configuration with the database that it reads.
+pub(crate) fn with_database(connector: &str, database_url: &str) -> Result<String> {
+    let database: tokio_postgres::Config = database_url.parse()?;
+    let (Some(Host::Tcp(host)), Some(port)) =
+        (database.get_hosts().first(), database.get_ports().first())
+    else {
+        bail!("the database has no address")
+    };
+    let password = String::from_utf8_lossy(database.get_password().unwrap_or_default());
+    Ok(connector
+        .replace("@HOST@", host)
+        .replace("@DATABASE_PORT@", &port.to_string())
+        .replace("@USER@", database.get_user().unwrap_or_default())
+        .replace("@PASSWORD@", &password)
+        .replace("@DATABASE@", database.get_dbname().context("no database")?))
+}
