@@ -6,8 +6,9 @@
 --
 -- No statement rewrites the table or looks at its rows under a lock that writers wait for. Steps 1 and 4 take the
 -- strongest lock (ACCESS EXCLUSIVE), for the moment in which they change the catalog. They wait for transactions that
--- have written to the table, and writers queue behind them meanwhile: hence the short lock_timeout. If it strikes, run the
--- step once more.
+-- have written to the table, and writers queue behind them meanwhile: hence the short lock_timeout. If it strikes, give the
+-- writers a second, and run that step once more, then those behind it. Less than deadlock_timeout (1 s) would be too little:
+-- only then does autovacuum make way.
 set lock_timeout = '2s';
 
 -- 1. Columns without a default: one with a volatile default would rewrite the whole table under that lock.
@@ -29,5 +30,6 @@ alter table outboxevent
     alter column xid set default pg_current_xact_id(),
     alter column seq set default nextval('outboxevent_seq');
 
--- The log up to here has all rows that are not for the relay: when Debezium has confirmed this place, it can end.
-select pg_current_wal_lsn();
+-- The log up to here has all rows that are not for the relay: when Debezium has confirmed this place, it can end. What is
+-- inserted and not what is written, because a commit under synchronous_commit = off may not be written yet.
+select pg_current_wal_insert_lsn();
