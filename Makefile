@@ -1,5 +1,5 @@
 # Each target does its own set-up, on a fresh machine too. CONTRIBUTING.md says more.
-.PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay up down lint fmt setup deb tools
+.PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay migrate-from-debezium up down lint fmt setup deb tools
 .DEFAULT_GOAL := help
 
 # One set for all who run the system: with another, cargo would build its dependencies once more.
@@ -41,6 +41,11 @@ endure-relay: setup ## Load the relay for long. SECONDS=3600 RATE=2000 KILLS=100
 	cargo build --locked --release -p outbox-relay -p bench
 	$(BUILT)/release/bench endurance $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) \
 	  $(if $(KILLS),--kills $(KILLS)) $(if $(STANDBY),--standby) $(if $(HOLD),--hold-transaction) $(if $(SINK),--sink $(SINK)) $(if $(JSON),--json $(JSON))
+
+migrate-from-debezium: setup ## From Debezium to the relay, under load. ROWS=100000 RATE=1000 LONG_MS=3000 BACK=1 MISTAKE=stop-early JSON=FILE
+	cargo build --locked --release -p outbox-relay -p bench
+	$(BUILT)/release/bench migrate $(if $(ROWS),--rows $(ROWS)) $(if $(RATE),--rate $(RATE)) $(if $(LONG_MS),--long-ms $(LONG_MS)) \
+	  $(if $(BACK),--back) $(if $(MISTAKE),--mistake $(MISTAKE)) $(if $(JSON),--json $(JSON))
 
 up: setup ## Start the whole system in the background; its addresses are in .devstack/endpoints.env
 	cargo build --locked $(PROGRAMS)

@@ -67,12 +67,7 @@ impl Installation {
     }
 
     /// Starts it with a connector and lines for the worker, beside those that are always needed.
-    pub(crate) async fn start(
-        &self,
-        connector: &str,
-        worker: &str,
-        heap: &str,
-    ) -> Result<Connect> {
+    pub(crate) async fn start(&self, connector: &str, worker: &str, heap: &str) -> Result<Connect> {
         let (home, rest_port) = (&self.home, free_port()?);
         let always = WORKER
             .replace("@BROKERS@", &self.brokers)

@@ -5,6 +5,7 @@
 //! - `drain`, `limits`, `latency` and `curves` are what is measured; `relay` and `debezium` are what
 //!   it is measured on.
 //! - `endurance` is the other measurement: for long, under a steady `load`.
+//! - `migration` goes from Debezium to the relay under load; `connect` is where Debezium runs.
 //! - `calls` is the third, the services from their doors; `projection` the fourth, what they make of
 //!   events.
 //! - `lab` holds servers, database and topic; `usage` reads CPU and memory from /proc.
@@ -21,6 +22,7 @@ mod latency;
 mod limits;
 mod load;
 mod machine;
+mod migration;
 mod options;
 mod projection;
 mod relay;
@@ -48,6 +50,8 @@ enum Command {
     Relay(options::RelayOptions),
     /// The relay under a steady load, for long: kills, a held transaction, an account of every event
     Endurance(options::EnduranceOptions),
+    /// From Debezium to the relay, under load: the documented steps, what they cost, an account of every event
+    Migrate(migration::MigrationOptions),
     /// The services: ways of validation side by side, and ten times too many calls
     Calls(calls::CallsOptions),
     /// A projection: building it anew beside a plain consumer, and how late it is
@@ -81,6 +85,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Relay(options) => session::run(&options).await,
         Command::Endurance(options) => endurance::run(&options).await,
+        Command::Migrate(options) => migration::run(&options).await,
         Command::Calls(options) => calls::run(&options).await,
         Command::Projection(options) => projection::run(&options).await,
         Command::Read(options) => limits::read(&options).await,

@@ -1,0 +1,262 @@
+//! Compares what was committed with what stands in the topic.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result};
+use devstack::{Audit, Auditor, Record, Sql};
+use serde::{Deserialize, Serialize};
+
+use super::writers::LONG_KEY;
+
+/// A row of the outbox, as it was committed.
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) key: String,
+    pub(super) payload: String,
+    /// Whether it is for the relay.
+    pub(super) has_seq: bool,
+}
+
+/// What of a payload is looked at.
+#[derive(Deserialize)]
+struct Payload {
+    version: i64,
+    at_ms: i64,
+}
+
+/// Who wrote a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shipper {
+    Debezium,
+    Relay,
+}
+
+/// What was told of an event so far.
+struct Told {
+    partition: i32,
+    by: Vec<Shipper>,
+}
+
+/// What was found.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub(super) struct Verdict {
+    pub(super) rows: usize,
+    /// Those that were written before the defaults, and are Debezium's alone.
+    pub(super) rows_without_seq: usize,
+    pub(super) records_by_debezium: usize,
+    pub(super) records_by_relay: usize,
+    /// Committed rows without a record.
+    pub(super) lost: usize,
+    /// Records of what was never committed.
+    pub(super) phantom: usize,
+    /// Records with another key or value than their row, or in another partition than the first of
+    /// their event.
+    pub(super) altered: usize,
+    /// Records of the relay of rows that are none of its business.
+    pub(super) of_rows_without_seq: usize,
+    /// Repeats of what the same shipper had written before, or else the other one.
+    pub(super) repeated_by_debezium_of_its_own: usize,
+    pub(super) repeated_by_debezium_of_the_relay: usize,
+    pub(super) repeated_by_relay_of_its_own: usize,
+    pub(super) repeated_by_relay_of_debezium: usize,
+    /// Repeats behind a newer version of their key: harmless to a consumer that looks at the
+    /// version, and a step back for one that does not.
+    pub(super) steps_back: usize,
+    /// By versions of aggregates; `inverted` are first occurrences behind a newer version.
+    pub(super) audit: Audit,
+}
+
+/// When events first came: the broker's clock, and how long after they were written.
+pub(super) struct Arrival {
+    pub(super) at_ms: i64,
+    pub(super) late_ms: i64,
+    /// Of a transaction that took its time.
+    pub(super) of_long: bool,
+}
+
+impl Verdict {
+    /// Whether nothing is wrong; what was repeated is not.
+    pub(super) fn is_clean(&self) -> bool {
+        let faults = [
+            self.lost,
+            self.phantom,
+            self.altered,
+            self.of_rows_without_seq,
+        ];
+        faults == [0; 4] && self.audit.is_clean()
+    }
+
+    /// Repeats of all kinds.
+    pub(super) fn repeated(&self) -> usize {
+        [
+            self.repeated_by_debezium_of_its_own,
+            self.repeated_by_debezium_of_the_relay,
+            self.repeated_by_relay_of_its_own,
+            self.repeated_by_relay_of_debezium,
+        ]
+        .iter()
+        .sum()
+    }
+}
+
+/// Everything that is in the outbox.
+pub(super) async fn rows(sql: &Sql) -> Result<Vec<Row>> {
+    let query = "select id::text, aggregateid, payload::text, seq is not null from outboxevent
+                 where aggregatetype = 'order'";
+    let rows = sql.query(query, &[]).await?;
+    let row = |row: &tokio_postgres::Row| Row {
+        id: row.get(0),
+        key: row.get(1),
+        payload: row.get(2),
+        has_seq: row.get(3),
+    };
+    Ok(rows.iter().map(row).collect())
+}
+
+/// Compares the rows with the records, which stand in the order of their partitions.
+pub(super) fn judge(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Arrival>)> {
+    let mut verdict = Verdict {
+        rows: rows.len(),
+        rows_without_seq: rows.iter().filter(|row| !row.has_seq).count(),
+        ..Verdict::default()
+    };
+    let by_id: HashMap<&str, &Row> = rows.iter().map(|row| (row.id.as_str(), row)).collect();
+    let mut told: HashMap<&str, Told> = HashMap::new();
+    let mut highest: HashMap<&str, i64> = HashMap::new();
+    let (mut auditor, mut arrivals) = (Auditor::default(), Vec::new());
+    for record in records {
+        let shipper = match record.header("ce_id") {
+            Some(_) => Shipper::Relay,
+            None => Shipper::Debezium,
+        };
+        match shipper {
+            Shipper::Debezium => verdict.records_by_debezium += 1,
+            Shipper::Relay => verdict.records_by_relay += 1,
+        }
+        let id = record.header("id").context("a record without an id")?;
+        let Some(row) = by_id.get(id) else {
+            verdict.phantom += 1;
+            continue;
+        };
+        let payload = record.payload.as_deref().unwrap_or_default();
+        let is_as_committed = record.key == row.key && payload == row.payload.as_bytes();
+        verdict.of_rows_without_seq += usize::from(shipper == Shipper::Relay && !row.has_seq);
+        let Payload { version, at_ms } = serde_json::from_str(&row.payload)?;
+        let newest = highest.entry(&row.key).or_default();
+        if let Some(told) = told.get_mut(id) {
+            let is_moved = told.partition != record.partition;
+            verdict.altered += usize::from(is_moved || !is_as_committed);
+            verdict.steps_back += usize::from(version < *newest);
+            let is_own = told.by.contains(&shipper);
+            *match (shipper, is_own) {
+                (Shipper::Debezium, true) => &mut verdict.repeated_by_debezium_of_its_own,
+                (Shipper::Debezium, false) => &mut verdict.repeated_by_debezium_of_the_relay,
+                (Shipper::Relay, true) => &mut verdict.repeated_by_relay_of_its_own,
+                (Shipper::Relay, false) => &mut verdict.repeated_by_relay_of_debezium,
+            } += 1;
+            told.by.push(shipper);
+        } else {
+            verdict.altered += usize::from(!is_as_committed);
+            let (partition, by) = (record.partition, vec![shipper]);
+            told.insert(&row.id, Told { partition, by });
+            let now_ms = record.timestamp_ms.unwrap_or_default();
+            arrivals.push(Arrival {
+                at_ms: now_ms,
+                late_ms: now_ms - at_ms,
+                of_long: row.key.starts_with(LONG_KEY),
+            });
+        }
+        *newest = version.max(*newest);
+        auditor.see(&row.key, version);
+    }
+    verdict.lost = rows.len() - told.len();
+    verdict.audit = auditor.finish(newest_versions(rows)?);
+    arrivals.sort_by_key(|arrival| arrival.at_ms);
+    Ok((verdict, arrivals))
+}
+
+fn newest_versions(rows: &[Row]) -> Result<HashMap<String, i64>> {
+    let mut newest: HashMap<String, i64> = HashMap::new();
+    for row in rows {
+        let Payload { version, .. } = serde_json::from_str(&row.payload)?;
+        let known = newest.entry(row.key.clone()).or_default();
+        *known = version.max(*known);
+    }
+    Ok(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Versions of one key; the first was written before the defaults.
+    fn committed(versions: i64) -> Vec<Row> {
+        let row = |version: i64| Row {
+            id: format!("id-{version}"),
+            key: "k".to_owned(),
+            payload: format!("{{\"version\":{version},\"at_ms\":{version}}}"),
+            has_seq: version > 1,
+        };
+        (1..=versions).map(row).collect()
+    }
+
+    fn record(shipper: Shipper, version: i64) -> Record {
+        let mut headers = vec![("id".to_owned(), format!("id-{version}"))];
+        if shipper == Shipper::Relay {
+            headers.push(("ce_id".to_owned(), format!("id-{version}")));
+        }
+        Record {
+            partition: 0,
+            offset: 0,
+            timestamp_ms: Some(10),
+            key: "k".to_owned(),
+            payload: Some(format!("{{\"version\":{version},\"at_ms\":{version}}}").into_bytes()),
+            headers,
+        }
+    }
+
+    /// Of three rows; these versions by Debezium, then those by the relay.
+    fn verdict(by_debezium: &[i64], by_relay: &[i64]) -> Verdict {
+        let debezium = by_debezium.iter().map(|v| record(Shipper::Debezium, *v));
+        let relay = by_relay.iter().map(|v| record(Shipper::Relay, *v));
+        let records: Vec<Record> = debezium.chain(relay).collect();
+        judge(&committed(3), &records).unwrap().0
+    }
+
+    #[test]
+    fn what_comes_twice_is_counted_by_who_wrote_it_and_forgiven() {
+        let found = verdict(&[1, 2, 2, 3], &[2, 3, 3]);
+        assert!(found.is_clean(), "{found:?}");
+        assert_eq!(found.repeated_by_debezium_of_its_own, 1);
+        assert_eq!(found.repeated_by_relay_of_debezium, 2);
+        assert_eq!(found.repeated_by_relay_of_its_own, 1);
+        assert_eq!((found.repeated(), found.steps_back), (4, 1));
+    }
+
+    #[test]
+    fn every_kind_of_fault_is_found() {
+        assert!(verdict(&[1, 2], &[2, 3]).is_clean());
+        let lost = verdict(&[1], &[3]);
+        assert_eq!((lost.lost, lost.audit.lost, lost.is_clean()), (1, 1, false));
+        let phantom = verdict(&[1, 4], &[2, 3]);
+        assert_eq!((phantom.phantom, phantom.is_clean()), (1, false));
+        let inverted = verdict(&[1, 3], &[2, 3]);
+        assert_eq!((inverted.audit.inverted, inverted.is_clean()), (1, false));
+        let stale = verdict(&[1], &[2, 3, 2]);
+        assert_eq!((stale.audit.stale, stale.is_clean()), (1, false));
+        let not_ours = verdict(&[1], &[1, 2, 3]);
+        assert_eq!(
+            (not_ours.of_rows_without_seq, not_ours.is_clean()),
+            (1, false)
+        );
+        let mut altered = record(Shipper::Debezium, 1);
+        altered.payload = Some(b"{}".to_vec());
+        let records = [
+            altered,
+            record(Shipper::Relay, 2),
+            record(Shipper::Relay, 3),
+        ];
+        let (altered, _) = judge(&committed(3), &records).unwrap();
+        assert_eq!((altered.altered, altered.is_clean()), (1, false));
+    }
+}

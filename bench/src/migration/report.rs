@@ -1,0 +1,162 @@
+use std::fmt;
+
+use devstack::Record;
+use serde::Serialize;
+
+use super::{Mistake, judge::Verdict, stages::Found};
+use crate::{machine::Machine, tables::Table};
+
+/// Everything that was found.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) measured_at: String,
+    pub(super) machine: Machine,
+    pub(super) debezium: &'static str,
+    pub(super) backlog_rows: u64,
+    pub(super) rows_per_s: u64,
+    /// So long transactions stayed open that were in the way of the steps.
+    pub(super) long_ms: u64,
+    /// What was done wrong on purpose.
+    pub(super) mistake: Option<Mistake>,
+    pub(super) stages: Vec<Found>,
+    /// The longest time without a new event, from the end of Debezium on.
+    pub(super) longest_pause_ms: i64,
+    pub(super) verdict: Verdict,
+    /// The same events, as each shipped them.
+    pub(super) sample: Vec<Sample>,
+}
+
+/// A record.
+#[derive(Debug, Serialize)]
+pub(super) struct Sample {
+    by: &'static str,
+    partition: i32,
+    timestamp_ms: Option<i64>,
+    key: String,
+    value: Option<String>,
+    headers: Vec<(String, String)>,
+}
+
+impl From<Record> for Sample {
+    fn from(record: Record) -> Self {
+        let by = match record.header("ce_id") {
+            Some(_) => "outbox-relay",
+            None => "Debezium",
+        };
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self {
+            by,
+            partition: record.partition,
+            timestamp_ms: record.timestamp_ms,
+            key: record.key,
+            value: record.payload.map(text),
+            headers: record.headers,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n{}", self.stages())?;
+        writeln!(f, "{}", self.events())?;
+        writeln!(f, "Events as each shipped them")?;
+        for sample in &self.sample {
+            writeln!(
+                f,
+                "  {}: partition {}, key {}, value {}",
+                sample.by,
+                sample.partition,
+                sample.key,
+                sample.value.as_deref().unwrap_or("null")
+            )?;
+            for (name, value) in &sample.headers {
+                writeln!(f, "      {name}: {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn stages(&self) -> Table {
+        let header = [
+            "",
+            "attempts",
+            "took, ms",
+            "last one, ms",
+            "longest transaction, ms",
+            "row to topic: p50, ms",
+            "max",
+        ];
+        let mut rows = vec![header.map(str::to_owned).to_vec()];
+        let late = |ms: Option<i64>| ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
+        rows.extend(self.stages.iter().map(|stage| {
+            vec![
+                stage.name.clone(),
+                stage.attempts.to_string(),
+                format!("{:.0}", stage.took_ms),
+                format!("{:.0}", stage.last_attempt_ms),
+                format!("{:.0}", stage.longest_transaction_ms),
+                late(stage.event_p50_ms),
+                late(stage.event_max_ms),
+            ]
+        }));
+        Table {
+            heading: format!(
+                "What it cost: {} rows a second, behind {} that were shipped, and transactions of {} ms in the way",
+                self.rows_per_s, self.backlog_rows, self.long_ms
+            ),
+            note: "The longest of all transactions that writers had open meanwhile; a step that found no moment for its \
+                   lock within lock_timeout was run once more",
+            rows,
+        }
+    }
+
+    fn events(&self) -> Table {
+        let verdict = &self.verdict;
+        let pause = usize::try_from(self.longest_pause_ms).unwrap_or_default();
+        let rows = [
+            ("rows committed", verdict.rows),
+            ("  of them without seq", verdict.rows_without_seq),
+            ("records by Debezium", verdict.records_by_debezium),
+            ("records by the relay", verdict.records_by_relay),
+            ("lost", verdict.lost),
+            ("phantom", verdict.phantom),
+            ("altered, or in another partition", verdict.altered),
+            (
+                "by the relay, of rows without seq",
+                verdict.of_rows_without_seq,
+            ),
+            ("out of order", verdict.audit.inverted),
+            (
+                "keys whose last record is not the newest",
+                verdict.audit.stale,
+            ),
+            ("repeated", verdict.repeated()),
+            (
+                "  by Debezium, of its own",
+                verdict.repeated_by_debezium_of_its_own,
+            ),
+            (
+                "  by Debezium, of the relay's",
+                verdict.repeated_by_debezium_of_the_relay,
+            ),
+            (
+                "  by the relay, of its own",
+                verdict.repeated_by_relay_of_its_own,
+            ),
+            (
+                "  by the relay, of Debezium's",
+                verdict.repeated_by_relay_of_debezium,
+            ),
+            ("  of all these, behind a newer version", verdict.steps_back),
+            ("longest pause in the hand-over, ms", pause),
+        ];
+        let row = |(name, count): (&str, usize)| vec![name.to_owned(), count.to_string()];
+        Table {
+            heading: "Events".to_owned(),
+            note: "Out of order is what came, for the first time, behind a newer version of its key",
+            rows: rows.into_iter().map(row).collect(),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! A database with an outbox that Debezium ships, its topics, and those who ship.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use devstack::{Addresses, Record, Sql, eventually};
+
+use crate::{
+    connect::{Connect, Installation, with_database},
+    lab::Lab,
+    relay::Configured,
+    topic::{Ends, PARTITIONS},
+};
+
+const TABLES: &str = include_str!("shop.sql");
+const RELAY_TABLES: &str = include_str!("../../../outbox-relay/sql/relay.sql");
+const CONNECTOR: &str = include_str!("../../debezium/migration.properties");
+/// Connect stores how far it has come, and tells Postgres, every 60 s if nothing is said; nobody who
+/// measures wants to wait for that.
+const WORKER: &str = "offset.flush.interval.ms=10000\n";
+const HEAP: &str = "-Xmx1g";
+/// The source is configured as this page shows.
+const README: &str = include_str!("../../../outbox-relay/README.md");
+const SECTION: &str = "## Coming from Debezium";
+const SECTIONS_URL: &str = "postgres://relay:secret@localhost:5432/shop";
+
+/// Where the events go that are judged: `outbox.event.` and the type of aggregate.
+pub(super) const TOPIC: &str = "outbox.event.order";
+/// Where events go that are shipped by both and compared by eye.
+pub(super) const SAMPLE_TOPIC: &str = "outbox.event.sample";
+/// Versions of each key of the backlog.
+const BACKLOG_VERSIONS: u64 = 10;
+/// A topic is whole when nothing has come in so many looks, of so many at most.
+const QUIET_POLLS: u32 = 10;
+const QUIET_POLL_INTERVAL: Duration = Duration::from_millis(500);
+const QUIET_POLLS_LIMIT: u32 = 120;
+
+/// The servers, and what is in them.
+pub(super) struct Shop<'a> {
+    pub(super) lab: &'a Lab,
+    pub(super) database_url: String,
+    pub(super) sql: Sql,
+    addresses: Addresses,
+}
+
+impl<'a> Shop<'a> {
+    /// Makes the database and the topics.
+    pub(super) async fn open(lab: &'a Lab) -> Result<Self> {
+        let addresses = lab.servers.addresses();
+        let database_url = addresses.create_database("shop").await?;
+        let sql = Sql::connect(&database_url).await?;
+        sql.batch_execute(TABLES).await?;
+        for topic in [TOPIC, SAMPLE_TOPIC] {
+            addresses.create_topic(topic, PARTITIONS).await?;
+        }
+        // Nothing is compacted away before it is judged, and one clock tells when it came.
+        let configs = [
+            ("cleanup.policy", "delete"),
+            ("message.timestamp.type", "LogAppendTime"),
+        ];
+        addresses.alter_topic(TOPIC, &configs).await?;
+        Ok(Self {
+            lab,
+            database_url,
+            sql,
+            addresses,
+        })
+    }
+
+    /// Starts Debezium, and waits until it reads.
+    pub(super) async fn start_debezium(&self, installation: &Installation) -> Result<Connect> {
+        let connector = with_database(CONNECTOR, &self.database_url)?;
+        let connect = installation.start(&connector, WORKER, HEAP).await?;
+        self.wait_for_slot(true)
+            .await
+            .with_context(|| format!("see {}", installation.log().display()))?;
+        Ok(connect)
+    }
+
+    /// Stops the connector as the page says. Connect itself goes on.
+    pub(super) async fn stop_debezium(&self, connect: &Connect) -> Result<()> {
+        connect.ask("PUT", "/connectors/shop/stop").await?;
+        eventually("a connector that has stopped", async || {
+            let status = connect.ask("GET", "/connectors/shop/status").await?;
+            let is_stopped = status.contains("\"tasks\":[]") && status.contains("STOPPED");
+            Ok(is_stopped.then_some(()))
+        })
+        .await?;
+        self.wait_for_slot(false).await
+    }
+
+    /// Lets a connector go on that was stopped.
+    pub(super) async fn resume_debezium(&self, connect: &Connect) -> Result<()> {
+        connect.ask("PUT", "/connectors/shop/resume").await?;
+        self.wait_for_slot(true).await
+    }
+
+    /// Waits until Debezium has told Postgres that it needs nothing before this place any more.
+    pub(super) async fn wait_until_confirmed(&self, place: &str) -> Result<()> {
+        let query = format!(
+            "select count(*) from pg_replication_slots
+             where slot_name = 'shop_outbox' and confirmed_flush_lsn >= '{place}'"
+        );
+        self.sql.wait_for(&query, 1).await
+    }
+
+    /// Lets Postgres forget what it keeps for Debezium.
+    pub(super) async fn drop_slot(&self) -> Result<()> {
+        self.wait_for_slot(false).await?;
+        let drop = "select pg_drop_replication_slot('shop_outbox')";
+        Ok(self.sql.batch_execute(drop).await?)
+    }
+
+    async fn wait_for_slot(&self, active: bool) -> Result<()> {
+        let query = format!(
+            "select count(*) from pg_replication_slots
+             where slot_name = 'shop_outbox' and active = {active}"
+        );
+        self.sql.wait_for(&query, 1).await
+    }
+
+    /// Writes rows and waits until Debezium has shipped them.
+    pub(super) async fn ship_backlog(&self, rows: u64) -> Result<()> {
+        let keys = rows.div_ceil(BACKLOG_VERSIONS);
+        let write = format!(
+            "do $$ begin
+                 for version in 1..{BACKLOG_VERSIONS} loop
+                     insert into outboxevent (id, aggregatetype, aggregateid, type, payload)
+                     select gen_random_uuid(), 'order', 'backlog-' || key, 'OrderChanged',
+                         jsonb_build_object('version', version, 'at_ms',
+                             (extract(epoch from clock_timestamp()) * 1000)::bigint)
+                     from generate_series(1, {keys}) as key;
+                     commit;
+                 end loop;
+             end $$"
+        );
+        self.sql.batch_execute(&write).await?;
+        let written = self.sql.count("select count(*) from outboxevent").await?;
+        let ends = self.ends().await?;
+        eventually("a backlog that Debezium has shipped", async || {
+            Ok((ends.total()? >= u64::try_from(written)?).then_some(()))
+        })
+        .await
+    }
+
+    /// Makes the tables that the relay keeps for itself.
+    pub(super) async fn make_relay_tables(&self) -> Result<()> {
+        Ok(self.sql.batch_execute(RELAY_TABLES).await?)
+    }
+
+    /// The relay with the page's own configuration.
+    pub(super) fn relay(&self) -> Result<Configured> {
+        let (_, section) = README.split_once(SECTION).context("no such section")?;
+        let (_, block) = section.split_once("```toml\n").context("no block")?;
+        let (block, _) = block.split_once("```").context("the block has no end")?;
+        ensure!(block.contains(SECTIONS_URL), "another URL in {block}");
+        let source = block.replace(SECTIONS_URL, &self.database_url);
+        Configured::new(self.lab, "kafka", "outbox-relay", &source)
+    }
+
+    /// Waits until nothing comes any more, and reads what has come.
+    pub(super) async fn read_to_the_end(&self, topic: &str) -> Result<Vec<Record>> {
+        let ends = self.ends().await?;
+        let (mut last, mut quiet) = (0, 0);
+        for _ in 0..QUIET_POLLS_LIMIT {
+            tokio::time::sleep(QUIET_POLL_INTERVAL).await;
+            let total = ends.total()?;
+            quiet = if total == last { quiet + 1 } else { 0 };
+            last = total;
+            if quiet == QUIET_POLLS {
+                return self.addresses.read_topic(topic).await;
+            }
+        }
+        bail!("the topic never came to rest")
+    }
+
+    async fn ends(&self) -> Result<Ends> {
+        let mut topic = self.lab.topic.clone();
+        TOPIC.clone_into(&mut topic.name);
+        tokio::task::spawn_blocking(move || topic.ends()).await?
+    }
+}

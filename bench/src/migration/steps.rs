@@ -1,0 +1,104 @@
+//! The documented SQL, taken from the file that people are told to run.
+
+use anyhow::{Context as _, Result, anyhow};
+use devstack::Sql;
+use tokio_postgres::{SimpleQueryMessage, error::SqlState};
+
+const COLUMNS_ONLINE: &str = include_str!("../../../outbox-relay/sql/columns-online.sql");
+
+/// One numbered step of the file.
+pub(super) struct Step {
+    /// Its number and what its comment begins with.
+    pub(super) title: String,
+    statements: Vec<String>,
+}
+
+/// What became of one attempt.
+pub(super) enum Attempt {
+    /// It is done. The last value that it has printed, if any.
+    Done(Option<String>),
+    /// `lock_timeout` struck.
+    TimedOut,
+}
+
+/// All steps, in order.
+pub(super) fn read() -> Result<[Step; 4]> {
+    let mut steps: Vec<Step> = Vec::new();
+    // Statements in front of the first step belong to it.
+    let mut code = String::new();
+    for line in COLUMNS_ONLINE.lines() {
+        let Some(comment) = line.strip_prefix("-- ") else {
+            code.push_str(line);
+            code.push('\n');
+            continue;
+        };
+        if comment.starts_with(|first: char| first.is_ascii_digit()) {
+            if let Some(step) = steps.last_mut() {
+                step.take(&mut code);
+            }
+            let end = comment.find([',', ':']).unwrap_or(comment.len());
+            let end = comment
+                .match_indices(". ")
+                .nth(1)
+                .map_or(end, |(at, _)| at.min(end));
+            steps.push(Step {
+                title: comment[..end].trim_end_matches('.').to_owned(),
+                statements: Vec::new(),
+            });
+        }
+    }
+    let last = steps.last_mut().context("the file has no steps")?;
+    last.take(&mut code);
+    let steps = steps.try_into();
+    steps.map_err(|_| anyhow!("the file has another number of steps"))
+}
+
+impl Step {
+    fn take(&mut self, code: &mut String) {
+        let code = std::mem::take(code);
+        let statements = code.split(';').map(str::trim);
+        let statements = statements.filter(|statement| !statement.is_empty());
+        self.statements.extend(statements.map(str::to_owned));
+    }
+
+    /// Runs it once, statement by statement, as psql does.
+    pub(super) async fn attempt(&self, sql: &Sql) -> Result<Attempt> {
+        let mut printed = None;
+        for statement in &self.statements {
+            match sql.simple_query(statement).await {
+                Ok(messages) => {
+                    for message in messages {
+                        if let SimpleQueryMessage::Row(row) = message {
+                            printed = row.get(0).map(str::to_owned);
+                        }
+                    }
+                }
+                Err(err) if err.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    return Ok(Attempt::TimedOut);
+                }
+                Err(err) => return Err(err).with_context(|| statement.clone()),
+            }
+        }
+        Ok(Attempt::Done(printed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_read_as_its_steps() {
+        let steps = read().unwrap();
+        let statements = steps.iter().map(|step| step.statements.len());
+        assert_eq!(statements.collect::<Vec<_>>(), [2, 1, 3, 3]);
+        let titles = steps.iter().map(|step| step.title.as_str());
+        let expected = [
+            "1. Columns without a default",
+            "2. The numbers",
+            "3. The indexes",
+            "4. The defaults",
+        ];
+        assert_eq!(titles.collect::<Vec<_>>(), expected);
+    }
+}
