@@ -22,7 +22,7 @@ const HEAP: &str = "-Xmx1g";
 /// The source is configured as this page shows.
 const README: &str = include_str!("../../../outbox-relay/README.md");
 const SECTION: &str = "## Coming from Debezium";
-const SECTIONS_URL: &str = "postgres://relay:secret@localhost:5432/shop";
+const SECTIONS_URL: &str = "postgres://outbox_relay:secret@localhost:5432/shop";
 
 /// Where the events go that are judged: `outbox.event.` and the type of aggregate.
 pub(super) const TOPIC: &str = "outbox.event.order";

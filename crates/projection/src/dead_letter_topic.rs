@@ -6,7 +6,7 @@
 
 use rdkafka::{
     ClientConfig,
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
@@ -62,31 +62,53 @@ fn connect(brokers: &str) -> Result<FutureProducer, KafkaError> {
         .create()
 }
 
-/// The record as it was found, with where and why in headers of their own behind its own.
+/// The record as it was found, with where and why in headers of their own behind its own. One that is too
+/// large with these goes without what it held: the table has that, and others wait behind it.
 async fn send(
     producer: &FutureProducer,
     topic: &str,
     letter: &DeadLetter,
 ) -> Result<(), KafkaError> {
+    match send_copy(producer, topic, letter, false).await {
+        Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {
+            send_copy(producer, topic, letter, true).await
+        }
+        sent => sent,
+    }
+}
+
+async fn send_copy(
+    producer: &FutureProducer,
+    topic: &str,
+    letter: &DeadLetter,
+    is_too_large: bool,
+) -> Result<(), KafkaError> {
     let (partition, offset) = (
         letter.partition.to_string(),
         letter.record_offset.to_string(),
     );
-    let origin = [
+    let mut headers = Some(OwnedHeaders::new());
+    let mut add = |key: &str, value: Option<&[u8]>| {
+        headers = headers.take().map(|all| all.insert(Header { key, value }));
+    };
+    if is_too_large {
+        add("dlq_left_out", Some(&b"payload and headers: too large"[..]));
+    } else {
+        letter.headers().for_each(|(key, value)| add(key, value));
+    }
+    for (key, value) in [
         ("dlq_topic", letter.topic.as_str()),
         ("dlq_partition", &partition),
         ("dlq_offset", &offset),
         ("dlq_class", &letter.error_class),
         ("dlq_error", &letter.error),
-    ];
-    let origin = origin.map(|(key, value)| (key, Some(value.as_bytes())));
-    let mut headers = OwnedHeaders::new();
-    for (key, value) in letter.headers().chain(origin) {
-        headers = headers.insert(Header { key, value });
+    ] {
+        add(key, Some(value.as_bytes()));
     }
-    let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);
+    let mut record = FutureRecord::<[u8], [u8]>::to(topic);
+    record.headers = headers;
     record.key = letter.key.as_deref();
-    record.payload = letter.payload.as_deref();
+    record.payload = letter.payload.as_deref().filter(|_| !is_too_large);
     producer
         .send(record, rdkafka::util::Timeout::Never)
         .await

@@ -139,3 +139,32 @@ async fn a_dead_letter_waits_for_what_is_being_applied() -> Result<()> {
     assert_eq!(redriven?, Redriven::Applied);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_its_topic_is_too_small_for_holds_up_no_other() -> Result<()> {
+    let setup = Setup::new("large_letters").await?;
+    let servers = Addresses::shared();
+    let topic = format!("{}.dlq", setup.name);
+    servers.create_topic(&topic, 1).await?;
+    let limit = [("max.message.bytes", "10000")];
+    servers.alter_topic(&topic, &limit).await?;
+    for payload in [&[b'x'; 50_000][..], b"small"] {
+        servers
+            .write_record(&setup.name, Some(b"a"), Some(payload), &[("other", "x")])
+            .await?;
+    }
+    let running = setup.follow_with_dead_letter_topic(&topic);
+    let in_topic = "select count(*) from dead_letters where in_topic";
+    setup.sql.wait_for(in_topic, 2).await?;
+    running.stop().await;
+    let copies = servers.read_topic(&topic).await?;
+    let [large, small] = &copies[..] else {
+        anyhow::bail!("{} copies", copies.len());
+    };
+    assert_eq!((&large.payload, large.header("other")), (&None, None));
+    assert!(large.header("dlq_left_out").is_some());
+    assert_eq!(large.header("dlq_offset"), Some("0"));
+    assert_eq!(small.payload.as_deref(), Some(&b"small"[..]));
+    assert_eq!(small.header("dlq_left_out"), None);
+    Ok(())
+}
