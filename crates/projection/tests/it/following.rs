@@ -1,8 +1,14 @@
 //! What is followed is applied, once, whatever happens meanwhile.
 
 use anyhow::{Context as _, Result};
-use devstack::PATIENCE;
+use devstack::{Addresses, PATIENCE};
 use projection::State;
+use rdkafka::{
+    ClientConfig,
+    error::KafkaError,
+    message::{Header, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, Producer as _},
+};
 
 use crate::harness::{DEAD, Setup, TOTAL};
 
@@ -76,4 +82,37 @@ async fn a_database_that_fails_is_waited_for() -> Result<()> {
         .context("still failing")??;
     running.stop().await;
     setup.sql.wait_for(DEAD, 0).await
+}
+
+/// Whoever else writes to the topic may compress as he likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_applied_however_they_are_compressed() -> Result<()> {
+    let setup = Setup::new("compressed").await?;
+    let topic = setup.name.clone();
+    let writing = tokio::task::spawn_blocking(move || {
+        for codec in ["gzip", "snappy", "lz4", "zstd"] {
+            let producer: BaseProducer = ClientConfig::new()
+                .set("bootstrap.servers", Addresses::shared().brokers())
+                .set("compression.codec", codec)
+                .create()?;
+            for _ in 0..20 {
+                let header = Header {
+                    key: "ce_type",
+                    value: Some("count"),
+                };
+                let record = BaseRecord::to(&topic)
+                    .key(codec)
+                    .payload("{}")
+                    .headers(OwnedHeaders::new().insert(header));
+                producer.send(record).map_err(|(err, _)| err)?;
+            }
+            producer.flush(PATIENCE)?;
+        }
+        Ok::<_, KafkaError>(())
+    });
+    writing.await??;
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 80).await?;
+    running.stop().await;
+    Ok(())
 }
