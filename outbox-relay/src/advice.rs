@@ -4,8 +4,8 @@ use tokio_postgres::error::SqlState;
 
 pub(crate) const SILENT_POSTGRES: &str =
     "look whether Postgres hangs, or something on the way swallows what is sent";
-pub(crate) const TABLES: &str = "make the tables as crates/outbox/migrations does, or mend what the configuration says of your \
-     own; `outbox-relay check` says what is missing";
+pub(crate) const TABLES: &str = "make the tables as crates/outbox/migrations does, or mend \
+    what the configuration says of your own; `outbox-relay check` says what is missing";
 pub(crate) const KAFKA_AWAY: &str = "look whether the brokers run, and whether kafka.brokers names \
     them; shipping goes on by itself";
 pub(crate) const NOT_KAFKA: &str = "look whether the brokers run, and whether kafka.brokers names \

@@ -6,25 +6,32 @@
 //! from applying more, fills up what is missing until there, puts the new tables in the place of the
 //! old ones, and the offset behind them. The follower finds it moved and goes on from there.
 
+mod batch;
+mod tables;
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use diesel::{
     QueryableByName,
-    sql_types::{BigInt, Bool, Integer, Text},
+    sql_types::{BigInt, Integer, Text},
 };
 use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
 };
-use rdkafka::{Message as _, consumer::BaseConsumer, error::KafkaError, message::BorrowedMessage};
+use rdkafka::consumer::BaseConsumer;
 
+pub use self::tables::drop_replaced;
+use self::{
+    batch::{Batch, read_batch},
+    tables::{NEW, OLD, prepare},
+};
 use crate::{
     Projection,
     apply::{self, Outcome},
-    decoded::Decoded,
     offsets::{Moves, Offsets, check_known},
     topic::Topic,
 };
@@ -61,17 +68,6 @@ pub struct RebuildOptions {
     pub topic: String,
 }
 
-/// Where the tables are built ...
-const NEW: &str = "projection_rebuild";
-/// ... and where those go that they replace.
-const OLD: &str = "projection_replaced";
-
-/// Records of a transaction at most: more than while serving, because nobody waits for the lock.
-const MAX_BATCH_RECORDS: usize = 10_000;
-/// Bytes of their payloads, but for the last.
-const MAX_BATCH_BYTES: usize = 16 << 20;
-/// A tenth of a millisecond or two.
-const RECORDS_BETWEEN_YIELDS: usize = 50;
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// So near to the end the swap is tried; what comes meanwhile is filled up while the follower waits.
@@ -164,99 +160,8 @@ pub async fn rebuild<P: Rebuildable>(
     })
 }
 
-/// Drops the tables that a rebuild has replaced.
-///
-/// # Errors
-/// The database's; also if something depends on one of them, such as a view, which still shows what
-/// was replaced.
-pub async fn drop_replaced(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
-    conn.batch_execute(&format!(
-        "do $$
-         declare replaced regclass;
-         begin
-             for replaced in
-                 select oid from pg_class
-                 where relnamespace = to_regnamespace('{OLD}') and relkind in ('r', 'p')
-             loop
-                 execute 'drop table ' || replaced;
-             end loop;
-             drop schema if exists {OLD};
-         end $$"
-    ))
-    .await
-}
-
 pub(crate) fn rebuild_name(name: &str) -> String {
     format!("{name} rebuild")
-}
-
-#[derive(QueryableByName)]
-struct Found {
-    #[diesel(sql_type = Bool)]
-    found: bool,
-}
-
-async fn is(conn: &mut AsyncPgConnection, condition: &str) -> Result<bool> {
-    let Found { found } = diesel::sql_query(format!("select {condition} as found"))
-        .get_result(conn)
-        .await?;
-    Ok(found)
-}
-
-/// Whether the new table has the columns that the one in use has: a migration may have come between.
-fn is_alike(table: &str) -> String {
-    let columns = |schema: &str| {
-        format!(
-            "array(select row(attname, atttypid, atttypmod, attnotnull)::text from pg_attribute
-             where attrelid = to_regclass('{schema}.{table}') and attnum > 0 and not attisdropped
-             order by attname)"
-        )
-    };
-    format!("{} = {}", columns("public"), columns(NEW))
-}
-
-/// Makes the new tables, unless an earlier run has made the same ones from the same topic.
-async fn prepare(
-    conn: &mut AsyncPgConnection,
-    tables: &[&str],
-    offsets: &Offsets<'_>,
-) -> Result<()> {
-    let alone = "pg_try_advisory_lock(hashtextextended('projection rebuild', 0))";
-    ensure!(is(conn, alone).await?, "somebody else is rebuilding it");
-    ensure!(
-        !is(conn, &format!("to_regnamespace('{OLD}') is not null")).await?,
-        "the tables that the last rebuild has replaced are still there; look at them, then run the \
-         same with --drop-old"
-    );
-    let mut can_go_on = offsets.are_known(conn).await?;
-    for table in tables {
-        can_go_on &= is(conn, &is_alike(table)).await?;
-    }
-    if !can_go_on {
-        conn.transaction(async |conn| {
-            let mut sql = format!("drop schema if exists {NEW} cascade; create schema {NEW};");
-            for table in tables {
-                sql += &format!("create table {NEW}.{table} (like public.{table} including all);");
-            }
-            conn.batch_execute(&sql).await?;
-            // Of tables that were dropped just now, or by hand.
-            for table in ["projection_offsets", "dead_letters"] {
-                diesel::sql_query(format!("delete from {table} where projection = $1"))
-                    .bind::<Text, _>(offsets.projection)
-                    .execute(conn)
-                    .await?;
-            }
-            Ok::<_, diesel::result::Error>(())
-        })
-        .await?;
-    }
-    // A rebuild is killed and begun again, so that it may lose its last commits: the offsets go with
-    // them.
-    conn.batch_execute(&format!(
-        "set search_path = {NEW}, public; set synchronous_commit = off; set statement_timeout = '60s'"
-    ))
-    .await?;
-    Ok(())
 }
 
 /// A rebuild that is going on.
@@ -442,56 +347,4 @@ struct LiveOffset {
     partition: i32,
     #[diesel(sql_type = BigInt)]
     next_offset: i64,
-}
-
-/// What was read together.
-struct Batch<'a, C> {
-    messages: Vec<BorrowedMessage<'a>>,
-    /// What the messages come to.
-    decoded: Decoded<C>,
-    /// Partitions of which there was nothing behind these.
-    read_out: BTreeSet<i32>,
-}
-
-impl<C> Batch<'_, C> {
-    fn is_empty(&self) -> bool {
-        self.messages.is_empty() && self.read_out.is_empty()
-    }
-}
-
-/// Reads what is there, up to the bounds; waits for the first so long at most. It yields now and then,
-/// so that a batch is applied meanwhile.
-async fn read_batch<'a, P: Projection>(
-    consumer: &'a BaseConsumer,
-    projection: &P,
-    mut timeout: Duration,
-) -> Result<Batch<'a, P::Change>> {
-    let mut batch = Batch {
-        messages: Vec::new(),
-        decoded: Decoded::default(),
-        read_out: BTreeSet::new(),
-    };
-    let mut bytes = 0;
-    while batch.messages.len() < MAX_BATCH_RECORDS && bytes < MAX_BATCH_BYTES {
-        let Some(message) = consumer.poll(timeout) else {
-            break;
-        };
-        timeout = Duration::ZERO;
-        let message = match message {
-            Err(KafkaError::PartitionEOF(partition)) => {
-                batch.read_out.insert(partition);
-                continue;
-            }
-            message => message.context("Kafka can't be read")?,
-        };
-        let index = batch.messages.len();
-        batch.decoded.push(projection, index, &message);
-        batch.read_out.remove(&message.partition());
-        bytes += message.payload_len();
-        batch.messages.push(message);
-        if batch.messages.len().is_multiple_of(RECORDS_BETWEEN_YIELDS) {
-            tokio::task::yield_now().await;
-        }
-    }
-    Ok(batch)
 }

@@ -1,7 +1,7 @@
 //! What is followed is applied, once, whatever happens meanwhile.
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, PATIENCE};
+use devstack::{Addresses, NewRecord, PATIENCE};
 use projection::State;
 use rdkafka::{
     ClientConfig,
@@ -113,6 +113,29 @@ async fn records_are_applied_however_they_are_compressed() -> Result<()> {
     writing.await??;
     let running = setup.follow();
     setup.sql.wait_for(TOTAL, 80).await?;
+    running.stop().await;
+    Ok(())
+}
+
+/// Within seconds, and not when librdkafka would look by itself, every five minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_added_are_followed() -> Result<()> {
+    let setup = Setup::with_partitions("grown", 1).await?;
+    setup.count("a").await?;
+    let running = setup.follow();
+    setup.sql.wait_for(TOTAL, 1).await?;
+    Addresses::shared().add_partitions(&setup.name, 2).await?;
+    let record = NewRecord {
+        partition: Some(1),
+        key: Some(b"b"),
+        payload: Some(b"{}"),
+        headers: &[("ce_type", "count")],
+        ..NewRecord::default()
+    };
+    Addresses::shared()
+        .write_records(&setup.name, &[record])
+        .await?;
+    setup.sql.wait_for(TOTAL, 2).await?;
     running.stop().await;
     Ok(())
 }
