@@ -100,7 +100,12 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16,
     let answer = tokio::time::timeout(CLIENT_TIMEOUT, asking)
         .await
         .context("no answer in time")?
-        .with_context(|| format!("no relay answers at {address}"))?;
+        .with_context(|| {
+            format!(
+                "no relay answers at {address}; start it with `outbox-relay run`, or give the one \
+                 that runs its admin_addr here as well"
+            )
+        })?;
     let Some((head, body)) = answer.split_once("\r\n\r\n") else {
         bail!("no HTTP answer")
     };

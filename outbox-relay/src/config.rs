@@ -167,7 +167,12 @@ impl Config {
 
     fn read(path: &Path, problems: &mut Problems) -> Option<File> {
         let name = path.display().to_string();
-        let text = problems.check(&name, fs::read_to_string(path))?;
+        let text = problems.check(
+            &name,
+            fs::read_to_string(path).map_err(|err| {
+                format!("{err}; name the configuration with --config or OUTBOX_RELAY_CONFIG")
+            }),
+        )?;
         problems.check(
             &name,
             toml::from_str(&text).map_err(|err| place(&text, &err)),

@@ -103,7 +103,7 @@ impl Relay {
     /// told by `/readyz`, and tried again.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Config { kafka, sources, .. } = self.config;
-        tracing::info!(address = %self.admin_addr, sources = sources.len(), "ready");
+        tracing::info!(address = %self.admin_addr, sources = sources.len(), "listening");
         if kafka.security.shows_the_password() {
             tracing::warn!(
                 "the password goes to Kafka as it is, without TLS; add [kafka.tls], or set \

@@ -9,7 +9,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use outbox_relay::{Level, ParkedKey, Relay, ResetTo, config::Config};
-use program::LogOptions;
+use program::{LogOptions, complain, say};
 
 /// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
 #[derive(Parser)]
@@ -124,9 +124,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let admin_addr = Config::load_admin_addr(&cli.config)?;
             let (_, status) = outbox_relay::ask(admin_addr, "/status").await?;
             if json || !std::io::stdout().is_terminal() {
-                print!("{status}");
+                say!("{}", status.trim_end());
             } else {
-                print!("{}", outbox_relay::status_table(&status)?);
+                say!("{}", outbox_relay::status_table(&status)?.trim_end());
             }
         }
         Command::Check { json } => return check(&Config::load(&cli.config)?, json).await,
@@ -145,7 +145,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             };
             let config = Config::load(&cli.config)?;
             let seq = outbox_relay::reset(config.source(&source)?, to).await?;
-            println!(
+            say!(
                 "{source}: the relay ships everything behind seq {seq} that the outbox still holds"
             );
         }
@@ -157,9 +157,9 @@ async fn check(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let found = outbox_relay::check(config).await;
     for finding in &found {
         if json {
-            println!("{}", serde_json::to_string(finding)?);
+            say!("{}", serde_json::to_string(finding)?);
         } else {
-            println!("{finding}");
+            say!("{finding}");
         }
     }
     let is_wrong = found.iter().any(|finding| finding.level == Level::Wrong);
@@ -179,13 +179,13 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
     match &command {
         ParkedCommand::List { json: true, .. } => {
             for key in parked.list().await? {
-                println!("{}", serde_json::to_string(&key)?);
+                say!("{}", serde_json::to_string(&key)?);
             }
         }
         ParkedCommand::List { json: false, .. } => {
             let keys = parked.list().await?;
             if keys.is_empty() {
-                println!("no key of {source} is parked");
+                say!("no key of {source} is parked");
             }
             for key in keys {
                 let ParkedKey {
@@ -197,12 +197,12 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                     retry,
                 } = key;
                 let state = if retry { ", to be tried again" } else { "" };
-                println!("{topic} {key}: {events} events from seq {refused_seq}{state}; {error}");
+                say!("{topic} {key}: {events} events from seq {refused_seq}{state}; {error}");
             }
         }
         ParkedCommand::Retry { key, .. } => {
             let keys = parked.retry(key.as_deref()).await?;
-            println!(
+            say!(
                 "{keys} keys of {source} are tried again by the relay that leads, within a second"
             );
         }
@@ -211,7 +211,7 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                 parked.drop_event(*seq).await?,
                 "no event of {source} with seq {seq} is parked"
             );
-            println!(
+            say!(
                 "seq {seq} of {source} is in relay_dead_letters now; what waited behind it is shipped"
             );
         }
@@ -227,11 +227,11 @@ async fn healthcheck(config: &Path) -> ExitCode {
     match asking.await {
         Ok((200, _)) => ExitCode::SUCCESS,
         Ok((_, body)) => {
-            eprint!("{body}");
+            complain(format_args!("{}", body.trim_end()));
             ExitCode::FAILURE
         }
         Err(err) => {
-            eprintln!("{err:#}");
+            complain(format_args!("{err:#}"));
             ExitCode::FAILURE
         }
     }

@@ -1,4 +1,8 @@
-use std::process::ExitCode;
+use std::{
+    fmt,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use crate::config::ConfigError;
 
@@ -28,7 +32,28 @@ pub fn parse<C: clap::Parser>() -> C {
     })
 }
 
-/// The exit code for a result; an error is told on standard error.
+/// Prints a line, or returns an error of `io` from the function around it where `println!` would panic.
+/// [`report`](crate::report) knows which of them is no failure.
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::print_line(format_args!($($text)*))?
+    };
+}
+
+/// What [`say!`](crate::say) does.
+#[doc(hidden)]
+pub fn print_line(text: fmt::Arguments<'_>) -> io::Result<()> {
+    writeln!(io::stdout(), "{text}")
+}
+
+/// Prints a line on standard error. Where nobody listens there is nobody to tell, either.
+pub fn complain(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// The exit code for a result; an error is told on standard error. A reader of standard output who
+/// has seen enough, as `head` has, is none.
 pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
     let err = match result {
         Ok(code) => return code,
@@ -38,7 +63,11 @@ pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
         tell(mistakes);
         return ExitCode::from(BAD_CONFIGURATION);
     }
-    eprintln!("error: {err:#}");
+    let is_enough = |err: &io::Error| err.kind() == io::ErrorKind::BrokenPipe;
+    if err.downcast_ref().is_some_and(is_enough) {
+        return ExitCode::SUCCESS;
+    }
+    complain(format_args!("error: {err:#}"));
     ExitCode::from(FAILED)
 }
 
@@ -50,9 +79,11 @@ pub(crate) fn end_with(mistakes: &ConfigError) -> ! {
 
 fn tell(mistakes: &ConfigError) {
     for line in mistakes.to_string().lines() {
-        eprintln!("error: {line}");
+        complain(format_args!("error: {line}"));
     }
-    eprintln!("See --help for every option and its variable.");
+    complain(format_args!(
+        "See --help for every option and its variable."
+    ));
 }
 
 /// An error with its reasons, on one line.

@@ -8,6 +8,6 @@ mod shutdown;
 mod telemetry;
 
 pub use config::{ConfigError, Problems};
-pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, parse, report};
+pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, complain, parse, print_line, report};
 pub use shutdown::shutdown_signal;
 pub use telemetry::{LogOptions, LogSettings};

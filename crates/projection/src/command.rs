@@ -1,30 +1,20 @@
 //! The subcommands `dlq` and `projection` of a service that follows a topic.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use diesel_async::AsyncPgConnection;
+use program::{complain, say};
 use serde_json::{Value, json};
 
 use crate::{
     Projection, RebuildOptions, Rebuildable, Redriven,
-    dead_letters::{self, DeadLetter},
+    dead_letters::{self, DeadLetter, Summary},
     drop_replaced,
     offsets::check_known,
     redrive,
 };
-
-/// Like `println!`, but that a reader who has seen enough, as `head` has, is no reason to panic.
-macro_rules! say {
-    ($($text:tt)*) => {
-        writeln!(io::stdout(), $($text)*)?
-    };
-}
 
 /// Dead letters that `redrive --all` reads at a time.
 const PAGE: i64 = 100;
@@ -95,7 +85,7 @@ impl DlqCommand {
                     );
                 }
                 if letters.is_empty() && !json {
-                    eprintln!("no dead letters of {name}");
+                    complain(format_args!("no dead letters of {name}"));
                 }
                 Ok(ExitCode::SUCCESS)
             }
@@ -183,7 +173,7 @@ async fn redrive_all<P: Projection>(
     }
 }
 
-fn line(letter: &DeadLetter) -> String {
+fn line(letter: &Summary) -> String {
     let erased = letter.erased_at.map_or("", |_| "\terased");
     format!(
         "{}\t{}\t{}[{}]@{}\tkey {}\t{}: {}{erased}",
@@ -199,7 +189,7 @@ fn line(letter: &DeadLetter) -> String {
 }
 
 fn page(letter: &DeadLetter) -> String {
-    let mut page = line(letter).replace('\t', "\n");
+    let mut page = line(&letter.summary).replace('\t', "\n");
     for (name, value) in letter.headers() {
         let _ = write!(
             page,
@@ -217,7 +207,7 @@ fn page(letter: &DeadLetter) -> String {
     page
 }
 
-fn summary(letter: &DeadLetter) -> Value {
+fn summary(letter: &Summary) -> Value {
     json!({
         "id": letter.dead_letter_id,
         "set_aside_at": letter.set_aside_at,
@@ -232,7 +222,7 @@ fn summary(letter: &DeadLetter) -> Value {
 }
 
 fn whole(letter: &DeadLetter) -> Value {
-    let mut value = summary(letter);
+    let mut value = summary(&letter.summary);
     let headers = letter.headers();
     let headers: Vec<_> = headers
         .map(|(name, value)| json!({ "name": name, "value": value.map(text) }))
@@ -245,9 +235,16 @@ fn whole(letter: &DeadLetter) -> Value {
 /// Text as it is where it can be shown, and whatever else byte by byte: a terminal must not obey it.
 fn text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        Ok(text) if !text.chars().any(steers) => text.to_owned(),
         _ => bytes.escape_ascii().to_string(),
     }
+}
+
+/// Whether a terminal may do something else with it than show it: begin a line, or turn what follows
+/// around.
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
 /// What to do with a projection.

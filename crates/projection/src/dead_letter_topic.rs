@@ -45,7 +45,7 @@ pub(crate) async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), Str
             send(producer, topic, letter)
                 .await
                 .map_err(|err| err.to_string())?;
-            ids.push(letter.dead_letter_id);
+            ids.push(letter.summary.dead_letter_id);
         }
         let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
         let marked = dead_letters::mark_in_topic(&mut conn, &ids).await;
@@ -84,8 +84,8 @@ async fn send_copy(
     is_too_large: bool,
 ) -> Result<(), KafkaError> {
     let (partition, offset) = (
-        letter.partition.to_string(),
-        letter.record_offset.to_string(),
+        letter.summary.partition.to_string(),
+        letter.summary.record_offset.to_string(),
     );
     let mut headers = Some(OwnedHeaders::new());
     let mut add = |key: &str, value: Option<&[u8]>| {
@@ -97,17 +97,17 @@ async fn send_copy(
         letter.headers().for_each(|(key, value)| add(key, value));
     }
     for (key, value) in [
-        ("dlq_topic", letter.topic.as_str()),
+        ("dlq_topic", letter.summary.topic.as_str()),
         ("dlq_partition", &partition),
         ("dlq_offset", &offset),
-        ("dlq_class", &letter.error_class),
-        ("dlq_error", &letter.error),
+        ("dlq_class", &letter.summary.error_class),
+        ("dlq_error", &letter.summary.error),
     ] {
         add(key, Some(value.as_bytes()));
     }
     let mut record = FutureRecord::<[u8], [u8]>::to(topic);
     record.headers = headers;
-    record.key = letter.key.as_deref();
+    record.key = letter.summary.key.as_deref();
     record.payload = letter.payload.as_deref().filter(|_| !is_too_large);
     producer
         .send(record, rdkafka::util::Timeout::Never)

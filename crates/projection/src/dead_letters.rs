@@ -13,10 +13,10 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
 use crate::{offsets::Offsets, poison::Poison, record::Record, schema::dead_letters};
 
-/// A record that could not be applied, as it was found.
+/// A record that could not be applied, without its payload and its headers.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[diesel(table_name = dead_letters)]
-pub struct DeadLetter {
+pub struct Summary {
     /// Its number here.
     pub dead_letter_id: i64,
     /// The topic that it was found in ...
@@ -27,10 +27,6 @@ pub struct DeadLetter {
     pub record_offset: i64,
     /// The record's key.
     pub key: Option<Vec<u8>>,
-    /// The record's value.
-    pub payload: Option<Vec<u8>>,
-    header_names: Vec<String>,
-    header_values: Vec<Option<Vec<u8>>>,
     /// What kind of fault it has.
     pub error_class: String,
     /// What is wrong with it. It holds nothing of the payload.
@@ -40,6 +36,19 @@ pub struct DeadLetter {
     /// When it was erased what the record held, if it was: payload and headers, and its key if that
     /// was for its age.
     pub erased_at: Option<DateTime<Utc>>,
+}
+
+/// A record that could not be applied, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = dead_letters)]
+pub struct DeadLetter {
+    /// All but what the record holds.
+    #[diesel(embed)]
+    pub summary: Summary,
+    /// The record's value.
+    pub payload: Option<Vec<u8>>,
+    header_names: Vec<String>,
+    header_values: Vec<Option<Vec<u8>>>,
 }
 
 const ERASE: &str = "
@@ -66,8 +75,8 @@ impl DeadLetter {
 
     pub(crate) fn record(&self) -> Record<'_> {
         Record::new(
-            (self.partition, self.record_offset),
-            self.key.as_deref(),
+            (self.summary.partition, self.summary.record_offset),
+            self.summary.key.as_deref(),
             self.payload.as_deref(),
             Some(self.headers().collect()),
         )
@@ -108,7 +117,7 @@ fn of<'a>(projection: &'a str) -> _ {
 }
 
 /// At most `limit` dead letters of a projection behind the one with the number `after`, the oldest
-/// first.
+/// first. Each may hold as much as a record does; that is not read.
 ///
 /// # Errors
 /// The database's.
@@ -117,12 +126,12 @@ pub async fn list(
     projection: &str,
     after: i64,
     limit: i64,
-) -> QueryResult<Vec<DeadLetter>> {
+) -> QueryResult<Vec<Summary>> {
     of(projection)
         .filter(dead_letters::dead_letter_id.gt(after))
         .order(dead_letters::dead_letter_id)
         .limit(limit)
-        .select(DeadLetter::as_select())
+        .select(Summary::as_select())
         .load(conn)
         .await
 }

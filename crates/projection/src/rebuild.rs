@@ -22,6 +22,7 @@ use diesel::{
 use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
 };
+use program::complain;
 use rdkafka::consumer::BaseConsumer;
 
 pub use self::tables::drop_replaced;
@@ -151,7 +152,9 @@ pub async fn rebuild<P: Rebuildable>(
                  it goes on where it was",
             ));
         }
-        eprintln!("the tables are busy ({err}), trying again");
+        complain(format_args!(
+            "the tables can't be swapped yet ({err:#}), trying again"
+        ));
         run.catch_up(conn, &consumer, &topic).await?;
     }
     Ok(Rebuilt {
@@ -260,11 +263,11 @@ impl<'a, P: Rebuildable> Run<'a, P> {
     fn tell(&self, left: i64) {
         let per_s = self.records as f64 / self.started.elapsed().as_secs_f64();
         let rest = Duration::from_secs_f64(left as f64 / per_s.max(1.0));
-        eprintln!(
+        complain(format_args!(
             "{} records applied, {per_s:.0} a second; at most {left} and {} s to go",
             self.records,
             rest.as_secs()
-        );
+        ));
     }
 
     /// Puts the new tables in the place of the old ones.

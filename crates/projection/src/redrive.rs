@@ -42,7 +42,7 @@ pub async fn redrive<P: Projection>(
             let Some(letter) = dead_letters::lock(conn, name, id).await? else {
                 return Ok(Redriven::Missing);
             };
-            if letter.erased_at.is_some() {
+            if letter.summary.erased_at.is_some() {
                 return Ok(Redriven::Erased);
             }
             match projection.decode(&letter.record()) {

@@ -264,6 +264,28 @@ async fn what_is_as_it_should_be_is_told_line_by_line() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_has_seen_enough_is_no_failure() -> Result<()> {
+    let setting = Setting::new("seen_enough").await?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let (code, text) = setting.output_to(writer, &["check"]).await?;
+    assert_eq!((code, text.as_str()), (Some(0), ""));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_a_relay_that_does_not_run_is_told_how_to_start_it() -> Result<()> {
+    let setting = Setting::new("not_running").await?;
+    let (code, text) = setting.output(&["status"]).await?;
+    assert_eq!(code, Some(70), "{text}");
+    assert_said(
+        &text,
+        &["no relay answers at 127.0.0.1:", "`outbox-relay run`"],
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_standby_says_behind_whom() -> Result<()> {
     let setting = Setting::new("standby").await?;
     let client = setting.database.connect().await?;

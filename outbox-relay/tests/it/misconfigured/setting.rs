@@ -113,7 +113,20 @@ impl Setting {
         Ok((output.status.code(), text))
     }
 
-    /// The same; of what it says the lines that say what is wrong, without what stands before that.
+    /// The same with its output there: its exit code, and what it says on standard error.
+    pub(super) async fn output_to(
+        &self,
+        stdout: impl Into<Stdio>,
+        args: &[&str],
+    ) -> Result<(Option<i32>, String)> {
+        let mut command = self.command()?;
+        command.args(args).stdout(stdout).stderr(Stdio::piped());
+        let output = tokio::task::spawn_blocking(move || command.spawn()?.wait_with_output());
+        let output = output.await??;
+        Ok((output.status.code(), String::from_utf8(output.stderr)?))
+    }
+
+    /// As [`output`](Self::output); of what it says the lines that say what is wrong, without what stands before that.
     pub(super) async fn complaints(&self, command: &str) -> Result<(Option<i32>, Vec<String>)> {
         let (code, text) = self.output(&[command]).await?;
         let complaint = |line: &str| {
