@@ -10,8 +10,10 @@ pub(crate) const KAFKA_AWAY: &str = "look whether the brokers run, and whether k
     them; shipping goes on by itself";
 pub(crate) const NOT_KAFKA: &str = "look whether the brokers run, and whether kafka.brokers names \
     them: host and port of a listener that speaks Kafka, in the way that is configured";
-pub(crate) const REFUSED: &str = "create the topic, raise its max.message.bytes or allow Write on \
-    it; or set on_refusal to park_key or dead_letter";
+pub(crate) const LETTERS_REFUSED: &str = "create it, allow Describe and Write on it, or take \
+    dead_letter_topic out of the configuration";
+pub(crate) const REFUSED: &str = "create the topic, raise its max.message.bytes, or allow \
+    Describe and Write on it; or set on_refusal to park_key or dead_letter";
 
 const UNREACHABLE: &str =
     "look whether Postgres runs, and whether host and port in database_url are right";

@@ -10,8 +10,10 @@ use proto::events::{self, Order, OrderState};
 pub struct OrdersProjection;
 
 /// The newest version of each order wins. The summaries move by the difference between the order
-/// before and the order now, in the same statement. Rows are changed in the order of their keys, so
-/// that two transactions can't wait for each other.
+/// before and the order now, in the same statement. Before is what the row holds when it is locked,
+/// and not what a snapshot shows: another replica may have applied an earlier version meanwhile, from
+/// another partition. Rows are changed in the order of their keys, so that two transactions can't wait
+/// for each other.
 const APPLY: &str = "
     with incoming as (
         select distinct on (order_id) * from unnest(
@@ -19,8 +21,6 @@ const APPLY: &str = "
             $6::bigint[], $7::timestamptz[]
         ) as i (order_id, user_id, amount, currency, cancelled, version, update_time)
         order by order_id, version desc
-    ), before as (
-        select order_id, amount, cancelled from user_orders where order_id = any ($1)
     ), applied as (
         insert into user_orders
             (order_id, user_id, amount, currency, cancelled, version, update_time)
@@ -28,19 +28,19 @@ const APPLY: &str = "
         from incoming order by order_id
         on conflict on constraint user_orders_pkey do update set
             amount = excluded.amount, cancelled = excluded.cancelled,
-            version = excluded.version, update_time = excluded.update_time
+            version = excluded.version, update_time = excluded.update_time,
+            amount_before = user_orders.amount, cancelled_before = user_orders.cancelled
         where excluded.version > user_orders.version
-        returning order_id, user_id, amount, currency, cancelled, update_time
+        returning *
     ), difference as (
-        select applied.user_id, applied.currency,
-            count(*) filter (where before.order_id is null) as orders,
-            sum(applied.cancelled::int - coalesce(before.cancelled::int, 0)) as cancelled,
-            sum(case when applied.cancelled then 0 else applied.amount end
-                - case when coalesce(before.cancelled, true) then 0 else before.amount end)
+        select user_id, currency,
+            count(*) filter (where cancelled_before is null) as orders,
+            sum(cancelled::int - coalesce(cancelled_before::int, 0)) as cancelled,
+            sum(case when cancelled then 0 else amount end
+                - case when coalesce(cancelled_before, true) then 0 else amount_before end)
                 as total,
-            max(applied.update_time) as as_of_time
-        from applied left join before using (order_id)
-        group by applied.user_id, applied.currency
+            max(update_time) as as_of_time
+        from applied group by user_id, currency
     )
     insert into user_order_summaries as s
         (user_id, currency, order_count, cancelled_count, total, as_of_time)

@@ -26,7 +26,8 @@ enum Command {
     Up,
     /// End it, and clear everything away
     Down,
-    /// Run a command with a Postgres and a Kafka, which the variables DEVSTACK_... tell of
+    /// Run a command with a Postgres and a Kafka, of which the variables DEVSTACK_POSTGRES_URL and
+    /// DEVSTACK_KAFKA_BROKERS tell it
     Run {
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Subcommand;
 use diesel_async::AsyncPgConnection;
 use program::{complain, say};
@@ -34,7 +34,7 @@ pub enum DlqCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show one with its headers and its payload, which may hold personal data
+    /// Show one with its headers and its payload, which may hold personal data. Ends with 1 if there is none
     Show {
         /// Its number
         id: i64,
@@ -51,7 +51,7 @@ pub enum DlqCommand {
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
-    /// Forget them for good; copies in the dead letter topic stay
+    /// Forget them for good; copies in the dead letter topic stay. Ends with 1 if there is none with one of the numbers
     Drop {
         /// Their numbers
         #[arg(required = true)]
@@ -90,9 +90,10 @@ impl DlqCommand {
                 Ok(ExitCode::SUCCESS)
             }
             Self::Show { id, json } => {
-                let letter = dead_letters::find(conn, name, id).await?;
-                let letter =
-                    letter.with_context(|| format!("there is no dead letter {id} of {name}"))?;
+                let Some(letter) = dead_letters::find(conn, name, id).await? else {
+                    complain(format_args!("there is no dead letter {id} of {name}"));
+                    return Ok(ExitCode::FAILURE);
+                };
                 say!(
                     "{}",
                     if json {

@@ -45,7 +45,7 @@ use crate::{config::KafkaConfig, lease::Lease, route::Record};
 /// broker less, and make acknowledgements wait.
 const REQUEST_BYTES: usize = 512 * 1024;
 /// Why a record is refused whose topic nobody made.
-const NO_SUCH_TOPIC: &str = "there is no such topic; create it";
+const NO_SUCH_TOPIC: &str = "there is no such topic";
 const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// Memory that the batches of all partitions keep for the next ones, together.
 const KEPT_BYTES: usize = 2 * 1024 * 1024;

@@ -37,8 +37,7 @@ const LINGER_MS: &str = "0.2";
 /// Pause before another try when librdkafka's queue is full, by its bound on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
 /// Why a record is refused whose topic is not among those that the brokers show.
-const NOT_SEEN: &str =
-    "there is no such topic, or it may not be seen; create it, or allow Describe";
+const NOT_SEEN: &str = "there is no such topic, or it may not be seen";
 /// How exactly the age of what is on its way is known.
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a new producer may look for the brokers before its first record.

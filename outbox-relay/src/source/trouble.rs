@@ -58,7 +58,7 @@ fn fix(err: &SourceError) -> Option<&'static str> {
         SourceError::Unopened(SinkError::Unavailable(_))
         | SourceError::Sink(SinkError::Unavailable(_))
         | SourceError::FlushTimeout => Some(advice::KAFKA_AWAY),
-        SourceError::DeadLetterTopic(_) => Some("create it, or take the setting away"),
+        SourceError::DeadLetterTopic(_) => Some(advice::LETTERS_REFUSED),
         SourceError::Refused { .. } => Some(advice::REFUSED),
         _ => None,
     }

@@ -51,7 +51,7 @@ pub(crate) struct TestService {
     /// The topic of the orders that it follows.
     pub(crate) orders_topic: String,
     channel: Channel,
-    database_url: String,
+    pub(crate) database_url: String,
     /// With which it was started.
     arguments: Vec<String>,
     running: JoinHandle<Result<()>>,

@@ -3,12 +3,15 @@
 use anyhow::Result;
 use chrono::{DateTime, Duration, Utc};
 use devstack::Addresses;
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
+use projection::Projection as _;
 use proto::{
     events::{CancelReason, ORDER_CREATED, Order, OrderState, header},
     money::v1::Money,
     user::v1::{GetUserOrderSummaryRequest, GetUserOrderSummaryResponse},
 };
 use tonic::Code;
+use user_service::orders_projection::OrdersProjection;
 use uuid::Uuid;
 
 use crate::harness::{TestService, assert_refused};
@@ -269,5 +272,30 @@ async fn tombstones_and_events_of_other_kinds_change_nothing() -> Result<()> {
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!((found.order_count, found.totals.len()), (1, 1));
     assert_eq!(service.sql.count(DEAD).await?, 0);
+    service.stop().await
+}
+
+/// As when partitions were added to the topic: an order's versions are then in two of them, and two
+/// replicas may read them at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_two_replicas_apply_at_once_is_counted_once() -> Result<()> {
+    let service = TestService::start("at_once").await?;
+    let ada = service.user("ada").await?;
+    let created = order(&ada.user_id, "19.90", "EUR")?;
+    let cancelled = cancelled(&created);
+
+    let mut one = AsyncPgConnection::establish(&service.database_url).await?;
+    let mut other = AsyncPgConnection::establish(&service.database_url).await?;
+    one.batch_execute("begin").await?;
+    OrdersProjection.apply(&mut one, &[created]).await?;
+    let applying =
+        tokio::spawn(async move { OrdersProjection.apply(&mut other, &[cancelled]).await });
+    service.wait_for_held_calls(1).await?;
+    one.batch_execute("commit").await?;
+    applying.await??;
+
+    let found = summary(&service, &ada.user_id).await?;
+    assert_eq!((found.order_count, found.cancelled_count), (1, 1));
+    assert_eq!(found.totals, []);
     service.stop().await
 }
