@@ -12,7 +12,7 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
-use super::COLUMNS;
+use super::page::COLUMNS;
 use crate::window::{Cursor, Snapshot, Window};
 
 /// Late transactions that get a branch of their own. More of them would save less, for they have
