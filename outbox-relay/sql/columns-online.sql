@@ -1,27 +1,48 @@
 -- Gives a table of events that is in use the two columns by which outbox-relay finds what is due. Writers go on all the
--- while, and need not be changed. Replace `outboxevent` by the table's name, and run it with psql outside of a
--- transaction, as the table's owner:
+-- while, and need not be changed. Replace `outboxevent` by the table's name, here and there as part of another, and `public`
+-- by its schema. Run it with psql outside of a transaction, as the table's owner:
 --
 --   psql -v ON_ERROR_STOP=1 -f columns-online.sql $DATABASE_URL
 --
 -- No statement rewrites the table or looks at its rows under a lock that writers wait for. Steps 1 and 4 take the
 -- strongest lock (ACCESS EXCLUSIVE), for the moment in which they change the catalog. They wait for transactions that
 -- have written to the table, and writers queue behind them meanwhile: hence the short lock_timeout. If it strikes, give the
--- writers a second, and run that step once more, then those behind it. Less than deadlock_timeout (1 s) would be too little:
--- only then does autovacuum make way.
+-- writers a second, and run all of this once more: what is done is left as it is. Less than deadlock_timeout (1 s) would be
+-- too little: only then does autovacuum make way.
+set search_path = public;
 set lock_timeout = '2s';
 
 -- 1. Columns without a default: one with a volatile default would rewrite the whole table under that lock.
-alter table outboxevent add column xid xid8, add column seq bigint;
+alter table outboxevent add column if not exists xid xid8, add column if not exists seq bigint;
 
 -- 2. The numbers. Cache 1, because a cached range would be handed out by several sessions out of order.
-create sequence outboxevent_seq as bigint cache 1 owned by outboxevent.seq;
+-- Whoever may insert needs them from step 4 on. Grant the sequence with the table to those who come later.
+create sequence if not exists outboxevent_seq as bigint cache 1 owned by outboxevent.seq;
+do $$
+declare
+    writer text;
+begin
+    for writer in
+        select distinct case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end
+        from (
+            select grantee, privilege_type from pg_class, aclexplode(relacl)
+            where oid = 'outboxevent'::regclass
+            union
+            select grantee, privilege_type from pg_attribute, aclexplode(attacl)
+            where attrelid = 'outboxevent'::regclass
+        ) as granted
+        where privilege_type = 'INSERT'
+    loop
+        execute format('grant usage on sequence outboxevent_seq to %s', writer);
+    end loop;
+end
+$$;
 
 -- 3. The indexes, while there is nothing to find yet. Writers don't wait (SHARE UPDATE EXCLUSIVE); these two wait for
 -- transactions that are open now, however long that takes. One that fails leaves an invalid index: drop that first.
 set lock_timeout = 0;
-create index concurrently outboxevent_seq_idx on outboxevent (seq);
-create index concurrently outboxevent_xid_idx on outboxevent (xid, seq);
+create index concurrently if not exists outboxevent_seq_idx on outboxevent (seq);
+create index concurrently if not exists outboxevent_xid_idx on outboxevent (xid, seq);
 
 -- 4. The defaults. From here on each new row has both. Every row without them was committed before this statement had its
 -- lock: those are for whatever has shipped this table until now, and the relay never looks at them.

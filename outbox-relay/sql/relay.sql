@@ -24,6 +24,9 @@ create table relay_checkpoints (
     -- Which cluster of databases the snapshots are of (`pg_control_system()`): a dump that is restored elsewhere takes the
     -- row along, and transaction ids mean nothing there. Null until a leader may ask and has.
     system_identifier bigint,
+    -- Which table they are of: they say nothing about the rows of another one, which could be taken for shipped. Null until a
+    -- leader has come by.
+    outbox oid,
     constraint relay_checkpoints_window check ((window_snapshot is null) = (window_seq is null))
 )
 -- The row is updated some times a second: room on its page keeps these updates in place.

@@ -1,7 +1,12 @@
--- The relay's own role: what outbox-relay needs, and nothing else. Run it once in each database with an outbox, as the
--- owner of its tables; a cluster has the role only once, so leave the first statement out in the second database.
--- A password or a certificate is for you to give it.
-create role outbox_relay login;
+-- The relay's own role: what outbox-relay needs, and nothing else. Run it in each database with an outbox, as the owner of its
+-- tables, who needs CREATEROLE unless the role is there; it can be run again. A password or a certificate is for you to give it.
+do $$
+begin
+    if to_regrole('outbox_relay') is null then
+        create role outbox_relay login;
+    end if;
+end
+$$;
 
 grant usage on schema public to outbox_relay;
 -- What is shipped is read by the parent's name ...

@@ -36,6 +36,17 @@ pub(crate) enum CheckpointError {
          outbox still holds once more"
     )]
     Foreign(String),
+    /// Its snapshots and numbers are of another table.
+    #[error(
+        "the checkpoint is of another table than {table}; give what is another outbox a source.name of its \
+         own, or, if this table has taken the other's place, run `outbox-relay reset --source {source_name}`, \
+         which ships every row that it holds"
+    )]
+    OtherTable {
+        /// The table that is configured.
+        table: String,
+        source_name: String,
+    },
     #[error("the checkpoint can't be read")]
     Malformed(#[from] MalformedSnapshot),
     /// It is of a table that others made.
@@ -66,7 +77,11 @@ async fn system_identifier(client: &Client) -> Result<Option<i64>, tokio_postgre
 }
 
 /// Makes the caller, who holds the source's lock, its leader on record.
-pub(crate) async fn claim(client: &Client, source: &str) -> Result<Claim, CheckpointError> {
+pub(crate) async fn claim(
+    client: &Client,
+    source: &str,
+    mapping: &Mapping,
+) -> Result<Claim, CheckpointError> {
     let system_identifier = system_identifier(client).await?;
     client
         .execute(
@@ -82,17 +97,25 @@ pub(crate) async fn claim(client: &Client, source: &str) -> Result<Claim, Checkp
             "with before as (select * from relay_checkpoints where source = $1 for update)
              update relay_checkpoints as now
              set epoch = now.epoch + 1, resigned = false, heartbeat_at = clock_timestamp(),
-                 system_identifier = coalesce(now.system_identifier, $2)
+                 system_identifier = coalesce(now.system_identifier, $2),
+                 outbox = coalesce(now.outbox, to_regclass($3))
              from before where now.source = before.source
              returning now.epoch, before.snapshot::text, before.max_seq,
                  before.window_snapshot::text, before.window_seq, before.resigned,
                  date_part('epoch', clock_timestamp() - before.heartbeat_at), before.instance::text,
-                 now.system_identifier",
-            &[&source, &system_identifier],
+                 now.system_identifier, now.outbox <> to_regclass($3)",
+            &[&source, &system_identifier, &mapping.table()],
         )
         .await?;
     if system_identifier.is_some() && system_identifier != row.get(8) {
         return Err(CheckpointError::Foreign(source.to_owned()));
+    }
+    // Null while there is no such table, which reading tells better.
+    if row.get::<_, Option<bool>>(9) == Some(true) {
+        return Err(CheckpointError::OtherTable {
+            table: mapping.table().to_owned(),
+            source_name: source.to_owned(),
+        });
     }
     let (resigned, age_s): (bool, f64) = (row.get(5), row.get(6));
     Ok(Claim {
@@ -198,13 +221,23 @@ pub(crate) async fn reset(
         )
         update relay_checkpoints
         set snapshot = '1:1:', max_seq = 0, window_snapshot = pg_current_snapshot(),
-            window_seq = greatest(start.seq, 0), system_identifier = $4
+            window_seq = greatest(start.seq, 0), system_identifier = $4,
+            outbox = to_regclass($5)
         from start where source = $1
         returning window_seq"
     );
     let system_identifier = system_identifier(client).await?;
     let updated = client
-        .query_opt(&sql, &[&source, &seq, &seconds, &system_identifier])
+        .query_opt(
+            &sql,
+            &[
+                &source,
+                &seq,
+                &seconds,
+                &system_identifier,
+                &mapping.table(),
+            ],
+        )
         .await?;
     Ok(updated.map_or(0, |row| row.get(0)))
 }

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::{
     checkpoint::{self, CheckpointError, Claim, ResetTo},
-    config::{DatabaseUrl, SourceConfig},
+    config::{DatabaseUrl, Mapping, SourceConfig},
     lease::Lease,
     session::{DatabaseError, answered, connect},
     window::Cursor,
@@ -82,6 +82,7 @@ impl Candidate {
     /// its way.
     pub(crate) async fn lead(
         self,
+        mapping: &Mapping,
         delivery_timeout: Duration,
     ) -> Result<Election, CheckpointError> {
         let Self { client, source } = self;
@@ -90,7 +91,7 @@ impl Candidate {
             cursor,
             instance,
             predecessor_age,
-        } = answered(checkpoint::claim(&client, &source)).await?;
+        } = answered(checkpoint::claim(&client, &source, mapping)).await?;
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
         });

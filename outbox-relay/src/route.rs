@@ -87,7 +87,7 @@ pub enum BadRow {
     #[error("column headers isn't an object of strings")]
     Headers,
     /// It has one of the record's own headers, of which consumers would see either.
-    #[error("column headers has {0}, which every record has already")]
+    #[error("column headers has {0}, a name that is the relay's own")]
     OwnHeader(&'static str),
     /// Its time can't be written as RFC 3339: infinity, or a year with more than four digits.
     #[error("column created_at isn't a time from year 0 to 9999")]

@@ -215,7 +215,11 @@ impl Source {
         let candidate = Candidate::new(&self.config.database_url, &self.config.name).await?;
         while !self.shutdown.is_cancelled() {
             if candidate.try_lock().await? {
-                return Ok(Some(candidate.lead(self.kafka.delivery_timeout).await?));
+                return Ok(Some(
+                    candidate
+                        .lead(&self.config.mapping, self.kafka.delivery_timeout)
+                        .await?,
+                ));
             }
             self.status.update(|status| {
                 status.role = Role::Standby;

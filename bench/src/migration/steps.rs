@@ -55,10 +55,14 @@ pub(super) fn read() -> Result<[Step; 4]> {
 
 impl Step {
     fn take(&mut self, code: &mut String) {
-        let code = std::mem::take(code);
-        let statements = code.split(';').map(str::trim);
-        let statements = statements.filter(|statement| !statement.is_empty());
-        self.statements.extend(statements.map(str::to_owned));
+        let mut statement = String::new();
+        for part in std::mem::take(code).split_inclusive(';') {
+            statement += part;
+            // A block in dollar quotes has semicolons of its own.
+            if !statement.trim().is_empty() && statement.matches("$$").count().is_multiple_of(2) {
+                self.statements.push(std::mem::take(&mut statement));
+            }
+        }
     }
 
     /// Runs it once, statement by statement, as psql does.

@@ -93,7 +93,7 @@ async fn look_at_rows(
     source: &SourceConfig,
     found: &mut Findings<'_>,
 ) -> Result<Outbox, DatabaseError> {
-    let instance = look_at_checkpoint(client, &source.name, found).await?;
+    let instance = look_at_checkpoint(client, &source.name, source.mapping.table(), found).await?;
     look_at_lock(client, &source.name, found).await?;
     let sql = topics(source.mapping.outbox());
     let rows =
@@ -140,11 +140,14 @@ async fn apply(
 async fn look_at_checkpoint(
     client: &Client,
     source: &str,
+    table: &str,
     found: &mut Findings<'_>,
 ) -> Result<String, DatabaseError> {
-    let row =
-        answered(async { Ok::<_, DatabaseError>(client.query_opt(CHECKPOINT, &[&source]).await?) })
-            .await?;
+    let asking = async {
+        let row = client.query_opt(CHECKPOINT, &[&source, &table]).await?;
+        Ok::<_, DatabaseError>(row)
+    };
+    let row = answered(asking).await?;
     let Some(row) = row else {
         found.ok("no relay has led it yet; the first ships every row that the outbox holds");
         return Ok("check".into());
@@ -159,9 +162,22 @@ async fn look_at_checkpoint(
                  outbox still holds once more"
             ),
         );
+    } else if row.get(5) {
+        found.wrong(
+            format!("the checkpoint is of another table than {table}"),
+            format!(
+                "give what is another outbox a source.name of its own, or, if this table has taken the \
+                 other's place, run `outbox-relay reset --source {source}`, which ships every row that it \
+                 holds"
+            ),
+        );
     } else {
         let age = Duration::try_from_secs_f64(row.get(4)).unwrap_or_default();
-        let how = if resigned { ", given up cleanly" } else { "" };
+        let how = if resigned {
+            ", by a relay that ended with nothing on its way"
+        } else {
+            ""
+        };
         found.ok(format!(
             "checkpoint of epoch {epoch}, stored {age:.1?} ago{how}"
         ));

@@ -1,9 +1,19 @@
 //! What of an outbox that others made is not as the relay needs it. `:table`, `:xid` and `:seq` are filled
 //! in as strings, `:named` as rows of a setting and the column that it names.
 
-use super::tables::{RULE, Rule};
+use super::tables::{RULE, Rule, WRITERS};
 
-pub(super) const MAPPED_RULES: [Rule; 6] = [
+pub(super) const MAPPED_RULES: [Rule; 8] = [
+    Rule {
+        fine: "the role may look into the outbox's schema",
+        is_basic: true,
+        sql: "
+            select current_user || ' may not use the schema ' || quote_ident(nspname),
+                format('grant usage on schema %I to %I', nspname, current_user)
+            from parse_ident(:table) as name join pg_namespace on nspname = name[1]
+            where cardinality(name) = 2 and not has_schema_privilege(pg_namespace.oid, 'usage')",
+        ..RULE
+    },
     Rule {
         fine: "the outbox and the relay's own tables are there",
         is_basic: true,
@@ -13,7 +23,12 @@ pub(super) const MAPPED_RULES: [Rule; 6] = [
             where to_regclass(:table) is null
             union all
             select 'there is no ' || name || ' in the search path of ' || current_user,
-                'run outbox-relay/sql/relay.sql in the database ' || current_database()
+                coalesce(
+                    (select format('there is one in the schema %1$I: grant usage on schema %1$I to %2$I; '
+                            'alter role %2$I in database %3$I set search_path = %1$I',
+                            relnamespace::regnamespace, current_user, current_database())
+                     from pg_class where relname = name and relkind = 'r' limit 1),
+                    'run outbox-relay/sql/relay.sql in the database ' || current_database())
             from unnest(array['relay_checkpoints', 'relay_parked', 'relay_dead_letters']) as name
             where to_regclass(name) is null
             union all
@@ -80,6 +95,7 @@ pub(super) const MAPPED_RULES: [Rule; 6] = [
                 or attidentity = '' and found.value not like expected.value",
         ..RULE
     },
+    WRITERS,
     Rule {
         fine: "rows are found by seq and by xid",
         sql: "

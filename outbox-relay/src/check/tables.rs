@@ -19,7 +19,37 @@ pub(super) const RULE: Rule = Rule {
     is_basic: false,
 };
 
-pub(super) const RULES: [Rule; 7] = [
+/// Whoever may insert has to be given the number of the row as well.
+pub(super) const WRITERS: Rule = Rule {
+    fine: "whoever may insert into the outbox may number the row",
+    sql: "
+        with writer (id) as (
+            select grantee from pg_class, aclexplode(relacl)
+            where oid = :table::regclass and privilege_type = 'INSERT'
+            union
+            select grantee from pg_attribute, aclexplode(attacl)
+            where attrelid = :table::regclass and privilege_type = 'INSERT'
+        ), numbers (id) as (
+            select distinct refobjid
+            from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
+                join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
+                    and refclassid = 'pg_class'::regclass
+                join pg_sequence on seqrelid = refobjid
+            where adrelid = :table::regclass and attname = :seq
+        )
+        select name || ' may insert into ' || :table || ', and may not use the sequence '
+                || numbers.id::regclass || ' of its column ' || :seq,
+            'grant usage on sequence ' || numbers.id::regclass || ' to ' || name
+        from numbers, writer, lateral (
+            select case writer.id when 0 then 'public' else quote_ident(pg_get_userbyid(writer.id)) end,
+                case writer.id when 0 then has_sequence_privilege('public', numbers.id, 'usage, update')
+                    else has_sequence_privilege(writer.id, numbers.id, 'usage, update') end
+        ) as role (name, may)
+        where not may order by 1",
+    ..RULE
+};
+
+pub(super) const RULES: [Rule; 8] = [
     Rule {
         fine: "the outbox and the relay's own tables are there",
         is_basic: true,
@@ -121,6 +151,7 @@ pub(super) const RULES: [Rule; 7] = [
             where adrelid = 'outbox'::regclass and attname = 'seq' and seqcache <> 1",
         ..RULE
     },
+    WRITERS,
     Rule {
         fine: "the outbox has partitions, which can be emptied by turns",
         is_optional: true,
@@ -155,15 +186,16 @@ pub(super) const RULES: [Rule; 7] = [
     },
 ];
 
-/// `$1` is the source: the instance, whether the checkpoint is of another time or another cluster of
-/// databases, and how old it is.
+/// `$1` is the source and `$2` its table: the instance, whether the checkpoint is of another time or
+/// another cluster of databases, how old it is, and whether it is of another table.
 pub(super) const CHECKPOINT: &str = "
     select instance::text, epoch, resigned,
         pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
             or coalesce(system_identifier <> (
                 select system_identifier from pg_control_system()
                 where has_function_privilege('pg_control_system()', 'execute')), false),
-        date_part('epoch', clock_timestamp() - heartbeat_at)
+        date_part('epoch', clock_timestamp() - heartbeat_at),
+        coalesce(outbox <> to_regclass($2), false)
     from relay_checkpoints where source = $1";
 
 /// Topics and the largest row of each, in bytes, among the newest thousand rows and the thousand that

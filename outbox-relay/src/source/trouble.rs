@@ -29,6 +29,7 @@ fn reason(err: &SourceError) -> Reason {
         | SourceError::Read(_) => Reason::Database,
         SourceError::Checkpoint(
             CheckpointError::Foreign(_)
+            | CheckpointError::OtherTable { .. }
             | CheckpointError::Malformed(_)
             | CheckpointError::ForeignRows(..)
             | CheckpointError::Timeless,

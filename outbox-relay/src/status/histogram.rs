@@ -7,7 +7,7 @@ use std::{
 
 /// The upper ends of the buckets, in microseconds: close together where a relay that is well has its
 /// times, and up to an hour for what has waited.
-pub(crate) const BOUNDS_US: [u64; 20] = [
+pub(crate) const BOUNDS_US: [u64; 22] = [
     1_000,
     2_000,
     3_000,
@@ -27,6 +27,8 @@ pub(crate) const BOUNDS_US: [u64; 20] = [
     30_000_000,
     60_000_000,
     300_000_000,
+    900_000_000,
+    1_800_000_000,
     3_600_000_000,
 ];
 

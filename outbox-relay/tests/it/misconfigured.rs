@@ -127,6 +127,28 @@ mistakes! {
         run: Run::Ships,
         ..MISTAKE
     };
+    a_writer_that_may_not_number_its_rows: Mistake {
+        sql: "create role ROLE_writer; grant insert on outbox to ROLE_writer",
+        check: &["_writer may insert into outbox, and may not use the sequence outbox_seq",
+            "grant usage on sequence outbox_seq to "],
+        run: Run::Ships,
+        ..MISTAKE
+    };
+    a_schema_that_may_not_be_used: Mistake {
+        sql: "create schema app; create table app.events ()",
+        change: |parts| parts.source += "table = 'app.events'\n",
+        check: &["may not use the schema app; grant usage on schema app to "],
+        run: Run::NotReady(&["permission denied for schema app", "outbox-relay check"]),
+        ..MISTAKE
+    };
+    the_checkpoint_of_another_table: Mistake {
+        sql: "insert into relay_checkpoints
+                  (source, epoch, snapshot, max_seq, heartbeat_at, resigned, outbox)
+              values ('test', 1, '3:3:', 0, now(), true, 'relay_parked'::regclass)",
+        check: &["the checkpoint is of another table than outbox", "outbox-relay reset --source test"],
+        run: Run::NotReady(&["the checkpoint is of another table than outbox", "outbox-relay reset --source test"]),
+        ..MISTAKE
+    };
     kafka_away: Mistake {
         change: |parts| parts.brokers = "127.0.0.1:1".into(),
         check: &["127.0.0.1:1: Connection refused", "whether the brokers run"],

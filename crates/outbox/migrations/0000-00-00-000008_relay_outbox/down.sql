@@ -1,0 +1,1 @@
+alter table relay_checkpoints drop column outbox;

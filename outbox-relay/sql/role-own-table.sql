@@ -1,0 +1,19 @@
+-- The relay's own role where the outbox is a table that others made: what outbox-relay needs, and nothing else. Replace
+-- `app` and `events` by the table's schema and name, and `public` by the schema in which relay.sql was run. Run it as the
+-- owner of these tables, who needs CREATEROLE unless the role is there; it can be run again. A password or a certificate is
+-- for you to give it.
+do $$
+begin
+    if to_regrole('outbox_relay') is null then
+        create role outbox_relay login;
+    end if;
+end
+$$;
+
+grant usage on schema app, public to outbox_relay;
+-- What is shipped.
+grant select on app.events to outbox_relay;
+-- How far it has come.
+grant select, insert, update on public.relay_checkpoints to outbox_relay;
+-- What Kafka refuses.
+grant select, insert, update, delete on public.relay_parked, public.relay_dead_letters to outbox_relay;
