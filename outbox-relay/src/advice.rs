@@ -12,8 +12,9 @@ pub(crate) const NOT_KAFKA: &str = "look whether the brokers run, and whether ka
     them: host and port of a listener that speaks Kafka, in the way that is configured";
 pub(crate) const LETTERS_REFUSED: &str = "create it, allow Describe and Write on it, or take \
     dead_letter_topic out of the configuration";
-pub(crate) const REFUSED: &str = "create the topic, raise its max.message.bytes, or allow \
-    Describe and Write on it; or set on_refusal to park_key or dead_letter";
+pub(crate) const REFUSED: &str = "create the topic, raise the limit that is named, allow \
+    Describe and Write on it, or repair the row; or set on_refusal to park_key or dead_letter";
+pub(crate) const ROW: &str = "repair the row, or delete it; what is behind it follows";
 
 const UNREACHABLE: &str =
     "look whether Postgres runs, and whether host and port in database_url are right";
@@ -35,6 +36,13 @@ pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
         }
         SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::UNDEFINED_FUNCTION => {
             TABLES
+        }
+        SqlState::LOCK_NOT_AVAILABLE => {
+            "another session holds a lock on the relay's own tables: pg_blocking_pids() names it"
+        }
+        // Class 22, data exceptions.
+        ref code if code.code().starts_with("22") => {
+            "a row can't be read as the configuration says; repair it, or mend source.columns"
         }
         SqlState::TOO_MANY_CONNECTIONS => "raise max_connections, or close some connections",
         _ => "look into Postgres' log; shipping goes on by itself when it is gone",

@@ -17,6 +17,8 @@ use crate::{
 
 /// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
 pub(crate) const MAX_PARKED_KEYS: usize = 1_000;
+/// A longer key can't be parked: the index by which parked keys are found takes no longer entry.
+pub(crate) const MAX_PARKED_KEY_BYTES: usize = 2_000;
 /// Dead letters that are stored with one statement. More of them would save little, and the
 /// statement looks through all of them for the reason of each.
 const MAX_UNBURIED: usize = 500;

@@ -18,6 +18,9 @@ pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// A leader of whom the database hears nothing for so long loses the lock: its process is suspended,
 /// or its machine has vanished without a word.
 const SILENCE_LIMIT: Duration = Duration::from_secs(3);
+/// A statement that waits for somebody's lock ends before it is given up here: its session would go on
+/// waiting, and would lead without a relay.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// A leader that could not show this for so long sends nothing until it has. Longer makes a
 /// failover longer, shorter stops shipping at every hiccup of the database.
 const SEND_LEASE: Duration = Duration::from_millis(600);
@@ -60,7 +63,11 @@ impl Candidate {
         source: &str,
     ) -> Result<Self, DatabaseError> {
         let client = connect(database_url, "outbox-relay leader").await?;
-        let sql = format!("set idle_session_timeout = {}", SILENCE_LIMIT.as_millis());
+        let sql = format!(
+            "set idle_session_timeout = {}; set lock_timeout = {}",
+            SILENCE_LIMIT.as_millis(),
+            LOCK_LIMIT.as_millis()
+        );
         answered(async { Ok::<_, DatabaseError>(client.batch_execute(&sql).await?) }).await?;
         Ok(Self {
             client,
@@ -171,7 +178,7 @@ pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, Che
     // It looks at all rows, or changes them: an operator can wait.
     candidate
         .client
-        .batch_execute("set statement_timeout = 0")
+        .batch_execute("set statement_timeout = 0; set lock_timeout = 0")
         .await?;
     checkpoint::reset(&candidate.client, &source.name, &source.mapping, to).await
 }

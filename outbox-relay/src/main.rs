@@ -59,7 +59,7 @@ enum Command {
         #[command(flatten)]
         source: Source,
         /// From the row with this seq on
-        #[arg(long, conflicts_with = "to_time")]
+        #[arg(long, conflicts_with = "to_time", value_parser = clap::value_parser!(i64).range(0..))]
         to_seq: Option<i64>,
         /// From the first row of this time on, like 2026-01-31T12:00:00Z
         #[arg(long)]
@@ -197,11 +197,15 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                     retry,
                 } = key;
                 let state = if retry { ", to be tried again" } else { "" };
+                let key = key.escape_debug();
                 say!("{topic} {key}: {events} events from seq {refused_seq}{state}; {error}");
             }
         }
         ParkedCommand::Retry { key, .. } => {
             let keys = parked.retry(key.as_deref()).await?;
+            if let (0, Some(key)) = (keys, key) {
+                anyhow::bail!("no key {key:?} of {source} is parked");
+            }
             say!(
                 "{keys} keys of {source} are tried again by the relay that leads, within a second"
             );

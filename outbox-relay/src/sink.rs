@@ -84,8 +84,12 @@ pub enum SinkError {
 }
 
 impl SinkError {
-    fn too_large(topic: &str, bytes: usize, limit: usize) -> Self {
-        let reason = format!("it takes {bytes} bytes, and the limit is {limit}");
+    fn too_large(topic: &str, bytes: usize, limit: usize, kafka: &KafkaConfig) -> Self {
+        let whose = match limit == kafka.max_record_bytes {
+            true => "kafka.max_record_bytes",
+            false => "the topic's max.message.bytes",
+        };
+        let reason = format!("it takes {bytes} bytes, and the limit is {limit}, by {whose}");
         Self::refused(topic, reason)
     }
 

@@ -99,13 +99,17 @@ async fn look_at_rows(
     let rows =
         answered(async { Ok::<_, DatabaseError>(client.query(&sql, &[&source.name]).await?) })
             .await?;
-    let topic = |row: &tokio_postgres::Row| {
+    let mut topics = Vec::with_capacity(rows.len());
+    for row in &rows {
         let bytes = usize::try_from(row.get::<_, i64>(1)).unwrap_or(0);
-        (row.get(0), bytes)
-    };
+        match row.get::<_, Option<String>>(0) {
+            Some(topic) => topics.push((topic, bytes)),
+            None => found.wrong("the outbox has rows without a topic", advice::ROW),
+        }
+    }
     Ok(Outbox {
         producer_name: format!("outbox-relay.{}.{instance}", source.name),
-        topics: rows.iter().map(topic).collect(),
+        topics,
     })
 }
 

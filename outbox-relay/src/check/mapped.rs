@@ -1,9 +1,9 @@
 //! What of an outbox that others made is not as the relay needs it. `:table`, `:xid` and `:seq` are filled
 //! in as strings, `:named` as rows of a setting and the column that it names.
 
-use super::tables::{RULE, Rule, WRITERS};
+use super::tables::{RULE, Rule, UNCACHED, UNHIDDEN, WRITERS};
 
-pub(super) const MAPPED_RULES: [Rule; 8] = [
+pub(super) const MAPPED_RULES: [Rule; 10] = [
     Rule {
         fine: "the role may look into the outbox's schema",
         is_basic: true,
@@ -95,7 +95,9 @@ pub(super) const MAPPED_RULES: [Rule; 8] = [
                 or attidentity = '' and found.value not like expected.value",
         ..RULE
     },
+    UNCACHED,
     WRITERS,
+    UNHIDDEN,
     Rule {
         fine: "rows are found by seq and by xid",
         sql: "

@@ -19,6 +19,31 @@ pub(super) const RULE: Rule = Rule {
     is_basic: false,
 };
 
+/// A range of numbers in the hands of a session would come out behind those of others.
+pub(super) const UNCACHED: Rule = Rule {
+    fine: "seq is given to one row at a time",
+    sql: "
+        select 'sequence ' || seqrelid::regclass || ' gives each session ' || seqcache
+            || ' numbers at once, so that two changes of a key can be numbered the wrong way round',
+            'alter sequence ' || seqrelid::regclass || ' cache 1'
+        from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
+            join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
+                and refclassid = 'pg_class'::regclass
+            join pg_sequence on seqrelid = refobjid
+        where adrelid = :table::regclass and attname = :seq and seqcache <> 1",
+    ..RULE
+};
+
+/// A row that the relay is not shown is one that it never ships.
+pub(super) const UNHIDDEN: Rule = Rule {
+    fine: "no row is hidden from the role",
+    sql: "
+        select 'row-level security hides rows of ' || :table || ' from ' || current_user,
+            format('alter role %I bypassrls', current_user)
+        where row_security_active(:table)",
+    ..RULE
+};
+
 /// Whoever may insert has to be given the number of the row as well.
 pub(super) const WRITERS: Rule = Rule {
     fine: "whoever may insert into the outbox may number the row",
@@ -49,7 +74,7 @@ pub(super) const WRITERS: Rule = Rule {
     ..RULE
 };
 
-pub(super) const RULES: [Rule; 8] = [
+pub(super) const RULES: [Rule; 9] = [
     Rule {
         fine: "the outbox and the relay's own tables are there",
         is_basic: true,
@@ -138,20 +163,9 @@ pub(super) const RULES: [Rule; 8] = [
             group by name, columns order by 1",
         ..RULE
     },
-    Rule {
-        fine: "seq is given to one row at a time",
-        sql: "
-            select 'sequence ' || seqrelid::regclass || ' gives each session ' || seqcache
-                || ' numbers at once, so that two changes of a key can be numbered the wrong way round',
-                'alter sequence ' || seqrelid::regclass || ' cache 1'
-            from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
-                join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
-                    and refclassid = 'pg_class'::regclass
-                join pg_sequence on seqrelid = refobjid
-            where adrelid = 'outbox'::regclass and attname = 'seq' and seqcache <> 1",
-        ..RULE
-    },
+    UNCACHED,
     WRITERS,
+    UNHIDDEN,
     Rule {
         fine: "the outbox has partitions, which can be emptied by turns",
         is_optional: true,
@@ -213,7 +227,7 @@ const TOPICS: &str = "
     ), newest as (
         select topic, key, payload, headers from :outbox order by seq desc limit 1000
     )
-    select topic, max(octet_length(key) + coalesce(octet_length(payload), 0)
+    select topic, max(coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)
         + coalesce(octet_length(headers::text), 0))::bigint
     from (table next union all table newest) as looked_at
     group by topic order by topic";

@@ -59,10 +59,23 @@ impl Mapping {
         let named = self.named.iter();
         let named =
             named.map(|(setting, column)| format!("({}, {})", string(setting), string(column)));
-        sql.replace(":table", &string(&self.table))
-            .replace(":xid", &string(&self.xid))
-            .replace(":seq", &string(&self.seq))
-            .replace(":named", &named.collect::<Vec<_>>().join(", "))
+        let values = [
+            (":table", string(&self.table)),
+            (":xid", string(&self.xid)),
+            (":seq", string(&self.seq)),
+            (":named", named.collect::<Vec<_>>().join(", ")),
+        ];
+        // In one pass: a value may hold what looks like another's name.
+        let (mut filled, mut rest) = (String::with_capacity(sql.len()), sql);
+        while let Some(colon) = rest.find(':') {
+            filled += &rest[..colon];
+            rest = &rest[colon..];
+            let value = values.iter().find(|(name, _)| rest.starts_with(name));
+            let (name, text) = value.map_or((":", ":"), |(name, text)| (*name, text));
+            filled += text;
+            rest = &rest[name.len()..];
+        }
+        filled + rest
     }
 
     /// Whether it is the table that this project's migrations make, with its partitions.

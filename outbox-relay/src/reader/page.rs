@@ -109,8 +109,16 @@ impl<'a> Row<'a> {
         if fields.i16()? != FIELDS {
             return Err(ReadError::Layout("a row has another number of columns"));
         }
-        let row = Self {
-            seq: (fields.i64()?).ok_or(ReadError::Layout("column seq is null"))?,
+        let seq = (fields.i64()?).ok_or(ReadError::Layout("column seq is null"))?;
+        Self::parse_rest(seq, fields).map_err(|err| match err {
+            ReadError::Layout(what) => ReadError::Row { seq, what },
+            err => err,
+        })
+    }
+
+    fn parse_rest(seq: i64, mut fields: Fields<'a>) -> Result<Self, ReadError> {
+        Ok(Self {
+            seq,
             event_id: Uuid::from_slice(fields.required("column event_id is null")?)
                 .map_err(|_| ReadError::Layout("column event_id is no uuid"))?,
             topic: text(fields.required("column topic is null")?)?,
@@ -126,8 +134,7 @@ impl<'a> Row<'a> {
             },
             traceparent: fields.next()?.map(text).transpose()?,
             created_at_us: (fields.i64()?).map(|us| us.saturating_add(POSTGRES_EPOCH_UNIX_US)),
-        };
-        Ok(row)
+        })
     }
 }
 

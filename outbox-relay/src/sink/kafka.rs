@@ -327,7 +327,12 @@ impl Sink for KafkaSink {
         let topic = &self.topics[topic_index];
         if alone > topic.max_batch_bytes {
             let limit = topic.max_batch_bytes;
-            return Err(SinkError::too_large(record.topic, alone, limit));
+            return Err(SinkError::too_large(
+                record.topic,
+                alone,
+                limit,
+                &self.options.kafka,
+            ));
         }
         let is_full = topic.partitions[index].batch.len() + alone > topic.max_batch_bytes;
         if is_full || self.gathered_bytes + alone > REQUEST_BYTES {

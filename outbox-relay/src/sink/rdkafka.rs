@@ -127,7 +127,12 @@ impl RdKafkaSink {
         let limit = self.fetch_limit(record.topic).await?;
         self.limits.insert(record.topic.to_owned(), limit);
         if bytes > limit {
-            return Err(SinkError::too_large(record.topic, bytes, limit));
+            return Err(SinkError::too_large(
+                record.topic,
+                bytes,
+                limit,
+                &self.options.kafka,
+            ));
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::shipping::{Shipping, SourceError, deliver};
 use crate::{
-    aside::MAX_PARKED_KEYS,
+    aside::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
     config::OnRefusal,
     reader::{Page, Row},
     route::Record,
@@ -11,6 +11,8 @@ use crate::{
 
 /// Events set aside that are tried again at once.
 const LOOK_ROWS: usize = 100;
+/// Of a key, in an error.
+const SHOWN_KEY_CHARS: usize = 200;
 
 impl<S: Sink> Shipping<'_, S> {
     /// Sets a refused row aside, or ends with an error that says that it is in the way.
@@ -19,10 +21,11 @@ impl<S: Sink> Shipping<'_, S> {
         row: &Row<'_>,
         refusal: SinkError,
     ) -> Result<(), SourceError> {
-        let is_parking_full = self.aside.parked_keys() >= MAX_PARKED_KEYS;
+        let can_park =
+            self.aside.parked_keys() < MAX_PARKED_KEYS && row.key.len() <= MAX_PARKED_KEY_BYTES;
         let reason = refusal.to_string();
         match self.config.on_refusal {
-            OnRefusal::ParkKey if !is_parking_full => {
+            OnRefusal::ParkKey if can_park => {
                 let (topic, key) = (row.topic, row.key);
                 self.aside.park(row.seq, topic, key, &reason).await?;
                 self.status.update(|status| status.refused.parked += 1);
@@ -36,7 +39,7 @@ impl<S: Sink> Shipping<'_, S> {
             OnRefusal::ParkKey | OnRefusal::Halt => {
                 return Err(SourceError::Refused {
                     event_id: row.event_id,
-                    key: row.key.to_owned(),
+                    key: row.key.chars().take(SHOWN_KEY_CHARS).collect(),
                     source: refusal,
                 });
             }
@@ -68,14 +71,14 @@ impl<S: Sink> Shipping<'_, S> {
         if self.aside.parked_keys() > 0 {
             let page = self.reader.parked(source, LOOK_ROWS).await?;
             self.ship_parked(&page).await?;
-            if page.rows().len() == LOOK_ROWS {
+            if !page.is_last() {
                 self.aside.reload_soon();
             }
         }
         if let Some(topic) = &self.config.dead_letter_topic {
             let page = self.reader.dead_letters(source, LOOK_ROWS).await?;
             self.ship_dead_letters(&page, topic).await?;
-            if page.rows().len() == LOOK_ROWS {
+            if !page.is_last() {
                 self.aside.reload_soon();
             }
         }

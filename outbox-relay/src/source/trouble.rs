@@ -24,6 +24,7 @@ fn reason(err: &SourceError) -> Reason {
         SourceError::Checkpoint(CheckpointError::Superseded | CheckpointError::Led) => {
             Reason::LostLead
         }
+        SourceError::Read(ReadError::Row { .. }) => Reason::Refused,
         SourceError::Checkpoint(CheckpointError::Database(_) | CheckpointError::Session(_))
         | SourceError::Database(_)
         | SourceError::Read(_) => Reason::Database,
@@ -56,6 +57,7 @@ fn fix(err: &SourceError) -> Option<&'static str> {
         | SourceError::Database(DatabaseError::Silent)
         | SourceError::Read(ReadError::Silent(_)) => Some(advice::SILENT_POSTGRES),
         SourceError::Read(ReadError::Layout(_)) => Some(advice::TABLES),
+        SourceError::Read(ReadError::Row { .. }) => Some(advice::ROW),
         SourceError::Unopened(SinkError::Unavailable(_))
         | SourceError::Sink(SinkError::Unavailable(_))
         | SourceError::FlushTimeout => Some(advice::KAFKA_AWAY),

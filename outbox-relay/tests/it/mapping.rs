@@ -356,6 +356,15 @@ async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
     assert_eq!(wrong().await?, "");
     for (sql, message) in [
         (
+            "alter sequence outboxevent_seq cache 50",
+            "outboxevent_seq gives each session 50 numbers",
+        ),
+        (
+            "alter table outboxevent alter aggregatetype drop not null;
+             insert into outboxevent (aggregateid, type) values ('a', 'T')",
+            "rows without a topic; repair the row, or delete it",
+        ),
+        (
             "alter table outboxevent rename id to uid",
             "there is no column id in \"public\".\"outboxevent\"; mend source.columns.event_id",
         ),
@@ -381,6 +390,47 @@ async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
         assert!(wrong.contains(message), "{message} in {wrong}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
+    let (setup, client) = debezium_setup("no_key").await?;
+    let nullable = "alter table outboxevent alter aggregateid drop not null";
+    client.batch_execute(nullable).await?;
+    let rows = "insert into outboxevent (aggregatetype, aggregateid, type)
+        values ('order', 'a', 'T'), ('order', null, 'T'), ('order', 'b', 'T') returning seq";
+    let rows = client.query(rows, &[]).await?;
+    let seq: i64 = rows[1].get(0);
+    let relay = setup.start().await?;
+    let text = relay
+        .wait_for_state(503, "can't be shipped: column key is null")
+        .await?;
+    assert!(
+        text.contains(&format!("halted: the row with seq {seq}")),
+        "{text}"
+    );
+    client
+        .batch_execute(&format!("delete from outboxevent where seq = {seq}"))
+        .await?;
+    setup.records(2).await?;
+    relay.stop().await
+}
+
+/// The index by which parked keys are found has no room for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
+    let (mut setup, client) = debezium_setup("long_key").await?;
+    setup.on_refusal = OnRefusal::ParkKey;
+    let rows = "insert into outboxevent (aggregatetype, aggregateid, type)
+        values ('nobody', 'short', 'T'),
+            ('nobody', (select string_agg(md5(n::text), '') from generate_series(1, 100) as n), 'T')";
+    client.batch_execute(rows).await?;
+    let relay = setup.start().await?;
+    let text = relay.wait_for_state(503, "halted").await?;
+    // Of the key no more than tells which one it is.
+    assert!(text.len() < 1_000, "{text}");
+    assert_eq!(client.count("select count(*) from relay_parked").await?, 1);
+    relay.stop().await
 }
 
 /// Writes events, each in a transaction, of which every fifth is rolled back. Returns the ids of the others.

@@ -134,12 +134,17 @@ mistakes! {
         run: Run::Ships,
         ..MISTAKE
     };
+    rows_that_are_hidden: Mistake {
+        sql: "alter table outbox enable row level security",
+        check: &["row-level security hides rows of outbox from ", " bypassrls"],
+        run: Run::NotReady(&["row-level security", "outbox-relay check"]),
+        ..MISTAKE
+    };
     a_schema_that_may_not_be_used: Mistake {
         sql: "create schema app; create table app.events ()",
         change: |parts| parts.source += "table = 'app.events'\n",
         check: &["may not use the schema app; grant usage on schema app to "],
         run: Run::NotReady(&["permission denied for schema app", "outbox-relay check"]),
-        ..MISTAKE
     };
     the_checkpoint_of_another_table: Mistake {
         sql: "insert into relay_checkpoints
@@ -178,7 +183,7 @@ mistakes! {
         sql: "insert into outbox (topic, key, event_type, aggregate_version, payload)
               values ('TOPIC', 'a', 'made', 1, convert_to(repeat('x', 50000), 'UTF8'))",
         check: &["makes a record of about 50401 bytes", "raise max.message.bytes, which is 20000"],
-        run: Run::NotReady(&["the limit is 20000", "raise its max.message.bytes"]),
+        run: Run::NotReady(&["the limit is 20000", "by the topic's max.message.bytes", "raise the limit that is named"]),
         ..MISTAKE
     };
     restored_dump: Mistake {

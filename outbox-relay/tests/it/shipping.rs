@@ -438,3 +438,24 @@ async fn a_record_that_is_too_large_halts_its_source_and_repeats_nothing(
     assert_eq!(setup.records(20).await?.len(), 20);
     Ok(())
 }
+
+/// A session that went on waiting for it would have the source's lock, and no relay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_on_the_checkpoint_is_told_and_outlasted() -> Result<()> {
+    let setup = Setup::new("locked", SinkKind::Kafka).await?;
+    let (locker, client) = (
+        setup.database.connect().await?,
+        setup.database.connect().await?,
+    );
+    let lock = "begin; lock table relay_checkpoints in access exclusive mode";
+    locker.batch_execute(lock).await?;
+    let relay = setup.start().await?;
+    relay.wait_for_state(503, "pg_blocking_pids()").await?;
+    // Its next try is the only session that waits.
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database()
+        and application_name = 'outbox-relay leader' and wait_event_type = 'Lock'";
+    assert!(client.count(waiting).await? <= 1);
+    locker.batch_execute("rollback").await?;
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await
+}
