@@ -37,6 +37,10 @@ pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
         SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::UNDEFINED_FUNCTION => {
             TABLES
         }
+        SqlState::IDLE_SESSION_TIMEOUT => {
+            "this relay was suspended, or cut off, for seconds: look at its machine; it stands by or \
+             leads again by itself"
+        }
         SqlState::LOCK_NOT_AVAILABLE => {
             "another session holds a lock on the relay's own tables: pg_blocking_pids() names it"
         }
