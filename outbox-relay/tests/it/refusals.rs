@@ -420,6 +420,26 @@ async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) 
     Ok(())
 }
 
+/// They are read a page at a time, and a page ends by its bytes, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_larger_than_a_page_all_come_to_their_topic() -> Result<()> {
+    let (mut setup, session) =
+        setup("large_letters", SinkKind::Kafka, OnRefusal::DeadLetter).await?;
+    let letters = Addresses::unique_name("large_letters");
+    Addresses::shared().create_topic(&letters, 1).await?;
+    setup.dead_letter_topic = Some(letters);
+    let pending = "insert into relay_dead_letters
+            (source, seq, event_id, topic, key, event_type, payload, error)
+        select 'test', n, gen_random_uuid(), 'nobody.made.this', 'a', 'made',
+            convert_to(repeat('x', 900000), 'UTF8'), 'it was refused'
+        from generate_series(1, 25) as n";
+    session.client.batch_execute(pending).await?;
+    let relay = setup.start().await?;
+    let sent = "select count(*) from relay_dead_letters where in_topic = 'sent'";
+    session.client.wait_for(sent, 25).await?;
+    relay.stop().await
+}
+
 /// What goes there is tried once, so it would all be refused for good.
 async fn a_missing_dead_letter_topic_is_told_before_anything_is_shipped(
     sink: SinkKind,
