@@ -19,6 +19,14 @@ pub(crate) const ROW: &str = "repair the row, or delete it; what is behind it fo
 const UNREACHABLE: &str =
     "look whether Postgres runs, and whether host and port in database_url are right";
 
+/// What to do where a checkpoint is of another table than the one that is configured.
+pub(crate) fn for_other_table(source: &str) -> String {
+    format!(
+        "give what is another outbox a source.name of its own, or, if this table has taken the other's \
+         place, run `outbox-relay reset --source {source}`, which ships every row that it holds"
+    )
+}
+
 /// What to do about an error of Postgres, or of the way to it.
 pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
     let Some(code) = err.code() else {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, Row, types::Type};
 
 use crate::{
+    advice,
     config::Mapping,
     session::DatabaseError,
     window::{Cursor, MalformedSnapshot},
@@ -38,9 +39,7 @@ pub(crate) enum CheckpointError {
     Foreign(String),
     /// Its snapshots and numbers are of another table.
     #[error(
-        "the checkpoint is of another table than {table}; give what is another outbox a source.name of its \
-         own, or, if this table has taken the other's place, run `outbox-relay reset --source {source_name}`, \
-         which ships every row that it holds"
+        "the checkpoint is of another table than {table}; {}", advice::for_other_table(.source_name)
     )]
     OtherTable {
         /// The table that is configured.

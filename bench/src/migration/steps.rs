@@ -1,7 +1,7 @@
 //! The documented SQL, taken from the file that people are told to run.
 
 use anyhow::{Context as _, Result, anyhow};
-use devstack::Sql;
+use devstack::{Sql, statements};
 use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 const COLUMNS_ONLINE: &str = include_str!("../../../outbox-relay/sql/columns-online.sql");
@@ -55,14 +55,7 @@ pub(super) fn read() -> Result<[Step; 4]> {
 
 impl Step {
     fn take(&mut self, code: &mut String) {
-        let mut statement = String::new();
-        for part in std::mem::take(code).split_inclusive(';') {
-            statement += part;
-            // A block in dollar quotes has semicolons of its own.
-            if !statement.trim().is_empty() && statement.matches("$$").count().is_multiple_of(2) {
-                self.statements.push(std::mem::take(&mut statement));
-            }
-        }
+        self.statements.extend(statements(&std::mem::take(code)));
     }
 
     /// Runs it once, statement by statement, as psql does.

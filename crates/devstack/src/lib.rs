@@ -28,6 +28,6 @@ pub use processes::{Process, Program};
 pub use progress::step;
 pub use records::{NewRecord, Record, read_topic};
 pub use servers::{Addresses, Servers};
-pub use sql::Sql;
+pub use sql::{Sql, statements};
 pub use stack::{Names, Stack, built_programs};
 pub use waiting::{PATIENCE, eventually};

@@ -12,6 +12,22 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A session with a database.
 pub struct Sql(Client);
 
+/// The statements of a file, in which comments have lines of their own and no text has a semicolon, but
+/// for blocks in dollar quotes.
+pub fn statements(file: &str) -> Vec<String> {
+    let is_code = |line: &&str| !line.starts_with("--");
+    let code: Vec<&str> = file.lines().filter(is_code).collect();
+    let mut statements = Vec::new();
+    let mut statement = String::new();
+    for part in code.join("\n").split_inclusive(';') {
+        statement += part;
+        if !statement.trim().is_empty() && statement.matches("$$").count().is_multiple_of(2) {
+            statements.push(std::mem::take(&mut statement));
+        }
+    }
+    statements
+}
+
 /// Table, column, type in diesel's words.
 type Columns = BTreeSet<(String, String, String)>;
 

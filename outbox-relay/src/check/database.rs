@@ -169,11 +169,7 @@ async fn look_at_checkpoint(
     } else if row.get(5) {
         found.wrong(
             format!("the checkpoint is of another table than {table}"),
-            format!(
-                "give what is another outbox a source.name of its own, or, if this table has taken the \
-                 other's place, run `outbox-relay reset --source {source}`, which ships every row that it \
-                 holds"
-            ),
+            advice::for_other_table(source),
         );
     } else {
         let age = Duration::try_from_secs_f64(row.get(4)).unwrap_or_default();

@@ -341,6 +341,19 @@ mod tests {
     }
 
     #[test]
+    fn a_table_named_like_a_placeholder_is_filled_in_as_it_is() {
+        let toml = "table = 'T:xid'\ncolumns = { key = ':table' }";
+        let sql = mapping(toml)
+            .unwrap()
+            .fill_in(":table::regclass, :xid, (values :named)");
+        assert!(
+            sql.starts_with(r#"'"T:xid"'::regclass, 'xid', (values "#),
+            "{sql}"
+        );
+        assert!(sql.contains("':table'"), "{sql}");
+    }
+
+    #[test]
     fn a_template_joins_text_and_columns() {
         let sql = topic_expression("outbox.event.${aggregatetype}-${Region}").unwrap();
         let expected =

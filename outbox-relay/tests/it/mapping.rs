@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Record, Sql, eventually};
+use devstack::{Addresses, Home, Record, Sql, eventually, statements};
 use outbox_relay::{
     Level, ResetTo, check,
     config::{Config, Mapping, OnRefusal, SinkKind},
@@ -51,17 +51,8 @@ fn mapping(settings: &str) -> Result<Mapping> {
 
 /// Statement by statement, as psql runs a file.
 async fn run_file(client: &Sql, file: &str) -> Result<()> {
-    let is_code = |line: &&str| !line.starts_with("--");
-    let code: Vec<&str> = file.lines().filter(is_code).collect();
-    let mut statement = String::new();
-    for part in code.join("\n").split_inclusive(';') {
-        statement += part;
-        // A block in dollar quotes has semicolons of its own.
-        if statement.matches("$$").count().is_multiple_of(2) {
-            client
-                .batch_execute(&std::mem::take(&mut statement))
-                .await?;
-        }
+    for statement in statements(file) {
+        client.batch_execute(&statement).await?;
     }
     Ok(())
 }

@@ -301,6 +301,16 @@ async fn a_reader_who_has_seen_enough_is_no_failure() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_frees_a_key_that_is_not_parked_is_told() -> Result<()> {
+    let setting = Setting::new("not_parked").await?;
+    let retry = ["parked", "retry", "--source", "test", "--key", "none"];
+    let (code, text) = setting.output(&retry).await?;
+    assert_eq!(code, Some(70), "{text}");
+    assert_said(&text, &["no key \"none\" of test is parked"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_asks_a_relay_that_does_not_run_is_told_how_to_start_it() -> Result<()> {
     let setting = Setting::new("not_running").await?;
     let (code, text) = setting.output(&["status"]).await?;

@@ -107,6 +107,16 @@ impl Setup {
         self.follow_as(&self.name)
     }
 
+    /// Writes so many records, of so many keys by turns, and follows until they are applied.
+    pub(crate) async fn follow_all(&self, records: i64, keys: i64) -> Result<Running> {
+        for number in 0..records {
+            self.count(&format!("k{}", number % keys)).await?;
+        }
+        let running = self.follow();
+        self.sql.wait_for(TOTAL, records).await?;
+        Ok(running)
+    }
+
     /// Follows under another name than its own.
     pub(crate) fn follow_as(&self, name: &str) -> Running {
         self.follow_with(name, None)

@@ -42,11 +42,7 @@ async fn offsets(sql: &Sql) -> Result<i64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn new_tables_take_the_place_of_damaged_ones_while_the_follower_goes_on() -> Result<()> {
     let setup = Setup::new("rebuild").await?;
-    for number in 0..20 {
-        setup.count(&format!("k{}", number % 5)).await?;
-    }
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 20).await?;
+    let running = setup.follow_all(20, 5).await?;
     setup
         .sql
         .batch_execute("update counts set count = count + 100")
@@ -72,11 +68,7 @@ async fn new_tables_take_the_place_of_damaged_ones_while_the_follower_goes_on() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_under_load_loses_nothing_and_applies_nothing_twice() -> Result<()> {
     let setup = Setup::new("loaded").await?;
-    for number in 0..50 {
-        setup.count(&format!("k{}", number % 7)).await?;
-    }
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 50).await?;
+    let running = setup.follow_all(50, 7).await?;
     let load = async {
         for number in 0..300 {
             setup.count(&format!("k{}", number % 7)).await?;
@@ -95,11 +87,7 @@ async fn a_rebuild_under_load_loses_nothing_and_applies_nothing_twice() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_was_ended_goes_on_where_it_was() -> Result<()> {
     let setup = Setup::new("resumed").await?;
-    for number in 0..30 {
-        setup.count(&format!("k{}", number % 5)).await?;
-    }
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 30).await?;
+    let running = setup.follow_all(30, 5).await?;
     running.stop().await;
     // A swap that can't be: somebody reads the table all the time.
     let reader = setup.open_transaction_on_counts().await?;
@@ -158,9 +146,7 @@ async fn a_rebuild_that_has_read_ahead_ends() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_under_which_nobody_follows_is_refused() -> Result<()> {
     let setup = Setup::new("misnamed").await?;
-    setup.count("k").await?;
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 1).await?;
+    let running = setup.follow_all(1, 1).await?;
     running.stop().await;
     let options = RebuildOptions {
         name: "other".into(),
@@ -177,9 +163,7 @@ async fn a_name_under_which_nobody_follows_is_refused() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_nobody_follows_is_refused_before_anything_is_built() -> Result<()> {
     let setup = Setup::new("unfollowed").await?;
-    setup.count("a").await?;
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 1).await?;
+    let running = setup.follow_all(1, 1).await?;
     running.stop().await;
     let options = RebuildOptions {
         topic: "other.topic".into(),
@@ -220,9 +204,7 @@ async fn a_topic_that_has_lost_records_is_refused() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_ends_in_an_aborted_transaction_is_rebuilt() -> Result<()> {
     let setup = Setup::with_partitions("aborted", 1).await?;
-    setup.count("a").await?;
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 1).await?;
+    let running = setup.follow_all(1, 1).await?;
     let topic = setup.name.clone();
     let aborting = tokio::task::spawn_blocking(move || {
         let producer: BaseProducer = ClientConfig::new()
@@ -251,11 +233,7 @@ async fn a_topic_that_ends_in_an_aborted_transaction_is_rebuilt() -> Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_was_ended_before_a_migration_begins_anew() -> Result<()> {
     let setup = Setup::new("migrated").await?;
-    for number in 0..30 {
-        setup.count(&format!("k{}", number % 5)).await?;
-    }
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 30).await?;
+    let running = setup.follow_all(30, 5).await?;
     running.stop().await;
     let reader = setup.open_transaction_on_counts().await?;
     let err = setup.rebuild().await.unwrap_err().to_string();
@@ -275,9 +253,7 @@ async fn a_rebuild_that_was_ended_before_a_migration_begins_anew() -> Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_of_which_the_offsets_were_forgotten_begins_anew() -> Result<()> {
     let setup = Setup::new("forgotten").await?;
-    setup.count("a").await?;
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 1).await?;
+    let running = setup.follow_all(1, 1).await?;
     let reader = setup.open_transaction_on_counts().await?;
     let err = setup.rebuild().await.unwrap_err().to_string();
     assert!(err.contains("begin again"), "{err}");
@@ -297,9 +273,7 @@ async fn a_rebuild_of_which_the_offsets_were_forgotten_begins_anew() -> Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_replaced_stays_while_something_depends_on_it() -> Result<()> {
     let setup = Setup::new("viewed").await?;
-    setup.count("a").await?;
-    let running = setup.follow();
-    setup.sql.wait_for(TOTAL, 1).await?;
+    let running = setup.follow_all(1, 1).await?;
     let view = "create view shown as select key, count from counts";
     setup.sql.batch_execute(view).await?;
     setup.rebuild().await?;
