@@ -1,15 +1,15 @@
 //! All SQL of the service. A user and the event that tells of it are written in one transaction.
+//! `rows` has the statements about a single user, and what rows look like.
+
+mod rows;
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
 use diesel::{
-    ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, QueryableByName,
-    Selectable, SelectableHelper as _,
-    result::{DatabaseErrorKind, Error as DieselError},
-    sql_types,
+    ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, SelectableHelper as _, sql_types,
 };
-use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _};
+use diesel_async::{AsyncConnection as _, RunQueryDsl as _};
 use proto::events;
 use service_kit::{
     CallError, TokenKey, check_etag,
@@ -18,8 +18,9 @@ use service_kit::{
 };
 use uuid::Uuid;
 
+use self::rows::{SummaryRow, UserRow, insert, lock, update};
 use crate::{
-    domain::{Email, NewUser, OrderSummary, User, UserChange, UserDeletion},
+    domain::{NewUser, OrderSummary, User, UserChange, UserDeletion},
     error::Error,
     schema::users,
 };
@@ -233,46 +234,6 @@ impl Store {
     }
 }
 
-async fn insert(conn: &mut AsyncPgConnection, new: &NewUser) -> Result<User, Error> {
-    // Postgres keeps microseconds: what is answered now is what is read later.
-    let now = Utc::now().trunc_subsecs(6);
-    let user = User {
-        user_id: Uuid::now_v7(),
-        email: new.email.as_str().to_owned(),
-        name: new.name.as_str().to_owned(),
-        version: 1,
-        create_time: now,
-        update_time: now,
-        delete_time: None,
-    };
-    diesel::insert_into(users::table)
-        .values((
-            users::user_id.eq(user.user_id),
-            users::email.eq(&user.email),
-            users::email_key.eq(new.email.key()),
-            users::name.eq(&user.name),
-            users::version.eq(user.version),
-            users::create_time.eq(user.create_time),
-            users::update_time.eq(user.update_time),
-        ))
-        .execute(conn)
-        .await
-        .map_err(refused)?;
-    Ok(user)
-}
-
-/// Reads a user and keeps others from changing it until the transaction ends.
-async fn lock(conn: &mut AsyncPgConnection, user_id: Uuid) -> Result<Option<User>, Error> {
-    let row: Option<UserRow> = users::table
-        .find(user_id)
-        .select(UserRow::as_select())
-        .for_no_key_update()
-        .first(conn)
-        .await
-        .optional()?;
-    Ok(row.map(User::from))
-}
-
 /// The next version of a user, or the same one if `change` changes nothing.
 fn changed(before: &User, change: &UserChange) -> User {
     let mut user = before.clone();
@@ -305,100 +266,4 @@ fn deleted(before: User) -> User {
 /// The present time; a clock that was set back does not make a version older than the one before.
 fn later_than(time: DateTime<Utc>) -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6).max(time)
-}
-
-async fn update(conn: &mut AsyncPgConnection, user: &User) -> Result<(), Error> {
-    diesel::update(users::table.find(user.user_id))
-        .set((
-            users::email.eq(&user.email),
-            users::email_key.eq(Email::key_of(&user.email)),
-            users::name.eq(&user.name),
-            users::version.eq(user.version),
-            users::update_time.eq(user.update_time),
-            users::delete_time.eq(user.delete_time),
-        ))
-        .execute(conn)
-        .await
-        .map_err(refused)?;
-    Ok(())
-}
-
-/// What a refused insertion or update means.
-fn refused(err: DieselError) -> Error {
-    match &err {
-        DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)
-            if info.constraint_name() == Some("users_email_key") =>
-        {
-            Error::EmailTaken
-        }
-        _ => err.into(),
-    }
-}
-
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = users)]
-struct UserRow {
-    user_id: Uuid,
-    email: String,
-    name: String,
-    version: i64,
-    create_time: DateTime<Utc>,
-    update_time: DateTime<Utc>,
-    delete_time: Option<DateTime<Utc>>,
-}
-
-impl From<UserRow> for User {
-    fn from(row: UserRow) -> Self {
-        let UserRow {
-            user_id,
-            email,
-            name,
-            version,
-            create_time,
-            update_time,
-            delete_time,
-        } = row;
-        Self {
-            user_id,
-            email,
-            name,
-            version,
-            create_time,
-            update_time,
-            delete_time,
-        }
-    }
-}
-
-#[derive(QueryableByName)]
-struct SummaryRow {
-    #[diesel(sql_type = sql_types::Text)]
-    currency: String,
-    #[diesel(sql_type = sql_types::BigInt)]
-    order_count: i64,
-    #[diesel(sql_type = sql_types::BigInt)]
-    cancelled_count: i64,
-    #[diesel(sql_type = sql_types::Text)]
-    total: String,
-    #[diesel(sql_type = sql_types::Timestamptz)]
-    as_of_time: DateTime<Utc>,
-}
-
-impl From<SummaryRow> for OrderSummary {
-    fn from(row: SummaryRow) -> Self {
-        let SummaryRow {
-            currency,
-            order_count,
-            cancelled_count,
-            total,
-            as_of_time,
-        } = row;
-        Self {
-            currency,
-            order_count,
-            cancelled_count,
-            total,
-            as_of_time,
-        }
-    }
 }

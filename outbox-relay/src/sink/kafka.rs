@@ -3,6 +3,7 @@
 //!
 //! - `record_batch` encodes, `partitioner` says where a key belongs, `outstanding` counts what is
 //!   acknowledged.
+//! - `topics` knows the topics that records were for, with what each partition gathers.
 //! - `produce` sends batches to one broker, with `produce_request` around them; `connection` and
 //!   `cluster` ask for everything else.
 //! - `login` says who asks, by `scram` or with the password itself.
@@ -20,16 +21,15 @@ mod produce;
 mod produce_request;
 mod record_batch;
 mod scram;
+mod topics;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use kafka_protocol::messages::BrokerId;
 use tokio::time::Instant;
 
-pub(crate) use self::cluster::{Inspector, TopicFacts};
 use self::{
     cluster::{Cluster, Registration},
     outstanding::Outstanding,
@@ -37,6 +37,11 @@ use self::{
     produce::ProduceConnection,
     produce_request::Part,
     record_batch::{Producer, RecordBatch},
+    topics::{MAX_TOPIC_NAME_BYTES, Place, Topic, Topics},
+};
+pub(crate) use self::{
+    cluster::{Inspector, TopicFacts},
+    topics::is_topic_name,
 };
 use super::{InFlight, Sink, SinkError, SinkOptions};
 use crate::{config::KafkaConfig, lease::Lease, route::Record};
@@ -46,15 +51,12 @@ use crate::{config::KafkaConfig, lease::Lease, route::Record};
 const REQUEST_BYTES: usize = 512 * 1024;
 /// Why a record is refused whose topic nobody made.
 const NO_SUCH_TOPIC: &str = "there is no such topic";
-const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// Memory that the batches of all partitions keep for the next ones, together.
 const KEPT_BYTES: usize = 2 * 1024 * 1024;
 /// Brokers forget a name that was not used for a week, and whom it fences; this uses it. They
 /// forget after a day how far a producer has come in a partition (`producer.id.expiration.ms`), and
 /// would take its next batch whatever its sequence is.
 const RENEWAL_INTERVAL: Duration = Duration::from_hours(12);
-/// The sequence of a partition's first batch, by a new name or epoch.
-const FIRST_SEQUENCE: i32 = 0;
 
 /// Sends record batches of its own making.
 pub struct KafkaSink {
@@ -65,46 +67,13 @@ pub struct KafkaSink {
     is_fenced: bool,
     registered_at: Instant,
     tended_at: Instant,
-    topics: Vec<Topic>,
-    topics_by_name: HashMap<String, usize>,
-    /// Of the last record: the next is mostly for the same.
-    last_topic: usize,
-    /// Of all topics.
-    partitions: usize,
+    topics: Topics,
     connections: HashMap<i32, ProduceConnection>,
     in_flight: InFlight,
     outstanding: Outstanding,
     /// Partitions with records that were not sent yet, and how large these are together.
     gathered: Vec<Place>,
     gathered_bytes: usize,
-}
-
-#[derive(Debug)]
-struct Topic {
-    name: String,
-    max_batch_bytes: usize,
-    partitions: Vec<Partition>,
-}
-
-#[derive(Debug)]
-struct Partition {
-    /// None while the partition has none.
-    leader: Option<BrokerId>,
-    /// Of the next batch's first record, by which the broker notices repetitions and gaps.
-    next_sequence: i32,
-    /// Whether the broker has had a batch of this producer. Until then it takes one of any
-    /// sequence: the second, too, when it has refused the first.
-    is_known: bool,
-    batch: RecordBatch,
-    first: u64,
-}
-
-/// A partition: the broker that leads it, and its places in the lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    leader: i32,
-    topic: usize,
-    partition: usize,
 }
 
 impl KafkaSink {
@@ -137,10 +106,7 @@ impl KafkaSink {
             is_fenced,
             registered_at: Instant::now(),
             tended_at: Instant::now(),
-            topics: Vec::new(),
-            topics_by_name: HashMap::new(),
-            last_topic: 0,
-            partitions: 0,
+            topics: Topics::default(),
             connections: HashMap::new(),
             gathered: Vec::new(),
             gathered_bytes: 0,
@@ -149,19 +115,11 @@ impl KafkaSink {
 
     /// The topic's place in the list; asks for it when it comes for the first time.
     async fn topic(&mut self, name: &str) -> Result<usize, SinkError> {
-        let index = match self.topics_by_name.get(name) {
-            Some(index) => *index,
-            None => {
-                let topic = self.fetch_topic(name).await?;
-                self.partitions += topic.partitions.len();
-                self.topics.push(topic);
-                let index = self.topics.len() - 1;
-                self.topics_by_name.insert(name.to_owned(), index);
-                index
-            }
-        };
-        self.last_topic = index;
-        Ok(index)
+        if let Some(index) = self.topics.find(name) {
+            return Ok(index);
+        }
+        let topic = self.fetch_topic(name).await?;
+        Ok(self.topics.add(topic))
     }
 
     async fn fetch_topic(&mut self, name: &str) -> Result<Topic, SinkError> {
@@ -174,18 +132,7 @@ impl KafkaSink {
             return Err(SinkError::refused(name, NO_SUCH_TOPIC));
         };
         let max_batch_bytes = self.fetch_limit(name).await?;
-        let partition = |leader| Partition {
-            leader,
-            next_sequence: FIRST_SEQUENCE,
-            is_known: false,
-            batch: RecordBatch::new(),
-            first: 0,
-        };
-        Ok(Topic {
-            name: name.to_owned(),
-            max_batch_bytes,
-            partitions: layout.leaders.into_iter().map(partition).collect(),
-        })
+        Ok(Topic::new(name, max_batch_bytes, layout.leaders))
     }
 
     /// How large a batch for this topic, and a record with it, may be.
@@ -216,7 +163,7 @@ impl KafkaSink {
         let mut gathered = std::mem::take(&mut self.gathered);
         gathered.sort_unstable();
         for place in &gathered {
-            let partition = &mut self.topics[place.topic].partitions[place.partition];
+            let partition = self.topics.at_mut(*place);
             let (batch, sequence) = (&mut partition.batch, partition.next_sequence);
             // Sequences go round: after the highest comes 0.
             partition.next_sequence = sequence.wrapping_add(batch.records()) & i32::MAX;
@@ -225,9 +172,9 @@ impl KafkaSink {
         for places in gathered.chunk_by(|a, b| a.leader == b.leader) {
             self.send_request(places).await?;
         }
-        let kept_bytes = KEPT_BYTES / self.partitions.max(1);
+        let kept_bytes = KEPT_BYTES / self.topics.partitions().max(1);
         for place in gathered.drain(..) {
-            let partition = &mut self.topics[place.topic].partitions[place.partition];
+            let partition = self.topics.at_mut(place);
             partition.is_known = true;
             partition.batch.clear(kept_bytes);
         }
@@ -257,10 +204,9 @@ impl KafkaSink {
             }
         };
         let part = |place: &Place| {
-            let topic = &self.topics[place.topic];
-            let partition = &topic.partitions[place.partition];
+            let partition = self.topics.at(*place);
             Part {
-                topic: &topic.name,
+                topic: &self.topics.get(place.topic).name,
                 // As many as a topic can have.
                 partition: i32::try_from(place.partition).unwrap_or(i32::MAX),
                 batch: partition.batch.sealed(),
@@ -268,8 +214,7 @@ impl KafkaSink {
             }
         };
         let parts: Vec<Part<'_>> = places.iter().map(part).collect();
-        let is_known =
-            |place: &Place| self.topics[place.topic].partitions[place.partition].is_known;
+        let is_known = |place: &Place| self.topics.at(*place).is_known;
         connection
             .send(&parts, !places.iter().all(is_known), &self.lease)
             .await
@@ -283,21 +228,10 @@ impl KafkaSink {
             Registration::Fenced(producer) => self.producer = producer,
             Registration::NotAllowed => return Err(SinkError::Fenced),
         }
-        for topic in &mut self.topics {
-            for partition in &mut topic.partitions {
-                partition.next_sequence = FIRST_SEQUENCE;
-                partition.is_known = false;
-            }
-        }
+        self.topics.begin_anew();
         self.registered_at = Instant::now();
         Ok(())
     }
-}
-
-/// Kafka's own rule. A broker that is asked about anything else may close the connection.
-pub(crate) fn is_topic_name(name: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=MAX_TOPIC_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
 /// What is in the way to the brokers; none if nothing is.
@@ -312,19 +246,19 @@ pub(super) fn batch_bytes(record: &Record<'_>) -> usize {
 
 impl Sink for KafkaSink {
     async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
-        let topic_index = match self.topics.get(self.last_topic) {
-            Some(topic) if topic.name == record.topic => self.last_topic,
-            _ => self.topic(record.topic).await?,
+        let topic_index = match self.topics.find(record.topic) {
+            Some(index) => index,
+            None => self.topic(record.topic).await?,
         };
-        let topic = &self.topics[topic_index];
+        let topic = self.topics.get(topic_index);
         let index = partition_of(record.key, topic.partitions.len());
         let alone = batch_bytes(record);
         if alone > topic.max_batch_bytes {
             // Somebody may have raised it since.
             let limit = self.fetch_limit(record.topic).await?;
-            self.topics[topic_index].max_batch_bytes = limit;
+            self.topics.get_mut(topic_index).max_batch_bytes = limit;
         }
-        let topic = &self.topics[topic_index];
+        let topic = self.topics.get(topic_index);
         if alone > topic.max_batch_bytes {
             let limit = topic.max_batch_bytes;
             return Err(SinkError::too_large(
@@ -342,7 +276,7 @@ impl Sink for KafkaSink {
             self.send_gathered().await?;
             self.in_flight.wait_for_room().await?;
         }
-        let partition = &mut self.topics[topic_index].partitions[index];
+        let partition = &mut self.topics.get_mut(topic_index).partitions[index];
         let before = partition.batch.len();
         let is_first = before == 0;
         if is_first {
@@ -386,7 +320,7 @@ impl Sink for KafkaSink {
             .map(|topic| topic.name.as_str())
             .collect();
         let layouts = self.cluster.layouts(&names).await?;
-        for topic in &self.topics {
+        for topic in self.topics.iter() {
             let layout = layouts.get(&topic.name);
             let partitions = layout.map_or(0, |layout| layout.leaders.len());
             if partitions != topic.partitions.len() {
