@@ -5,14 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio_postgres::Client;
-
 use crate::{
-    checkpoint::CheckpointError,
-    config::{Mapping, SourceConfig},
-    leader::Leadership,
-    reader::parked_keys,
-    session::{self, DatabaseError},
+    checkpoint::CheckpointError, config::Mapping, leader::Leadership, reader::parked_keys,
 };
 
 /// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
@@ -25,7 +19,9 @@ const MAX_UNBURIED: usize = 500;
 /// How often it is looked whether somebody wants a parked key tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
+/// What is kept of an event.
+pub(crate) const COLUMNS: &str =
+    "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
     traceparent, created_at";
 /// True for the leader alone, until the statement ends. Its successor reads these tables once and then
 /// knows them by heart, so nobody else may write to them behind its back.
@@ -272,89 +268,4 @@ impl<'a> Aside<'a> {
 fn has(keys_by_topic: &HashMap<String, HashSet<String>>, topic: &str, key: &str) -> bool {
     // Mostly there is none: then no text is hashed.
     !keys_by_topic.is_empty() && (keys_by_topic.get(topic)).is_some_and(|keys| keys.contains(key))
-}
-
-/// A parked key, for an operator.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct ParkedKey {
-    /// The topic of its events.
-    pub topic: String,
-    /// The key.
-    pub key: String,
-    /// The seq of the event that was refused.
-    pub refused_seq: i64,
-    /// Why it was.
-    pub error: String,
-    /// How many events wait, that one among them.
-    pub events: i64,
-    /// Whether they are to be tried again.
-    pub retry: bool,
-}
-
-/// What of a source is parked, for an operator. The relay need not run.
-#[derive(Debug)]
-pub struct Parked {
-    client: Client,
-    source: String,
-}
-
-impl Parked {
-    /// Connects to the source's database.
-    ///
-    /// # Errors
-    /// If it can't be reached.
-    pub async fn of(source: &SourceConfig) -> Result<Self, DatabaseError> {
-        Ok(Self {
-            client: session::connect(&source.database_url, "outbox-relay parked").await?,
-            source: source.name.clone(),
-        })
-    }
-
-    /// The parked keys, the oldest first. There are never many more than a thousand.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn list(&self) -> Result<Vec<ParkedKey>, tokio_postgres::Error> {
-        let sql = "select topic, key, min(seq), (array_agg(error order by seq))[1], count(*),
-                       bool_or(retry)
-                   from relay_parked where source = $1 group by topic, key order by min(seq)";
-        let rows = self.client.query(sql, &[&self.source]).await?;
-        let parked = rows.iter().map(|row| ParkedKey {
-            topic: row.get(0),
-            key: row.get(1),
-            refused_seq: row.get(2),
-            error: row.get::<_, Option<String>>(3).unwrap_or_default(),
-            events: row.get(4),
-            retry: row.get(5),
-        });
-        Ok(parked.collect())
-    }
-
-    /// Asks the relay that leads to try a key again, or all of them; returns how many.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn retry(&self, key: Option<&str>) -> Result<u64, tokio_postgres::Error> {
-        let sql = "update relay_parked set retry = true
-                   where source = $1 and ($2::text is null or key = $2) and error is not null";
-        self.client.execute(sql, &[&self.source, &key]).await
-    }
-
-    /// Moves a parked event among the dead letters; those behind it follow by themselves. Returns
-    /// whether there was such an event.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn drop_event(&self, seq: i64) -> Result<bool, tokio_postgres::Error> {
-        let sql = format!(
-            "with dropped as (
-                 delete from relay_parked where source = $1 and seq = $2 returning *
-             )
-             insert into relay_dead_letters (source, {COLUMNS}, error)
-             select source, {COLUMNS}, 'dropped by an operator; ' || coalesce(error, 'it waited')
-             from dropped
-             on conflict (source, seq) do update set error = excluded.error"
-        );
-        Ok(self.client.execute(&sql, &[&self.source, &seq]).await? > 0)
-    }
 }

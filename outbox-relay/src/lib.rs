@@ -2,10 +2,10 @@
 //! not committed, in order per key.
 //!
 //! - `source` is one source's life; `source/shipping.rs` is the place to begin reading.
-//! - [`window`] says what is due, [`reader`] fetches it, [`route`] makes records of it, [`sink`]
+//! - [`window`] says what is due, [`reader`] fetches it, [`route`] makes a [`record`] of each row, [`sink`]
 //!   sends them and counts what is acknowledged, `marks` says which cursor that is, `checkpoint`
 //!   keeps it.
-//! - `aside` keeps what Kafka refuses.
+//! - `aside` keeps what Kafka refuses; `parked` is what operators see of that.
 //! - `backlog` measures what waits in the database, `status` keeps that and all other figures, and
 //!   `admin` shows them.
 //! - `rotation` empties partitions of which everything was shipped.
@@ -28,7 +28,9 @@ pub mod config;
 mod leader;
 pub mod lease;
 mod marks;
+mod parked;
 pub mod reader;
+pub mod record;
 mod rotation;
 pub mod route;
 mod session;
@@ -48,9 +50,9 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::{
-    aside::{Parked, ParkedKey},
     check::{Finding, Level, check},
     checkpoint::ResetTo,
+    parked::{Parked, ParkedKey},
     table::status_table,
     tls::{Identity, TlsFiles},
 };

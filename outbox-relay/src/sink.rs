@@ -8,9 +8,9 @@ mod watermark;
 
 use std::{fmt::Display, time::Duration};
 
-pub(crate) use self::kafka::{Inspector, TopicFacts, is_topic_name};
+pub(crate) use self::kafka::{Inspector, TopicFacts};
 pub use self::{in_flight::InFlight, kafka::KafkaSink, rdkafka::RdKafkaSink};
-use crate::{config::KafkaConfig, route::Record};
+use crate::{config::KafkaConfig, record::Record};
 
 /// Takes records in order, and tells which are acknowledged.
 pub trait Sink: Send {

@@ -1,5 +1,6 @@
 //! One source's life: become the leader, ship, and begin anew upon any error.
 
+mod error;
 mod keeping;
 mod page_rows;
 mod refusals;
@@ -11,7 +12,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping, SourceError};
+use self::{
+    error::SourceError,
+    shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping},
+};
 use crate::{
     aside::Aside,
     config::{KafkaConfig, SinkKind, SourceConfig},

@@ -4,7 +4,7 @@
 use crate::config::Problems;
 
 /// Kafka's own limit for the name of a topic, which becomes the name of a folder.
-const MAX_NAME_CHARS: usize = 249;
+pub const MAX_TOPIC_NAME_CHARS: usize = 249;
 
 impl Problems {
     /// The brokers in `text`, as `host:port`, separated by commas; without blanks around them.
@@ -22,21 +22,29 @@ impl Problems {
 
     /// The name of a topic, or of something else for which Kafka has the same rule.
     pub fn kafka_name(&mut self, name: &str, text: String) -> Option<String> {
-        let is_known = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if (1..=MAX_NAME_CHARS).contains(&text.len())
-            && text.chars().all(is_known)
-            && !matches!(text.as_str(), "." | "..")
-        {
+        if is_topic_name(&text) {
             return Some(text);
         }
         self.add(
             name,
             format!(
-                "{text:?} isn't a name of 1 to {MAX_NAME_CHARS} letters, digits, '.', '_', '-'"
+                "{text:?} isn't a name of 1 to {MAX_TOPIC_NAME_CHARS} letters, digits, '.', '_', '-'"
             ),
         );
         None
     }
+}
+
+/// Kafka's own rule. A broker that is asked about anything else may close the connection.
+pub fn is_topic_name(name: &str) -> bool {
+    (1..=MAX_TOPIC_NAME_CHARS).contains(&name.len())
+        && name.chars().all(is_topic_char)
+        && !matches!(name, "." | "..")
+}
+
+/// Whether a topic's name may have it.
+pub fn is_topic_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._-".contains(c)
 }
 
 fn is_address(text: &str) -> bool {

@@ -11,8 +11,9 @@ use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    call_error::{CallError, MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
+    call_error::CallError,
     reason::Reason,
+    reasons::{MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
     refusal::Refusal,
 };
 

@@ -4,7 +4,11 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
 
-use crate::{call_error, reason::Reason, violations::Violations};
+use crate::{
+    reason::Reason,
+    reasons::{INTERNAL, VALIDATION_FAILED},
+    violations::Violations,
+};
 
 /// An error as a client sees it: a code for its retry policy, a reason for its code, a message for
 /// its developer. Each part is there on every error.
@@ -33,7 +37,7 @@ impl Refusal {
         let violations = violations.into_vec();
         let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
         let message = format!("invalid: {}", fields.join(", "));
-        let mut refusal = Self::new(call_error::VALIDATION_FAILED, message);
+        let mut refusal = Self::new(VALIDATION_FAILED, message);
         refusal.details.set_bad_request(violations);
         refusal
     }
@@ -43,7 +47,7 @@ impl Refusal {
         let quote = Uuid::new_v4();
         tracing::error!(%quote, error = %program::chain(err), "internal error");
         let message = format!("internal error; quote {quote} when you report it");
-        let mut refusal = Self::new(call_error::INTERNAL, message);
+        let mut refusal = Self::new(INTERNAL, message);
         refusal.details.set_request_info(quote, "");
         refusal
     }

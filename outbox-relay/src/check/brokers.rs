@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use program::is_topic_name;
+
 use super::{Finding, Findings, Level, database::Outbox};
 use crate::{
     advice,
     config::{KafkaConfig, OnRefusal, SinkKind, SourceConfig},
-    sink::{Inspector, SinkError, TopicFacts, is_topic_name},
+    sink::{Inspector, SinkError, TopicFacts},
 };
 
 /// What the record's own headers and the batch around it take beside the row, about.

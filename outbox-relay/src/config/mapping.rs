@@ -6,8 +6,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use program::Problems;
+use program::{MAX_TOPIC_NAME_CHARS, Problems, is_topic_char};
 use serde::Deserialize;
+
+use crate::record::OWN_HEADERS;
 
 /// Where the outbox is. The default is the table `outbox`, as this project's migrations make it.
 #[derive(Clone, Debug)]
@@ -247,7 +249,7 @@ fn with_columns(headers: String, columns: &BTreeMap<String, String>) -> Result<S
                 "no header can be named {header:?}; use 1 to 249 of a-z, A-Z, 0-9, ., _, -"
             ));
         }
-        if crate::route::OWN_HEADERS.contains(&header.as_str()) {
+        if OWN_HEADERS.contains(&header.as_str()) {
             return Err(format!("every record has the header {header} already"));
         }
         pairs.push(format!("'{header}', {}::text", identifier(column)?));
@@ -296,7 +298,7 @@ fn topic_expression(template: &str) -> Result<String, String> {
 }
 
 fn is_plain(text: &str) -> bool {
-    crate::sink::is_topic_name(text)
+    (1..=MAX_TOPIC_NAME_CHARS).contains(&text.len()) && text.chars().all(is_topic_char)
 }
 
 /// A name as the catalog spells it, quoted. Postgres would cut a longer one and find another column.

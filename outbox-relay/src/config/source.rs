@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use program::Problems;
+use program::{Problems, is_topic_name};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
@@ -10,7 +10,6 @@ use super::{
     DatabaseUrl, OnRefusal, SourceConfig,
     mapping::{ColumnsTable, MappingTable},
 };
-use crate::sink::is_topic_name;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -14,6 +14,7 @@
 
 mod cluster;
 mod connection;
+mod dial;
 mod login;
 mod outstanding;
 mod partitioner;
@@ -28,8 +29,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use program::{MAX_TOPIC_NAME_CHARS, is_topic_name};
 use tokio::time::Instant;
 
+pub(crate) use self::cluster::{Inspector, TopicFacts};
 use self::{
     cluster::{Cluster, Registration},
     outstanding::Outstanding,
@@ -37,14 +40,10 @@ use self::{
     produce::ProduceConnection,
     produce_request::Part,
     record_batch::{Producer, RecordBatch},
-    topics::{MAX_TOPIC_NAME_BYTES, Place, Topic, Topics},
-};
-pub(crate) use self::{
-    cluster::{Inspector, TopicFacts},
-    topics::is_topic_name,
+    topics::{Place, Topic, Topics},
 };
 use super::{InFlight, Sink, SinkError, SinkOptions};
-use crate::{config::KafkaConfig, lease::Lease, route::Record};
+use crate::{config::KafkaConfig, lease::Lease, record::Record};
 
 /// Batches are sent when together they have this size, or when their page ends. Larger ones cost the
 /// broker less, and make acknowledgements wait.
@@ -124,7 +123,7 @@ impl KafkaSink {
 
     async fn fetch_topic(&mut self, name: &str) -> Result<Topic, SinkError> {
         if !is_topic_name(name) {
-            let shown: String = name.chars().take(MAX_TOPIC_NAME_BYTES).collect();
+            let shown: String = name.chars().take(MAX_TOPIC_NAME_CHARS).collect();
             return Err(SinkError::refused(&shown, "no topic can have this name"));
         }
         let layout = self.cluster.layouts(&[name]).await?.remove(name);

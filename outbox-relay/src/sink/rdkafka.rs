@@ -29,7 +29,7 @@ use super::{
     kafka::{batch_bytes, why_unreachable},
     watermark::Watermark,
 };
-use crate::{lease::Lease, route::Record};
+use crate::{lease::Lease, record::Record};
 
 /// librdkafka waits so long for more records before it sends a batch. At 0 batches stay small
 /// under load (half the throughput, measured); this much does not show in the latency.

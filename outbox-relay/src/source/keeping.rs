@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::shipping::SourceError;
+use super::error::SourceError;
 use crate::{
     leader::{HEARTBEAT_INTERVAL, Leadership},
     marks::Marks,

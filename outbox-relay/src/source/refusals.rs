@@ -1,11 +1,14 @@
 //! What becomes of a record that Kafka refuses for good, by the source's policy.
 
-use super::shipping::{Shipping, SourceError, deliver};
+use super::{
+    error::SourceError,
+    shipping::{Shipping, deliver},
+};
 use crate::{
     aside::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
     config::OnRefusal,
     reader::{Page, Row},
-    route::Record,
+    record::Record,
     sink::{Sink, SinkError},
 };
 

@@ -6,19 +6,18 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    error::SourceError,
     keeping::{Shown, keep_checkpoint},
     page_rows::{first_page_rows, next_page_rows},
 };
 use crate::{
     aside::Aside,
-    checkpoint::CheckpointError,
     config::SourceConfig,
     leader::Leadership,
     marks::Marks,
     reader::{Page, ReadError, Reader, Row},
     rotation::keep_emptying,
     route::Router,
-    session::DatabaseError,
     sink::{InFlight, Sink, SinkError},
     status::{Sampling, SharedStatus},
     window::{Cursor, Snapshot},
@@ -34,45 +33,6 @@ const MARK_ROWS: u64 = 500;
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long what is in flight may take to be acknowledged after the relay was asked to end.
 pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why shipping has to begin anew.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SourceError {
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Database(#[from] DatabaseError),
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Unopened(SinkError),
-    #[error("dead_letter_topic can't be used")]
-    DeadLetterTopic(#[source] SinkError),
-    #[error(transparent)]
-    Sink(#[from] SinkError),
-    #[error("event {event_id} of key {key:?} is in the way")]
-    Refused {
-        event_id: uuid::Uuid,
-        key: String,
-        source: SinkError,
-    },
-    #[error("one of {records} records on their way was refused; they are sent one by one now")]
-    OneOfMany { records: u64, source: SinkError },
-    #[error("event {event_id} was set aside")]
-    SetAside {
-        event_id: uuid::Uuid,
-        /// Rows that are still to be sent one by one.
-        one_by_one: u64,
-        source: SinkError,
-    },
-    #[error(
-        "the checkpoint {checkpoint} is ahead of the database: was it restored from a dump? If so, run `outbox-relay reset --source {name}`, which ships every row that \
-         the outbox still holds once more"
-    )]
-    CheckpointFromTheFuture { name: String, checkpoint: String },
-    #[error("what was in flight was not acknowledged within {FLUSH_TIMEOUT:?}")]
-    FlushTimeout,
-}
 
 /// A source whose rows are on their way.
 pub(super) struct Shipping<'a, S> {
@@ -117,7 +77,7 @@ impl<S: Sink> Shipping<'_, S> {
             // The cursor may have passed rows that are set aside in memory only.
             Ok(Ok(())) => self.aside.store().await.err().map(Into::into),
             Ok(Err(err)) => Some(SourceError::from(err)),
-            Err(_) => Some(SourceError::FlushTimeout),
+            Err(_) => Some(SourceError::FlushTimeout(FLUSH_TIMEOUT)),
         };
         if let Some(err) = unflushed {
             // What ended the pump, if anything, is the better reason.

@@ -1,6 +1,6 @@
 //! What an error of a source means to an operator.
 
-use super::shipping::SourceError;
+use super::error::SourceError;
 use crate::{
     advice,
     checkpoint::CheckpointError,
@@ -39,7 +39,7 @@ fn reason(err: &SourceError) -> Reason {
         SourceError::Unopened(SinkError::Fenced) | SourceError::Sink(SinkError::Fenced) => {
             Reason::Fenced
         }
-        SourceError::Unopened(_) | SourceError::Sink(_) | SourceError::FlushTimeout => {
+        SourceError::Unopened(_) | SourceError::Sink(_) | SourceError::FlushTimeout(_) => {
             Reason::Kafka
         }
         SourceError::DeadLetterTopic(_) | SourceError::Refused { .. } => Reason::Refused,
@@ -60,7 +60,7 @@ fn fix(err: &SourceError) -> Option<&'static str> {
         SourceError::Read(ReadError::Row { .. }) => Some(advice::ROW),
         SourceError::Unopened(SinkError::Unavailable(_))
         | SourceError::Sink(SinkError::Unavailable(_))
-        | SourceError::FlushTimeout => Some(advice::KAFKA_AWAY),
+        | SourceError::FlushTimeout(_) => Some(advice::KAFKA_AWAY),
         SourceError::DeadLetterTopic(_) => Some(advice::LETTERS_REFUSED),
         SourceError::Refused { .. } => Some(advice::REFUSED),
         _ => None,

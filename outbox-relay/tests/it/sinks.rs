@@ -7,7 +7,7 @@ use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
 use outbox_relay::{
     config::{KafkaConfig, KafkaSecurity, SinkKind},
     lease::Lease,
-    route::{Headers, Record},
+    record::{Headers, Record},
     sink::{InFlight, KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions},
 };
 

@@ -21,6 +21,7 @@ pub(crate) use self::inspect::{Inspector, TopicFacts};
 
 use super::{
     connection::{Connection, unavailable},
+    dial::dial,
     record_batch::Producer,
 };
 use crate::{config::KafkaConfig, sink::SinkError};
@@ -78,7 +79,7 @@ impl Cluster {
     }
 
     async fn connect_to(address: &str, kafka: &KafkaConfig) -> Result<Self, SinkError> {
-        let mut connection = Connection::open(address, kafka).await?;
+        let mut connection = dial(address, kafka).await?;
         check_versions(&mut connection, kafka.delivery_timeout).await?;
         let mut cluster = Self {
             connection,
@@ -208,7 +209,7 @@ impl Cluster {
         let error = match found.error_code.err() {
             None => {
                 let address = format!("{}:{}", found.host, found.port);
-                let mut coordinator = Connection::open(&address, &self.kafka).await?;
+                let mut coordinator = dial(&address, &self.kafka).await?;
                 let request = init_producer_id(Some(name), current);
                 let (version, timeout) = (INIT_PRODUCER_ID_VERSION, self.kafka.delivery_timeout);
                 let answer = coordinator.call(&request, version, timeout).await?;
@@ -242,7 +243,7 @@ impl Cluster {
         version: i16,
     ) -> Result<R::Response, SinkError> {
         if self.connection.is_stale() {
-            self.connection = Connection::open(&self.connection.address, &self.kafka).await?;
+            self.connection = dial(&self.connection.address, &self.kafka).await?;
         }
         let timeout = self.kafka.delivery_timeout;
         self.connection.call(request, version, timeout).await

@@ -1,6 +1,6 @@
 //! A connection to a broker: frames, and calls that are answered one after the other.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use kafka_protocol::{
@@ -9,17 +9,10 @@ use kafka_protocol::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
     time::Instant,
 };
-use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
-use super::login::log_in;
-use crate::{
-    config::KafkaConfig,
-    sink::SinkError,
-    tls::{self, TlsFiles, Verification},
-};
+use crate::{sink::SinkError, tls};
 
 /// How brokers know us, in their logs and quotas.
 pub(super) const CLIENT_ID: &str = "outbox-relay";
@@ -28,9 +21,6 @@ const MAX_FRAME_BYTES: usize = 64 * 1024 * 1024;
 
 /// Calls at which a broker that wants to be reached in another way ends the connection.
 const FIRST_CALLS: i32 = 2;
-/// A login is used for so many hundredths of its lifetime. The rest is for what is on its way by then.
-const USED_PERCENT: u32 = 80;
-
 const SETTINGS: tls::Settings = tls::Settings {
     ca: "kafka.tls.ca_file",
     address: "each of kafka.brokers, and of the brokers' advertised.listeners,",
@@ -53,38 +43,19 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to `host:port`, and logs in.
-    pub(super) async fn open(address: &str, kafka: &KafkaConfig) -> Result<Self, SinkError> {
-        let timeout = kafka.delivery_timeout;
-        let connecting = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        };
-        let stream = within(timeout, address, connecting).await?;
-        let (reader, writer) = match &kafka.security.tls {
-            None => {
-                let (reader, writer) = stream.into_split();
-                (Box::new(reader) as Box<_>, Box::new(writer) as Writer)
-            }
-            Some(files) => {
-                let (reader, writer) = encrypt(stream, files, address, timeout).await?;
-                (Box::new(reader) as Box<_>, Box::new(writer) as Writer)
-            }
-        };
-        let mut connection = Self {
-            reader: BufReader::new(reader),
-            writer,
+    /// A connection over an open stream to `address`, whose halves these are.
+    pub(super) fn new(
+        address: &str,
+        reader: impl AsyncRead + Send + Sync + Unpin + 'static,
+        writer: impl AsyncWrite + Send + Sync + Unpin + 'static,
+    ) -> Self {
+        Self {
+            reader: BufReader::new(Box::new(reader)),
+            writer: Box::new(writer),
             address: address.to_owned(),
             stale_at: None,
             last_correlation_id: 0,
-        };
-        if let Some(sasl) = &kafka.security.sasl {
-            let now = Instant::now();
-            let ends_at = log_in(&mut connection, sasl, timeout).await?;
-            connection.stale_at = ends_at.map(|end| now + (end - now) * USED_PERCENT / 100);
         }
-        Ok(connection)
     }
 
     /// Whether there has to be another one, because the login runs out.
@@ -135,38 +106,8 @@ pub(super) fn is_stale(stale_at: Option<Instant>) -> bool {
     stale_at.is_some_and(|at| at <= Instant::now())
 }
 
-/// Speaks TLS from here on, with the files as they are now.
-async fn encrypt(
-    stream: TcpStream,
-    files: &TlsFiles,
-    address: &str,
-    timeout: Duration,
-) -> Result<(impl AsyncRead + use<>, impl AsyncWrite + use<>), SinkError> {
-    let config = files.load(Verification::Name);
-    let config = config.map_err(|err| SinkError::Unavailable(err.to_string()))?;
-    let (host, _) = address.rsplit_once(':').unwrap_or((address, ""));
-    let host = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned();
-    let name = ServerName::try_from(host).map_err(|err| unavailable(address, err))?;
-    let connecting = async {
-        // On the heap, because a handshake needs more room than everything that waits for it.
-        let connecting = Box::pin(TlsConnector::from(Arc::new(config)).connect(name, stream));
-        connecting.await.map_err(|err| {
-            if err.kind() == io::ErrorKind::UnexpectedEof {
-                return with_way_out(err, "does this port speak TLS? If not, remove [kafka.tls]");
-            }
-            explained(err)
-        })
-    };
-    Ok(tokio::io::split(
-        within(timeout, address, connecting).await?,
-    ))
-}
-
 /// The error, with what to do about it.
-fn explained(err: io::Error) -> io::Error {
+pub(super) fn explained(err: io::Error) -> io::Error {
     match tls::way_out(&err, &SETTINGS) {
         Some(way_out) => with_way_out(err, &way_out),
         None => err,
@@ -183,7 +124,7 @@ fn ended_early(err: io::Error) -> io::Error {
     }
 }
 
-fn with_way_out(err: io::Error, way_out: &str) -> io::Error {
+pub(super) fn with_way_out(err: io::Error, way_out: &str) -> io::Error {
     io::Error::new(err.kind(), format!("{err}; {way_out}"))
 }
 

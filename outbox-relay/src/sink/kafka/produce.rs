@@ -20,6 +20,7 @@ use super::{
     connection::{
         Connection, Reader, Writer, is_stale, read_frame, unavailable, within, within_since,
     },
+    dial::dial,
     outstanding::Outstanding,
     produce_request::{Part, ProduceRequestFrame},
 };
@@ -64,7 +65,7 @@ impl ProduceConnection {
             writer,
             stale_at,
             ..
-        } = Connection::open(address, kafka).await?;
+        } = dial(address, kafka).await?;
         // Never more than there is room for.
         let (requests, pending) = mpsc::unbounded_channel();
         let answers = Answers {
@@ -236,7 +237,7 @@ impl Answers {
         if self.pending.try_recv().is_ok() {
             return Err(unavailable(&self.address, "closed the connection"));
         }
-        let mut another = Connection::open(&self.address, &self.kafka).await?;
+        let mut another = dial(&self.address, &self.kafka).await?;
         check_versions(&mut another, self.kafka.delivery_timeout).await?;
         Ok(None)
     }

@@ -2,7 +2,7 @@
 //! "Record Batch" in <https://kafka.apache.org/documentation/#recordbatch>.
 
 use crate::{
-    route::Record,
+    record::Record,
     varint::{as_length, bytes_length, put_bytes, put_varint, varint_length},
 };
 
@@ -132,7 +132,7 @@ mod tests {
     use proptest::{collection::vec, option, prelude::*};
 
     use super::*;
-    use crate::route::Headers;
+    use crate::record::Headers;
 
     const PRODUCER: Producer = Producer { id: 7, epoch: 3 };
 

@@ -6,7 +6,6 @@ use kafka_protocol::messages::BrokerId;
 
 use super::record_batch::RecordBatch;
 
-pub(super) const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// The sequence of a partition's first batch, by a new name or epoch.
 const FIRST_SEQUENCE: i32 = 0;
 
@@ -126,10 +125,4 @@ impl Topics {
             }
         }
     }
-}
-
-/// Kafka's own rule. A broker that is asked about anything else may close the connection.
-pub(crate) fn is_topic_name(name: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=MAX_TOPIC_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_allowed)
 }

@@ -1,0 +1,46 @@
+//! Why shipping has to begin anew.
+
+use std::time::Duration;
+
+use crate::{
+    checkpoint::CheckpointError, reader::ReadError, session::DatabaseError, sink::SinkError,
+};
+
+/// Why shipping has to begin anew.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SourceError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Unopened(SinkError),
+    #[error("dead_letter_topic can't be used")]
+    DeadLetterTopic(#[source] SinkError),
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    #[error("event {event_id} of key {key:?} is in the way")]
+    Refused {
+        event_id: uuid::Uuid,
+        key: String,
+        source: SinkError,
+    },
+    #[error("one of {records} records on their way was refused; they are sent one by one now")]
+    OneOfMany { records: u64, source: SinkError },
+    #[error("event {event_id} was set aside")]
+    SetAside {
+        event_id: uuid::Uuid,
+        /// Rows that are still to be sent one by one.
+        one_by_one: u64,
+        source: SinkError,
+    },
+    #[error(
+        "the checkpoint {checkpoint} is ahead of the database: was it restored from a dump? If so, run `outbox-relay reset --source {name}`, which ships every row that \
+         the outbox still holds once more"
+    )]
+    CheckpointFromTheFuture { name: String, checkpoint: String },
+    #[error("what was in flight was not acknowledged within {0:?}")]
+    FlushTimeout(Duration),
+}
