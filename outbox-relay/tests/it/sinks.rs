@@ -503,7 +503,8 @@ async fn the_first_batch_of_a_partition_travels_alone() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_was_idle_for_long_is_made_anew() -> Result<()> {
     let home = Arc::new(Home::new()?);
-    let kafka = Kafka::start_with_settings(&home, &["connections.max.idle.ms=500"]).await?;
+    // Longer than a busy machine takes between two calls.
+    let kafka = Kafka::start_with_settings(&home, &["connections.max.idle.ms=2000"]).await?;
     let mut setup = Setup::new("idle_long", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
     kafka.create_topic(&setup.topic, 1, &[]).await?;
@@ -511,7 +512,7 @@ async fn a_connection_that_was_idle_for_long_is_made_anew() -> Result<()> {
     for _ in 0..2 {
         sink.send(&setup.topic, "a", Some(b"1")).await?;
         sink.deliver().await?;
-        let failed = tokio::time::timeout(Duration::from_secs(3), sink.in_flight().failed()).await;
+        let failed = tokio::time::timeout(Duration::from_secs(5), sink.in_flight().failed()).await;
         assert!(failed.is_err(), "{failed:?}");
     }
     kafka.process.stop().await;
