@@ -85,7 +85,7 @@ async fn ask(client: &Client, config: &SourceConfig) -> Result<Measured, Databas
          ), checkpoint as (
              select * from stored
              union all
-             select '1:1:', 0, null, '' where not exists (select from stored)
+             select '1:1:', 0::bigint, null, '' where not exists (select from stored)
          ), due as (
              (select created_at from {outbox}
               where seq > (select done from checkpoint) order by seq limit {MAX_COUNTED})
@@ -106,26 +106,32 @@ async fn ask(client: &Client, config: &SourceConfig) -> Result<Measured, Databas
          )
          select counted.rows,
              date_part('epoch', clock_timestamp() - counted.oldest),
-             case when counted.rows >= {MAX_COUNTED}
-                 then (select max(seq) from {outbox}) - checkpoint.done end,
+             coalesce((select max(seq) from {outbox}), 0),
              coalesce(
                  (select sum(pg_total_relation_size(relid))::bigint from pg_partition_tree({table})),
                  pg_total_relation_size({table})),
              ({} select count(*) from parked_key),
              (select count(*) from (
                   select from relay_dead_letters where source = $1 limit {MAX_LETTERS}) as letters),
-             checkpoint.age_s, checkpoint.place
+             checkpoint.age_s, checkpoint.place, checkpoint.done
          from counted, checkpoint",
         parked_keys("$1")
     );
     let row = client.query_one(&sql, &[&config.name]).await?;
-    let (counted, estimated): (i64, Option<i64>) = (row.get(0), row.get(2));
-    let oldest_age_s: Option<f64> = row.get(1);
+    let (counted, oldest_age_s): (i64, Option<f64>) = (row.get(0), row.get(1));
+    let (newest_seq, done_seq): (i64, i64) = (row.get(2), row.get(8));
+    let is_estimate = counted >= MAX_COUNTED;
+    let rows = match is_estimate {
+        true => counted.max(newest_seq - done_seq),
+        false => counted,
+    };
     Ok(Measured {
         pending: Pending {
-            rows: estimated.map_or(counted, |estimated| estimated.max(counted)),
-            is_estimate: estimated.is_some(),
+            rows,
+            is_estimate,
             oldest_age_s: oldest_age_s.map(|age_s| age_s.max(0.0)),
+            newest_seq,
+            done_seq,
         },
         outbox_bytes: row.get::<_, Option<i64>>(3).unwrap_or(0),
         parked_keys: row.get(4),

@@ -33,18 +33,17 @@ pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) 
     if !config.mapping.is_own() {
         return std::future::pending().await;
     }
+    status.update(|status| _ = status.truncations.get_or_insert(0));
     let mut last_error = None;
     loop {
         tokio::time::sleep(config.rotation_interval).await;
-        let error = match rotate(config).await {
-            Ok(emptied) if emptied.is_empty() => None,
-            Ok(emptied) => {
-                tracing::info!(source = %config.name, partitions = ?emptied, "emptied");
-                status.update(|status| status.truncations += emptied.len() as u64);
-                None
-            }
-            Err(err) => Some(program::chain(&err)),
-        };
+        let mut emptied = Vec::new();
+        let result = rotate(config, &mut emptied).await;
+        if !emptied.is_empty() {
+            tracing::info!(source = %config.name, partitions = ?emptied, "emptied");
+        }
+        status.update(|status| *status.truncations.get_or_insert(0) += emptied.len() as u64);
+        let error = result.err().map(|err| program::chain(&err));
         // Said once: nothing is lost, the table grows.
         if error != last_error
             && let Some(error) = &error
@@ -55,14 +54,15 @@ pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) 
     }
 }
 
-/// Empties each partition that has no row that is still needed, and gets no new ones now. Returns the
-/// names of those that were.
+/// Empties each partition that has no row that is still needed, and gets no new ones now. The names of
+/// those that were are put into `emptied`.
 ///
-/// A partition that can't be locked at once is left for the next time.
-async fn rotate(config: &SourceConfig) -> Result<Vec<String>, DatabaseError> {
+/// A partition that can't be locked at once is left for the next time; what goes wrong with one keeps
+/// none of the others from it.
+async fn rotate(config: &SourceConfig, emptied: &mut Vec<String>) -> Result<(), DatabaseError> {
     // A session of its own, because of the transactions.
     let client = session::connect(&config.database_url, "outbox-relay rotation").await?;
-    let mut emptied = Vec::new();
+    let mut result = Ok(());
     for row in client.query(PARTITIONS, &[]).await? {
         let (partition, buckets): (String, Option<String>) = (row.get(0), row.get(1));
         let (Some(buckets), Some(current)) = (buckets, row.get::<_, Option<String>>(2)) else {
@@ -71,13 +71,16 @@ async fn rotate(config: &SourceConfig) -> Result<Vec<String>, DatabaseError> {
         // Names and expressions are as the database's own catalog spells them.
         let is_in_use =
             format!("select {current} in ({buckets}) or not exists (select from {partition})");
-        if !client.query_one(&is_in_use, &[]).await?.get::<_, bool>(0)
-            && truncate(&client, &partition, config.retention).await?
-        {
-            emptied.push(partition);
+        if client.query_one(&is_in_use, &[]).await?.get(0) {
+            continue;
+        }
+        match truncate(&client, &partition, config.retention).await {
+            Ok(true) => emptied.push(partition),
+            Ok(false) => {}
+            Err(err) => result = Err(err.into()),
         }
     }
-    Ok(emptied)
+    result
 }
 
 async fn truncate(
@@ -117,7 +120,7 @@ async fn try_truncate(
     // Behind the lock, because a slow transaction may have written here until now; with it nobody is
     // in the middle of writing. A row is needed as long as a checkpoint has not seen its transaction,
     // which two looks into an index tell: the settings above see to that, whatever the statistics
-    // of a partition that was just filled may say.
+    // of a partition that was just filled may say. A time that is yet to come tells nothing of a row's age.
     let needed = format!(
         "select exists (
              select from relay_checkpoints as checkpoint
@@ -127,8 +130,8 @@ async fn try_truncate(
                  select from {partition}
                  where xid = any (array(select pg_snapshot_xip(checkpoint.snapshot)))
              )
-         ) or clock_timestamp() - (select created_at from {partition} order by seq desc limit 1)
-             < make_interval(secs => $1)"
+         ) or (select created_at from {partition} order by seq desc limit 1)
+             between clock_timestamp() - make_interval(secs => $1) and clock_timestamp()"
     );
     let row = client
         .query_one(&needed, &[&retention.as_secs_f64()])

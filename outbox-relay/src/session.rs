@@ -27,7 +27,7 @@ const SETTINGS: Settings = Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// It can't be reached, or refuses.
-    #[error("can't reach the database")]
+    #[error("{}", what_failed(.0))]
     Failed(#[from] tokio_postgres::Error),
     /// The same, and it is known what to do about it.
     #[error("can't reach the database; {way_out}")]
@@ -43,6 +43,18 @@ pub enum DatabaseError {
     /// It says nothing.
     #[error("the database doesn't answer within {ANSWER_TIMEOUT:?}")]
     Silent,
+}
+
+/// Whether there is a session at all, which the database's own words don't tell.
+fn what_failed(err: &tokio_postgres::Error) -> &'static str {
+    // Classes: connection, authorization, no such database, resources, and intervention of an operator.
+    const NO_SESSION: [&str; 5] = ["08", "28", "3D", "53", "57"];
+    let code = err.code().map_or("08", SqlState::code);
+    if NO_SESSION.iter().any(|class| code.starts_with(class)) {
+        "can't reach the database"
+    } else {
+        "the database refuses what it is asked"
+    }
 }
 
 /// Waits for an answer that takes a moment.

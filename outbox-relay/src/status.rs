@@ -48,10 +48,12 @@ pub(crate) struct SourceStatus {
     pub(crate) refused: Refused,
     /// When the checkpoint was stored last.
     pub(crate) checkpoint_at: Option<Instant>,
-    /// Partitions that were emptied.
-    pub(crate) truncations: u64,
+    /// Partitions that were emptied; none where nobody empties them.
+    pub(crate) truncations: Option<u64>,
     /// What the database said when it was asked last, and when that was.
     measured: Option<(Measured, Instant)>,
+    /// The newest row of some time ago, which is not shipped yet, and when that was.
+    waiting: Option<(i64, Instant)>,
     /// Since when rows are due and the checkpoint has not moved.
     stuck_since: Option<Instant>,
     ticks: VecDeque<Tick>,
@@ -96,8 +98,12 @@ pub(crate) struct Pending {
     pub(crate) rows: i64,
     /// There are too many to be counted; the number is taken from seq, which has gaps.
     pub(crate) is_estimate: bool,
-    /// The age of the oldest of them, in seconds.
+    /// The age of the oldest of them, in seconds; none where rows don't tell when they were written.
     pub(crate) oldest_age_s: Option<f64>,
+    /// The highest seq there is.
+    pub(crate) newest_seq: i64,
+    /// The highest seq that was shipped.
+    pub(crate) done_seq: i64,
 }
 
 /// A moment of the last minute.
@@ -199,7 +205,8 @@ impl SourceStatus {
             restarts: Default::default(),
             refused: Refused::default(),
             checkpoint_at: None,
-            truncations: 0,
+            truncations: None,
+            waiting: None,
             measured: None,
             stuck_since: None,
             ticks: VecDeque::new(),
@@ -219,6 +226,13 @@ impl SourceStatus {
     /// Takes over what was measured in the database.
     pub(crate) fn measured(&mut self, measured: Measured) {
         let now = Instant::now();
+        let Pending {
+            newest_seq,
+            done_seq,
+            ..
+        } = measured.pending;
+        let waiting = self.waiting.filter(|(seq, _)| *seq > done_seq);
+        self.waiting = waiting.or_else(|| (newest_seq > done_seq).then_some((newest_seq, now)));
         let before = self.measured.take();
         let stands_still = before.is_some_and(|(before, at)| {
             before.checkpoint == measured.checkpoint && at.elapsed() < MEASURED_FOR
@@ -248,6 +262,14 @@ impl SourceStatus {
     fn recent(&self) -> Option<(&Measured, Duration)> {
         let (measured, at) = self.measured.as_ref()?;
         (at.elapsed() < MEASURED_FOR).then(|| (measured, at.elapsed()))
+    }
+
+    /// The age of the oldest row that is not shipped, in seconds. Where rows don't tell when they were written
+    /// it is at least as old as this.
+    fn oldest_pending_age_s(&self, pending: &Pending) -> f64 {
+        let waiting = self.waiting.filter(|_| pending.rows > 0);
+        let seen = || waiting.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
+        pending.oldest_age_s.unwrap_or_else(seen)
     }
 
     /// Records shipped a second, since the last tick but one.
@@ -316,9 +338,42 @@ mod tests {
         // A standby of a leader that stalls is well.
         shared.update(|status| {
             status.role = Role::Standby;
-            status.measured(measured(3, "1:1: 0"));
+            let mut measured = measured(3, "1:1: 0");
+            measured.leader = Some("another".into());
+            status.measured(measured);
         });
-        assert_eq!(shared.view().state, State::Standby);
+        let view = shared.view();
+        assert_eq!(view.state, State::Standby);
+        assert_eq!(view.leader.as_deref(), Some("another"));
+        // What was measured before it took over is of no use any more.
+        shared.update(|status| status.role = Role::Leader);
+        assert_eq!(shared.view().leader, None);
+    }
+
+    #[test]
+    fn rows_that_don_t_tell_their_age_are_as_old_as_since_they_were_seen() {
+        let mut status = SourceStatus::new();
+        let mut at = |newest_seq, done_seq| {
+            let pending = Pending {
+                rows: newest_seq - done_seq,
+                newest_seq,
+                done_seq,
+                ..Pending::default()
+            };
+            status.measured(Measured {
+                pending,
+                ..Measured::default()
+            });
+            if let Some((_, since)) = &mut status.waiting {
+                *since = since.checked_sub(Duration::from_secs(5)).unwrap();
+            }
+            Duration::from_secs_f64(status.oldest_pending_age_s(&pending)).as_secs()
+        };
+        // Five seconds pass after each.
+        assert_eq!(
+            [at(3, 3), at(9, 3), at(12, 8), at(12, 9), at(12, 12)],
+            [0, 5, 10, 5, 0]
+        );
     }
 
     #[test]

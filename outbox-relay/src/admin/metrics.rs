@@ -112,7 +112,7 @@ fn shipping(text: &mut Text, views: &[View]) {
         views,
         "truncated_partitions_total",
         "Partitions emptied after all of them was shipped.",
-        |view| Some(view.truncations),
+        |view| view.truncations,
     );
 }
 

@@ -54,8 +54,8 @@ pub(crate) struct View {
     pub(crate) checkpoint_age_s: Option<f64>,
     /// How large the outbox is.
     pub(crate) outbox_bytes: Option<i64>,
-    /// Partitions that were emptied.
-    pub(crate) truncations: u64,
+    /// Partitions that were emptied; none where nobody empties them.
+    pub(crate) truncations: Option<u64>,
     /// Why it does not ship, while something keeps it from shipping.
     pub(crate) error: Option<String>,
     /// What to do about that.
@@ -98,14 +98,17 @@ impl SharedStatus {
             state: status.state(),
             ready: status.is_ready(),
             epoch: status.epoch,
-            leader: recent.and_then(|(measured, _)| measured.leader.clone()),
+            leader: recent
+                .filter(|_| status.role == Role::Standby)
+                .and_then(|(measured, _)| measured.leader.clone()),
             shipped: status.shipped,
             shipped_per_s: status.shipped_per_s(),
             in_flight: status.in_flight,
             fenced: status.restarts[Reason::Fenced as usize],
             pending_rows: pending.map(|pending| pending.rows),
             pending_is_estimate: pending.is_some_and(|pending| pending.is_estimate),
-            oldest_pending_age_s: pending.map(|pending| pending.oldest_age_s.unwrap_or(0.0)),
+            oldest_pending_age_s: (pending.as_ref())
+                .map(|pending| status.oldest_pending_age_s(pending)),
             commit_to_ack: times(&self.0.commit_to_ack, |tick| &tick.commit_to_ack),
             page_read: times(&self.0.page_read, |tick| &tick.page_read),
             parked_keys: status.parked_keys,

@@ -1,7 +1,11 @@
 //! Partitions are emptied when everything in them was shipped, and rows can be shipped once more.
 
 use anyhow::Result;
-use outbox_relay::{ResetTo, config::SinkKind, reset};
+use outbox_relay::{
+    ResetTo,
+    config::{OnRefusal, SinkKind},
+    reset,
+};
 
 use crate::{harness::Session, shipping::Setup};
 
@@ -50,6 +54,30 @@ async fn a_partition_is_emptied_when_all_of_it_was_shipped_and_not_before() -> R
     relay.stop().await?;
     assert_eq!(setup.records(130).await?.len(), 130);
     Ok(())
+}
+
+/// A time that is yet to come, or none, says nothing of how long a row has been there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_is_no_age_keeps_no_partition() -> Result<()> {
+    let mut setup = Setup::new("no_age", SinkKind::Kafka).await?;
+    setup.on_refusal = OnRefusal::DeadLetter;
+    let session = Session::new(&setup.database).await?;
+    for (bucket, time) in [(2, "infinity"), (3, "2999-01-01"), (4, "-infinity")] {
+        let sql = format!(
+            "{}; insert into outbox (topic, key, event_type, aggregate_version, created_at, bucket)
+             values ('{}', 'key', 'made', 2, '{time}', {bucket})",
+            insert(&setup, bucket, 1),
+            setup.topic
+        );
+        session.client.batch_execute(&sql).await?;
+    }
+    let relay = setup.start().await?;
+    for bucket in [2, 3, 4] {
+        session.client.wait_for(&rows(bucket), 0).await?;
+    }
+    let letters = "select count(*) from relay_dead_letters";
+    assert_eq!(session.client.count(letters).await?, 2);
+    relay.stop().await
 }
 
 /// Two teams may ship the same table, each with a source of its own.
