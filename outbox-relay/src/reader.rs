@@ -69,6 +69,17 @@ pub enum ReadError {
     /// The database says nothing.
     #[error("the database doesn't answer within {0:?}")]
     Silent(Duration),
+    /// A row of a page has a value that is none of the type that is asked for.
+    #[error("one of the next rows can't be read; they are read one by one now")]
+    OneUnreadable(#[source] tokio_postgres::Error),
+    /// The same, of a page that was to have this row alone.
+    #[error("the row with seq {seq} can't be read")]
+    Unreadable {
+        /// Its number.
+        seq: i64,
+        /// What the database says of it.
+        source: tokio_postgres::Error,
+    },
     /// A row can't be a record, nor be set aside.
     #[error("the row with seq {seq} can't be shipped: {what}")]
     Row {
@@ -132,8 +143,31 @@ impl Reader {
     /// If the database can't be asked or answers nonsense.
     pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
         let stragglers = self.stragglers(cursor).await?;
-        let sql = page_sql(&self.outbox, cursor, &stragglers, max_rows);
-        self.copy(&sql, max_rows).await
+        let sql = page_sql(COLUMNS, &self.outbox, cursor, &stragglers, max_rows);
+        match self.copy(&sql, max_rows).await {
+            Err(ReadError::Database(err)) if is_of_data(&err) => {
+                self.blame(cursor, &stragglers, max_rows, err).await
+            }
+            page => page,
+        }
+    }
+
+    /// Finds the row that is to blame for `err`, if there is one alone.
+    async fn blame(
+        &self,
+        cursor: &Cursor,
+        stragglers: &Stragglers,
+        max_rows: usize,
+        err: tokio_postgres::Error,
+    ) -> Result<Page, ReadError> {
+        if max_rows > 1 {
+            return Err(ReadError::OneUnreadable(err));
+        }
+        let next = page_sql("seq", &self.outbox, cursor, stragglers, 1);
+        Err(match self.copy(&next, 1).await?.first_seq()? {
+            Some(seq) => ReadError::Unreadable { seq, source: err },
+            None => ReadError::Database(err),
+        })
     }
 
     /// Where the window's stragglers are. It is asked once a window, and not before the second page
@@ -196,17 +230,23 @@ impl Reader {
         self.copy(&sql, max_rows).await
     }
 
-    /// Dead letters that are not in their topic yet.
+    /// Dead letters that are not in their topic yet, with headers that tell what they are.
     ///
     /// # Errors
     /// As of [`page`](Self::page).
     pub async fn dead_letters(&self, source: &str, max_rows: usize) -> Result<Page, ReadError> {
         let sql = format!(
             "copy (
-                 select {COLUMNS} from relay_dead_letters
-                 where source = {} and in_topic = 'pending' order by seq limit {max_rows}
+                 select {COLUMNS} from (
+                     select {with_own_headers}, coalesce(letter.headers, '{{}}') || jsonb_build_object(
+                         'dead_letter_topic', topic, 'dead_letter_seq', seq::text, 'dead_letter_error', error
+                     ) as headers
+                     from relay_dead_letters as letter
+                     where source = {} and in_topic = 'pending' order by seq limit {max_rows}
+                 ) as pending
              ) to stdout (format binary)",
-            quoted(source)
+            quoted(source),
+            with_own_headers = COLUMNS.replace("headers,", "")
         );
         self.copy(&sql, max_rows).await
     }
@@ -227,6 +267,11 @@ impl Reader {
         page.end(max_rows);
         Ok(page)
     }
+}
+
+/// Whether it is a value that can't be what it is asked to be: class 22, data exceptions.
+fn is_of_data(err: &tokio_postgres::Error) -> bool {
+    err.code().is_some_and(|code| code.code().starts_with("22"))
 }
 
 /// A COPY takes no parameters. (Backslashes mean nothing in a standard string.)

@@ -21,7 +21,7 @@ use crate::{
     config::{KafkaConfig, SinkKind, SourceConfig},
     leader::{Candidate, Election},
     marks::Marks,
-    reader::Reader,
+    reader::{ReadError, Reader},
     route::Router,
     session,
     sink::{KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions, TEND_INTERVAL},
@@ -112,8 +112,11 @@ impl Source {
             self.one_by_one = match err {
                 SourceError::OneOfMany { records, .. } => records,
                 SourceError::SetAside { one_by_one, .. } => one_by_one,
-                // The next row is the one that was refused.
-                SourceError::Refused { .. } => 1,
+                // The next row is the one that was refused, or it is to be found.
+                SourceError::Refused { .. }
+                | SourceError::Read(ReadError::OneUnreadable(_) | ReadError::Unreadable { .. }) => {
+                    1
+                }
                 _ => 0,
             };
             let trouble = trouble::of(&err);
@@ -125,8 +128,12 @@ impl Source {
                 });
             if is_told {
                 tracing::debug!(source = %name, error, ?backoff, "shipping begins anew");
+            } else if trouble.reason.halts() {
+                tracing::error!(source = %name, error, fix, "halted");
             } else {
                 tracing::warn!(source = %name, error, fix, ?backoff, "shipping begins anew");
+            }
+            if !is_told {
                 last_warning = Some((error.clone(), Instant::now()));
             }
             self.status.update(|status| status.begin_anew(trouble));

@@ -153,7 +153,7 @@ async fn look_at_checkpoint(
     };
     let row = answered(asking).await?;
     let Some(row) = row else {
-        found.ok("no relay has led it yet; the first ships every row that the outbox holds");
+        found.ok("no relay has led it yet; the first ships every row that has a seq");
         return Ok("check".into());
     };
     let (epoch, resigned): (i64, bool) = (row.get(1), row.get(2));

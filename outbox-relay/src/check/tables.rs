@@ -225,7 +225,8 @@ const TOPICS: &str = "
             where source = $1), 0)
         order by seq limit 1000
     ), newest as (
-        select topic, key, payload, headers from :outbox order by seq desc limit 1000
+        select topic, key, payload, headers from :outbox
+        where seq is not null order by seq desc limit 1000
     )
     select topic, max(coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)
         + coalesce(octet_length(headers::text), 0))::bigint

@@ -12,7 +12,6 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
-use super::page::COLUMNS;
 use crate::window::{Cursor, Snapshot, Window};
 
 /// Late transactions that get a branch of their own. More of them would save less, for they have
@@ -29,8 +28,9 @@ pub(super) enum Stragglers {
     Of(Arc<[u64]>),
 }
 
-/// The rows of `cursor`'s window that come next.
+/// These columns of the rows of `cursor`'s window that come next.
 pub(super) fn page_sql(
+    columns: &str,
     outbox: &str,
     cursor: &Cursor,
     stragglers: &Stragglers,
@@ -43,13 +43,13 @@ pub(super) fn page_sql(
     };
     let visible = format!("pg_visible_in_snapshot(xid, '{upto}')");
     let new = format!(
-        "select {COLUMNS} from {outbox}
+        "select {columns} from {outbox}
          where seq > {} and not pg_visible_in_snapshot(xid, '{seen}') and {visible}",
         max_seq.max(done_seq),
     );
     let late = |condition: &str| {
         format!(
-            "select {COLUMNS} from {outbox}
+            "select {columns} from {outbox}
              where {condition} and seq + 0 > {done_seq} and seq + 0 <= {max_seq}"
         )
     };
@@ -62,7 +62,7 @@ pub(super) fn page_sql(
             for xid in &**xids {
                 let _ = write!(
                     branches,
-                    " union all (select {COLUMNS} from {outbox} where {}
+                    " union all (select {columns} from {outbox} where {}
                       order by xid, seq limit {max_rows})",
                     of_transaction(&format!("'{xid}'"), done_seq, max_seq)
                 );

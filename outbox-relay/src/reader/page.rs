@@ -54,6 +54,16 @@ impl Page {
         Ok(last.transpose()?.map(|row| row.seq))
     }
 
+    /// The seq of the first row; also if that is all that the rows have.
+    pub(super) fn first_seq(&self) -> Result<Option<i64>, ReadError> {
+        let Some(row) = self.rows.first() else {
+            return Ok(None);
+        };
+        let mut fields = Fields(row);
+        fields.i16()?;
+        fields.i64()
+    }
+
     /// Whether the window ends with this page.
     pub fn is_last(&self) -> bool {
         self.is_last

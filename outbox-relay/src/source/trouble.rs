@@ -24,7 +24,8 @@ fn reason(err: &SourceError) -> Reason {
         SourceError::Checkpoint(CheckpointError::Superseded | CheckpointError::Led) => {
             Reason::LostLead
         }
-        SourceError::Read(ReadError::Row { .. }) => Reason::Refused,
+        SourceError::Read(ReadError::Row { .. } | ReadError::Unreadable { .. }) => Reason::Refused,
+        SourceError::Read(ReadError::OneUnreadable(_)) => Reason::OneByOne,
         SourceError::Checkpoint(CheckpointError::Database(_) | CheckpointError::Session(_))
         | SourceError::Database(_)
         | SourceError::Read(_) => Reason::Database,
@@ -52,7 +53,11 @@ fn fix(err: &SourceError) -> Option<&'static str> {
         SourceError::Checkpoint(CheckpointError::Database(err))
         | SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Failed(err)))
         | SourceError::Database(DatabaseError::Failed(err))
-        | SourceError::Read(ReadError::Database(err)) => Some(advice::for_postgres(err)),
+        | SourceError::Read(
+            ReadError::Database(err)
+            | ReadError::OneUnreadable(err)
+            | ReadError::Unreadable { source: err, .. },
+        ) => Some(advice::for_postgres(err)),
         SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Silent))
         | SourceError::Database(DatabaseError::Silent)
         | SourceError::Read(ReadError::Silent(_)) => Some(advice::SILENT_POSTGRES),

@@ -407,6 +407,67 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
     relay.stop().await
 }
 
+/// Postgres refuses the whole page that it is on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_is_none_of_its_type_is_named_and_keeps_back_nothing_before_it() -> Result<()>
+{
+    let (setup, client) = debezium_setup("no_uuid").await?;
+    client
+        .batch_execute("alter table outboxevent alter id drop default, alter id type text")
+        .await?;
+    let insert = async |id: &str| {
+        let sql = format!(
+            "insert into outboxevent (id, aggregatetype, aggregateid, type)
+             select {id}, 'order', n, 'T' from generate_series(1, 20) as n"
+        );
+        client.batch_execute(&sql).await
+    };
+    insert("gen_random_uuid()").await?;
+    insert("case n when 1 then 'not-a-uuid' else gen_random_uuid()::text end").await?;
+    let seq = client
+        .count("select seq from outboxevent where id = 'not-a-uuid'")
+        .await?;
+    let relay = setup.start().await?;
+    let halted = format!("halted: the row with seq {seq} can't be read");
+    let text = relay.wait_for_state(503, &halted).await?;
+    assert!(
+        text.contains("\"not-a-uuid\"; a row can't be read"),
+        "{text}"
+    );
+    assert_eq!(setup.records(20).await?.len(), 20);
+    // The table doesn't say when a row was written. Its age is known all the same.
+    eventually("an age of what waits", async || {
+        let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
+        let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
+        let is_old = status["oldest_pending_age_s"].as_f64() > Some(1.0);
+        Ok((is_old && status["pending_rows"] == 20).then_some(()))
+    })
+    .await?;
+    client
+        .batch_execute("update outboxevent set id = gen_random_uuid() where id = 'not-a-uuid'")
+        .await?;
+    assert_eq!(setup.records(40).await?.len(), 40);
+    relay.stop().await
+}
+
+/// What was there before the columns is nothing that the relay ships.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_looks_at_rows_that_have_a_seq() -> Result<()> {
+    let (setup, client) = debezium_setup("old_rows").await?;
+    let rows = "insert into outboxevent (seq, xid, aggregatetype, aggregateid, type)
+            select null, null, 'legacy', n, 'T' from generate_series(1, 1100) as n;
+        insert into outboxevent (aggregatetype, aggregateid, type)
+            select 'order', n, 'T' from generate_series(1, 1100) as n;
+        insert into outboxevent (aggregatetype, aggregateid, type) values ('newest', 'a', 'T')";
+    client.batch_execute(rows).await?;
+    let found = check(&setup.config()?).await;
+    let wrong = found.iter().filter(|finding| finding.level == Level::Wrong);
+    let wrong: Vec<String> = wrong.map(ToString::to_string).collect();
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].contains(".newest"), "{wrong:?}");
+    Ok(())
+}
+
 /// The index by which parked keys are found has no room for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
