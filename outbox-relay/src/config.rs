@@ -92,6 +92,17 @@ pub enum OnRefusal {
     DeadLetter,
 }
 
+impl OnRefusal {
+    /// As it is configured.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Halt => "halt",
+            Self::ParkKey => "park_key",
+            Self::DeadLetter => "dead_letter",
+        }
+    }
+}
+
 /// One outbox.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {

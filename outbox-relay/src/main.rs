@@ -74,6 +74,17 @@ struct Source {
     source: String,
 }
 
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Keys {
+    /// This key only
+    #[arg(long)]
+    key: Option<String>,
+    /// Every key
+    #[arg(long)]
+    all: bool,
+}
+
 #[derive(Subcommand)]
 enum ParkedCommand {
     /// Show the parked keys, the oldest first
@@ -88,14 +99,10 @@ enum ParkedCommand {
     Retry {
         #[command(flatten)]
         source: Source,
-        /// This key only
-        #[arg(long, required_unless_present = "all")]
-        key: Option<String>,
-        /// Every key
-        #[arg(long, conflicts_with = "key")]
-        all: bool,
+        #[command(flatten)]
+        keys: Keys,
     },
-    /// Move one event to relay_dead_letters; what waits behind it is shipped
+    /// Move one event to relay_dead_letters; if it was its key's first, those behind it are shipped
     Drop {
         #[command(flatten)]
         source: Source,
@@ -198,17 +205,20 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                 } = key;
                 let state = if retry { ", to be tried again" } else { "" };
                 let key = key.escape_debug();
-                say!("{topic} {key}: {events} events from seq {refused_seq}{state}; {error}");
+                let events = counted(events, "event");
+                say!("{topic} {key}: {events} from seq {refused_seq}{state}; {error}");
             }
         }
-        ParkedCommand::Retry { key, .. } => {
+        ParkedCommand::Retry {
+            keys: Keys { key, .. },
+            ..
+        } => {
             let keys = parked.retry(key.as_deref()).await?;
             if let (0, Some(key)) = (keys, key) {
                 anyhow::bail!("no key {key:?} of {source} is parked");
             }
-            say!(
-                "{keys} keys of {source} are tried again by the relay that leads, within a second"
-            );
+            let keys = counted(i64::try_from(keys)?, "key");
+            say!("{source}: {keys} to be tried again by the relay that leads, within a second");
         }
         ParkedCommand::Drop { seq, .. } => {
             anyhow::ensure!(
@@ -216,11 +226,18 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                 "no event of {source} with seq {seq} is parked"
             );
             say!(
-                "seq {seq} of {source} is in relay_dead_letters now; what waited behind it is shipped"
+                "seq {seq} of {source} is in relay_dead_letters now; if it was its key's first, those behind it \
+                 are shipped"
             );
         }
     }
     Ok(())
+}
+
+/// `1 event`, `2 events`.
+fn counted(count: i64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 async fn healthcheck(config: &Path) -> ExitCode {

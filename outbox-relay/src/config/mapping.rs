@@ -260,11 +260,18 @@ fn with_columns(headers: String, columns: &BTreeMap<String, String>) -> Result<S
     ))
 }
 
-/// `schema.table`, or a table that the session's search path leads to.
+/// `schema.table`, or a table that the session's search path leads to. A part that is in quotes may have
+/// dots in it.
 fn table_name(name: &str) -> Result<String, String> {
-    let parts: Vec<&str> = name.split('.').collect();
+    let parts = if name.starts_with('"') && name.ends_with('"') && name.len() > 1 {
+        name[1..name.len() - 1].split("\".\"").collect::<Vec<_>>()
+    } else {
+        name.split('.').collect()
+    };
     if parts.len() > 2 {
-        return Err(format!("{name:?} isn't like schema.table"));
+        return Err(format!(
+            "{name:?} isn't like schema.table, nor like \"a schema\".\"a table\", as one with dots is named"
+        ));
     }
     let quoted: Result<Vec<String>, String> = parts.into_iter().map(identifier).collect();
     Ok(quoted?.join("."))
@@ -369,6 +376,12 @@ mod tests {
         assert_eq!(quoted, r#""id"" from users; drop table users; --""#);
         let sql = table_name(r#"app.out"box"#).unwrap();
         assert_eq!(sql, r#""app"."out""box""#);
+        for (name, sql) in [
+            (r#""My.App"."Order.Events""#, r#""My.App"."Order.Events""#),
+            (r#""Order.Events""#, r#""Order.Events""#),
+        ] {
+            assert_eq!(table_name(name).unwrap(), sql);
+        }
     }
 
     #[test]

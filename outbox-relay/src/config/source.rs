@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use program::{Problems, is_topic_name};
+use program::{Problems, is_topic_char, is_topic_name};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
@@ -44,6 +44,8 @@ fn default_max_poll_interval_ms() -> u64 {
     25
 }
 
+/// Of a source.
+const MAX_NAME_CHARS: usize = 100;
 /// An hour.
 const MAX_RETENTION_S: u64 = 3_600;
 
@@ -65,10 +67,11 @@ impl SourceTable {
         problems: &mut Problems,
     ) -> Option<SourceConfig> {
         let name = self.name;
-        if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
+        // It is in a URI, in what brokers know the relay by, and in the name of a variable.
+        if !(1..=MAX_NAME_CHARS).contains(&name.len()) || !name.chars().all(is_topic_char) {
             problems.add(
                 "source.name",
-                format!("{name:?} isn't a name of 1 to 100 characters"),
+                format!("{name:?} isn't a name of 1 to {MAX_NAME_CHARS} of a-z, A-Z, 0-9, ., _, -"),
             );
         }
         let variable_name = format!("OUTBOX_RELAY_{}_DATABASE_URL", variable_part(&name));

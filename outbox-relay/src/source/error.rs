@@ -21,9 +21,10 @@ pub(super) enum SourceError {
     DeadLetterTopic(#[source] SinkError),
     #[error(transparent)]
     Sink(#[from] SinkError),
-    #[error("event {event_id} of key {key:?} is in the way")]
+    #[error("event {event_id} (seq {seq}) of key {key:?} is in the way")]
     Refused {
         event_id: uuid::Uuid,
+        seq: i64,
         key: String,
         source: SinkError,
     },

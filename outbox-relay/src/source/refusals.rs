@@ -42,13 +42,14 @@ impl<S: Sink> Shipping<'_, S> {
             OnRefusal::ParkKey | OnRefusal::Halt => {
                 return Err(SourceError::Refused {
                     event_id: row.event_id,
+                    seq: row.seq,
                     key: row.key.chars().take(SHOWN_KEY_CHARS).collect(),
                     source: refusal,
                 });
             }
         }
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
-        tracing::error!(%source, %event_id, seq, reason, policy = ?self.config.on_refusal, "event set aside");
+        tracing::error!(%source, %event_id, seq, reason, policy = self.config.on_refusal.name(), "event set aside");
         self.cursor.advance(row.seq);
         let in_flight = self.sink.in_flight().clone();
         if in_flight.check().is_ok() {
@@ -105,6 +106,8 @@ impl<S: Sink> Shipping<'_, S> {
                 Some(refusal) => {
                     let reason = refusal.to_string();
                     self.aside.park_again(row.seq, &reason).await?;
+                    let (source, event_id) = (&self.config.name, row.event_id);
+                    tracing::warn!(%source, %event_id, seq = row.seq, reason, "refused again, stays parked");
                     // The broker's refusal ends the sink; its own does not.
                     self.sink.in_flight().check()?;
                     refused.push((topic, key));
@@ -121,14 +124,7 @@ impl<S: Sink> Shipping<'_, S> {
                 self.aside.buried_in_topic(row.seq, false).await?;
                 continue;
             };
-            let mut headers = record.headers.clone();
-            headers.push("dead_letter_topic", row.topic.as_bytes());
-            headers.push("dead_letter_seq", row.seq.to_string().as_bytes());
-            let record = Record {
-                topic,
-                headers: &headers,
-                ..record
-            };
+            let record = Record { topic, ..record };
             // What goes wrong from here on is this letter's.
             deliver(&mut self.sink).await?;
             let sent = match self.sink.send(&record).await {

@@ -186,6 +186,9 @@ async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Resul
     .await?;
     assert_eq!((dead.key.as_str(), dead.version()), ("a", 2));
     assert_eq!(dead.header("dead_letter_topic"), Some("nobody.made.this"));
+    assert_eq!(dead.header("dead_letter_seq"), Some(&*lost.to_string()));
+    let error = dead.header("dead_letter_error").unwrap_or_default();
+    assert!(error.contains("nobody.made.this"), "{error}");
     // The large one is refused there, too. The table has both.
     let settled = "select count(*) from relay_dead_letters where in_topic <> 'pending'";
     session.client.wait_for(settled, 2).await?;
