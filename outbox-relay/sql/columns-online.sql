@@ -1,6 +1,7 @@
 -- Gives a table of events that is in use the two columns by which outbox-relay finds what is due. Writers go on all the
 -- while, and need not be changed. Replace `outboxevent` by the table's name, here and there as part of another, and `public`
--- by its schema. Run it with psql outside of a transaction, as the table's owner:
+-- by its schema; a name that needs quotes needs them in each place. Run it with psql outside of a transaction, as the
+-- table's owner:
 --
 --   psql -v ON_ERROR_STOP=1 -f columns-online.sql $DATABASE_URL
 --

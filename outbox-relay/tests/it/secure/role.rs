@@ -16,6 +16,7 @@ use crate::{
 };
 
 const SQL: &str = include_str!("../../../sql/role.sql");
+const WRITER_SQL: &str = include_str!("../../../sql/role-writer.sql");
 
 /// Makes the role under a name of its own, because a cluster has a role only once.
 pub(super) async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
@@ -86,5 +87,37 @@ async fn the_role_of_the_readme_is_refused_everything_else() -> Result<()> {
         let code = refused.as_ref().and_then(|err| err.code());
         assert_eq!(code, Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_can_write_events_and_not_say_when() -> Result<()> {
+    let database = Database::new("role_writer").await?;
+    let admin = database.connect().await?;
+    let name = Addresses::unique_name("writer_role");
+    let role = format!("create role {name} login password 'secret'");
+    admin.batch_execute(&role).await?;
+    let grants = WRITER_SQL.replace("shop_app", &name);
+    admin.batch_execute(&grants).await?;
+    let writer = Sql::connect(&url_for(&database.url, &name, "secret")?).await?;
+    for statement in [
+        "insert into outbox (topic, key, event_type, aggregate_version) values ('t', 'k', 'e', 1)",
+        "select outbox_enqueue('t', 'k', 'e', 2, '{}', '{\"a\": \"b\"}', '00-1-2-01', gen_random_uuid())",
+    ] {
+        writer.batch_execute(statement).await?;
+    }
+    let insert = "insert into outbox (topic, key, event_type, aggregate_version, ";
+    for (column, value) in [
+        ("xid", "'1'"),
+        ("seq", "1"),
+        ("bucket", "1"),
+        ("created_at", "'infinity'"),
+    ] {
+        let statement = format!("{insert}{column}) values ('t', 'k', 'e', 3, {value})");
+        let refused = writer.batch_execute(&statement).await.err();
+        let code = refused.as_ref().and_then(|err| err.code());
+        assert_eq!(code, Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
+    }
+    assert_eq!(admin.count("select count(*) from outbox").await?, 2);
     Ok(())
 }
