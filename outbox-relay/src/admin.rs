@@ -14,6 +14,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use program::visible;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -60,8 +61,8 @@ async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, St
                 line = line + separator + text;
             }
         }
-        // What a server or a driver says can have several lines.
-        lines += &line.replace('\n', " ");
+        // What a server or a driver says can have several lines, and what a row says anything.
+        lines += &visible(&line.replace('\n', " "));
         lines.push('\n');
     }
     (code, lines)

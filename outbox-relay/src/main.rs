@@ -9,7 +9,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use outbox_relay::{Level, ParkedKey, Relay, ResetTo, config::Config};
-use program::{LogOptions, complain, say};
+use program::{LogOptions, complain, say, visible};
 
 /// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
 #[derive(Parser)]
@@ -204,7 +204,7 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                     retry,
                 } = key;
                 let state = if retry { ", to be tried again" } else { "" };
-                let key = key.escape_debug();
+                let (topic, key, error) = (visible(&topic), visible(&key), visible(&error));
                 let events = counted(events, "event");
                 say!("{topic} {key}: {events} from seq {refused_seq}{state}; {error}");
             }
@@ -223,7 +223,7 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
         ParkedCommand::Drop { seq, .. } => {
             anyhow::ensure!(
                 parked.drop_event(*seq).await?,
-                "no event of {source} with seq {seq} is parked"
+                "no event of {source} with seq {seq} is parked, or relay_dead_letters has another one with it"
             );
             say!(
                 "seq {seq} of {source} is in relay_dead_letters now; if it was its key's first, those behind it \

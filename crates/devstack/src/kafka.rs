@@ -9,7 +9,8 @@ use anyhow::Result;
 pub use self::cluster::KafkaCluster;
 use self::node::Node;
 pub(crate) use self::topics::{
-    add_partitions, alter_topic, create_topic, delete_records_before, describe_topic, topic_names,
+    add_partitions, alter_topic, create_topic, delete_records_before, delete_topic, describe_topic,
+    topic_names,
 };
 use crate::{home::Home, processes::Process};
 

@@ -153,6 +153,14 @@ impl Addresses {
         kafka::create_topic(&self.brokers, name, 1, 1, &DEAD_LETTERS).await
     }
 
+    /// Deletes a topic. It is gone some time after this returns.
+    ///
+    /// # Errors
+    /// If the broker refuses.
+    pub async fn delete_topic(&self, name: &str) -> Result<()> {
+        kafka::delete_topic(&self.brokers, name).await
+    }
+
     /// Gives a topic these configs, and no others.
     ///
     /// # Errors

@@ -6,9 +6,11 @@ mod exit;
 mod kafka;
 mod shutdown;
 mod telemetry;
+mod visible;
 
 pub use config::{ConfigError, Problems};
 pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, complain, parse, print_line, report};
 pub use kafka::{MAX_TOPIC_NAME_CHARS, is_topic_char, is_topic_name};
 pub use shutdown::shutdown_signal;
 pub use telemetry::{LogOptions, LogSettings};
+pub use visible::visible;

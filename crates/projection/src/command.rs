@@ -5,7 +5,7 @@ use std::{fmt::Write as _, process::ExitCode};
 use anyhow::Result;
 use clap::Subcommand;
 use diesel_async::AsyncPgConnection;
-use program::{complain, say};
+use program::{complain, say, visible};
 use serde_json::{Value, json};
 
 use crate::{
@@ -233,19 +233,12 @@ fn whole(letter: &DeadLetter) -> Value {
     value
 }
 
-/// Text as it is where it can be shown, and whatever else byte by byte: a terminal must not obey it.
+/// Text with escapes for what a terminal would obey, and whatever is no text byte by byte.
 fn text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(steers) => text.to_owned(),
-        _ => bytes.escape_ascii().to_string(),
+        Ok(text) => visible(text).into_owned(),
+        Err(_) => bytes.escape_ascii().to_string(),
     }
-}
-
-/// Whether a terminal may do something else with it than show it: begin a line, or turn what follows
-/// around.
-fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
 /// What to do with a projection.

@@ -58,7 +58,12 @@ impl Listener for Incoming {
             // Whichever comes first.
             let _ = end.await;
         });
-        (Connection { stream, end }, address)
+        let connection = Connection {
+            stream,
+            end,
+            is_over: false,
+        };
+        (connection, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -70,19 +75,16 @@ impl Listener for Incoming {
 pub(super) struct Connection {
     stream: TcpStream,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// A future that is ready may not be polled again.
+    is_over: bool,
 }
 
 impl Connection {
-    /// `waiting`, unless it is to go on when the connection has to end.
-    fn unless_ended<T>(
-        &mut self,
-        waiting: Poll<io::Result<T>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
-        if waiting.is_pending() && self.end.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        waiting
+    /// An error once the connection has to end, however busy it is.
+    fn ended<T>(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Result<T>>> {
+        let has_ended = self.is_over || self.end.as_mut().poll(cx).is_ready();
+        self.is_over = has_ended;
+        has_ended.then(|| Poll::Ready(Err(io::ErrorKind::TimedOut.into())))
     }
 }
 
@@ -92,8 +94,8 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.unless_ended(read, cx)
+        self.ended(cx)
+            .unwrap_or_else(|| Pin::new(&mut self.stream).poll_read(cx, buf))
     }
 }
 
@@ -103,8 +105,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.unless_ended(written, cx)
+        self.ended(cx)
+            .unwrap_or_else(|| Pin::new(&mut self.stream).poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -153,6 +153,17 @@ fn judge(
         );
     }
     judge_size(kafka, source, topic, row_bytes, facts, found);
+    if let (SinkKind::RdKafka, Some(limit)) = (kafka.sink, facts.max_message_bytes)
+        && limit < kafka.max_record_bytes
+    {
+        found.wrong(
+            format!(
+                "librdkafka fills batches up to kafka.max_record_bytes, {}, and topic {topic} takes {limit} at once",
+                kafka.max_record_bytes
+            ),
+            format!("set kafka.max_record_bytes to {limit}, or use the sink kafka"),
+        );
+    }
     let policy = facts.cleanup_policy.as_deref().unwrap_or("unknown");
     found.ok(format!(
         "topic {topic}: {} partitions, cleanup.policy {policy}, max.message.bytes {}",

@@ -59,13 +59,20 @@ pub(super) fn place(text: &str, err: &toml::de::Error) -> String {
     let before = text.get(..start).unwrap_or_default();
     let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or_default();
-    let setting = line.split('=').next().unwrap_or_default();
-    let is_secret = setting.contains("password") || setting.contains("database_url");
-    // Of a name that is misspelt the message tells the name alone.
-    if is_secret && !err.message().starts_with("unknown field") {
+    let may_be_secret = line.contains("password") || line.contains("database_url");
+    let message = err.message();
+    // Of a name that is misspelt or repeated the message tells the name alone.
+    let tells_names = message.starts_with("unknown field") || message.starts_with("duplicate key");
+    if may_be_secret && !tells_names {
         return format!("line {number}: this has to be a text in quotes");
     }
-    format!("line {number}: {}", err.message())
+    // The value is told by where it stands, for it can be a secret that stands on another line.
+    match message.split_once(", expected ") {
+        Some((_, expected)) if message.starts_with("invalid type") => {
+            format!("line {number}: invalid type, expected {expected}")
+        }
+        _ => format!("line {number}: {message}"),
+    }
 }
 
 #[cfg(test)]
@@ -87,9 +94,26 @@ mod tests {
         let err = toml::from_str::<File>(text).err().unwrap();
         let told = place(text, &err);
         assert!(
-            told.starts_with("line 2: invalid type: integer `1`"),
+            told.starts_with("line 2: invalid type, expected "),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_secret_that_is_no_text_is_not_shown_wherever_it_stands() {
+        for text in [
+            "kafka = { brokers = 'a:1', sasl = { username = 'u', password = 4711 } }",
+            "source = [{ name = 'a', database_url = 4711 }]",
+            "source = [\n{ name = 'a',\ndatabase_url =\n4711 }]",
+            "[[source]]\nname = 'a'\ndatabase_url = 'postgres://a'\ndatabase_url = 4711",
+        ] {
+            let err = toml::from_str::<File>(text).err().unwrap();
+            let told = place(text, &err);
+            assert!(!told.contains("4711"), "{told}");
+        }
+        let text = "[[source]]\nname = 'a'\ndatabase_url = 'a'\ndatabase_url = 'b'";
+        let err = toml::from_str::<File>(text).err().unwrap();
+        assert_eq!(place(text, &err), "line 4: duplicate key");
     }
 
     #[test]

@@ -179,6 +179,13 @@ mistakes! {
         run: Run::NotReady(&["dead_letter_topic can't be used", "create it"]),
         ..MISTAKE
     };
+    batches_larger_than_their_topic_takes: Mistake {
+        sql: "insert into outbox (topic, key, event_type, aggregate_version)
+              values ('TOPIC', 'a', 'made', 1)",
+        change: |parts| parts.sink = "rdkafka",
+        check: &["librdkafka fills batches up to kafka.max_record_bytes, 1000000", "set kafka.max_record_bytes to 20000"],
+        run: Run::Ships,
+    };
     a_row_larger_than_its_topic_takes: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version, payload)
               values ('TOPIC', 'a', 'made', 1, convert_to(repeat('x', 50000), 'UTF8'))",
@@ -196,7 +203,7 @@ mistakes! {
     };
     misspelt_setting: Mistake {
         change: |parts| parts.source += "databse_url = 'postgres://relay:hunter2@host/db'\n",
-        check: &["line 8: unknown field `databse_url`, expected one of", "`database_url`"],
+        check: &["line 9: unknown field `databse_url`, expected one of", "`database_url`"],
         ..MISTAKE
     };
     two_sources_of_one_name: Mistake {

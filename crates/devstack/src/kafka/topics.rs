@@ -75,6 +75,14 @@ pub(crate) async fn add_partitions(brokers: &str, topic: &str, in_all: usize) ->
     wait_until_led(brokers, topic, i32::try_from(in_all)?).await
 }
 
+/// Deletes a topic. It is gone some time after this returns.
+pub(crate) async fn delete_topic(brokers: &str, topic: &str) -> Result<()> {
+    for result in admin(brokers)?.delete_topics(&[topic], &options()).await? {
+        result.map_err(|(_, code)| anyhow!("can't delete topic {topic}: {code}"))?;
+    }
+    Ok(())
+}
+
 /// Gives a topic these configs, and no others.
 pub(crate) async fn alter_topic(
     brokers: &str,

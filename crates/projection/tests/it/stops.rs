@@ -3,23 +3,13 @@
 use anyhow::{Context as _, Result, ensure};
 use devstack::{Addresses, PATIENCE, eventually};
 use projection::State;
-use rdkafka::{
-    ClientConfig,
-    admin::{AdminClient, AdminOptions},
-    client::DefaultClientContext,
-};
 
 use crate::harness::{Setup, TOTAL};
 
 /// Deletes a topic and makes one of the same name.
 async fn make_anew(topic: &str) -> Result<()> {
     let servers = Addresses::shared();
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", servers.brokers())
-        .create()?;
-    for result in admin.delete_topics(&[topic], &AdminOptions::new()).await? {
-        result.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
-    }
+    servers.delete_topic(topic).await?;
     // A topic is gone some time after its deletion was answered.
     eventually("a new topic", async || {
         Ok(servers.create_topic(topic, 3).await.ok())

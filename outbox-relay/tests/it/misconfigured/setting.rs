@@ -38,6 +38,7 @@ pub(super) struct Parts {
     pub(super) server: String,
     pub(super) database: String,
     pub(super) database_url_file: Option<PathBuf>,
+    pub(super) sink: &'static str,
     /// Further lines of the source's table.
     pub(super) source: String,
 }
@@ -52,6 +53,7 @@ impl Parts {
             server,
             database,
             database_url_file,
+            sink,
             source,
         } = self;
         let database = match database_url_file {
@@ -59,7 +61,7 @@ impl Parts {
             None => format!("database_url = 'postgres://{role}:{password}@{server}/{database}'"),
         };
         format!(
-            "admin_addr = '{admin_addr}'\n[kafka]\nbrokers = '{brokers}'\n\
+            "admin_addr = '{admin_addr}'\n[kafka]\nbrokers = '{brokers}'\nsink = '{sink}'\n\
              [[source]]\nname = 'test'\n# The outbox.\n{database}\n{source}"
         )
     }
@@ -82,6 +84,7 @@ impl Setting {
             server: server.to_owned(),
             database: name.to_owned(),
             database_url_file: None,
+            sink: "kafka",
             source: String::new(),
         };
         let setting = Self {

@@ -1,0 +1,101 @@
+//! A database's URL that leads to another database while the relay runs.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use devstack::Home;
+use outbox_relay::{
+    Relay,
+    config::{Config, SinkKind},
+};
+
+use crate::{
+    harness::Session,
+    rotation::{insert, rows},
+    shipping::{Running, Setup},
+};
+
+/// A relay whose database's URL stands in a file.
+struct Moving {
+    home: Home,
+}
+
+impl Moving {
+    fn new(to: &Setup) -> Result<Self> {
+        let moving = Self { home: Home::new()? };
+        moving.lead_to(to)?;
+        Ok(moving)
+    }
+
+    /// Puts the URL of this database into the file.
+    fn lead_to(&self, setup: &Setup) -> Result<()> {
+        self.home.write("url", &setup.database.url)?;
+        Ok(())
+    }
+
+    async fn start(&self, setup: &Setup) -> Result<Running> {
+        let url = self.home.path().join("url");
+        let file = format!(
+            "kafka.brokers = 'localhost:9092'\n[[source]]\nname = 'test'\ndatabase_url_file = '{}'\n",
+            url.display()
+        );
+        let path = self.home.write("outbox-relay.toml", &file)?;
+        let mut config = setup.config()?;
+        config.sources[0].database_url = Config::load(&path)?.sources.remove(0).database_url;
+        Ok(Running::of(Relay::bind(config).await?))
+    }
+}
+
+/// Rows of two transactions, of which one is emptied soon when it was shipped.
+async fn write(setup: &Setup) -> Result<Session> {
+    let session = Session::new(&setup.database).await?;
+    for bucket in [0, 3] {
+        let sql = insert(setup, bucket, 10);
+        session.client.batch_execute(&sql).await?;
+    }
+    Ok(session)
+}
+
+/// The lock and the checkpoint are of a session that is older than the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_read_where_the_checkpoint_is() -> Result<()> {
+    let here = Setup::new("moved_here", SinkKind::Kafka).await?;
+    let there = Setup::new("moved_there", SinkKind::Kafka).await?;
+    let (session, _other) = (write(&here).await?, write(&there).await?);
+    let lock = "pg_advisory_lock(hashtextextended('outbox-relay test', 0))";
+    let leader = here.database.connect().await?;
+    leader.batch_execute(&format!("select {lock}")).await?;
+    let moving = Moving::new(&here)?;
+    let relay = moving.start(&here).await?;
+    relay.wait_for_state(200, "test: standby").await?;
+    moving.lead_to(&there)?;
+    drop(leader);
+    assert_eq!(there.records(20).await?.len(), 20);
+    let checkpoint = "select max_seq + coalesce(window_seq, 0) from relay_checkpoints";
+    assert_eq!(session.client.count(checkpoint).await?, 0);
+    relay.stop().await?;
+    assert_eq!(here.records(0).await?, []);
+    moving.lead_to(&here)?;
+    let relay = moving.start(&here).await?;
+    assert_eq!(here.records(20).await?.len(), 20);
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_emptied_where_nothing_was_shipped() -> Result<()> {
+    let here = Setup::new("emptied_here", SinkKind::Kafka).await?;
+    let there = Setup::new("emptied_there", SinkKind::Kafka).await?;
+    let (session, other) = (write(&here).await?, write(&there).await?);
+    let moving = Moving::new(&here)?;
+    let relay = moving.start(&here).await?;
+    session.client.wait_for(&rows(3), 0).await?;
+    moving.lead_to(&there)?;
+    // Some looks.
+    tokio::time::sleep(10 * Duration::from_millis(200)).await;
+    assert_eq!(other.client.count(&rows(3)).await?, 10);
+    relay.stop().await?;
+    let relay = moving.start(&there).await?;
+    assert_eq!(there.records(20).await?.len(), 20);
+    other.client.wait_for(&rows(3), 0).await?;
+    relay.stop().await
+}
