@@ -50,7 +50,7 @@ pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
              leads again by itself"
         }
         SqlState::LOCK_NOT_AVAILABLE => {
-            "another session holds a lock on the relay's own tables: pg_blocking_pids() names it"
+            "another session holds a lock on the outbox or the relay's own tables: pg_blocking_pids() names it"
         }
         // Class 22, data exceptions.
         ref code if code.code().starts_with("22") => {

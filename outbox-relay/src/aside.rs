@@ -19,6 +19,8 @@ const MAX_UNBURIED: usize = 500;
 /// How often it is looked whether somebody wants a parked key tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+const PARKED: &str = "relay_parked";
+const DEAD_LETTERS: &str = "relay_dead_letters";
 /// What is kept of an event.
 pub(crate) const COLUMNS: &str =
     "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
@@ -111,7 +113,8 @@ impl<'a> Aside<'a> {
         let sql = format!(
             "insert into relay_parked (source, {COLUMNS})
              select $1, {COLUMNS} from {} where seq = any ($3) and {LEADS}
-             on conflict (source, seq) do update set retry = false",
+             on conflict (source, seq) do update set retry = false
+                 where relay_parked.event_id = excluded.event_id",
             self.mapping.outbox()
         );
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
@@ -120,7 +123,7 @@ impl<'a> Aside<'a> {
             .execute(&sql, &[&source, &epoch, &self.behind])
             .await?;
         if stored != self.behind.len() as u64 {
-            return Err(CheckpointError::Superseded);
+            return Err(self.why_not_stored(PARKED, &self.behind).await?);
         }
         self.behind.clear();
         Ok(())
@@ -137,10 +140,13 @@ impl<'a> Aside<'a> {
         let sql = format!(
             "insert into relay_parked (source, {COLUMNS}, error)
              select $1, {COLUMNS}, $4 from {} where seq = $3 and {LEADS}
-             on conflict (source, seq) do update set error = excluded.error, retry = false",
+             on conflict (source, seq) do update set error = excluded.error, retry = false
+                 where relay_parked.event_id = excluded.event_id",
             self.mapping.outbox()
         );
-        self.change(&sql, seq, Some(error)).await?;
+        if !self.change(&sql, seq, Some(error)).await? {
+            return Err(self.why_not_stored(PARKED, &[seq]).await?);
+        }
         self.parked
             .entry(topic.to_owned())
             .or_default()
@@ -154,7 +160,8 @@ impl<'a> Aside<'a> {
             "update relay_parked set error = $4, retry = false
              where source = $1 and seq = $3 and {LEADS}"
         );
-        self.change(&sql, seq, Some(error)).await
+        // If it isn't there, an operator has dropped it meanwhile.
+        self.change(&sql, seq, Some(error)).await.map(drop)
     }
 
     /// Puts the event with this seq, which was refused, among the dead letters. It is stored with the
@@ -175,7 +182,8 @@ impl<'a> Aside<'a> {
             "insert into relay_dead_letters (source, {COLUMNS}, error)
              select $1, {COLUMNS}, ($4::text[])[array_position($3, seq)] from {}
              where seq = any ($3) and {LEADS}
-             on conflict (source, seq) do update set error = excluded.error",
+             on conflict (source, seq) do update set error = excluded.error
+                 where relay_dead_letters.event_id = excluded.event_id",
             self.mapping.outbox()
         );
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
@@ -184,7 +192,7 @@ impl<'a> Aside<'a> {
             .execute(&sql, &[&source, &epoch, &seqs, &errors])
             .await?;
         if stored != seqs.len() as u64 {
-            return Err(CheckpointError::Superseded);
+            return Err(self.why_not_stored(DEAD_LETTERS, seqs).await?);
         }
         self.unburied = Unburied::default();
         self.is_due = true;
@@ -201,7 +209,8 @@ impl<'a> Aside<'a> {
             "update relay_dead_letters set in_topic = $4 where source = $1 and seq = $3 and {LEADS}"
         );
         let state = if is_sent { "sent" } else { "refused" };
-        self.change(&sql, seq, Some(state)).await
+        // If it isn't there, an operator has deleted it meanwhile.
+        self.change(&sql, seq, Some(state)).await.map(drop)
     }
 
     /// The event was shipped after all.
@@ -215,7 +224,14 @@ impl<'a> Aside<'a> {
             "delete from relay_parked
              where source = $1 and seq = $3 and $4::text is null and {LEADS}"
         );
-        self.change(&sql, seq, None).await?;
+        if !self.change(&sql, seq, None).await? {
+            // An operator has dropped it while it was on its way. It has arrived, so it is no dead letter.
+            let sql = format!(
+                "delete from relay_dead_letters
+                 where source = $1 and seq = $3 and $4::text is null and {LEADS}"
+            );
+            self.change(&sql, seq, None).await?;
+        }
         let sql = "select exists (select from relay_parked
                        where source = $1 and topic = $2 and key = $3)";
         let (client, source) = (self.leadership.client(), self.leadership.source());
@@ -247,21 +263,51 @@ impl<'a> Aside<'a> {
         self.is_due = true;
     }
 
+    /// Whether there was such a row; an error if this relay leads no more.
     async fn change(
         &self,
         sql: &str,
         seq: i64,
         error: Option<&str>,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<bool, CheckpointError> {
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
         let client = self.leadership.client();
         let changed = client
             .execute(sql, &[&source, &epoch, &seq, &error])
             .await?;
-        if changed == 0 {
-            return Err(CheckpointError::Superseded);
+        if changed > 0 {
+            return Ok(true);
         }
-        Ok(())
+        let sql = format!("select {LEADS}");
+        let leads = client.query_one(&sql, &[&source, &epoch]).await?.get(0);
+        match leads {
+            true => Ok(false),
+            false => Err(CheckpointError::Superseded),
+        }
+    }
+
+    /// Why these events of the outbox could not be stored in `table`.
+    async fn why_not_stored(
+        &self,
+        table: &'static str,
+        seqs: &[i64],
+    ) -> Result<CheckpointError, CheckpointError> {
+        let sql = format!(
+            "select {LEADS}, (
+                 select min(kept.seq) from {table} as kept, {}
+                 where kept.source = $1 and kept.seq = any ($3) and outbox.seq = kept.seq
+                     and outbox.event_id <> kept.event_id
+             )",
+            self.mapping.outbox()
+        );
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let client = self.leadership.client();
+        let row = client.query_one(&sql, &[&source, &epoch, &seqs]).await?;
+        Ok(match (row.get(0), row.get(1)) {
+            (false, _) => CheckpointError::Superseded,
+            (true, Some(seq)) => CheckpointError::Occupied { table, seq },
+            (true, None) => CheckpointError::Gone,
+        })
     }
 }
 

@@ -106,7 +106,7 @@ async fn ask(client: &Client, config: &SourceConfig) -> Result<Measured, Databas
          )
          select counted.rows,
              date_part('epoch', clock_timestamp() - counted.oldest),
-             coalesce((select max(seq) from {outbox}), 0),
+             coalesce((select max(seq) from {outbox}), 0)::bigint,
              coalesce(
                  (select sum(pg_total_relation_size(relid))::bigint from pg_partition_tree({table})),
                  pg_total_relation_size({table})),
@@ -118,8 +118,8 @@ async fn ask(client: &Client, config: &SourceConfig) -> Result<Measured, Databas
         parked_keys("$1")
     );
     let row = client.query_one(&sql, &[&config.name]).await?;
-    let (counted, oldest_age_s): (i64, Option<f64>) = (row.get(0), row.get(1));
-    let (newest_seq, done_seq): (i64, i64) = (row.get(2), row.get(8));
+    let (counted, oldest_age_s): (i64, Option<f64>) = (row.try_get(0)?, row.try_get(1)?);
+    let (newest_seq, done_seq): (i64, i64) = (row.try_get(2)?, row.try_get(8)?);
     let is_estimate = counted >= MAX_COUNTED;
     let rows = match is_estimate {
         true => counted.max(newest_seq - done_seq),

@@ -22,6 +22,8 @@ pub(crate) struct Claim {
     pub(crate) instance: String,
     /// The age of the last sign of life of the leader before; none if it left nothing on its way.
     pub(crate) predecessor_age: Option<Duration>,
+    /// The session's number in the database.
+    pub(crate) pid: i32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,26 @@ pub(crate) enum CheckpointError {
     /// Another leader has taken over.
     #[error("another relay leads this source now")]
     Superseded,
+    /// A session of the leader's is in another database than its lock.
+    #[error(
+        "database_url, or what its host's name stands for, leads to another database than when this \
+         relay became the leader"
+    )]
+    Elsewhere,
+    /// An event can't be set aside, because another one has its place.
+    #[error(
+        "{table} has another event with seq {seq}, from a table or a sequence that was there before; \
+         delete it there, or give the source a name of its own"
+    )]
+    Occupied {
+        /// Where.
+        table: &'static str,
+        /// The place.
+        seq: i64,
+    },
+    /// What was to be set aside isn't in the outbox any more.
+    #[error("a row that was to be set aside was deleted meanwhile")]
+    Gone,
 }
 
 /// What names this cluster of databases, and stays when a standby takes over; none if it may not be
@@ -102,7 +124,8 @@ pub(crate) async fn claim(
              returning now.epoch, before.snapshot::text, before.max_seq,
                  before.window_snapshot::text, before.window_seq, before.resigned,
                  date_part('epoch', clock_timestamp() - before.heartbeat_at), before.instance::text,
-                 now.system_identifier, now.outbox <> to_regclass($3)",
+                 now.system_identifier, now.outbox <> to_regclass($3),
+                 pg_backend_pid()",
             &[&source, &system_identifier, &mapping.table()],
         )
         .await?;
@@ -123,6 +146,7 @@ pub(crate) async fn claim(
         instance: row.get(7),
         predecessor_age: (!resigned)
             .then(|| Duration::try_from_secs_f64(age_s).unwrap_or(Duration::ZERO)),
+        pid: row.get(10),
     })
 }
 

@@ -26,6 +26,10 @@ const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const SEND_LEASE: Duration = Duration::from_millis(600);
 /// The number of a source's lock; `$1` is its name.
 const LOCK: &str = "hashtextextended('outbox-relay ' || $1, 0)";
+/// A row `lock` of `pg_locks` is that of a source's leader. Its number is listed in two halves.
+const HOLDS_LOCK: &str = "lock.locktype = 'advisory' and lock.granted and lock.objsubid = 1
+    and lock.database = (select oid from pg_database where datname = current_database())
+    and (lock.classid::bigint << 32 | lock.objid::bigint) = hashtextextended('outbox-relay ' || $1, 0)";
 /// How long Postgres may take to end the session of a relay that has gone.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -35,6 +39,9 @@ pub(crate) struct Leadership {
     client: Client,
     source: String,
     epoch: i64,
+    instance: String,
+    /// The session's number in the database.
+    pid: i32,
     lease: Lease,
 }
 
@@ -64,7 +71,7 @@ impl Candidate {
     ) -> Result<Self, DatabaseError> {
         let client = connect(database_url, "outbox-relay leader").await?;
         let sql = format!(
-            "set idle_session_timeout = {}; set lock_timeout = {}",
+            "set idle_session_timeout = {}; set lock_timeout = {}; set enable_seqscan = off",
             SILENCE_LIMIT.as_millis(),
             LOCK_LIMIT.as_millis()
         );
@@ -98,6 +105,7 @@ impl Candidate {
             cursor,
             instance,
             predecessor_age,
+            pid,
         } = answered(checkpoint::claim(&client, &source, mapping)).await?;
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
@@ -107,6 +115,8 @@ impl Candidate {
             client,
             source,
             epoch,
+            instance,
+            pid,
             lease: Lease::new(SEND_LEASE),
         };
         Ok(Election {
@@ -130,6 +140,27 @@ impl Leadership {
     /// The session that holds the lock.
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Makes sure that this session is in the database that is led: it sees the leader hold the lock. The
+    /// URL, or what its host's name stands for, may have changed since that was opened.
+    pub(crate) async fn vouch_for(&self, session: &Client) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "select exists (select from pg_locks as lock where pid = $2 and {HOLDS_LOCK})
+                 and exists (select from relay_checkpoints
+                     where source = $1 and epoch = $3 and instance::text = $4)"
+        );
+        let asking = async {
+            let (source, pid, epoch) = (&self.source, &self.pid, &self.epoch);
+            let row = session
+                .query_one(&sql, &[source, pid, epoch, &self.instance])
+                .await?;
+            Ok::<_, CheckpointError>(row)
+        };
+        match answered(asking).await?.get(0) {
+            true => Ok(()),
+            false => Err(CheckpointError::Elsewhere),
+        }
     }
 
     /// The time for which this is the only leader.
@@ -185,14 +216,11 @@ pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, Che
 
 /// Who holds the source's lock, if anybody does.
 pub(crate) async fn holder(client: &Client, source: &str) -> Result<Option<String>, DatabaseError> {
-    // An advisory lock's number is listed in two halves.
     let sql = format!(
         "select activity.pid, host(activity.client_addr),
              to_char(activity.backend_start at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
          from pg_locks as lock join pg_stat_activity as activity using (pid)
-         where lock.locktype = 'advisory' and lock.granted and lock.objsubid = 1
-             and lock.database = (select oid from pg_database where datname = current_database())
-             and (lock.classid::bigint << 32 | lock.objid::bigint) = {LOCK}
+         where {HOLDS_LOCK}
          limit 1"
     );
     let Some(row) = client.query_opt(&sql, &[&source]).await? else {

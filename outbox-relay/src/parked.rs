@@ -75,14 +75,19 @@ impl Parked {
     }
 
     /// Moves a parked event among the dead letters; those behind it follow by themselves. Returns
-    /// whether there was such an event.
+    /// whether there was such an event, and no other dead letter in its place.
     ///
     /// # Errors
     /// The database's.
     pub async fn drop_event(&self, seq: i64) -> Result<bool, tokio_postgres::Error> {
         let sql = format!(
             "with dropped as (
-                 delete from relay_parked where source = $1 and seq = $2 returning *
+                 delete from relay_parked as parked
+                 where source = $1 and seq = $2 and not exists (
+                     select from relay_dead_letters as letter
+                     where letter.source = parked.source and letter.seq = parked.seq
+                         and letter.event_id <> parked.event_id
+                 ) returning *
              )
              insert into relay_dead_letters (source, {COLUMNS}, error)
              select source, {COLUMNS}, 'dropped by an operator; ' || coalesce(error, 'it waited')

@@ -34,6 +34,8 @@ const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 /// Nor may it look for a check that excludes a partition: none ever does, and to read the checks of all
 /// partitions anew took two thirds of what a look at an outbox cost the database.
 ///
+/// Whoever locks the outbox for longer than a moment is told of, instead of waited for in silence.
+///
 /// Where row-level security would hide a row from the relay, reading fails.
 const SESSION: &str = "set enable_seqscan = off;
     set row_security = off;
@@ -42,6 +44,7 @@ const SESSION: &str = "set enable_seqscan = off;
     set max_parallel_workers_per_gather = 0;
     set jit = off;
     set statement_timeout = '60s';
+    set lock_timeout = '2s';
     set application_name = 'outbox-relay reader'";
 
 /// A little more than the database itself allows a statement: a server can stall altogether.

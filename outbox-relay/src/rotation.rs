@@ -14,6 +14,8 @@ use crate::{
 /// How long to wait for the lock. Whoever wants to write to or read from the partition meanwhile
 /// waits as long; nobody writes to it unless a transaction is unusually slow.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the database waits for the next statement of a transaction that has the lock.
+const IDLE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The partitions, and whether new rows go there now: the default of column `bucket` says where.
 const PARTITIONS: &str = "
@@ -62,6 +64,12 @@ pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) 
 async fn rotate(config: &SourceConfig, emptied: &mut Vec<String>) -> Result<(), DatabaseError> {
     // A session of its own, because of the transactions.
     let client = session::connect(&config.database_url, "outbox-relay rotation").await?;
+    // A relay that is suspended with the lock in its hands must not keep it.
+    let sql = format!(
+        "set idle_in_transaction_session_timeout = {}",
+        IDLE_LIMIT.as_millis()
+    );
+    client.batch_execute(&sql).await?;
     let mut result = Ok(());
     for row in client.query(PARTITIONS, &[]).await? {
         let (partition, buckets): (String, Option<String>) = (row.get(0), row.get(1));
@@ -74,7 +82,7 @@ async fn rotate(config: &SourceConfig, emptied: &mut Vec<String>) -> Result<(), 
         if client.query_one(&is_in_use, &[]).await?.get(0) {
             continue;
         }
-        match truncate(&client, &partition, config.retention).await {
+        match truncate(&client, &partition, config).await {
             Ok(true) => emptied.push(partition),
             Ok(false) => {}
             Err(err) => result = Err(err.into()),
@@ -86,9 +94,9 @@ async fn rotate(config: &SourceConfig, emptied: &mut Vec<String>) -> Result<(), 
 async fn truncate(
     client: &Client,
     partition: &str,
-    retention: Duration,
+    config: &SourceConfig,
 ) -> Result<bool, tokio_postgres::Error> {
-    let result = try_truncate(client, partition, retention).await;
+    let result = try_truncate(client, partition, config).await;
     let end = if matches!(result, Ok(true)) {
         "commit"
     } else {
@@ -105,7 +113,7 @@ async fn truncate(
 async fn try_truncate(
     client: &Client,
     partition: &str,
-    retention: Duration,
+    config: &SourceConfig,
 ) -> Result<bool, tokio_postgres::Error> {
     let lock = format!(
         "begin;
@@ -121,8 +129,11 @@ async fn try_truncate(
     // in the middle of writing. A row is needed as long as a checkpoint has not seen its transaction,
     // which two looks into an index tell: the settings above see to that, whatever the statistics
     // of a partition that was just filled may say. A time that is yet to come tells nothing of a row's age.
+    //
+    // A database in which this source has no checkpoint is not the one that it ships: the URL may lead
+    // elsewhere since.
     let needed = format!(
-        "select exists (
+        "select not exists (select from relay_checkpoints where source = $2) or exists (
              select from relay_checkpoints as checkpoint
              where exists (
                  select from {partition} where xid >= pg_snapshot_xmax(checkpoint.snapshot)
@@ -134,7 +145,7 @@ async fn try_truncate(
              between clock_timestamp() - make_interval(secs => $1) and clock_timestamp()"
     );
     let row = client
-        .query_one(&needed, &[&retention.as_secs_f64()])
+        .query_one(&needed, &[&config.retention.as_secs_f64(), &config.name])
         .await?;
     if row.get::<_, Option<bool>>(0).unwrap_or(true) {
         return Ok(false);

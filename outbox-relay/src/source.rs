@@ -181,6 +181,7 @@ impl Source {
         let opening = async {
             let url = &self.config.database_url;
             let reader = session::connect(url, "outbox-relay reader").await?;
+            leadership.vouch_for(&reader).await?;
             let reader = Reader::new(reader, &self.config.mapping).await?;
             let mut sink = opening.await.map_err(SourceError::Unopened)?;
             if let Some(topic) = &self.config.dead_letter_topic {

@@ -45,23 +45,17 @@ impl Page {
         self.bytes
     }
 
-    /// The highest seq; none of an empty page.
+    /// The highest seq; none of an empty page. Nothing else of the row is looked at.
     ///
     /// # Errors
-    /// If the last row can't be read.
+    /// If the last row has none.
     pub fn last_seq(&self) -> Result<Option<i64>, ReadError> {
-        let last = self.rows.last().map(|bytes| Row::parse(bytes));
-        Ok(last.transpose()?.map(|row| row.seq))
+        self.rows.last().map(|row| seq_of(row)).transpose()
     }
 
-    /// The seq of the first row; also if that is all that the rows have.
+    /// The lowest seq, as [`last_seq`](Self::last_seq).
     pub(super) fn first_seq(&self) -> Result<Option<i64>, ReadError> {
-        let Some(row) = self.rows.first() else {
-            return Ok(None);
-        };
-        let mut fields = Fields(row);
-        fields.i16()?;
-        fields.i64()
+        self.rows.first().map(|row| seq_of(row)).transpose()
     }
 
     /// Whether the window ends with this page.
@@ -111,6 +105,13 @@ fn without_framing(mut message: Bytes) -> Result<Option<Bytes>, ReadError> {
 }
 
 const TOO_SHORT: ReadError = ReadError::Layout("a row is cut off");
+
+/// The first column of a row.
+fn seq_of(row: &[u8]) -> Result<i64, ReadError> {
+    let mut fields = Fields(row);
+    fields.i16()?;
+    (fields.i64()?).ok_or(ReadError::Layout("column seq is null"))
+}
 
 impl<'a> Row<'a> {
     /// Reads a row in Postgres' binary format, without copying anything.

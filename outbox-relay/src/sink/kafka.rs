@@ -299,7 +299,12 @@ impl Sink for KafkaSink {
     }
 
     async fn look_up(&mut self, topic: &str) -> Result<(), SinkError> {
-        self.topic(topic).await.map(|_| ())
+        // As it is now: what is known of it may be old.
+        let found = self.fetch_topic(topic).await?;
+        if self.topics.find(topic).is_none() {
+            self.topics.add(found);
+        }
+        Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), SinkError> {

@@ -1,5 +1,7 @@
 //! What becomes of a record that Kafka refuses for good, by the source's policy.
 
+use program::MAX_TOPIC_NAME_CHARS;
+
 use super::{
     error::SourceError,
     shipping::{Shipping, deliver},
@@ -24,8 +26,9 @@ impl<S: Sink> Shipping<'_, S> {
         row: &Row<'_>,
         refusal: SinkError,
     ) -> Result<(), SourceError> {
-        let can_park =
-            self.aside.parked_keys() < MAX_PARKED_KEYS && row.key.len() <= MAX_PARKED_KEY_BYTES;
+        let can_park = self.aside.parked_keys() < MAX_PARKED_KEYS
+            && row.key.len() <= MAX_PARKED_KEY_BYTES
+            && row.topic.len() <= MAX_TOPIC_NAME_CHARS;
         let reason = refusal.to_string();
         match self.config.on_refusal {
             OnRefusal::ParkKey if can_park => {
@@ -134,6 +137,13 @@ impl<S: Sink> Shipping<'_, S> {
             match sent {
                 Ok(()) => self.aside.buried_in_topic(row.seq, true).await?,
                 Err(SinkError::Refused { .. }) => {
+                    // Not for the letter's sake, if the topic is gone: then it waits.
+                    match self.sink.look_up(topic).await {
+                        Err(err @ SinkError::Refused { .. }) => {
+                            return Err(SourceError::DeadLetterTopic(err));
+                        }
+                        known => known?,
+                    }
                     self.aside.buried_in_topic(row.seq, false).await?;
                     self.sink.in_flight().check()?;
                 }

@@ -26,7 +26,9 @@ fn reason(err: &SourceError) -> Reason {
         }
         SourceError::Read(ReadError::Row { .. } | ReadError::Unreadable { .. }) => Reason::Refused,
         SourceError::Read(ReadError::OneUnreadable(_)) => Reason::OneByOne,
-        SourceError::Checkpoint(CheckpointError::Database(_) | CheckpointError::Session(_))
+        SourceError::Checkpoint(
+            CheckpointError::Database(_) | CheckpointError::Session(_) | CheckpointError::Elsewhere,
+        )
         | SourceError::Database(_)
         | SourceError::Read(_) => Reason::Database,
         SourceError::Checkpoint(
@@ -34,6 +36,7 @@ fn reason(err: &SourceError) -> Reason {
             | CheckpointError::OtherTable { .. }
             | CheckpointError::Malformed(_)
             | CheckpointError::ForeignRows(..)
+            | CheckpointError::Occupied { .. }
             | CheckpointError::Timeless,
         )
         | SourceError::CheckpointFromTheFuture { .. } => Reason::Checkpoint,
@@ -44,7 +47,9 @@ fn reason(err: &SourceError) -> Reason {
             Reason::Kafka
         }
         SourceError::DeadLetterTopic(_) | SourceError::Refused { .. } => Reason::Refused,
-        SourceError::OneOfMany { .. } | SourceError::SetAside { .. } => Reason::OneByOne,
+        SourceError::OneOfMany { .. }
+        | SourceError::SetAside { .. }
+        | SourceError::Checkpoint(CheckpointError::Gone) => Reason::OneByOne,
     }
 }
 

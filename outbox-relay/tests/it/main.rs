@@ -9,6 +9,7 @@ mod figures;
 mod harness;
 mod mapping;
 mod misconfigured;
+mod moved;
 mod packages;
 mod reading;
 mod refusals;

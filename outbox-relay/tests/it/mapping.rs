@@ -388,10 +388,12 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
     let (setup, client) = debezium_setup("no_key").await?;
     let nullable = "alter table outboxevent alter aggregateid drop not null";
     client.batch_execute(nullable).await?;
+    // The last one of a page that is full.
+    let last = i32::try_from(setup.max_page_rows)?;
     let rows = "insert into outboxevent (aggregatetype, aggregateid, type)
-        values ('order', 'a', 'T'), ('order', null, 'T'), ('order', 'b', 'T') returning seq";
-    let rows = client.query(rows, &[]).await?;
-    let seq: i64 = rows[1].get(0);
+        select 'order', nullif(n, $1), 'T' from generate_series(1, $1 + 1) as n returning seq";
+    let rows = client.query(rows, &[&last]).await?;
+    let seq: i64 = rows[setup.max_page_rows - 1].get(0);
     let relay = setup.start().await?;
     let text = relay
         .wait_for_state(503, "can't be shipped: column key is null")
@@ -400,10 +402,12 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
         text.contains(&format!("halted: the row with seq {seq}")),
         "{text}"
     );
+    let before = setup.max_page_rows - 1;
+    assert_eq!(setup.records(before).await?.len(), before);
     client
         .batch_execute(&format!("delete from outboxevent where seq = {seq}"))
         .await?;
-    setup.records(2).await?;
+    setup.records(setup.max_page_rows).await?;
     relay.stop().await
 }
 
@@ -482,6 +486,60 @@ async fn a_key_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
     // Of the key no more than tells which one it is.
     assert!(text.len() < 1_000, "{text}");
     assert_eq!(client.count("select count(*) from relay_parked").await?, 1);
+    relay.stop().await
+}
+
+/// Nor of a topic.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
+    let (mut setup, client) = debezium_setup("long_topic").await?;
+    setup.on_refusal = OnRefusal::ParkKey;
+    let row = "insert into outboxevent (aggregatetype, aggregateid, type)
+        select string_agg(md5(n::text), ''), 'a', 'T' from generate_series(1, 200) as n";
+    client.batch_execute(row).await?;
+    let relay = setup.start().await?;
+    relay
+        .wait_for_state(503, "no topic can have this name")
+        .await?;
+    relay.wait_for_state(503, "test: halted").await?;
+    relay.stop().await
+}
+
+/// Rows of two partitions can be in the same place of each.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_partitioned_table_only_what_was_shipped_is_deleted() -> Result<()> {
+    let mut setup = Setup::new("deleted", SinkKind::Kafka).await?;
+    setup.mapping = of_debezium(&setup.topic)?;
+    setup.topic += ".order";
+    Addresses::shared().create_topic(&setup.topic, 1).await?;
+    let client = setup.database.connect().await?;
+    let table = "create table outboxevent (
+            id uuid default gen_random_uuid(), aggregatetype text not null default 'order',
+            aggregateid text not null, type text not null, payload jsonb,
+            xid xid8 default pg_current_xact_id(), seq bigint generated always as identity
+        ) partition by list (type);
+        create table one partition of outboxevent for values in ('1');
+        create table two partition of outboxevent for values in ('2');
+        create index on outboxevent (seq);
+        create index on outboxevent (xid, seq)";
+    client.batch_execute(table).await?;
+    let insert = |part: &str| {
+        format!(
+            "insert into outboxevent (aggregateid, type)
+             select n, '{part}' from generate_series(1, 30) as n"
+        )
+    };
+    client.batch_execute(&insert("1")).await?;
+    let relay = setup.start().await?;
+    setup.records(30).await?;
+    relay.stop().await?;
+    client.batch_execute(&insert("2")).await?;
+    let delete = DELETE_SHIPPED.replace("'shop'", "'test'");
+    run_file(&client, &delete).await?;
+    assert_eq!(client.count("select count(*) from one").await?, 0);
+    assert_eq!(client.count("select count(*) from two").await?, 30);
+    let relay = setup.start().await?;
+    assert_eq!(setup.records(60).await?.len(), 60);
     relay.stop().await
 }
 

@@ -10,8 +10,9 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, Record, eventually};
 use outbox_relay::{
-    Parked,
+    Parked, ResetTo,
     config::{OnRefusal, SinkKind},
+    reset,
 };
 
 use crate::{
@@ -33,6 +34,8 @@ for_each_sink! {
     what_waits_behind_a_parked_key_is_kept_when_the_source_halts,
     a_source_that_halts_reads_one_row_a_try_and_not_a_page,
     a_missing_dead_letter_topic_is_told_before_anything_is_shipped,
+    a_dead_letter_waits_for_a_topic_that_was_deleted,
+    an_event_takes_no_place_of_another_that_was_set_aside,
     rows_that_make_no_record_are_refused_with_the_reason,
     dead_letters_of_a_page_are_all_recorded_each_with_its_reason,
 }
@@ -459,6 +462,57 @@ async fn a_missing_dead_letter_topic_is_told_before_anything_is_shipped(
     let sent = "select count(*) from relay_dead_letters where in_topic = 'sent'";
     session.client.wait_for(sent, 1).await?;
     relay.stop().await
+}
+
+async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Result<()> {
+    let (mut setup, session) = setup("letters_gone", sink, OnRefusal::DeadLetter).await?;
+    let letters = Addresses::unique_name("letters");
+    Addresses::shared().create_topic(&letters, 1).await?;
+    setup.dead_letter_topic = Some(letters.clone());
+    setup.write(&session, "warm").await?;
+    let relay = setup.start().await?;
+    setup.records(1).await?;
+    Addresses::shared().delete_topic(&letters).await?;
+    session.enqueue("nobody.made.this", "a", 1).await?;
+    relay
+        .wait_for_state(503, "dead_letter_topic can't be used")
+        .await?;
+    Addresses::shared().create_topic(&letters, 1).await?;
+    let sent = "select count(*) from relay_dead_letters where in_topic = 'sent'";
+    session.client.wait_for(sent, 1).await?;
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await
+}
+
+/// As after a table was made anew, or its sequence begun again.
+async fn an_event_takes_no_place_of_another_that_was_set_aside(sink: SinkKind) -> Result<()> {
+    for (policy, table) in [
+        (OnRefusal::DeadLetter, "relay_dead_letters"),
+        (OnRefusal::ParkKey, "relay_parked"),
+    ] {
+        let (setup, session) = setup("occupied", sink, policy).await?;
+        let sql = &session.client;
+        session.enqueue("nobody.made.this", "a", 1).await?;
+        let relay = setup.start().await?;
+        let stored = format!("select count(*) from {table}");
+        sql.wait_for(&stored, 1).await?;
+        relay.stop().await?;
+        sql.batch_execute("truncate outbox restart identity")
+            .await?;
+        reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
+        // Parked is what is refused, and what waits behind it.
+        session.enqueue("nobody.made.this", "b", 1).await?;
+        let relay = setup.start().await?;
+        let text = format!("test: halted: {table} has another event with seq 1");
+        relay.wait_for_state(503, &text).await?;
+        sql.batch_execute(&format!("delete from {table} where key = 'a'"))
+            .await?;
+        sql.wait_for(&format!("{stored} where key = 'b'"), 1)
+            .await?;
+        relay.wait_for_readiness(200).await?;
+        relay.stop().await?;
+    }
+    Ok(())
 }
 
 async fn rows_that_make_no_record_are_refused_with_the_reason(sink: SinkKind) -> Result<()> {

@@ -99,14 +99,7 @@ impl Setup {
     }
 
     pub(crate) async fn start(&self) -> Result<Running> {
-        let relay = Relay::bind(self.config()?).await?;
-        let (admin_addr, shutdown) = (relay.admin_addr(), CancellationToken::new());
-        let task = tokio::spawn(relay.run(shutdown.clone()));
-        Ok(Running {
-            admin_addr,
-            shutdown,
-            task,
-        })
+        Ok(Running::of(Relay::bind(self.config()?).await?))
     }
 
     /// Changes `key` and tells of it, in a transaction.
@@ -128,6 +121,16 @@ impl Setup {
 }
 
 impl Running {
+    pub(crate) fn of(relay: Relay) -> Self {
+        let (admin_addr, shutdown) = (relay.admin_addr(), CancellationToken::new());
+        let task = tokio::spawn(relay.run(shutdown.clone()));
+        Self {
+            admin_addr,
+            shutdown,
+            task,
+        }
+    }
+
     pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.task)
@@ -437,6 +440,30 @@ async fn a_record_that_is_too_large_halts_its_source_and_repeats_nothing(
     // Tried again and again, and neither passed by nor preceded by repeats.
     assert_eq!(setup.records(20).await?.len(), 20);
     Ok(())
+}
+
+/// Reading waits for it, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_on_the_outbox_is_told_and_outlasted() -> Result<()> {
+    let setup = Setup::new("locked_outbox", SinkKind::Kafka).await?;
+    let session = Session::new(&setup.database).await?;
+    let relay = setup.start().await?;
+    setup.write(&session, "a").await?;
+    setup.records(1).await?;
+    let lock = "begin; lock table outbox in access exclusive mode";
+    session.client.batch_execute(lock).await?;
+    let version = session.change("a").await?;
+    session.enqueue(&setup.topic, "a", version).await?;
+    // Something else happens, so that the relay looks.
+    let other = setup.database.connect().await?;
+    other
+        .batch_execute("insert into aggregates values ('b', 1)")
+        .await?;
+    relay.wait_for_state(503, "pg_blocking_pids()").await?;
+    session.client.batch_execute("commit").await?;
+    setup.records(2).await?;
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await
 }
 
 /// A session that went on waiting for it would have the source's lock, and no relay.
