@@ -473,6 +473,11 @@ async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Res
     let relay = setup.start().await?;
     setup.records(1).await?;
     Addresses::shared().delete_topic(&letters).await?;
+    eventually("the topic to be gone", async || {
+        let names = Addresses::shared().topic_names().await?;
+        Ok((!names.contains(&letters)).then_some(()))
+    })
+    .await?;
     session.enqueue("nobody.made.this", "a", 1).await?;
     relay
         .wait_for_state(503, "dead_letter_topic can't be used")
