@@ -478,13 +478,16 @@ async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Res
         Ok((!names.contains(&letters)).then_some(()))
     })
     .await?;
-    session.enqueue("nobody.made.this", "a", 1).await?;
+    // Too large for either topic, which is found out before it is sent.
+    write_large(&session, &setup.topic, "a", LARGE).await?;
     relay
         .wait_for_state(503, "dead_letter_topic can't be used")
         .await?;
+    let letter =
+        |state| format!("select count(*) from relay_dead_letters where in_topic = '{state}'");
+    assert_eq!(session.client.count(&letter("pending")).await?, 1);
     Addresses::shared().create_topic(&letters, 1).await?;
-    let sent = "select count(*) from relay_dead_letters where in_topic = 'sent'";
-    session.client.wait_for(sent, 1).await?;
+    session.client.wait_for(&letter("refused"), 1).await?;
     relay.wait_for_readiness(200).await?;
     relay.stop().await
 }
