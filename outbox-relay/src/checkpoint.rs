@@ -24,6 +24,8 @@ pub(crate) struct Claim {
     pub(crate) predecessor_age: Option<Duration>,
     /// The session's number in the database.
     pub(crate) pid: i32,
+    /// What tells this database from one that was made as its copy, with the instance in it.
+    pub(crate) database_oid: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +127,8 @@ pub(crate) async fn claim(
                  before.window_snapshot::text, before.window_seq, before.resigned,
                  date_part('epoch', clock_timestamp() - before.heartbeat_at), before.instance::text,
                  now.system_identifier, now.outbox <> to_regclass($3),
-                 pg_backend_pid()",
+                 pg_backend_pid(),
+                 (select oid from pg_database where datname = current_database())",
             &[&source, &system_identifier, &mapping.table()],
         )
         .await?;
@@ -147,6 +150,7 @@ pub(crate) async fn claim(
         predecessor_age: (!resigned)
             .then(|| Duration::try_from_secs_f64(age_s).unwrap_or(Duration::ZERO)),
         pid: row.get(10),
+        database_oid: row.get(11),
     })
 }
 

@@ -106,11 +106,12 @@ impl Candidate {
             instance,
             predecessor_age,
             pid,
+            database_oid,
         } = answered(checkpoint::claim(&client, &source, mapping)).await?;
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
         });
-        let producer_name = format!("outbox-relay.{source}.{instance}");
+        let producer_name = format!("outbox-relay.{source}.{instance}.{database_oid}");
         let leadership = Leadership {
             client,
             source,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use devstack::Home;
+use anyhow::{Context as _, Result};
+use devstack::{Home, eventually};
 use outbox_relay::{
     Relay,
     config::{Config, SinkKind},
@@ -98,4 +98,39 @@ async fn nothing_is_emptied_where_nothing_was_shipped() -> Result<()> {
     assert_eq!(there.records(20).await?.len(), 20);
     other.client.wait_for(&rows(3), 0).await?;
     relay.stop().await
+}
+
+/// It has the other's checkpoint, and the instance in it, by which brokers tell relays apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_database_is_shipped_beside_it() -> Result<()> {
+    let first = Setup::new("copied", SinkKind::Kafka).await?;
+    let mut second = Setup::new("copy", SinkKind::Kafka).await?;
+    let relay = first.start().await?;
+    relay.wait_for_state(200, "test: idle").await?;
+    relay.stop().await?;
+    let (_, name) = first.database.url.rsplit_once('/').context("a name")?;
+    let copy = format!("{name}_copy");
+    let admin = second.database.connect().await?;
+    // The sessions of a relay that has ended are not gone at once.
+    eventually("a copy", async || {
+        let sql = format!("create database \"{copy}\" template \"{name}\"");
+        Ok(admin.batch_execute(&sql).await.ok())
+    })
+    .await?;
+    second.database.url = format!("{}_copy", first.database.url);
+    let relays = [first.start().await?, second.start().await?];
+    for _ in 0..3 {
+        for setup in [&first, &second] {
+            write(setup).await?;
+        }
+    }
+    first.records(60).await?;
+    second.records(60).await?;
+    for relay in relays {
+        let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
+        let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
+        assert_eq!(status["fenced"], 0, "{text}");
+        relay.stop().await?;
+    }
+    Ok(())
 }
