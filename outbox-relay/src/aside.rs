@@ -19,6 +19,8 @@ const MAX_UNBURIED: usize = 500;
 /// How often it is looked whether somebody wants a parked key tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What the error of an event begins with that an operator has dropped.
+pub(crate) const DROPPED: &str = "dropped by an operator; ";
 const PARKED: &str = "relay_parked";
 const DEAD_LETTERS: &str = "relay_dead_letters";
 /// What is kept of an event.
@@ -100,8 +102,9 @@ impl<'a> Aside<'a> {
         self.behind.push(seq);
     }
 
-    /// Stores what was parked behind others, and the dead letters, with a statement for each.
-    pub(crate) async fn store(&mut self) -> Result<(), CheckpointError> {
+    /// Stores what was parked behind others, and the dead letters, with a statement for each. Returns how
+    /// many of the latter there were.
+    pub(crate) async fn store(&mut self) -> Result<u64, CheckpointError> {
         self.store_parked().await?;
         self.store_buried().await
     }
@@ -173,10 +176,10 @@ impl<'a> Aside<'a> {
         keys.insert(key.to_owned());
     }
 
-    async fn store_buried(&mut self) -> Result<(), CheckpointError> {
+    async fn store_buried(&mut self) -> Result<u64, CheckpointError> {
         let Unburied { seqs, errors, .. } = &self.unburied;
         if seqs.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let sql = format!(
             "insert into relay_dead_letters (source, {COLUMNS}, error)
@@ -196,7 +199,7 @@ impl<'a> Aside<'a> {
         }
         self.unburied = Unburied::default();
         self.is_due = true;
-        Ok(())
+        Ok(stored)
     }
 
     /// Notes what became of the event in the dead letter topic.
@@ -228,7 +231,7 @@ impl<'a> Aside<'a> {
             // An operator has dropped it while it was on its way. It has arrived, so it is no dead letter.
             let sql = format!(
                 "delete from relay_dead_letters
-                 where source = $1 and seq = $3 and $4::text is null and {LEADS}"
+                 where source = $1 and seq = $3 and error like '{DROPPED}%' and $4::text is null and {LEADS}"
             );
             self.change(&sql, seq, None).await?;
         }

@@ -24,7 +24,7 @@ pub(crate) struct Claim {
     pub(crate) predecessor_age: Option<Duration>,
     /// The session's number in the database.
     pub(crate) pid: i32,
-    /// What tells this database from one that was made as its copy, with the instance in it.
+    /// The database's own number in its cluster.
     pub(crate) database_oid: u32,
 }
 
@@ -66,12 +66,6 @@ pub(crate) enum CheckpointError {
     /// Another leader has taken over.
     #[error("another relay leads this source now")]
     Superseded,
-    /// A session of the leader's is in another database than its lock.
-    #[error(
-        "database_url, or what its host's name stands for, leads to another database than when this \
-         relay became the leader"
-    )]
-    Elsewhere,
     /// An event can't be set aside, because another one has its place.
     #[error(
         "{table} has another event with seq {seq}, from a table or a sequence that was there before; \
@@ -249,6 +243,7 @@ pub(crate) async fn reset(
         update relay_checkpoints
         set snapshot = '1:1:', max_seq = 0, window_snapshot = pg_current_snapshot(),
             window_seq = greatest(start.seq, 0), system_identifier = $4,
+            instance = case when system_identifier is distinct from $4 then gen_random_uuid() else instance end,
             outbox = to_regclass($5)
         from start where source = $1
         returning window_seq"

@@ -26,10 +26,6 @@ const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const SEND_LEASE: Duration = Duration::from_millis(600);
 /// The number of a source's lock; `$1` is its name.
 const LOCK: &str = "hashtextextended('outbox-relay ' || $1, 0)";
-/// A row `lock` of `pg_locks` is that of a source's leader. Its number is listed in two halves.
-const HOLDS_LOCK: &str = "lock.locktype = 'advisory' and lock.granted and lock.objsubid = 1
-    and lock.database = (select oid from pg_database where datname = current_database())
-    and (lock.classid::bigint << 32 | lock.objid::bigint) = hashtextextended('outbox-relay ' || $1, 0)";
 /// How long Postgres may take to end the session of a relay that has gone.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -111,7 +107,7 @@ impl Candidate {
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
         });
-        let producer_name = format!("outbox-relay.{source}.{instance}.{database_oid}");
+        let producer_name = producer_name(&source, &instance, database_oid);
         let leadership = Leadership {
             client,
             source,
@@ -145,23 +141,26 @@ impl Leadership {
 
     /// Makes sure that this session is in the database that is led: it sees the leader hold the lock. The
     /// URL, or what its host's name stands for, may have changed since that was opened.
-    pub(crate) async fn vouch_for(&self, session: &Client) -> Result<(), CheckpointError> {
+    pub(crate) async fn vouch_for(&self, session: &Client) -> Result<(), DatabaseError> {
         let sql = format!(
-            "select exists (select from pg_locks as lock where pid = $2 and {HOLDS_LOCK})
+            "select exists (select from pg_locks as lock where pid = $2 and {})
                  and exists (select from relay_checkpoints
-                     where source = $1 and epoch = $3 and instance::text = $4)"
+                     where source = $1 and epoch = $3 and instance::text = $4)",
+            holds_lock()
         );
         let asking = async {
             let (source, pid, epoch) = (&self.source, &self.pid, &self.epoch);
             let row = session
                 .query_one(&sql, &[source, pid, epoch, &self.instance])
                 .await?;
-            Ok::<_, CheckpointError>(row)
+            Ok::<_, DatabaseError>(row)
         };
-        match answered(asking).await?.get(0) {
-            true => Ok(()),
-            false => Err(CheckpointError::Elsewhere),
+        if answered(asking).await?.get(0) {
+            return Ok(());
         }
+        let elsewhere =
+            "it leads to another database than when this relay became the leader of the source";
+        Err(DatabaseError::Url(elsewhere.to_owned()))
     }
 
     /// The time for which this is the only leader.
@@ -221,8 +220,9 @@ pub(crate) async fn holder(client: &Client, source: &str) -> Result<Option<Strin
         "select activity.pid, host(activity.client_addr),
              to_char(activity.backend_start at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
          from pg_locks as lock join pg_stat_activity as activity using (pid)
-         where {HOLDS_LOCK}
-         limit 1"
+         where {}
+         limit 1",
+        holds_lock()
     );
     let Some(row) = client.query_opt(&sql, &[&source]).await? else {
         return Ok(None);
@@ -235,4 +235,19 @@ pub(crate) async fn holder(client: &Client, source: &str) -> Result<Option<Strin
         format!(", connected since {since} UTC")
     });
     Ok(Some(format!("session {pid} of Postgres{from}{since}")))
+}
+
+/// Whether a row `lock` of `pg_locks` is that of a source's leader. Its number is listed in two halves.
+fn holds_lock() -> String {
+    format!(
+        "lock.locktype = 'advisory' and lock.granted and lock.objsubid = 1
+         and lock.database = (select oid from pg_database where datname = current_database())
+         and (lock.classid::bigint << 32 | lock.objid::bigint) = {LOCK}"
+    )
+}
+
+/// A source's name towards the brokers. The instance tells it from those of the same name in other databases, and
+/// the database's oid from that in a copy of its own in the same cluster.
+pub(crate) fn producer_name(source: &str, instance: &str, database_oid: u32) -> String {
+    format!("outbox-relay.{source}.{instance}.{database_oid}")
 }

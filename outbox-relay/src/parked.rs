@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use crate::{
-    aside::COLUMNS,
+    aside::{COLUMNS, DROPPED},
     config::SourceConfig,
     session::{self, DatabaseError},
 };
@@ -90,7 +90,7 @@ impl Parked {
                  ) returning *
              )
              insert into relay_dead_letters (source, {COLUMNS}, error)
-             select source, {COLUMNS}, 'dropped by an operator; ' || coalesce(error, 'it waited')
+             select source, {COLUMNS}, '{DROPPED}' || coalesce(error, 'it waited')
              from dropped
              on conflict (source, seq) do update set error = excluded.error"
         );

@@ -72,10 +72,7 @@ pub enum ReadError {
     /// The database says nothing.
     #[error("the database doesn't answer within {0:?}")]
     Silent(Duration),
-    /// A row of a page has a value that is none of the type that is asked for.
-    #[error("one of the next rows can't be read; they are read one by one now")]
-    OneUnreadable(#[source] tokio_postgres::Error),
-    /// The same, of a page that was to have this row alone.
+    /// A row has a value that is none of the type that is asked for.
     #[error("the row with seq {seq} can't be read")]
     Unreadable {
         /// Its number.
@@ -149,28 +146,42 @@ impl Reader {
         let sql = page_sql(COLUMNS, &self.outbox, cursor, &stragglers, max_rows);
         match self.copy(&sql, max_rows).await {
             Err(ReadError::Database(err)) if is_of_data(&err) => {
-                self.blame(cursor, &stragglers, max_rows, err).await
+                self.readable_part(cursor, &stragglers, max_rows, err).await
             }
             page => page,
         }
     }
 
-    /// Finds the row that is to blame for `err`, if there is one alone.
-    async fn blame(
+    /// A page of the rows before one that can't be read, some of them at least, where all of them together
+    /// have failed for a value of one. The database may have looked at rows behind these as well.
+    async fn readable_part(
         &self,
         cursor: &Cursor,
         stragglers: &Stragglers,
         max_rows: usize,
         err: tokio_postgres::Error,
     ) -> Result<Page, ReadError> {
-        if max_rows > 1 {
-            return Err(ReadError::OneUnreadable(err));
+        let sql = page_sql("seq", &self.outbox, cursor, stragglers, max_rows);
+        let seqs = self.copy(&sql, max_rows).await?.seqs()?;
+        let mut rows = seqs.len();
+        while let [seq, ..] = seqs[..rows] {
+            let listed: Vec<String> = seqs[..rows].iter().map(i64::to_string).collect();
+            let sql = format!(
+                "copy (select {COLUMNS} from {} where seq = any ('{{{}}}') order by seq)
+                 to stdout (format binary)",
+                self.outbox,
+                listed.join(",")
+            );
+            match self.copy(&sql, usize::MAX).await {
+                Ok(page) => return Ok(page.with_more_behind()),
+                Err(ReadError::Database(source)) if is_of_data(&source) && rows == 1 => {
+                    return Err(ReadError::Unreadable { seq, source });
+                }
+                Err(ReadError::Database(err)) if is_of_data(&err) => rows /= 2,
+                Err(err) => return Err(err),
+            }
         }
-        let next = page_sql("seq", &self.outbox, cursor, stragglers, 1);
-        Err(match self.copy(&next, 1).await?.first_seq()? {
-            Some(seq) => ReadError::Unreadable { seq, source: err },
-            None => ReadError::Database(err),
-        })
+        Err(err.into())
     }
 
     /// Where the window's stragglers are. It is asked once a window, and not before the second page

@@ -7,6 +7,7 @@ use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
     config::SourceConfig,
+    leader::Leadership,
     session::{self, DatabaseError},
     status::SharedStatus,
 };
@@ -31,7 +32,11 @@ const PARTITIONS: &str = "
 
 /// Empties partitions of a source's outbox, now and then, for as long as it is polled. A table that
 /// others made is left to them: who else reads it is not known here.
-pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) -> Infallible {
+pub(crate) async fn keep_emptying(
+    config: &SourceConfig,
+    leadership: &Leadership,
+    status: &SharedStatus,
+) -> Infallible {
     if !config.mapping.is_own() {
         return std::future::pending().await;
     }
@@ -40,7 +45,7 @@ pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) 
     loop {
         tokio::time::sleep(config.rotation_interval).await;
         let mut emptied = Vec::new();
-        let result = rotate(config, &mut emptied).await;
+        let result = rotate(config, leadership, &mut emptied).await;
         if !emptied.is_empty() {
             tracing::info!(source = %config.name, partitions = ?emptied, "emptied");
         }
@@ -61,9 +66,15 @@ pub(crate) async fn keep_emptying(config: &SourceConfig, status: &SharedStatus) 
 ///
 /// A partition that can't be locked at once is left for the next time; what goes wrong with one keeps
 /// none of the others from it.
-async fn rotate(config: &SourceConfig, emptied: &mut Vec<String>) -> Result<(), DatabaseError> {
+async fn rotate(
+    config: &SourceConfig,
+    leadership: &Leadership,
+    emptied: &mut Vec<String>,
+) -> Result<(), DatabaseError> {
     // A session of its own, because of the transactions.
     let client = session::connect(&config.database_url, "outbox-relay rotation").await?;
+    // In another database, a copy of this one, the same checkpoint would say nothing of its rows.
+    leadership.vouch_for(&client).await?;
     // A relay that is suspended with the lock in its hands must not keep it.
     let sql = format!(
         "set idle_in_transaction_session_timeout = {}",
@@ -76,16 +87,19 @@ async fn rotate(config: &SourceConfig, emptied: &mut Vec<String>) -> Result<(), 
         let (Some(buckets), Some(current)) = (buckets, row.get::<_, Option<String>>(2)) else {
             continue;
         };
+        if client.is_closed() {
+            break;
+        }
         // Names and expressions are as the database's own catalog spells them.
         let is_in_use =
             format!("select {current} in ({buckets}) or not exists (select from {partition})");
         if client.query_one(&is_in_use, &[]).await?.get(0) {
             continue;
         }
-        match truncate(&client, &partition, config).await {
+        match truncate(&client, &partition, config.retention).await {
             Ok(true) => emptied.push(partition),
             Ok(false) => {}
-            Err(err) => result = Err(err.into()),
+            Err(err) => result = result.and(Err(err.into())),
         }
     }
     result
@@ -94,18 +108,18 @@ async fn rotate(config: &SourceConfig, emptied: &mut Vec<String>) -> Result<(), 
 async fn truncate(
     client: &Client,
     partition: &str,
-    config: &SourceConfig,
+    retention: Duration,
 ) -> Result<bool, tokio_postgres::Error> {
-    let result = try_truncate(client, partition, config).await;
+    let result = try_truncate(client, partition, retention).await;
     let end = if matches!(result, Ok(true)) {
         "commit"
     } else {
         "rollback"
     };
-    client.batch_execute(end).await?;
+    let ended = client.batch_execute(end).await;
     match result {
         Err(err) if err.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
-        result => result,
+        result => result.and_then(|is_emptied| ended.map(|()| is_emptied)),
     }
 }
 
@@ -113,7 +127,7 @@ async fn truncate(
 async fn try_truncate(
     client: &Client,
     partition: &str,
-    config: &SourceConfig,
+    retention: Duration,
 ) -> Result<bool, tokio_postgres::Error> {
     let lock = format!(
         "begin;
@@ -129,11 +143,8 @@ async fn try_truncate(
     // in the middle of writing. A row is needed as long as a checkpoint has not seen its transaction,
     // which two looks into an index tell: the settings above see to that, whatever the statistics
     // of a partition that was just filled may say. A time that is yet to come tells nothing of a row's age.
-    //
-    // A database in which this source has no checkpoint is not the one that it ships: the URL may lead
-    // elsewhere since.
     let needed = format!(
-        "select not exists (select from relay_checkpoints where source = $2) or exists (
+        "select exists (
              select from relay_checkpoints as checkpoint
              where exists (
                  select from {partition} where xid >= pg_snapshot_xmax(checkpoint.snapshot)
@@ -145,7 +156,7 @@ async fn try_truncate(
              between clock_timestamp() - make_interval(secs => $1) and clock_timestamp()"
     );
     let row = client
-        .query_one(&needed, &[&config.retention.as_secs_f64(), &config.name])
+        .query_one(&needed, &[&retention.as_secs_f64()])
         .await?;
     if row.get::<_, Option<bool>>(0).unwrap_or(true) {
         return Ok(false);

@@ -47,8 +47,8 @@ pub enum DatabaseError {
 
 /// Whether there is a session at all, which the database's own words don't tell.
 fn what_failed(err: &tokio_postgres::Error) -> &'static str {
-    // Classes: connection, authorization, no such database, resources, and intervention of an operator.
-    const NO_SESSION: [&str; 5] = ["08", "28", "3D", "53", "57"];
+    // Classes: connection, authorization, no such database; too many connections; a server that ends or begins.
+    const NO_SESSION: [&str; 5] = ["08", "28", "3D", "53300", "57P"];
     let code = err.code().map_or("08", SqlState::code);
     if NO_SESSION.iter().any(|class| code.starts_with(class)) {
         "can't reach the database"

@@ -18,6 +18,7 @@ use self::{
 };
 use crate::{
     aside::Aside,
+    checkpoint::CheckpointError,
     config::{KafkaConfig, SinkKind, SourceConfig},
     leader::{Candidate, Election},
     marks::Marks,
@@ -112,10 +113,15 @@ impl Source {
             self.one_by_one = match err {
                 SourceError::OneOfMany { records, .. } => records,
                 SourceError::SetAside { one_by_one, .. } => one_by_one,
-                // The next row is the one that was refused, or it is to be found.
-                SourceError::Refused { .. }
-                | SourceError::Read(ReadError::OneUnreadable(_) | ReadError::Unreadable { .. }) => {
-                    1
+                // The next row is the one that was refused, or can't be read.
+                SourceError::Refused { .. } | SourceError::Read(ReadError::Unreadable { .. }) => 1,
+                // One of those that were sent together, until none is sent before it.
+                SourceError::Checkpoint(CheckpointError::Occupied { .. }) => {
+                    if self.status.get().shipped > shipped {
+                        u64::MAX
+                    } else {
+                        1
+                    }
                 }
                 _ => 0,
             };

@@ -8,7 +8,7 @@ use super::{Finding, Findings, Level, database::Outbox};
 use crate::{
     advice,
     config::{KafkaConfig, OnRefusal, SinkKind, SourceConfig},
-    sink::{Inspector, SinkError, TopicFacts},
+    sink::{Inspector, MAX_BATCH_BYTES, SinkError, TopicFacts},
 };
 
 /// What the record's own headers and the batch around it take beside the row, about.
@@ -153,13 +153,13 @@ fn judge(
         );
     }
     judge_size(kafka, source, topic, row_bytes, facts, found);
+    let batch_bytes = kafka.max_record_bytes.min(MAX_BATCH_BYTES);
     if let (SinkKind::RdKafka, Some(limit)) = (kafka.sink, facts.max_message_bytes)
-        && limit < kafka.max_record_bytes
+        && limit < batch_bytes
     {
         found.wrong(
             format!(
-                "librdkafka fills batches up to kafka.max_record_bytes, {}, and topic {topic} takes {limit} at once",
-                kafka.max_record_bytes
+                "librdkafka fills batches up to {batch_bytes} bytes, and topic {topic} takes {limit} at once"
             ),
             format!("set kafka.max_record_bytes to {limit}, or use the sink kafka"),
         );

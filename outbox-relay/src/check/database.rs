@@ -93,7 +93,8 @@ async fn look_at_rows(
     source: &SourceConfig,
     found: &mut Findings<'_>,
 ) -> Result<Outbox, DatabaseError> {
-    let instance = look_at_checkpoint(client, &source.name, source.mapping.table(), found).await?;
+    let producer_name =
+        look_at_checkpoint(client, &source.name, source.mapping.table(), found).await?;
     look_at_lock(client, &source.name, found).await?;
     let sql = topics(source.mapping.outbox());
     let rows =
@@ -108,7 +109,7 @@ async fn look_at_rows(
         }
     }
     Ok(Outbox {
-        producer_name: format!("outbox-relay.{}.{instance}", source.name),
+        producer_name,
         topics,
     })
 }
@@ -140,7 +141,7 @@ async fn apply(
     Ok(rows.is_empty())
 }
 
-/// Returns the source's instance, or what stands for it as long as it has none.
+/// Returns the source's name towards the brokers, or what stands for it as long as it has none.
 async fn look_at_checkpoint(
     client: &Client,
     source: &str,
@@ -154,7 +155,7 @@ async fn look_at_checkpoint(
     let row = answered(asking).await?;
     let Some(row) = row else {
         found.ok("no relay has led it yet; the first ships every row that has a seq");
-        return Ok("check".into());
+        return Ok(leader::producer_name(source, "check", 0));
     };
     let (epoch, resigned): (i64, bool) = (row.get(1), row.get(2));
     if row.get(3) {
@@ -182,7 +183,7 @@ async fn look_at_checkpoint(
             "checkpoint of epoch {epoch}, stored {age:.1?} ago{how}"
         ));
     }
-    Ok(row.get(0))
+    Ok(leader::producer_name(source, row.get(0), row.get(6)))
 }
 
 async fn look_at_lock(

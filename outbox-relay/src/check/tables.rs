@@ -209,7 +209,8 @@ pub(super) const CHECKPOINT: &str = "
                 select system_identifier from pg_control_system()
                 where has_function_privilege('pg_control_system()', 'execute')), false),
         date_part('epoch', clock_timestamp() - heartbeat_at),
-        coalesce(outbox <> to_regclass($2), false)
+        coalesce(outbox <> to_regclass($2), false),
+        (select oid from pg_database where datname = current_database())
     from relay_checkpoints where source = $1";
 
 /// Topics and the largest row of each, in bytes, among the newest thousand rows and the thousand that

@@ -260,17 +260,21 @@ fn with_columns(headers: String, columns: &BTreeMap<String, String>) -> Result<S
     ))
 }
 
-/// `schema.table`, or a table that the session's search path leads to. A part that is in quotes may have
-/// dots in it.
+/// `schema.table`, or a table that the session's search path leads to. If each part is in quotes they may
+/// have dots in them.
 fn table_name(name: &str) -> Result<String, String> {
-    let parts = if name.starts_with('"') && name.ends_with('"') && name.len() > 1 {
-        name[1..name.len() - 1].split("\".\"").collect::<Vec<_>>()
-    } else {
-        name.split('.').collect()
+    let parts: Vec<&str> = match name.strip_prefix('"') {
+        Some(quoted) => quoted
+            .strip_suffix('"')
+            .unwrap_or(quoted)
+            .split("\".\"")
+            .collect(),
+        None => name.split('.').collect(),
     };
-    if parts.len() > 2 {
+    let is_half_quoted = name.starts_with('"') && !(name.len() > 1 && name.ends_with('"'));
+    if parts.len() > 2 || is_half_quoted {
         return Err(format!(
-            "{name:?} isn't like schema.table, nor like \"a schema\".\"a table\", as one with dots is named"
+            "{name:?} isn't like schema.table, nor like \"a schema\".\"a table\", as names with dots are written"
         ));
     }
     let quoted: Result<Vec<String>, String> = parts.into_iter().map(identifier).collect();
@@ -389,6 +393,8 @@ mod tests {
         for (toml, part) in [
             ("table = ''", "shop.table"),
             ("table = 'a.b.c'", "isn't like schema.table"),
+            ("table = '\"a\".b'", "isn't like schema.table"),
+            ("table = 'a.\"b.c\"'", "isn't like schema.table"),
             ("topic = ''", "shop.topic: it is empty"),
             ("topic = 'a${b'", "without its }"),
             ("topic = 'a${}'", "shop.topic"),

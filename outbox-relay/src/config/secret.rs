@@ -59,20 +59,20 @@ pub(super) fn place(text: &str, err: &toml::de::Error) -> String {
     let before = text.get(..start).unwrap_or_default();
     let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or_default();
-    let may_be_secret = line.contains("password") || line.contains("database_url");
     let message = err.message();
+    // The value is left out, for it can be a secret, whatever else is on the line.
+    if let Some((_, expected)) = message.split_once(", expected ")
+        && message.starts_with("invalid type")
+    {
+        return format!("line {number}: this has to be {expected}");
+    }
+    let may_be_secret = line.contains("password") || line.contains("database_url");
     // Of a name that is misspelt or repeated the message tells the name alone.
     let tells_names = message.starts_with("unknown field") || message.starts_with("duplicate key");
     if may_be_secret && !tells_names {
         return format!("line {number}: this has to be a text in quotes");
     }
-    // The value is told by where it stands, for it can be a secret that stands on another line.
-    match message.split_once(", expected ") {
-        Some((_, expected)) if message.starts_with("invalid type") => {
-            format!("line {number}: invalid type, expected {expected}")
-        }
-        _ => format!("line {number}: {message}"),
-    }
+    format!("line {number}: {message}")
 }
 
 #[cfg(test)]
@@ -86,17 +86,15 @@ mod tests {
             "[kafka.sasl]\n\npassword = hunter2",
             "[[source]]\nname = 'a'\ndatabase_url = postgres://u:hunter2@host/db",
         ];
-        for text in broken {
+        let told = ["a string", "a text in quotes", "a text in quotes"];
+        for (text, what) in broken.into_iter().zip(told) {
             let err = toml::from_str::<File>(text).err().unwrap();
-            assert_eq!(place(text, &err), "line 3: this has to be a text in quotes");
+            assert_eq!(place(text, &err), format!("line 3: this has to be {what}"));
         }
         let text = "admin_addr = 'a'\nkafka = 1";
         let err = toml::from_str::<File>(text).err().unwrap();
         let told = place(text, &err);
-        assert!(
-            told.starts_with("line 2: invalid type, expected "),
-            "{told}"
-        );
+        assert!(told.starts_with("line 2: this has to be "), "{told}");
     }
 
     #[test]

@@ -89,10 +89,8 @@ impl SourceTable {
                 self.database_url_file,
             )
         };
-        let told_as = match (is_replaced, &url, &file) {
-            (false, Some(_), _) => format!("{name}.database_url"),
-            (false, None, Some(_)) => format!("{name}.database_url_file"),
-            (true, None, Some(_)) => format!("{variable_name}_FILE"),
+        let told_as = match (is_replaced, &url) {
+            (false, Some(_)) => format!("{name}.database_url"),
             _ => variable_name,
         };
         let database_url = DatabaseUrl::check(problems, &told_as, url, file)?;

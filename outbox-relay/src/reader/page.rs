@@ -53,9 +53,17 @@ impl Page {
         self.rows.last().map(|row| seq_of(row)).transpose()
     }
 
-    /// The lowest seq, as [`last_seq`](Self::last_seq).
-    pub(super) fn first_seq(&self) -> Result<Option<i64>, ReadError> {
-        self.rows.first().map(|row| seq_of(row)).transpose()
+    /// The seq of each row; also if they have no other column.
+    pub(super) fn seqs(&self) -> Result<Vec<i64>, ReadError> {
+        self.rows.iter().map(|row| seq_of(row)).collect()
+    }
+
+    /// The same rows, with more to come in the window.
+    pub(super) fn with_more_behind(self) -> Self {
+        Self {
+            is_last: false,
+            ..self
+        }
     }
 
     /// Whether the window ends with this page.

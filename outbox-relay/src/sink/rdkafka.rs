@@ -34,6 +34,8 @@ use crate::{lease::Lease, record::Record};
 /// librdkafka waits so long for more records before it sends a batch. At 0 batches stay small
 /// under load (half the throughput, measured); this much does not show in the latency.
 const LINGER_MS: &str = "0.2";
+/// Larger batches are not made of more than one record.
+pub(crate) const MAX_BATCH_BYTES: usize = 1_000_000;
 /// Pause before another try when librdkafka's queue is full, by its bound on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
 /// Why a record is refused whose topic is not among those that the brokers show.
@@ -72,6 +74,7 @@ impl RdKafkaSink {
             // As Java clients do, so that all producers of a topic agree on the partition of a key.
             .set("partitioner", "murmur2_random")
             .set("linger.ms", LINGER_MS)
+            .set("batch.size", MAX_BATCH_BYTES.to_string())
             // A record that is given up makes a gap that later records of its key would fill, so
             // the whole producer is given up with it. Short, because a successor waits for as long.
             .set(

@@ -39,8 +39,6 @@ impl<S: Sink> Shipping<'_, S> {
             OnRefusal::DeadLetter => {
                 let (topic, key) = (row.topic, row.key);
                 self.aside.bury(row.seq, topic, key, reason.clone());
-                self.status
-                    .update(|status| status.refused.dead_lettered += 1);
             }
             OnRefusal::ParkKey | OnRefusal::Halt => {
                 return Err(SourceError::Refused {

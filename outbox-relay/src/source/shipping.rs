@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     aside::Aside,
+    checkpoint::CheckpointError,
     config::SourceConfig,
     leader::Leadership,
     marks::Marks,
@@ -65,7 +66,7 @@ impl<S: Sink> Shipping<'_, S> {
         let (config, status) = (self.config, self.status);
         let ended = tokio::select! {
             result = self.pump() => result,
-            never = keep_emptying(config, status) => match never {},
+            never = keep_emptying(config, leadership, status) => match never {},
             never = make_room(&in_flight, max_in_flight) => match never {},
             err = &mut keeping => return self.note(leadership, &shown, err).await,
         };
@@ -75,7 +76,7 @@ impl<S: Sink> Shipping<'_, S> {
         };
         let unflushed = match flushed {
             // The cursor may have passed rows that are set aside in memory only.
-            Ok(Ok(())) => self.aside.store().await.err().map(Into::into),
+            Ok(Ok(())) => self.store_aside().await.err(),
             Ok(Err(err)) => Some(SourceError::from(err)),
             Err(_) => Some(SourceError::FlushTimeout(FLUSH_TIMEOUT)),
         };
@@ -103,7 +104,14 @@ impl<S: Sink> Shipping<'_, S> {
         let in_flight = self.sink.in_flight();
         shown.update();
         let (reached, count) = self.marks.reached(in_flight.acknowledged());
-        if !matches!(err, SourceError::Checkpoint(_)) {
+        let leads = match err {
+            SourceError::Checkpoint(CheckpointError::Occupied { .. } | CheckpointError::Gone) => {
+                true
+            }
+            SourceError::Checkpoint(_) => false,
+            _ => true,
+        };
+        if leads {
             leadership.advance(&reached).await?;
         }
         Err(match err {
@@ -203,6 +211,9 @@ impl<S: Sink> Shipping<'_, S> {
             if self.aside.is_parked(row.topic, row.key) {
                 self.aside.park_behind(row.seq);
                 self.cursor.advance(row.seq);
+                if self.one_by_one > 0 {
+                    self.mark(self.sink.in_flight().sent()).await?;
+                }
                 continue;
             }
             if self.aside.must_bury_before(row.topic, row.key) {
@@ -237,8 +248,17 @@ impl<S: Sink> Shipping<'_, S> {
     /// Makes this a place that a checkpoint can name, when the first `sent` records are acknowledged.
     pub(super) async fn mark(&mut self, sent: u64) -> Result<(), SourceError> {
         // A row that the cursor has passed was sent or is set aside.
-        self.aside.store().await?;
+        self.store_aside().await?;
         self.marks.add(sent, &self.cursor);
+        Ok(())
+    }
+
+    async fn store_aside(&mut self) -> Result<(), SourceError> {
+        let letters = self.aside.store().await?;
+        if letters > 0 {
+            self.status
+                .update(|status| status.refused.dead_lettered += letters);
+        }
         Ok(())
     }
 

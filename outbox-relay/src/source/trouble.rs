@@ -25,10 +25,7 @@ fn reason(err: &SourceError) -> Reason {
             Reason::LostLead
         }
         SourceError::Read(ReadError::Row { .. } | ReadError::Unreadable { .. }) => Reason::Refused,
-        SourceError::Read(ReadError::OneUnreadable(_)) => Reason::OneByOne,
-        SourceError::Checkpoint(
-            CheckpointError::Database(_) | CheckpointError::Session(_) | CheckpointError::Elsewhere,
-        )
+        SourceError::Checkpoint(CheckpointError::Database(_) | CheckpointError::Session(_))
         | SourceError::Database(_)
         | SourceError::Read(_) => Reason::Database,
         SourceError::Checkpoint(
@@ -58,11 +55,9 @@ fn fix(err: &SourceError) -> Option<&'static str> {
         SourceError::Checkpoint(CheckpointError::Database(err))
         | SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Failed(err)))
         | SourceError::Database(DatabaseError::Failed(err))
-        | SourceError::Read(
-            ReadError::Database(err)
-            | ReadError::OneUnreadable(err)
-            | ReadError::Unreadable { source: err, .. },
-        ) => Some(advice::for_postgres(err)),
+        | SourceError::Read(ReadError::Database(err) | ReadError::Unreadable { source: err, .. }) => {
+            Some(advice::for_postgres(err))
+        }
         SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Silent))
         | SourceError::Database(DatabaseError::Silent)
         | SourceError::Read(ReadError::Silent(_)) => Some(advice::SILENT_POSTGRES),

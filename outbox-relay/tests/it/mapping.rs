@@ -71,6 +71,26 @@ async fn debezium_setup(test: &str) -> Result<(Setup, Sql)> {
     Ok((setup, client))
 }
 
+/// The same with a table of two partitions, by type.
+async fn partitioned_setup(test: &str) -> Result<(Setup, Sql)> {
+    let mut setup = Setup::new(test, SinkKind::Kafka).await?;
+    setup.mapping = of_debezium(&setup.topic)?;
+    setup.topic += ".order";
+    Addresses::shared().create_topic(&setup.topic, 3).await?;
+    let client = setup.database.connect().await?;
+    let table = "create table outboxevent (
+            id uuid default gen_random_uuid(), aggregatetype text not null default 'order',
+            aggregateid text not null, type text not null, payload jsonb,
+            xid xid8 default pg_current_xact_id(), seq bigint generated always as identity
+        ) partition by list (type);
+        create table one partition of outboxevent for values in ('1');
+        create table two partition of outboxevent for values in ('2');
+        create index on outboxevent (seq);
+        create index on outboxevent (xid, seq)";
+    client.batch_execute(table).await?;
+    Ok((setup, client))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_debeziums_table_becomes_the_record_that_debezium_would_make() -> Result<()> {
     let (setup, client) = debezium_setup("debezium").await?;
@@ -454,6 +474,37 @@ async fn a_value_that_is_none_of_its_type_is_named_and_keeps_back_nothing_before
     relay.stop().await
 }
 
+/// Postgres looks at the first row of each partition, to find which of them comes first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_can_not_be_read_keeps_back_none_of_another_partition() -> Result<()> {
+    let (setup, client) = partitioned_setup("no_uuid_part").await?;
+    let id = "alter table outboxevent alter id drop default, alter id type text";
+    client.batch_execute(id).await?;
+    let insert = |part: &str, id: &str, count: i64| {
+        format!(
+            "insert into outboxevent (id, aggregateid, type)
+             select {id}, n, '{part}' from generate_series(1, {count}) as n"
+        )
+    };
+    client
+        .batch_execute(&insert("1", "gen_random_uuid()", 30))
+        .await?;
+    client
+        .batch_execute(&insert("2", "'not-a-uuid'", 1))
+        .await?;
+    client
+        .batch_execute(&insert("1", "gen_random_uuid()", 30))
+        .await?;
+    let seq = client.count("select seq from two").await?;
+    let relay = setup.start().await?;
+    let halted = format!("halted: the row with seq {seq} can't be read");
+    relay.wait_for_state(503, &halted).await?;
+    assert_eq!(setup.records(30).await?.len(), 30);
+    client.batch_execute("delete from two").await?;
+    assert_eq!(setup.records(60).await?.len(), 60);
+    relay.stop().await
+}
+
 /// What was there before the columns is nothing that the relay ships.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_looks_at_rows_that_have_a_seq() -> Result<()> {
@@ -508,21 +559,7 @@ async fn a_topic_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> 
 /// Rows of two partitions can be in the same place of each.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_partitioned_table_only_what_was_shipped_is_deleted() -> Result<()> {
-    let mut setup = Setup::new("deleted", SinkKind::Kafka).await?;
-    setup.mapping = of_debezium(&setup.topic)?;
-    setup.topic += ".order";
-    Addresses::shared().create_topic(&setup.topic, 1).await?;
-    let client = setup.database.connect().await?;
-    let table = "create table outboxevent (
-            id uuid default gen_random_uuid(), aggregatetype text not null default 'order',
-            aggregateid text not null, type text not null, payload jsonb,
-            xid xid8 default pg_current_xact_id(), seq bigint generated always as identity
-        ) partition by list (type);
-        create table one partition of outboxevent for values in ('1');
-        create table two partition of outboxevent for values in ('2');
-        create index on outboxevent (seq);
-        create index on outboxevent (xid, seq)";
-    client.batch_execute(table).await?;
+    let (setup, client) = partitioned_setup("deleted").await?;
     let insert = |part: &str| {
         format!(
             "insert into outboxevent (aggregateid, type)

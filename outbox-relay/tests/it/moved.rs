@@ -89,11 +89,18 @@ async fn nothing_is_emptied_where_nothing_was_shipped() -> Result<()> {
     let moving = Moving::new(&here)?;
     let relay = moving.start(&here).await?;
     session.client.wait_for(&rows(3), 0).await?;
+    // Of another cluster, where transactions of these numbers were completed long ago.
+    let checkpoint = "insert into relay_checkpoints
+            (source, epoch, snapshot, max_seq, heartbeat_at, resigned)
+        values ('test', 1, '900000000:900000000:', 0, now(), true)";
+    other.client.batch_execute(checkpoint).await?;
     moving.lead_to(&there)?;
     // Some looks.
     tokio::time::sleep(10 * Duration::from_millis(200)).await;
     assert_eq!(other.client.count(&rows(3)).await?, 10);
     relay.stop().await?;
+    let checkpoint = "delete from relay_checkpoints";
+    other.client.batch_execute(checkpoint).await?;
     let relay = moving.start(&there).await?;
     assert_eq!(there.records(20).await?.len(), 20);
     other.client.wait_for(&rows(3), 0).await?;

@@ -508,16 +508,23 @@ async fn an_event_takes_no_place_of_another_that_was_set_aside(sink: SinkKind) -
         sql.batch_execute("truncate outbox restart identity")
             .await?;
         reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
-        // Parked is what is refused, and what waits behind it.
         session.enqueue("nobody.made.this", "b", 1).await?;
+        for _ in 0..3 {
+            setup.write(&session, "c").await?;
+        }
         let relay = setup.start().await?;
         let text = format!("test: halted: {table} has another event with seq 1");
         relay.wait_for_state(503, &text).await?;
+        // What was sent together with it is sent again once, and not with every try.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(setup.records(0).await?.len() <= 3, "repeated");
         sql.batch_execute(&format!("delete from {table} where key = 'a'"))
             .await?;
         sql.wait_for(&format!("{stored} where key = 'b'"), 1)
             .await?;
         relay.wait_for_readiness(200).await?;
+        let known = versions_of(&setup.records(3).await?, "c");
+        assert_eq!(HashSet::<i64>::from_iter(known).len(), 3);
         relay.stop().await?;
     }
     Ok(())
