@@ -12,6 +12,7 @@
 mod database_url;
 mod kafka;
 mod mapping;
+mod names;
 #[cfg(test)]
 mod reference;
 mod secret;

@@ -516,7 +516,12 @@ async fn an_event_takes_no_place_of_another_that_was_set_aside(sink: SinkKind) -
         let text = format!("test: halted: {table} has another event with seq 1");
         relay.wait_for_state(503, &text).await?;
         // What was sent together with it is sent again once, and not with every try.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        eventually("six tries", async || {
+            let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
+            let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
+            Ok((status["restarts"]["checkpoint"].as_u64() >= Some(6)).then_some(()))
+        })
+        .await?;
         assert!(setup.records(0).await?.len() <= 3, "repeated");
         sql.batch_execute(&format!("delete from {table} where key = 'a'"))
             .await?;
