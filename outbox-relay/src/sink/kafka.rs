@@ -5,7 +5,7 @@
 //!   acknowledged.
 //! - `topics` knows the topics that records were for, with what each partition gathers.
 //! - `produce` sends batches to one broker, with `produce_request` around them; `connection` and
-//!   `cluster` ask for everything else.
+//!   `cluster` ask for everything else. `response_layout` checks what comes back before it is decoded.
 //! - `login` says who asks, by `scram` or with the password itself.
 //!
 //! **Invariant:** batches bear the producer id and epoch that belong to the source's name. A
@@ -21,6 +21,7 @@ mod partitioner;
 mod produce;
 mod produce_request;
 mod record_batch;
+mod response_layout;
 mod scram;
 mod topics;
 
@@ -318,14 +319,10 @@ impl Sink for KafkaSink {
         if self.is_fenced && self.registered_at.elapsed() > RENEWAL_INTERVAL {
             self.renew().await?;
         }
-        let names: Vec<&str> = self
-            .topics
-            .iter()
-            .map(|topic| topic.name.as_str())
-            .collect();
+        let names: Vec<&str> = self.topics.iter().map(|topic| &*topic.name).collect();
         let layouts = self.cluster.layouts(&names).await?;
         for topic in self.topics.iter() {
-            let layout = layouts.get(&topic.name);
+            let layout = layouts.get(&*topic.name);
             let partitions = layout.map_or(0, |layout| layout.leaders.len());
             if partitions != topic.partitions.len() {
                 return Err(SinkError::Unavailable(format!(

@@ -3,15 +3,19 @@
 
 mod inspect;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
         ApiVersionsRequest, BrokerId, DescribeConfigsRequest, FindCoordinatorRequest,
-        InitProducerIdRequest, MetadataRequest, MetadataResponse, ProduceRequest, TopicName,
-        TransactionalId, describe_configs_request::DescribeConfigsResource,
-        metadata_request::MetadataRequestTopic,
+        InitProducerIdRequest, InitProducerIdResponse, MetadataRequest, MetadataResponse,
+        ProduceRequest, TopicName, TransactionalId,
+        describe_configs_request::DescribeConfigsResource, metadata_request::MetadataRequestTopic,
+        metadata_response::MetadataResponsePartition,
     },
     protocol::{Request, StrBytes},
 };
@@ -104,8 +108,12 @@ impl Cluster {
     ) -> Result<HashMap<String, TopicLayout>, SinkError> {
         let metadata = self.metadata(topics).await?;
         let mut layouts = HashMap::new();
+        let mut missing: HashSet<&str> = topics.iter().copied().collect();
         for topic in metadata.topics {
             let name = topic.name.map(|name| name.to_string()).unwrap_or_default();
+            if !missing.remove(&*name) {
+                return Err(self.malformed(&format!("metadata of topic {name:?} twice or unasked")));
+            }
             match topic.error_code.err() {
                 None => {}
                 Some(ResponseError::UnknownTopicOrPartition) => continue,
@@ -115,16 +123,23 @@ impl Cluster {
                 ) => return Err(SinkError::refused(&name, err)),
                 Some(err) => return Err(unavailable(&self.connection.address, err)),
             }
-            let mut leaders = vec![None; topic.partitions.len()];
-            for partition in topic.partitions {
-                let index = usize::try_from(partition.partition_index).unwrap_or(usize::MAX);
-                if let Some(leader) = leaders.get_mut(index) {
-                    *leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id);
-                }
-            }
+            let Some(leaders) = leaders(&topic.partitions) else {
+                return Err(self.malformed(&format!("partitions of topic {name} with gaps")));
+            };
             layouts.insert(name, TopicLayout { leaders });
         }
-        Ok(layouts)
+        match missing.into_iter().next() {
+            None => Ok(layouts),
+            // One that doesn't exist is in it, with an error.
+            Some(name) => Err(self.malformed(&format!("metadata without topic {name}"))),
+        }
+    }
+
+    fn malformed(&self, what: &str) -> SinkError {
+        unavailable(
+            &self.connection.address,
+            format!("malformed response: {what}"),
+        )
     }
 
     async fn metadata(&mut self, topics: &[&str]) -> Result<MetadataResponse, SinkError> {
@@ -154,7 +169,10 @@ impl Cluster {
             .with_configuration_keys(Some(vec![StrBytes::from_static_str(NAME)]));
         let request = DescribeConfigsRequest::default().with_resources(vec![resource]);
         let answer = self.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
-        let configs = answer.results.into_iter().flat_map(|result| result.configs);
+        let results = answer.results.into_iter();
+        let configs = results
+            .filter(|result| &*result.resource_name == topic)
+            .flat_map(|result| result.configs);
         let value = configs
             .filter(|config| &*config.name == NAME)
             .find_map(|c| c.value);
@@ -166,12 +184,18 @@ impl Cluster {
         let request = init_producer_id(None, None);
         let answer = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
         match answer.error_code.err() {
-            None => Ok(Producer {
-                id: answer.producer_id.0,
-                epoch: answer.producer_epoch,
-            }),
+            None => self.producer(&answer),
             Some(err) => Err(unavailable(&self.connection.address, err)),
         }
+    }
+
+    /// The producer that a response without an error names.
+    fn producer(&self, answer: &InitProducerIdResponse) -> Result<Producer, SinkError> {
+        let (id, epoch) = (answer.producer_id.0, answer.producer_epoch);
+        if id < 0 || epoch < 0 {
+            return Err(self.malformed(&format!("producer id {id} with epoch {epoch}")));
+        }
+        Ok(Producer { id, epoch })
     }
 
     /// The number that belongs to `name`, with a higher epoch than anybody had before. With
@@ -214,12 +238,7 @@ impl Cluster {
                 let (version, timeout) = (INIT_PRODUCER_ID_VERSION, self.kafka.delivery_timeout);
                 let answer = coordinator.call(&request, version, timeout).await?;
                 match answer.error_code.err() {
-                    None => {
-                        return Ok(Ok(Registration::Fenced(Producer {
-                            id: answer.producer_id.0,
-                            epoch: answer.producer_epoch,
-                        })));
-                    }
+                    None => return Ok(Ok(Registration::Fenced(self.producer(&answer)?))),
                     Some(err) => err,
                 }
             }
@@ -282,6 +301,20 @@ pub(super) async fn check_versions(
     Ok(())
 }
 
+/// Who leads each partition; none if a partition is missing or there twice, because a key's partition is chosen by how many
+/// there are.
+fn leaders(partitions: &[MetadataResponsePartition]) -> Option<Vec<Option<BrokerId>>> {
+    let mut leaders = vec![None; partitions.len()];
+    for partition in partitions {
+        let index = usize::try_from(partition.partition_index).ok()?;
+        let leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id);
+        if leaders.get_mut(index)?.replace(leader).is_some() {
+            return None;
+        }
+    }
+    leaders.into_iter().collect()
+}
+
 fn init_producer_id(name: Option<&str>, current: Option<Producer>) -> InitProducerIdRequest {
     let current = current.unwrap_or(Producer { id: -1, epoch: -1 });
     InitProducerIdRequest::default()
@@ -293,4 +326,31 @@ fn init_producer_id(name: Option<&str>, current: Option<Producer>) -> InitProduc
 
 fn owned(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_with_gaps_are_no_layout() {
+        let partitions = |numbers: &[(i32, i32)]| -> Vec<MetadataResponsePartition> {
+            let partition = |(index, leader): &(i32, i32)| {
+                MetadataResponsePartition::default()
+                    .with_partition_index(*index)
+                    .with_leader_id((*leader).into())
+            };
+            numbers.iter().map(partition).collect()
+        };
+        let layout = leaders(&partitions(&[(1, -1), (0, 7)]));
+        assert_eq!(layout, Some(vec![Some(BrokerId(7)), None]));
+        for numbers in [
+            &[(0, 7), (2, 7)][..],
+            &[(0, 7), (0, 7)],
+            &[(-1, 7)],
+            &[(1, 7)],
+        ] {
+            assert_eq!(leaders(&partitions(numbers)), None, "{numbers:?}");
+        }
+    }
 }

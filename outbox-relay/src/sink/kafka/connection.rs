@@ -12,12 +12,15 @@ use tokio::{
     time::Instant,
 };
 
+use super::response_layout;
 use crate::{sink::SinkError, tls};
 
 /// How brokers know us, in their logs and quotas.
 pub(super) const CLIENT_ID: &str = "outbox-relay";
-/// Longer answers than this are not Kafka's.
-const MAX_FRAME_BYTES: usize = 64 * 1024 * 1024;
+/// Longer answers than this are not Kafka's: one of this length names 400,000 partitions.
+const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
+/// The same while nobody has shown who answers.
+const MAX_LOGIN_FRAME_BYTES: usize = 64 * 1024;
 
 /// Calls at which a broker that wants to be reached in another way ends the connection.
 const FIRST_CALLS: i32 = 2;
@@ -40,6 +43,8 @@ pub(super) struct Connection {
     /// From when on there has to be another connection, because the login runs out.
     pub(super) stale_at: Option<Instant>,
     last_correlation_id: i32,
+    /// The longest answer that is read.
+    max_frame_bytes: usize,
 }
 
 impl Connection {
@@ -55,7 +60,13 @@ impl Connection {
             address: address.to_owned(),
             stale_at: None,
             last_correlation_id: 0,
+            max_frame_bytes: MAX_LOGIN_FRAME_BYTES,
         }
+    }
+
+    /// The login is done, or none is asked for.
+    pub(super) fn logged_in(&mut self) {
+        self.max_frame_bytes = MAX_FRAME_BYTES;
     }
 
     /// Whether there has to be another one, because the login runs out.
@@ -72,13 +83,14 @@ impl Connection {
     ) -> Result<R::Response, SinkError> {
         self.last_correlation_id += 1;
         let id = self.last_correlation_id;
-        let malformed = |err| unavailable(&self.address, format!("{err:#}"));
+        let malformed = |err: anyhow::Error| unavailable(&self.address, format!("{err:#}"));
         let frame = encode(request, version, id).map_err(malformed)?;
         let (reader, writer) = (&mut self.reader, &mut self.writer);
+        let max_frame_bytes = self.max_frame_bytes;
         let asking = async {
             writer.write_all(&frame).await?;
             writer.flush().await?;
-            read_frame(reader).await
+            read_frame_up_to(max_frame_bytes, reader).await
         };
         let asking = async {
             let answer = asking.await;
@@ -97,6 +109,7 @@ impl Connection {
             let reason = format!("answered call {}, not {id}", header.correlation_id);
             return Err(unavailable(&self.address, reason));
         }
+        response_layout::check(R::KEY, &answer).map_err(|err| malformed(err.into()))?;
         R::Response::decode(&mut answer, version).map_err(malformed)
     }
 }
@@ -147,11 +160,18 @@ fn encode<R: Request>(request: &R, version: i16, id: i32) -> anyhow::Result<Byte
     Ok(frame)
 }
 
-/// The next answer, without its length.
+/// The next answer, without its length, on a connection whose login is done.
 pub(super) async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+    read_frame_up_to(MAX_FRAME_BYTES, stream).await
+}
+
+async fn read_frame_up_to(
+    max_bytes: usize,
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Bytes> {
     let length = stream.read_i32().await?;
     let length = usize::try_from(length).unwrap_or(usize::MAX);
-    if length > MAX_FRAME_BYTES {
+    if length > max_bytes {
         let message =
             "the answer is none of Kafka's; does this port ask for TLS? Then add [kafka.tls]";
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));

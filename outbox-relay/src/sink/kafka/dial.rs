@@ -46,6 +46,7 @@ pub(super) async fn dial(address: &str, kafka: &KafkaConfig) -> Result<Connectio
         let ends_at = log_in(&mut connection, sasl, timeout).await?;
         connection.stale_at = ends_at.map(|end| now + (end - now) * USED_PERCENT / 100);
     }
+    connection.logged_in();
     Ok(connection)
 }
 

@@ -22,6 +22,8 @@ use crate::{
 
 const HANDSHAKE_VERSION: i16 = 1;
 const AUTHENTICATE_VERSION: i16 = 2;
+/// A login is taken to run out after so long at the latest; arithmetic with any number that a broker may say could overflow.
+const MAX_LIFETIME: Duration = Duration::from_hours(24);
 
 /// Logs in; returns when the login runs out, if it does.
 pub(super) async fn log_in(
@@ -120,7 +122,7 @@ impl Login<'_> {
             )));
         }
         let lifetime_ms = u64::try_from(answer.session_lifetime_ms).unwrap_or(0);
-        self.lifetime = Duration::from_millis(lifetime_ms);
+        self.lifetime = Duration::from_millis(lifetime_ms).min(MAX_LIFETIME);
         let text = |bytes: Bytes| String::from_utf8(bytes.to_vec());
         text(answer.auth_bytes).map_err(|_| self.failed("its message isn't text"))
     }

@@ -5,8 +5,10 @@ use std::{io::IoSlice, sync::Arc, time::Duration};
 use bytes::Bytes;
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
-    messages::{ProduceResponse, ResponseHeader, produce_response::PartitionProduceResponse},
-    protocol::{Decodable as _, HeaderVersion as _},
+    messages::{
+        ProduceRequest, ProduceResponse, ResponseHeader, produce_response::PartitionProduceResponse,
+    },
+    protocol::{Decodable as _, HeaderVersion as _, Request as _},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _},
@@ -23,6 +25,7 @@ use super::{
     dial::dial,
     outstanding::Outstanding,
     produce_request::{Part, ProduceRequestFrame},
+    response_layout,
 };
 use crate::{config::KafkaConfig, lease::Lease, sink::SinkError};
 
@@ -48,9 +51,18 @@ pub(super) struct ProduceConnection {
 #[derive(Debug)]
 struct Pending {
     correlation_id: i32,
-    firsts: Vec<u64>,
+    batches: Vec<SentBatch>,
     sent_at: Instant,
     _room: OwnedSemaphorePermit,
+}
+
+/// A batch of a request.
+#[derive(Debug)]
+struct SentBatch {
+    topic: Arc<str>,
+    partition: i32,
+    /// The number of its first record.
+    first: u64,
 }
 
 impl ProduceConnection {
@@ -135,7 +147,7 @@ impl ProduceConnection {
         let frame = ProduceRequestFrame::new(parts, self.last_correlation_id, timeout_ms);
         let pending = Pending {
             correlation_id: self.last_correlation_id,
-            firsts: parts.iter().map(|part| part.first).collect(),
+            batches: parts.iter().map(SentBatch::of).collect(),
             sent_at: Instant::now(),
             _room: room,
         };
@@ -144,6 +156,16 @@ impl ProduceConnection {
         self.requests.send(pending).map_err(closed)?;
         let writing = write_all(&mut self.writer, frame.slices(parts));
         within(self.timeout, &self.address, writing).await
+    }
+}
+
+impl SentBatch {
+    fn of(part: &Part<'_>) -> Self {
+        Self {
+            topic: Arc::clone(part.topic),
+            partition: part.partition,
+            first: part.first,
+        }
     }
 }
 
@@ -185,7 +207,11 @@ impl Answers {
                 Err(err) => return self.outstanding.fail(err),
             };
             match self.answer_to(&pending).await {
-                Ok(()) => self.outstanding.acknowledge(&pending.firsts),
+                Ok(()) => {
+                    let firsts: Vec<u64> =
+                        pending.batches.iter().map(|batch| batch.first).collect();
+                    self.outstanding.acknowledge(&firsts);
+                }
                 // Before the request gives up its place: who gets it must know.
                 Err(err) => return self.outstanding.fail(err),
             }
@@ -198,6 +224,10 @@ impl Answers {
         let answer = within_since(pending.sent_at, timeout, &self.address, frame).await?;
         let answer = decode(answer, pending.correlation_id);
         let answer = answer.map_err(|reason| unavailable(&self.address, reason))?;
+        if !answers_all(&answer, &pending.batches) {
+            let reason = "the response is for other partitions than the request";
+            return Err(unavailable(&self.address, reason));
+        }
         for topic in &answer.responses {
             for partition in &topic.partition_responses {
                 if let Some(err) = partition.error_code.err() {
@@ -251,7 +281,25 @@ fn decode(mut answer: Bytes, correlation_id: i32) -> anyhow::Result<ProduceRespo
         "answered request {}, not {correlation_id}",
         header.correlation_id
     );
+    response_layout::check(ProduceRequest::KEY, &answer)?;
     ProduceResponse::decode(&mut answer, PRODUCE_VERSION)
+}
+
+/// Whether the response has each partition of the request once, and no other. A batch that is not in it is not
+/// acknowledged, whatever it says of the others.
+fn answers_all(response: &ProduceResponse, batches: &[SentBatch]) -> bool {
+    let mut sent: Vec<(&str, i32)> = (batches.iter())
+        .map(|batch| (&*batch.topic, batch.partition))
+        .collect();
+    let mut answered: Vec<(&str, i32)> = (response.responses.iter())
+        .flat_map(|topic| {
+            let partitions = topic.partition_responses.iter();
+            partitions.map(|partition| (topic.name.as_str(), partition.index))
+        })
+        .collect();
+    sent.sort_unstable();
+    answered.sort_unstable();
+    sent == answered
 }
 
 /// Tells what will never be taken from what a new sink may get through.
@@ -275,5 +323,50 @@ fn classify(
         | E::TopicAuthorizationFailed
         | E::PolicyViolation => SinkError::refused(topic, reason),
         _ => unavailable(address, format!("{topic}-{}: {reason}", partition.index)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kafka_protocol::{
+        messages::{TopicName, produce_response::TopicProduceResponse},
+        protocol::StrBytes,
+    };
+
+    use super::*;
+
+    fn response(topics: &[(&'static str, &[i32])]) -> ProduceResponse {
+        let topic = |(name, partitions): &(&'static str, &[i32])| {
+            let partition = |index: &i32| PartitionProduceResponse::default().with_index(*index);
+            TopicProduceResponse::default()
+                .with_name(TopicName(StrBytes::from_static_str(name)))
+                .with_partition_responses(partitions.iter().map(partition).collect())
+        };
+        ProduceResponse::default().with_responses(topics.iter().map(topic).collect())
+    }
+
+    #[test]
+    fn a_response_that_leaves_out_a_partition_acknowledges_nothing() {
+        let batches = [("a", 0), ("a", 1), ("b", 0)].map(|(topic, partition)| SentBatch {
+            topic: topic.into(),
+            partition,
+            first: 0,
+        });
+        // Brokers answer in an order of their own.
+        for (topics, is_complete) in [
+            (&[("b", &[0][..]), ("a", &[1, 0][..])][..], true),
+            (&[("a", &[0, 1][..])][..], false),
+            (&[("a", &[0][..]), ("b", &[0][..])][..], false),
+            (&[("a", &[0, 0][..]), ("b", &[0][..])][..], false),
+            (&[("a", &[0, 1, 2][..]), ("b", &[0][..])][..], false),
+            (&[("a", &[0, 1][..]), ("c", &[0][..])][..], false),
+            (&[][..], false),
+        ] {
+            assert_eq!(
+                answers_all(&response(topics), &batches),
+                is_complete,
+                "{topics:?}"
+            );
+        }
     }
 }

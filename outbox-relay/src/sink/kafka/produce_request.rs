@@ -1,6 +1,6 @@
 //! The bytes of a Produce request around its record batches.
 
-use std::io::IoSlice;
+use std::{io::IoSlice, sync::Arc};
 
 use bytes::BufMut as _;
 use kafka_protocol::{messages::ProduceRequest, protocol::Request as _};
@@ -11,7 +11,7 @@ const ACKS_ALL: i16 = -1;
 
 /// One partition's part of a request.
 pub(super) struct Part<'a> {
-    pub(super) topic: &'a str,
+    pub(super) topic: &'a Arc<str>,
     pub(super) partition: i32,
     /// A record batch.
     pub(super) batch: &'a [u8],
@@ -118,7 +118,7 @@ mod tests {
                     .with_records(Some(Bytes::copy_from_slice(part.batch)))
             };
             TopicProduceData::default()
-                .with_name(TopicName(StrBytes::from_string(parts[0].topic.to_owned())))
+                .with_name(TopicName(StrBytes::from_string(parts[0].topic.to_string())))
                 .with_partition_data(parts.iter().map(partition).collect())
         });
         let mut frame = BytesMut::new();
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_request_is_what_others_make_of_it() {
         let (small, large) = (vec![1; 100], vec![2; 70_000]);
-        let long_name = "t".repeat(200);
+        let [orders, a, long_name] = ["orders.v1", "a", &"t".repeat(200)].map(Arc::<str>::from);
         let part = |topic, partition, batch| Part {
             topic,
             partition,
@@ -152,10 +152,10 @@ mod tests {
             first: 0,
         };
         for parts in [
-            vec![part("orders.v1", 3, &small)],
+            vec![part(&orders, 3, &small)],
             vec![
-                part("a", 0, &small),
-                part("a", 1, &large),
+                part(&a, 0, &small),
+                part(&a, 1, &large),
                 part(&long_name, 200, &small),
             ],
         ] {

@@ -1,6 +1,6 @@
 //! The topics that records were for, and what each of their partitions gathers.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use kafka_protocol::messages::BrokerId;
 
@@ -13,7 +13,7 @@ const FIRST_SEQUENCE: i32 = 0;
 #[derive(Debug, Default)]
 pub(super) struct Topics {
     list: Vec<Topic>,
-    places: HashMap<String, usize>,
+    places: HashMap<Arc<str>, usize>,
     /// Of the last record: the next is mostly for the same.
     last: usize,
     /// Of all topics.
@@ -22,7 +22,7 @@ pub(super) struct Topics {
 
 #[derive(Debug)]
 pub(super) struct Topic {
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     pub(super) max_batch_bytes: usize,
     pub(super) partitions: Vec<Partition>,
 }
@@ -62,7 +62,7 @@ impl Topic {
             first: 0,
         };
         Self {
-            name: name.to_owned(),
+            name: name.into(),
             max_batch_bytes,
             partitions: leaders.into_iter().map(partition).collect(),
         }
@@ -75,7 +75,7 @@ impl Topics {
         let is_last = self
             .list
             .get(self.last)
-            .is_some_and(|topic| topic.name == name);
+            .is_some_and(|topic| &*topic.name == name);
         if !is_last {
             self.last = *self.places.get(name)?;
         }
@@ -86,7 +86,7 @@ impl Topics {
     pub(super) fn add(&mut self, topic: Topic) -> usize {
         self.last = self.list.len();
         self.partitions += topic.partitions.len();
-        self.places.insert(topic.name.clone(), self.last);
+        self.places.insert(Arc::clone(&topic.name), self.last);
         self.list.push(topic);
         self.last
     }
