@@ -45,12 +45,15 @@ set lock_timeout = 0;
 create index concurrently if not exists outboxevent_seq_idx on outboxevent (seq);
 create index concurrently if not exists outboxevent_xid_idx on outboxevent (xid, seq);
 
--- 4. The defaults. From here on each new row has both. Every row without them was committed before this statement had its
+-- 4. The defaults. From here on each new row has both: the constraint, which looks at no row that is there, refuses one that a
+-- writer inserts with null. Every row without them was committed before this statement had its
 -- lock: those are for whatever has shipped this table until now, and the relay never looks at them.
 set lock_timeout = '2s';
 alter table outboxevent
     alter column xid set default pg_current_xact_id(),
-    alter column seq set default nextval('outboxevent_seq');
+    alter column seq set default nextval('outboxevent_seq'),
+    drop constraint if exists outboxevent_relay_columns,
+    add constraint outboxevent_relay_columns check (xid is not null and seq is not null) not valid;
 
 -- The log up to here has all rows that are not for the relay: when Debezium has confirmed this place, it can end. What is
 -- inserted and not what is written, because a commit under synchronous_commit = off may not be written yet.

@@ -27,6 +27,10 @@ create table relay_checkpoints (
     -- Which table they are of: they say nothing about the rows of another one, which could be taken for shipped. Null until a
     -- leader has come by.
     outbox oid,
+    -- A sequence can be set back, and rows that share a seq are told apart by their event id. Of those whose seq is
+    -- window_seq, the rows up to this event id are done; all of them if it is null.
+    window_event_id uuid,
+    constraint relay_checkpoints_window_event check (window_event_id is null or window_seq is not null),
     constraint relay_checkpoints_window check ((window_snapshot is null) = (window_seq is null))
 )
 -- The row is updated some times a second: room on its page keeps these updates in place.
@@ -53,7 +57,7 @@ create table relay_parked (
     -- Somebody has asked for it to be tried once more. Those behind it follow by themselves.
     retry boolean not null default false,
     parked_at timestamptz not null default clock_timestamp(),
-    constraint relay_parked_pkey primary key (source, seq)
+    constraint relay_parked_pkey primary key (source, seq, event_id)
 );
 create index relay_parked_key_idx on relay_parked (source, topic, key, seq);
 
@@ -76,7 +80,7 @@ create table relay_dead_letters (
     in_topic text not null default 'pending'
         constraint relay_dead_letters_in_topic check (in_topic in ('pending', 'sent', 'refused')),
     set_aside_at timestamptz not null default clock_timestamp(),
-    constraint relay_dead_letters_pkey primary key (source, seq)
+    constraint relay_dead_letters_pkey primary key (source, seq, event_id)
 );
 
 -- Postgres samples the values of a column for its planner, and keeps the samples of a table that was emptied until it has
@@ -88,8 +92,11 @@ alter table relay_dead_letters
     alter column payload set statistics 0,
     alter column headers set statistics 0;
 
--- The value of a record, from a column of any of these types: Postgres picks the function by the column's.
+-- The value of a record, from a column of any of these types: Postgres picks the function by the column's. JSON null makes
+-- a tombstone, as SQL's null does: many drivers and ORMs write it for a value that is absent.
 create function relay_payload(bytea) returns bytea language sql immutable as 'select $1';
 create function relay_payload(text) returns bytea language sql stable as $$select convert_to($1, 'UTF8')$$;
-create function relay_payload(json) returns bytea language sql stable as $$select convert_to($1::text, 'UTF8')$$;
-create function relay_payload(jsonb) returns bytea language sql stable as $$select convert_to($1::text, 'UTF8')$$;
+create function relay_payload(json) returns bytea language sql stable as
+    $$select case when json_typeof($1) <> 'null' then convert_to($1::text, 'UTF8') end$$;
+create function relay_payload(jsonb) returns bytea language sql stable as
+    $$select case when jsonb_typeof($1) <> 'null' then convert_to($1::text, 'UTF8') end$$;

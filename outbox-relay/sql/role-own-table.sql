@@ -13,6 +13,16 @@ $$;
 grant usage on schema app, public to outbox_relay;
 -- What is shipped.
 grant select on app.events to outbox_relay;
+-- For `outbox-relay check`, which sees whether the numbers are behind the rows. Put in the column's name if it isn't `seq`.
+do $$
+declare
+    numbers text := pg_get_serial_sequence('app.events', 'seq');
+begin
+    if numbers is not null then
+        execute format('grant select on sequence %s to outbox_relay', numbers);
+    end if;
+end
+$$;
 -- How far it has come.
 grant select, insert, update on public.relay_checkpoints to outbox_relay;
 -- What Kafka refuses.

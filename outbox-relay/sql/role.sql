@@ -15,6 +15,8 @@ grant select on outbox to outbox_relay;
 grant select, truncate on
     outbox_0, outbox_1, outbox_2, outbox_3, outbox_4, outbox_5, outbox_6, outbox_7
 to outbox_relay;
+-- For `outbox-relay check`, which sees whether the numbers are behind the rows.
+grant select on sequence outbox_seq to outbox_relay;
 -- How far it has come.
 grant select, insert, update on relay_checkpoints to outbox_relay;
 -- What Kafka refuses.

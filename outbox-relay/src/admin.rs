@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::incoming::Incoming;
-use crate::status::{SharedStatus, View};
+use crate::status::{SharedStatus, View, Warning};
 
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -60,6 +60,9 @@ async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, St
             if let Some(text) = text {
                 line = line + separator + text;
             }
+        }
+        for Warning { message, hint, .. } in &source.warnings {
+            line = line + ", degraded: " + message + "; " + hint;
         }
         // What a server or a driver says can have several lines, and what a row says anything.
         lines += &visible(&line.replace('\n', " "));

@@ -2,6 +2,8 @@
 
 use tokio_postgres::error::SqlState;
 
+use crate::{config::Mapping, session::DatabaseError};
+
 pub(crate) const SILENT_POSTGRES: &str =
     "look whether Postgres hangs, or something on the way swallows what is sent";
 pub(crate) const TABLES: &str = "make the tables as crates/outbox/migrations does, or mend \
@@ -25,6 +27,36 @@ pub(crate) fn for_other_table(source: &str) -> String {
         "give what is another outbox a source.name of its own, or, if this table has taken the other's \
          place, run `outbox-relay reset --source {source}`, which ships every row that it holds"
     )
+}
+
+/// What to do where rows have transaction ids that are still to come.
+pub(crate) fn for_foreign_rows(source: &str, mapping: &Mapping) -> String {
+    if mapping.is_own() {
+        return format!(
+            "run `outbox-relay reset --source {source}`, which gives them ids of this one, and ships every row that \
+             the outbox still holds once more"
+        );
+    }
+    for_foreign_rows_of(mapping.table(), mapping.xid())
+}
+
+/// The same for a table that others made.
+pub(crate) fn for_foreign_rows_of(table: &str, xid: &str) -> String {
+    let xid = xid.replace('"', "\"\"");
+    format!(
+        "as the table's owner, run `update {table} set \"{xid}\" = default \
+         where \"{xid}\" >= pg_snapshot_xmax(pg_current_snapshot())`"
+    )
+}
+
+/// What to do about an error of a session.
+pub(crate) fn for_database(err: &DatabaseError) -> &str {
+    match err {
+        DatabaseError::Failed(err) => for_postgres(err),
+        DatabaseError::Refused { way_out, .. } => way_out,
+        DatabaseError::Url(_) => "mend database_url",
+        DatabaseError::Silent(_) => SILENT_POSTGRES,
+    }
 }
 
 /// What to do about an error of Postgres, or of the way to it.

@@ -5,8 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
 use crate::{
-    checkpoint::CheckpointError, config::Mapping, leader::Leadership, reader::parked_keys,
+    checkpoint::CheckpointError,
+    config::Mapping,
+    leader::Leadership,
+    reader::{Row, parked_keys},
 };
 
 /// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
@@ -21,16 +27,32 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the error of an event begins with that an operator has dropped.
 pub(crate) const DROPPED: &str = "dropped by an operator; ";
-const PARKED: &str = "relay_parked";
-const DEAD_LETTERS: &str = "relay_dead_letters";
 /// What is kept of an event.
 pub(crate) const COLUMNS: &str =
     "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
     traceparent, created_at";
+/// The row of an event in either table.
+const THE_EVENT: &str = "source = $1 and seq = $3 and event_id = $4";
 /// True for the leader alone, until the statement ends. Its successor reads these tables once and then
 /// knows them by heart, so nobody else may write to them behind its back.
 const LEADS: &str = "exists (select from relay_checkpoints
     where source = $1 and epoch = $2 for share)";
+
+/// Which event of a source it is. Two can have the same seq, because a sequence can be set back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct EventRef {
+    pub(crate) seq: i64,
+    pub(crate) event_id: Uuid,
+}
+
+impl From<&Row<'_>> for EventRef {
+    fn from(row: &Row<'_>) -> Self {
+        Self {
+            seq: row.seq,
+            event_id: row.event_id,
+        }
+    }
+}
 
 /// What of a source is set aside. Only its leader writes here, but for the wishes of operators.
 pub(crate) struct Aside<'a> {
@@ -39,7 +61,7 @@ pub(crate) struct Aside<'a> {
     /// The keys that are parked, by topic.
     parked: HashMap<String, HashSet<String>>,
     /// Events that wait behind a parked one, and are not stored yet.
-    behind: Vec<i64>,
+    behind: Vec<EventRef>,
     /// Dead letters that are not stored yet.
     unburied: Unburied,
     looked_at: Instant,
@@ -49,7 +71,7 @@ pub(crate) struct Aside<'a> {
 
 #[derive(Default)]
 struct Unburied {
-    seqs: Vec<i64>,
+    events: Vec<EventRef>,
     errors: Vec<String>,
     /// Their keys, by topic.
     keys: HashMap<String, HashSet<String>>,
@@ -62,7 +84,7 @@ impl<'a> Aside<'a> {
     ) -> Result<Self, CheckpointError> {
         let sql = format!("{} select topic, key from parked_key", parked_keys("$1"));
         let rows = leadership
-            .client()
+            .session()
             .query(&sql, &[&leadership.source()])
             .await?;
         let mut parked: HashMap<String, HashSet<String>> = HashMap::new();
@@ -88,7 +110,7 @@ impl<'a> Aside<'a> {
     /// Whether dead letters have to be stored before an event of this key is sent: nothing goes past
     /// one of its key without a record of it. Also, if there are as many as one statement takes.
     pub(crate) fn must_bury_before(&self, topic: &str, key: &str) -> bool {
-        self.unburied.seqs.len() >= MAX_UNBURIED || has(&self.unburied.keys, topic, key)
+        self.unburied.events.len() >= MAX_UNBURIED || has(&self.unburied.keys, topic, key)
     }
 
     /// How many keys are parked.
@@ -96,10 +118,10 @@ impl<'a> Aside<'a> {
         self.parked.values().map(HashSet::len).sum()
     }
 
-    /// Parks the event with this seq behind another one of its key. It is stored with the next
+    /// Parks the event behind another one of its key. It is stored with the next
     /// [`store`](Self::store).
-    pub(crate) fn park_behind(&mut self, seq: i64) {
-        self.behind.push(seq);
+    pub(crate) fn park_behind(&mut self, event: EventRef) {
+        self.behind.push(event);
     }
 
     /// Stores what was parked behind others, and the dead letters, with a statement for each. Returns how
@@ -113,43 +135,20 @@ impl<'a> Aside<'a> {
         if self.behind.is_empty() {
             return Ok(());
         }
-        let sql = format!(
-            "insert into relay_parked (source, {COLUMNS})
-             select $1, {COLUMNS} from {} where seq = any ($3) and {LEADS}
-             on conflict (source, seq) do update set retry = false
-                 where relay_parked.event_id = excluded.event_id",
-            self.mapping.outbox()
-        );
-        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
-        let client = self.leadership.client();
-        let stored = client
-            .execute(&sql, &[&source, &epoch, &self.behind])
-            .await?;
-        if stored != self.behind.len() as u64 {
-            return Err(self.why_not_stored(PARKED, &self.behind).await?);
-        }
+        self.insert_parked(&self.behind, None).await?;
         self.behind.clear();
         Ok(())
     }
 
-    /// Parks the event with this seq, which was refused, and its key with it.
+    /// Parks the event, which was refused, and its key with it.
     pub(crate) async fn park(
         &mut self,
-        seq: i64,
+        event: EventRef,
         topic: &str,
         key: &str,
         error: &str,
     ) -> Result<(), CheckpointError> {
-        let sql = format!(
-            "insert into relay_parked (source, {COLUMNS}, error)
-             select $1, {COLUMNS}, $4 from {} where seq = $3 and {LEADS}
-             on conflict (source, seq) do update set error = excluded.error, retry = false
-                 where relay_parked.event_id = excluded.event_id",
-            self.mapping.outbox()
-        );
-        if !self.change(&sql, seq, Some(error)).await? {
-            return Err(self.why_not_stored(PARKED, &[seq]).await?);
-        }
+        self.insert_parked(&[event], Some(error)).await?;
         self.parked
             .entry(topic.to_owned())
             .or_default()
@@ -157,46 +156,71 @@ impl<'a> Aside<'a> {
         Ok(())
     }
 
-    /// A parked event was refused once more.
-    pub(crate) async fn park_again(&self, seq: i64, error: &str) -> Result<(), CheckpointError> {
+    async fn insert_parked(
+        &self,
+        events: &[EventRef],
+        error: Option<&str>,
+    ) -> Result<(), CheckpointError> {
         let sql = format!(
-            "update relay_parked set error = $4, retry = false
-             where source = $1 and seq = $3 and {LEADS}"
+            "with given as (select distinct * from unnest($3::bigint[], $4::uuid[]) as given (seq, event_id))
+             insert into relay_parked (source, {COLUMNS}, error)
+             select distinct on (seq, event_id) $1, {COLUMNS}, $5 from given join {} using (seq, event_id)
+             where outbox.seq = any ($3) and {LEADS}
+             on conflict (source, seq, event_id)
+                 do update set error = coalesce(excluded.error, relay_parked.error), retry = false",
+            self.mapping.outbox()
         );
-        // If it isn't there, an operator has dropped it meanwhile.
-        self.change(&sql, seq, Some(error)).await.map(drop)
+        let (seqs, event_ids) = columns_of(events);
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let params: [&(dyn ToSql + Sync); 5] = [&source, &epoch, &seqs, &event_ids, &error];
+        let stored = self.leadership.session().execute(&sql, &params).await?;
+        self.ensure_all_stored(stored, events).await
     }
 
-    /// Puts the event with this seq, which was refused, among the dead letters. It is stored with the
+    /// A parked event was refused once more.
+    pub(crate) async fn park_again(
+        &self,
+        event: EventRef,
+        error: &str,
+    ) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "update relay_parked set error = $5, retry = false where {THE_EVENT} and {LEADS}"
+        );
+        // If it isn't there, an operator has dropped it meanwhile.
+        self.change(&sql, event, Some(error)).await.map(drop)
+    }
+
+    /// Puts the event, which was refused, among the dead letters. It is stored with the
     /// next [`store`](Self::store).
-    pub(crate) fn bury(&mut self, seq: i64, topic: &str, key: &str, error: String) {
-        self.unburied.seqs.push(seq);
+    pub(crate) fn bury(&mut self, event: EventRef, topic: &str, key: &str, error: String) {
+        self.unburied.events.push(event);
         self.unburied.errors.push(error);
         let keys = self.unburied.keys.entry(topic.to_owned()).or_default();
         keys.insert(key.to_owned());
     }
 
     async fn store_buried(&mut self) -> Result<u64, CheckpointError> {
-        let Unburied { seqs, errors, .. } = &self.unburied;
-        if seqs.is_empty() {
+        let Unburied { events, errors, .. } = &self.unburied;
+        if events.is_empty() {
             return Ok(0);
         }
         let sql = format!(
-            "insert into relay_dead_letters (source, {COLUMNS}, error)
-             select $1, {COLUMNS}, ($4::text[])[array_position($3, seq)] from {}
-             where seq = any ($3) and {LEADS}
-             on conflict (source, seq) do update set error = excluded.error
-                 where relay_dead_letters.event_id = excluded.event_id",
+            "with given as (
+                 select distinct on (seq, event_id) *
+                 from unnest($3::bigint[], $4::uuid[], $5::text[]) as given (seq, event_id, error)
+             )
+             insert into relay_dead_letters (source, {COLUMNS}, error)
+             select distinct on (seq, event_id) $1, {COLUMNS}, given.error
+             from given join {} using (seq, event_id)
+             where outbox.seq = any ($3) and {LEADS}
+             on conflict (source, seq, event_id) do update set error = excluded.error",
             self.mapping.outbox()
         );
+        let (seqs, event_ids) = columns_of(events);
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
-        let client = self.leadership.client();
-        let stored = client
-            .execute(&sql, &[&source, &epoch, &seqs, &errors])
-            .await?;
-        if stored != seqs.len() as u64 {
-            return Err(self.why_not_stored(DEAD_LETTERS, seqs).await?);
-        }
+        let params: [&(dyn ToSql + Sync); 5] = [&source, &epoch, &seqs, &event_ids, &errors];
+        let stored = self.leadership.session().execute(&sql, &params).await?;
+        self.ensure_all_stored(stored, events).await?;
         self.unburied = Unburied::default();
         self.is_due = true;
         Ok(stored)
@@ -205,40 +229,37 @@ impl<'a> Aside<'a> {
     /// Notes what became of the event in the dead letter topic.
     pub(crate) async fn buried_in_topic(
         &mut self,
-        seq: i64,
+        event: EventRef,
         is_sent: bool,
     ) -> Result<(), CheckpointError> {
-        let sql = format!(
-            "update relay_dead_letters set in_topic = $4 where source = $1 and seq = $3 and {LEADS}"
-        );
+        let sql =
+            format!("update relay_dead_letters set in_topic = $5 where {THE_EVENT} and {LEADS}");
         let state = if is_sent { "sent" } else { "refused" };
         // If it isn't there, an operator has deleted it meanwhile.
-        self.change(&sql, seq, Some(state)).await.map(drop)
+        self.change(&sql, event, Some(state)).await.map(drop)
     }
 
     /// The event was shipped after all.
     pub(crate) async fn unpark(
         &mut self,
-        seq: i64,
+        event: EventRef,
         topic: &str,
         key: &str,
     ) -> Result<(), CheckpointError> {
-        let sql = format!(
-            "delete from relay_parked
-             where source = $1 and seq = $3 and $4::text is null and {LEADS}"
-        );
-        if !self.change(&sql, seq, None).await? {
+        let sql =
+            format!("delete from relay_parked where {THE_EVENT} and $5::text is null and {LEADS}");
+        if !self.change(&sql, event, None).await? {
             // An operator has dropped it while it was on its way. It has arrived, so it is no dead letter.
             let sql = format!(
                 "delete from relay_dead_letters
-                 where source = $1 and seq = $3 and error like '{DROPPED}%' and $4::text is null and {LEADS}"
+                 where {THE_EVENT} and error like '{DROPPED}%' and $5::text is null and {LEADS}"
             );
-            self.change(&sql, seq, None).await?;
+            self.change(&sql, event, None).await?;
         }
         let sql = "select exists (select from relay_parked
                        where source = $1 and topic = $2 and key = $3)";
-        let (client, source) = (self.leadership.client(), self.leadership.source());
-        let row = client.query_one(sql, &[&source, &topic, &key]).await?;
+        let (session, source) = (self.leadership.session(), self.leadership.source());
+        let row = session.query_one(sql, &[&source, &topic, &key]).await?;
         let is_left: bool = row.get(0);
         if !is_left && let Some(keys) = self.parked.get_mut(topic) {
             keys.remove(key);
@@ -270,48 +291,49 @@ impl<'a> Aside<'a> {
     async fn change(
         &self,
         sql: &str,
-        seq: i64,
-        error: Option<&str>,
+        EventRef { seq, event_id }: EventRef,
+        text: Option<&str>,
     ) -> Result<bool, CheckpointError> {
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
-        let client = self.leadership.client();
-        let changed = client
-            .execute(sql, &[&source, &epoch, &seq, &error])
-            .await?;
-        if changed > 0 {
+        let params: [&(dyn ToSql + Sync); 5] = [&source, &epoch, &seq, &event_id, &text];
+        if self.leadership.session().execute(sql, &params).await? > 0 {
             return Ok(true);
         }
+        self.ensure_leads().await.map(|()| false)
+    }
+
+    /// An error if fewer events were stored than were given.
+    async fn ensure_all_stored(
+        &self,
+        stored: u64,
+        events: &[EventRef],
+    ) -> Result<(), CheckpointError> {
+        let mut known = HashSet::new();
+        let expected = events.iter().filter(|event| known.insert(**event)).count();
+        if stored == expected as u64 {
+            return Ok(());
+        }
+        self.ensure_leads().await?;
+        Err(CheckpointError::Gone)
+    }
+
+    async fn ensure_leads(&self) -> Result<(), CheckpointError> {
         let sql = format!("select {LEADS}");
-        let leads = client.query_one(&sql, &[&source, &epoch]).await?.get(0);
-        match leads {
-            true => Ok(false),
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let session = self.leadership.session();
+        match session.query_one(&sql, &[&source, &epoch]).await?.get(0) {
+            true => Ok(()),
             false => Err(CheckpointError::Superseded),
         }
     }
+}
 
-    /// Why these events of the outbox could not be stored in `table`.
-    async fn why_not_stored(
-        &self,
-        table: &'static str,
-        seqs: &[i64],
-    ) -> Result<CheckpointError, CheckpointError> {
-        let sql = format!(
-            "select {LEADS}, (
-                 select min(kept.seq) from {table} as kept, {}
-                 where kept.source = $1 and kept.seq = any ($3) and outbox.seq = kept.seq
-                     and outbox.event_id <> kept.event_id
-             )",
-            self.mapping.outbox()
-        );
-        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
-        let client = self.leadership.client();
-        let row = client.query_one(&sql, &[&source, &epoch, &seqs]).await?;
-        Ok(match (row.get(0), row.get(1)) {
-            (false, _) => CheckpointError::Superseded,
-            (true, Some(seq)) => CheckpointError::Occupied { table, seq },
-            (true, None) => CheckpointError::Gone,
-        })
-    }
+/// The same as two columns.
+fn columns_of(events: &[EventRef]) -> (Vec<i64>, Vec<Uuid>) {
+    events
+        .iter()
+        .map(|event| (event.seq, event.event_id))
+        .unzip()
 }
 
 fn has(keys_by_topic: &HashMap<String, HashSet<String>>, topic: &str, key: &str) -> bool {

@@ -33,23 +33,26 @@ pub struct Finding {
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// It is.
-    Ok,
+    Pass,
     /// It can be as it is; good to know.
     Note,
-    /// The relay would not ship, or not all, or not safely.
-    Wrong,
+    /// That could not be found out, for the reason that is given.
+    Unknown,
+    /// The relay would not publish, or not all, or not safely.
+    Fail,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let level = match self.level {
-            Level::Ok => "ok",
-            Level::Note => "note",
-            Level::Wrong => "wrong",
+            Level::Pass => "PASS",
+            Level::Note => "NOTE",
+            Level::Unknown => "UNKNOWN",
+            Level::Fail => "FAIL",
         };
         // What a server or a driver says can have several lines.
         let what = self.what.replace('\n', " ");
-        write!(f, "{level:<5}  {}: {what}", self.subject)?;
+        write!(f, "{level:<7}  {}: {what}", self.subject)?;
         self.fix.iter().try_for_each(|fix| write!(f, "; {fix}"))
     }
 }
@@ -61,16 +64,20 @@ struct Findings<'a> {
 }
 
 impl Findings<'_> {
-    fn ok(&mut self, what: impl Into<String>) {
-        self.add(Level::Ok, what.into(), None);
+    fn pass(&mut self, what: impl Into<String>) {
+        self.add(Level::Pass, what.into(), None);
     }
 
     fn note(&mut self, what: impl Into<String>) {
         self.add(Level::Note, what.into(), None);
     }
 
-    fn wrong(&mut self, what: impl Into<String>, fix: impl Into<String>) {
-        self.add(Level::Wrong, what.into(), Some(fix.into()));
+    fn unknown(&mut self, what: impl Into<String>, fix: impl Into<String>) {
+        self.add(Level::Unknown, what.into(), Some(fix.into()));
+    }
+
+    fn fail(&mut self, what: impl Into<String>, fix: impl Into<String>) {
+        self.add(Level::Fail, what.into(), Some(fix.into()));
     }
 
     fn add(&mut self, level: Level, what: String, fix: Option<String>) {
@@ -106,12 +113,12 @@ async fn check_admin_addr(config: &Config, all: &mut Vec<Finding>) {
         all,
     };
     match TcpListener::bind(address).await {
-        Ok(_) => found.ok(format!("{address} is free")),
+        Ok(_) => found.pass(format!("{address} is free")),
         Err(err) => match admin::ask(address, "/livez").await {
             Ok((200, body)) if body == "alive\n" => {
                 found.note(format!("a relay answers at {address}"));
             }
-            _ => found.wrong(
+            _ => found.fail(
                 format!("can't listen on {address}: {err}"),
                 "set another address, or end what listens there",
             ),

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use crate::{
     checkpoint::{self, CheckpointError, Claim, ResetTo},
     config::{DatabaseUrl, Mapping, SourceConfig},
     lease::Lease,
-    session::{DatabaseError, answered, connect},
+    session::{DatabaseError, Session, connect},
     window::Cursor,
 };
 
@@ -28,11 +28,13 @@ const SEND_LEASE: Duration = Duration::from_millis(600);
 const LOCK: &str = "hashtextextended('outbox-relay ' || $1, 0)";
 /// How long Postgres may take to end the session of a relay that has gone.
 const PARTING: Duration = Duration::from_secs(1);
+/// How long a statement of a reset may take.
+const RESET_LIMIT: Duration = Duration::from_hours(1);
 
 /// The right to ship a source. It ends with the session that holds the lock.
 #[derive(Debug)]
 pub(crate) struct Leadership {
-    client: Client,
+    session: Session,
     source: String,
     epoch: i64,
     instance: String,
@@ -56,7 +58,7 @@ pub(crate) struct Election {
 /// A session that wants to lead a source.
 #[derive(Debug)]
 pub(crate) struct Candidate {
-    client: Client,
+    session: Session,
     source: String,
 }
 
@@ -65,15 +67,15 @@ impl Candidate {
         database_url: &DatabaseUrl,
         source: &str,
     ) -> Result<Self, DatabaseError> {
-        let client = connect(database_url, "outbox-relay leader").await?;
+        let session = connect(database_url, "outbox-relay leader").await?;
         let sql = format!(
             "set idle_session_timeout = {}; set lock_timeout = {}; set enable_seqscan = off",
             SILENCE_LIMIT.as_millis(),
             LOCK_LIMIT.as_millis()
         );
-        answered(async { Ok::<_, DatabaseError>(client.batch_execute(&sql).await?) }).await?;
+        session.batch_execute(&sql).await?;
         Ok(Self {
-            client,
+            session,
             source: source.to_owned(),
         })
     }
@@ -81,11 +83,7 @@ impl Candidate {
     /// Takes the lock, unless another session has it.
     pub(crate) async fn try_lock(&self) -> Result<bool, DatabaseError> {
         let sql = format!("select pg_try_advisory_lock({LOCK})");
-        let asking = async {
-            let row = self.client.query_one(&sql, &[&self.source]).await?;
-            Ok::<_, DatabaseError>(row)
-        };
-        Ok(answered(asking).await?.get(0))
+        Ok(self.session.query_one(&sql, &[&self.source]).await?.get(0))
     }
 
     /// Becomes the leader, with the lock in hand. `delivery_timeout` is how long a record can be on
@@ -95,7 +93,7 @@ impl Candidate {
         mapping: &Mapping,
         delivery_timeout: Duration,
     ) -> Result<Election, CheckpointError> {
-        let Self { client, source } = self;
+        let Self { session, source } = self;
         let Claim {
             epoch,
             cursor,
@@ -103,13 +101,13 @@ impl Candidate {
             predecessor_age,
             pid,
             database_oid,
-        } = answered(checkpoint::claim(&client, &source, mapping)).await?;
+        } = checkpoint::claim(&session, &source, mapping).await?;
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
         });
         let producer_name = producer_name(&source, &instance, database_oid);
         let leadership = Leadership {
-            client,
+            session,
             source,
             epoch,
             instance,
@@ -135,27 +133,22 @@ impl Leadership {
     }
 
     /// The session that holds the lock.
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Makes sure that this session is in the database that is led: it sees the leader hold the lock. The
     /// URL, or what its host's name stands for, may have changed since that was opened.
-    pub(crate) async fn vouch_for(&self, session: &Client) -> Result<(), DatabaseError> {
+    pub(crate) async fn vouch_for(&self, session: &Session) -> Result<(), DatabaseError> {
         let sql = format!(
             "select exists (select from pg_locks as lock where pid = $2 and {})
                  and exists (select from relay_checkpoints
                      where source = $1 and epoch = $3 and instance::text = $4)",
             holds_lock()
         );
-        let asking = async {
-            let (source, pid, epoch) = (&self.source, &self.pid, &self.epoch);
-            let row = session
-                .query_one(&sql, &[source, pid, epoch, &self.instance])
-                .await?;
-            Ok::<_, DatabaseError>(row)
-        };
-        if answered(asking).await?.get(0) {
+        let (source, pid, epoch) = (&self.source, &self.pid, &self.epoch);
+        let params: [&(dyn ToSql + Sync); 4] = [source, pid, epoch, &self.instance];
+        if session.query_one(&sql, &params).await?.get(0) {
             return Ok(());
         }
         let elsewhere =
@@ -172,8 +165,7 @@ impl Leadership {
     pub(crate) async fn advance(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
         // The time before the statement: it may take effect the moment it is sent.
         let sent_at = Instant::now();
-        let advancing = checkpoint::advance(&self.client, &self.source, self.epoch, cursor, false);
-        answered(advancing).await?;
+        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, false).await?;
         self.lease.renew(sent_at);
         Ok(())
     }
@@ -190,14 +182,13 @@ impl Leadership {
 
     /// Gives the source up, with nothing left on its way.
     pub(crate) async fn resign(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
-        let advancing = checkpoint::advance(&self.client, &self.source, self.epoch, cursor, true);
-        answered(advancing).await
+        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, true).await
     }
 }
 
 /// Makes the next leader begin further back; refuses while there is a leader.
 pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, CheckpointError> {
-    let candidate = Candidate::new(&source.database_url, &source.name).await?;
+    let mut candidate = Candidate::new(&source.database_url, &source.name).await?;
     // A relay that has just ended is not gone before Postgres has noticed.
     let deadline = Instant::now() + PARTING;
     while !candidate.try_lock().await? {
@@ -207,15 +198,17 @@ pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, Che
         tokio::time::sleep(PARTING / 20).await;
     }
     // It looks at all rows, or changes them: an operator can wait.
-    candidate
-        .client
-        .batch_execute("set statement_timeout = 0; set lock_timeout = 0")
-        .await?;
-    checkpoint::reset(&candidate.client, &source.name, &source.mapping, to).await
+    let session = &mut candidate.session;
+    session.set_limit(RESET_LIMIT).await?;
+    session.batch_execute("set lock_timeout = 0").await?;
+    checkpoint::reset(session, &source.name, &source.mapping, to).await
 }
 
 /// Who holds the source's lock, if anybody does.
-pub(crate) async fn holder(client: &Client, source: &str) -> Result<Option<String>, DatabaseError> {
+pub(crate) async fn holder(
+    session: &Session,
+    source: &str,
+) -> Result<Option<String>, DatabaseError> {
     let sql = format!(
         "select activity.pid, host(activity.client_addr),
              to_char(activity.backend_start at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
@@ -224,7 +217,7 @@ pub(crate) async fn holder(client: &Client, source: &str) -> Result<Option<Strin
          limit 1",
         holds_lock()
     );
-    let Some(row) = client.query_opt(&sql, &[&source]).await? else {
+    let Some(row) = session.query_opt(&sql, &[&source]).await? else {
         return Ok(None);
     };
     let pid: i32 = row.get(0);

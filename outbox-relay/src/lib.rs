@@ -52,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::{
     check::{Finding, Level, check},
     checkpoint::ResetTo,
-    parked::{Parked, ParkedKey},
+    parked::{Dropped, Parked, ParkedKey},
     table::status_table,
     tls::{Identity, TlsFiles},
 };

@@ -8,8 +8,9 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
-use outbox_relay::{Level, ParkedKey, Relay, ResetTo, config::Config};
+use outbox_relay::{Dropped, Level, ParkedKey, Relay, ResetTo, config::Config};
 use program::{LogOptions, complain, say, visible};
+use uuid::Uuid;
 
 /// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
 #[derive(Parser)]
@@ -41,8 +42,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look at everything that the configuration names, and say what is fine and what is not, with what
-    /// to do about it; changes nothing, ends with 0 if all is fine and with 64 if not
+    /// Look at everything that the configuration names, and say what is fine (PASS), what is not (FAIL) and what
+    /// could not be looked at (UNKNOWN), with what to do about it; changes nothing, ends with 64 if something fails
+    /// and with 0 otherwise
     Check {
         /// As JSON, an object a line
         #[arg(long)]
@@ -59,7 +61,7 @@ enum Command {
         #[command(flatten)]
         source: Source,
         /// From the row with this seq on
-        #[arg(long, conflicts_with = "to_time", value_parser = clap::value_parser!(i64).range(0..))]
+        #[arg(long, conflicts_with = "to_time", allow_negative_numbers = true)]
         to_seq: Option<i64>,
         /// From the first row of this time on, like 2026-01-31T12:00:00Z
         #[arg(long)]
@@ -107,8 +109,11 @@ enum ParkedCommand {
         #[command(flatten)]
         source: Source,
         /// The event, by its seq in the list
-        #[arg(long)]
+        #[arg(long, allow_negative_numbers = true)]
         seq: i64,
+        /// Its id, where several events share the seq
+        #[arg(long)]
+        event_id: Option<Uuid>,
     },
 }
 
@@ -169,8 +174,20 @@ async fn check(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             say!("{finding}");
         }
     }
-    let is_wrong = found.iter().any(|finding| finding.level == Level::Wrong);
-    Ok(if is_wrong {
+    let count = |level| {
+        found
+            .iter()
+            .filter(|finding| finding.level == level)
+            .count()
+    };
+    let (failed, unknown) = (count(Level::Fail), count(Level::Unknown));
+    if !json {
+        say!(
+            "\n{} passed, {failed} failed, {unknown} could not be looked at",
+            count(Level::Pass)
+        );
+    }
+    Ok(if failed > 0 {
         ExitCode::from(program::BAD_CONFIGURATION)
     } else {
         ExitCode::SUCCESS
@@ -202,6 +219,7 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                     error,
                     events,
                     retry,
+                    ..
                 } = key;
                 let state = if retry { ", to be tried again" } else { "" };
                 let (topic, key, error) = (visible(&topic), visible(&key), visible(&error));
@@ -220,15 +238,21 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
             let keys = counted(i64::try_from(keys)?, "key");
             say!("{source}: {keys} to be tried again by the relay that leads, within a second");
         }
-        ParkedCommand::Drop { seq, .. } => {
-            anyhow::ensure!(
-                parked.drop_event(*seq).await?,
-                "no event of {source} with seq {seq} is parked, or relay_dead_letters has another one with it"
-            );
-            say!(
-                "seq {seq} of {source} is in relay_dead_letters now; if it was its key's first, those behind it \
-                 are shipped"
-            );
+        ParkedCommand::Drop { seq, event_id, .. } => {
+            match parked.drop_event(*seq, *event_id).await? {
+                Dropped::One => say!(
+                    "seq {seq} of {source} is in relay_dead_letters now; if it was its key's first, those behind it \
+                     are shipped"
+                ),
+                Dropped::None => anyhow::bail!("no event of {source} with seq {seq} is parked"),
+                Dropped::Ambiguous(event_ids) => {
+                    let event_ids: Vec<String> = event_ids.iter().map(Uuid::to_string).collect();
+                    anyhow::bail!(
+                        "several parked events of {source} have seq {seq}; name one with --event-id: {}",
+                        event_ids.join(", ")
+                    );
+                }
+            }
         }
     }
     Ok(())

@@ -15,13 +15,13 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 pub use self::page::{Page, Row};
 use self::{
-    due::{MAX_BRANCHES, Stragglers, late_transactions_sql, page_sql},
+    due::{MAX_BRANCHES, Order, PageQuery, Stragglers, late_transactions_sql},
     page::COLUMNS,
 };
 use crate::{
     config::Mapping,
     session::ANSWER_TIMEOUT,
-    window::{Cursor, MalformedSnapshot, Snapshot},
+    window::{Cursor, MalformedSnapshot, Position, Snapshot},
 };
 
 /// A page that grows beyond this is cut there; the rest is read again with the next page. It
@@ -58,6 +58,17 @@ pub struct Reader {
     outbox: String,
     /// Where the stragglers of a window are, once that was asked.
     known: Mutex<Option<(WindowBounds, Stragglers)>>,
+}
+
+/// A row whose transaction is still to come in this cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FutureRow {
+    /// Its number.
+    pub seq: String,
+    /// Its transaction id.
+    pub xid: String,
+    /// The next id of this cluster.
+    pub next_xid: String,
 }
 
 /// What a window reaches from, and what to.
@@ -113,7 +124,10 @@ impl Reader {
     /// # Errors
     /// If the database refuses the settings that reading needs.
     pub async fn new(client: Client, mapping: &Mapping) -> Result<Self, ReadError> {
-        client.batch_execute(SESSION).await?;
+        within(ANSWER_TIMEOUT, async {
+            Ok(client.batch_execute(SESSION).await?)
+        })
+        .await?;
         Ok(Self {
             client,
             outbox: mapping.outbox().to_owned(),
@@ -135,7 +149,8 @@ impl Reader {
         Ok(text.ok_or(ReadError::Layout("no snapshot"))?.parse()?)
     }
 
-    /// The next rows of the open window, at most `max_rows`, in the order of seq. The whole page is
+    /// The next rows of the open window in the order of [`Position`]: at most `max_rows`, and
+    /// those that share the seq of the last one. The whole page is
     /// in memory when this returns: a slow broker must not keep a statement open, for its snapshot
     /// would hold back vacuum in the whole database.
     ///
@@ -143,45 +158,95 @@ impl Reader {
     /// If the database can't be asked or answers nonsense.
     pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
         let stragglers = self.stragglers(cursor).await?;
-        let sql = page_sql(COLUMNS, &self.outbox, cursor, &stragglers, max_rows);
-        match self.copy(&sql, max_rows).await {
+        let query = PageQuery {
+            columns: COLUMNS,
+            outbox: &self.outbox,
+            cursor,
+            stragglers: &stragglers,
+            last_seq: i64::MAX,
+            max_rows,
+            order: Order::Together,
+        };
+        match self.read(&query).await {
             Err(ReadError::Database(err)) if is_of_data(&err) => {
-                self.readable_part(cursor, &stragglers, max_rows, err).await
+                self.readable_part(&query, err).await
             }
             page => page,
         }
+    }
+
+    async fn read(&self, query: &PageQuery<'_>) -> Result<Page, ReadError> {
+        let page = self.copy(&query.sql(), query.max_rows).await?;
+        if let Some(page) = page.with_whole_seqs(query.cursor.max_seq())? {
+            return Ok(page);
+        }
+        // More rows share one seq than a page may hold.
+        let query = PageQuery {
+            order: Order::ByEventId,
+            ..*query
+        };
+        self.copy(&query.sql(), query.max_rows).await
     }
 
     /// A page of the rows before one that can't be read, some of them at least, where all of them together
     /// have failed for a value of one. The database may have looked at rows behind these as well.
     async fn readable_part(
         &self,
-        cursor: &Cursor,
-        stragglers: &Stragglers,
-        max_rows: usize,
+        query: &PageQuery<'_>,
         err: tokio_postgres::Error,
     ) -> Result<Page, ReadError> {
-        let sql = page_sql("seq", &self.outbox, cursor, stragglers, max_rows);
-        let seqs = self.copy(&sql, max_rows).await?.seqs()?;
-        let mut rows = seqs.len();
-        while let [seq, ..] = seqs[..rows] {
-            let listed: Vec<String> = seqs[..rows].iter().map(i64::to_string).collect();
-            let sql = format!(
-                "copy (select {COLUMNS} from {} where seq = any ('{{{}}}') order by seq)
-                 to stdout (format binary)",
-                self.outbox,
-                listed.join(",")
-            );
-            match self.copy(&sql, usize::MAX).await {
+        // Nothing but seqs: any other value may be the one that can't be read.
+        let listing = PageQuery {
+            columns: "seq",
+            cursor: &query.cursor.rewound_to_whole_seqs(),
+            order: Order::BySeqAlone,
+            ..*query
+        };
+        let mut seqs = self.copy(&listing.sql(), query.max_rows).await?.seqs()?;
+        seqs.dedup();
+        let mut count = seqs.len();
+        while let Some(&last_seq) = seqs[..count].last() {
+            match self.read(&PageQuery { last_seq, ..*query }).await {
                 Ok(page) => return Ok(page.with_more_behind()),
-                Err(ReadError::Database(source)) if is_of_data(&source) && rows == 1 => {
-                    return Err(ReadError::Unreadable { seq, source });
+                Err(ReadError::Database(source)) if is_of_data(&source) && count == 1 => {
+                    return Err(ReadError::Unreadable {
+                        seq: last_seq,
+                        source,
+                    });
                 }
-                Err(ReadError::Database(err)) if is_of_data(&err) => rows /= 2,
+                Err(ReadError::Database(err)) if is_of_data(&err) => count /= 2,
                 Err(err) => return Err(err),
             }
         }
         Err(err.into())
+    }
+
+    /// The row whose transaction id is farthest ahead of this cluster, if there is one: it comes from another cluster, by
+    /// replication or from a dump. Nobody would see it before that many transactions have passed here, and then its
+    /// event would come behind newer ones.
+    ///
+    /// # Errors
+    /// If the database can't be asked.
+    pub async fn row_from_the_future(&self) -> Result<Option<FutureRow>, ReadError> {
+        let sql = format!(
+            "select seq, xid, pg_snapshot_xmax(pg_current_snapshot()) from {}
+             where xid >= pg_snapshot_xmax(pg_current_snapshot()) order by xid desc limit 1",
+            self.outbox
+        );
+        let asking = self.client.simple_query(&sql);
+        let messages = within(PAGE_TIMEOUT, async { Ok(asking.await?) }).await?;
+        let row = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(row.map(|row| {
+            let text = |index| row.get(index).unwrap_or("null").to_owned();
+            FutureRow {
+                seq: text(0),
+                xid: text(1),
+                next_xid: text(2),
+            }
+        }))
     }
 
     /// Where the window's stragglers are. It is asked once a window, and not before the second page
@@ -190,7 +255,7 @@ impl Reader {
         let Some(window) = cursor.window() else {
             return Ok(Stragglers::Anywhere);
         };
-        if window.done_seq == 0 || !cursor.expects_stragglers() {
+        if window.done == Position::BEGINNING || !cursor.expects_stragglers() {
             return Ok(Stragglers::Anywhere);
         }
         if let Some((bounds, stragglers)) = &*self.known()
@@ -234,10 +299,10 @@ impl Reader {
                  select of_key.* from parked_key, lateral (
                      select {COLUMNS} from relay_parked
                      where source = {source} and (topic, key) = (parked_key.topic, parked_key.key)
-                     order by seq limit {max_rows}
+                     order by seq, event_id limit {max_rows}
                  ) as of_key
                  where parked_key.error is null or parked_key.retry
-                 order by seq limit {max_rows}
+                 order by seq, event_id limit {max_rows}
              ) to stdout (format binary)",
             parked_keys(&source)
         );
@@ -256,7 +321,7 @@ impl Reader {
                          'dead_letter_topic', topic, 'dead_letter_seq', seq::text, 'dead_letter_error', error
                      ) as headers
                      from relay_dead_letters as letter
-                     where source = {} and in_topic = 'pending' order by seq limit {max_rows}
+                     where source = {} and in_topic = 'pending' order by seq, event_id limit {max_rows}
                  ) as pending
              ) to stdout (format binary)",
             quoted(source),
@@ -275,6 +340,7 @@ impl Reader {
         while let Some(message) = messages.try_next().await? {
             page.push(message)?;
             if page.bytes() > MAX_PAGE_BYTES {
+                page.cut();
                 return Ok(page);
             }
         }
@@ -300,7 +366,7 @@ pub(crate) fn parked_keys(source: &str) -> String {
     let first = |condition: &str| {
         format!(
             "(select topic, key, error, retry from relay_parked
-              where source = {source} {condition} order by topic, key, seq limit 1)"
+              where source = {source} {condition} order by topic, key, seq, event_id limit 1)"
         )
     };
     format!(

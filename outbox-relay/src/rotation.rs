@@ -3,13 +3,14 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::error::SqlState;
 
 use crate::{
+    advice,
     config::SourceConfig,
     leader::Leadership,
-    session::{self, DatabaseError},
-    status::SharedStatus,
+    session::{self, DatabaseError, Session},
+    status::{SharedStatus, Warning, WarningReason},
 };
 
 /// How long to wait for the lock. Whoever wants to write to or read from the partition meanwhile
@@ -17,6 +18,9 @@ use crate::{
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the database waits for the next statement of a transaction that has the lock.
 const IDLE_LIMIT: Duration = Duration::from_secs(1);
+
+/// A source that nobody has led for so long holds up the truncation that others wait for.
+const SILENT_SOURCE_AFTER: Duration = Duration::from_mins(10);
 
 /// The partitions, and whether new rows go there now: the default of column `bucket` says where.
 const PARTITIONS: &str = "
@@ -41,94 +45,164 @@ pub(crate) async fn keep_emptying(
         return std::future::pending().await;
     }
     status.update(|status| _ = status.truncations.get_or_insert(0));
-    let mut last_error = None;
+    let mut last_warning = None;
     loop {
         tokio::time::sleep(config.rotation_interval).await;
-        let mut emptied = Vec::new();
-        let result = rotate(config, leadership, &mut emptied).await;
-        if !emptied.is_empty() {
-            tracing::info!(source = %config.name, partitions = ?emptied, "emptied");
+        let mut rotation = Rotation::default();
+        let result = rotate(config, leadership, &mut rotation).await;
+        let Rotation {
+            truncated,
+            kept_for,
+        } = rotation;
+        if !truncated.is_empty() {
+            tracing::info!(source = %config.name, partitions = ?truncated, "truncated");
         }
-        status.update(|status| *status.truncations.get_or_insert(0) += emptied.len() as u64);
-        let error = result.err().map(|err| program::chain(&err));
-        // Said once: nothing is lost, the table grows.
-        if error != last_error
-            && let Some(error) = &error
+        let warning = match result {
+            Err(err) => Some(Warning {
+                reason: WarningReason::Truncation,
+                message: format!("truncation failed: {}", program::chain(&err)),
+                hint: advice::for_database(&err).to_owned(),
+            }),
+            Ok(()) => kept_for.map(|kept| kept.warning()),
+        };
+        // Logged once: nothing is lost, the table grows.
+        if warning != last_warning
+            && let Some(Warning { message, hint, .. }) = &warning
         {
-            tracing::warn!(source = %config.name, error, "can't empty what was shipped");
+            tracing::warn!(source = %config.name, hint, "{message}");
         }
-        last_error = error;
+        last_warning.clone_from(&warning);
+        status.update(|status| {
+            *status.truncations.get_or_insert(0) += truncated.len() as u64;
+            status.truncation_warning = warning;
+        });
     }
 }
 
-/// Empties each partition that has no row that is still needed, and gets no new ones now. The names of
-/// those that were are put into `emptied`.
+/// What came of one look at the partitions.
+#[derive(Default)]
+struct Rotation {
+    truncated: Vec<String>,
+    /// A partition that another source has not published for long.
+    kept_for: Option<KeptFor>,
+}
+
+/// A partition that is kept for a source which does nothing.
+struct KeptFor {
+    partition: String,
+    source: String,
+    silent_for: Duration,
+}
+
+impl KeptFor {
+    fn warning(&self) -> Warning {
+        let Self {
+            partition,
+            source,
+            silent_for,
+        } = self;
+        Warning {
+            reason: WarningReason::Truncation,
+            message: format!(
+                "{partition} is not truncated: source {source} has not published all of it, and no relay has led that \
+                 source for {silent_for:.0?}"
+            ),
+            hint: format!(
+                "start a relay with the source {source}, or, if it was renamed or given up, delete its row from \
+                 relay_checkpoints"
+            ),
+        }
+    }
+}
+
+/// Empties each partition that has no row that is still needed, and gets no new ones now.
 ///
 /// A partition that can't be locked at once is left for the next time; what goes wrong with one keeps
 /// none of the others from it.
 async fn rotate(
     config: &SourceConfig,
     leadership: &Leadership,
-    emptied: &mut Vec<String>,
+    rotation: &mut Rotation,
 ) -> Result<(), DatabaseError> {
     // A session of its own, because of the transactions.
-    let client = session::connect(&config.database_url, "outbox-relay rotation").await?;
+    let session = session::connect(&config.database_url, "outbox-relay rotation").await?;
     // In another database, a copy of this one, the same checkpoint would say nothing of its rows.
-    leadership.vouch_for(&client).await?;
+    leadership.vouch_for(&session).await?;
     // A relay that is suspended with the lock in its hands must not keep it.
     let sql = format!(
         "set idle_in_transaction_session_timeout = {}",
         IDLE_LIMIT.as_millis()
     );
-    client.batch_execute(&sql).await?;
+    session.batch_execute(&sql).await?;
     let mut result = Ok(());
-    for row in client.query(PARTITIONS, &[]).await? {
+    for row in session.query(PARTITIONS, &[]).await? {
         let (partition, buckets): (String, Option<String>) = (row.get(0), row.get(1));
         let (Some(buckets), Some(current)) = (buckets, row.get::<_, Option<String>>(2)) else {
             continue;
         };
-        if client.is_closed() {
+        if session.is_closed() {
             break;
         }
         // Names and expressions are as the database's own catalog spells them.
         let is_in_use =
             format!("select {current} in ({buckets}) or not exists (select from {partition})");
-        if client.query_one(&is_in_use, &[]).await?.get(0) {
+        if session.query_one(&is_in_use, &[]).await?.get(0) {
             continue;
         }
-        match truncate(&client, &partition, config.retention).await {
-            Ok(true) => emptied.push(partition),
-            Ok(false) => {}
-            Err(err) => result = result.and(Err(err.into())),
+        match truncate(&session, &partition, config.retention).await {
+            Ok(Outcome::Truncated) => rotation.truncated.push(partition),
+            Ok(Outcome::Kept) => {}
+            Ok(Outcome::KeptFor { source, silent_for }) => {
+                if source != config.name && silent_for > SILENT_SOURCE_AFTER {
+                    rotation.kept_for = Some(KeptFor {
+                        partition,
+                        source,
+                        silent_for,
+                    });
+                }
+            }
+            Err(err) => result = result.and(Err(err)),
         }
     }
     result
 }
 
+/// What became of a partition.
+enum Outcome {
+    Truncated,
+    /// It is too young, or locked.
+    Kept,
+    /// This source has not published all of it.
+    KeptFor {
+        source: String,
+        silent_for: Duration,
+    },
+}
+
 async fn truncate(
-    client: &Client,
+    session: &Session,
     partition: &str,
     retention: Duration,
-) -> Result<bool, tokio_postgres::Error> {
-    let result = try_truncate(client, partition, retention).await;
-    let end = if matches!(result, Ok(true)) {
+) -> Result<Outcome, DatabaseError> {
+    let result = try_truncate(session, partition, retention).await;
+    let end = if matches!(result, Ok(Outcome::Truncated)) {
         "commit"
     } else {
         "rollback"
     };
-    let ended = client.batch_execute(end).await;
+    let ended = session.batch_execute(end).await;
     match result {
-        Err(err) if err.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
-        result => result.and_then(|is_emptied| ended.map(|()| is_emptied)),
+        Err(err) if err.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(Outcome::Kept),
+        result => result.and_then(|outcome| ended.map(|()| outcome)),
     }
 }
 
 /// In a transaction that is left open.
 async fn try_truncate(
-    client: &Client,
+    session: &Session,
     partition: &str,
     retention: Duration,
-) -> Result<bool, tokio_postgres::Error> {
+) -> Result<Outcome, DatabaseError> {
     let lock = format!(
         "begin;
          set local enable_seqscan = off;
@@ -138,31 +212,45 @@ async fn try_truncate(
          lock table only {partition} in access exclusive mode",
         LOCK_TIMEOUT.as_millis()
     );
-    client.batch_execute(&lock).await?;
+    session.batch_execute(&lock).await?;
     // Behind the lock, because a slow transaction may have written here until now; with it nobody is
-    // in the middle of writing. A row is needed as long as a checkpoint has not seen its transaction,
-    // which two looks into an index tell: the settings above see to that, whatever the statistics
-    // of a partition that was just filled may say. A time that is yet to come tells nothing of a row's age.
+    // in the middle of writing. A row is needed as long as a checkpoint of this table has not seen its transaction, or is not
+    // as far as its seq: what the reader's `due` says. These are looks into an index: the settings above see to that,
+    // whatever the statistics of a partition that was just filled may say.
     let needed = format!(
-        "select exists (
-             select from relay_checkpoints as checkpoint
-             where exists (
-                 select from {partition} where xid >= pg_snapshot_xmax(checkpoint.snapshot)
+        "select source, date_part('epoch', clock_timestamp() - heartbeat_at)
+         from relay_checkpoints as checkpoint
+         where (outbox is null or outbox = 'outbox'::regclass) and (
+             exists (
+                 select from {partition} where seq > greatest(max_seq, window_seq)
              ) or exists (
-                 select from {partition}
-                 where xid = any (array(select pg_snapshot_xip(checkpoint.snapshot)))
+                 select from {partition} where xid >= pg_snapshot_xmax(snapshot)
+             ) or exists (
+                 select from {partition} where xid = any (array(select pg_snapshot_xip(snapshot)))
              )
-         ) or (select created_at from {partition} order by seq desc limit 1)
+         )
+         order by heartbeat_at limit 1"
+    );
+    if let Some(row) = session.query_opt(&needed, &[]).await? {
+        let silent_for = Duration::try_from_secs_f64(row.get(1)).unwrap_or_default();
+        return Ok(Outcome::KeptFor {
+            source: row.get(0),
+            silent_for,
+        });
+    }
+    // A time that is yet to come tells nothing of a row's age.
+    let is_young = format!(
+        "select (select created_at from {partition} order by seq desc limit 1)
              between clock_timestamp() - make_interval(secs => $1) and clock_timestamp()"
     );
-    let row = client
-        .query_one(&needed, &[&retention.as_secs_f64()])
+    let row = session
+        .query_one(&is_young, &[&retention.as_secs_f64()])
         .await?;
     if row.get::<_, Option<bool>>(0).unwrap_or(true) {
-        return Ok(false);
+        return Ok(Outcome::Kept);
     }
-    client
+    session
         .batch_execute(&format!("truncate only {partition}"))
         .await?;
-    Ok(true)
+    Ok(Outcome::Truncated)
 }

@@ -4,7 +4,11 @@ mod encryption;
 
 use std::{error::Error, time::Duration};
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{
+    Client, Row,
+    error::SqlState,
+    types::{ToSql, Type},
+};
 
 use self::encryption::Encryption;
 use crate::{
@@ -41,8 +45,107 @@ pub enum DatabaseError {
     #[error("the database's URL: {0}")]
     Url(String),
     /// It says nothing.
-    #[error("the database doesn't answer within {ANSWER_TIMEOUT:?}")]
-    Silent,
+    #[error("the database doesn't answer within {0:?}")]
+    Silent(Duration),
+}
+
+impl DatabaseError {
+    /// What Postgres calls the error, if it is one of Postgres' own.
+    pub(crate) fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Failed(source) | Self::Refused { source, .. } => source.code(),
+            Self::Url(_) | Self::Silent(_) => None,
+        }
+    }
+}
+
+/// A session in which no call waits longer than its limit for an answer. The session is of no use after that: what
+/// Postgres still does for the call is unknown.
+#[derive(Debug)]
+pub(crate) struct Session {
+    client: Client,
+    limit: Duration,
+}
+
+/// Parameters of a statement.
+type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+impl Session {
+    /// Lets each call wait for so long, and Postgres work on it a moment less, from now on.
+    pub(crate) async fn set_limit(&mut self, limit: Duration) -> Result<(), DatabaseError> {
+        let sql = format!(
+            "set statement_timeout = {}",
+            limit.saturating_sub(Duration::from_secs(1)).as_millis()
+        );
+        self.batch_execute(&sql).await?;
+        self.limit = limit;
+        Ok(())
+    }
+
+    pub(crate) async fn query(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        self.answer(self.client.query(sql, params)).await
+    }
+
+    pub(crate) async fn query_one(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Row, DatabaseError> {
+        self.answer(self.client.query_one(sql, params)).await
+    }
+
+    pub(crate) async fn query_opt(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Option<Row>, DatabaseError> {
+        self.answer(self.client.query_opt(sql, params)).await
+    }
+
+    pub(crate) async fn execute(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<u64, DatabaseError> {
+        self.answer(self.client.execute(sql, params)).await
+    }
+
+    /// The same in one round trip, because nobody has to ask for the types of the parameters.
+    pub(crate) async fn execute_typed(
+        &self,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<u64, DatabaseError> {
+        self.answer(self.client.execute_typed(sql, params)).await
+    }
+
+    pub(crate) async fn batch_execute(&self, sql: &str) -> Result<(), DatabaseError> {
+        self.answer(self.client.batch_execute(sql)).await
+    }
+
+    /// Whether the connection is gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// The session for whoever limits its waiting by itself.
+    pub(crate) fn into_client(self) -> Client {
+        self.client
+    }
+
+    async fn answer<T>(
+        &self,
+        asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DatabaseError> {
+        match tokio::time::timeout(self.limit, asking).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(DatabaseError::Silent(self.limit)),
+        }
+    }
 }
 
 /// Whether there is a session at all, which the database's own words don't tell.
@@ -57,22 +160,20 @@ fn what_failed(err: &tokio_postgres::Error) -> &'static str {
     }
 }
 
-/// Waits for an answer that takes a moment.
-pub(crate) async fn answered<T, E: From<DatabaseError>>(
-    asking: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
-    answer.unwrap_or_else(|_| Err(DatabaseError::Silent.into()))
-}
-
 /// Opens a session of our own, which notices within seconds that the other side is gone. The URL and
 /// the files that it names are read anew.
 pub(crate) async fn connect(
     database_url: &DatabaseUrl,
     application_name: &str,
-) -> Result<Client, DatabaseError> {
+) -> Result<Session, DatabaseError> {
     // On the heap, because a handshake needs more room than everything that waits for it.
-    answered(Box::pin(open(database_url, application_name))).await
+    let opening = Box::pin(open(database_url, application_name));
+    let opened = tokio::time::timeout(ANSWER_TIMEOUT, opening).await;
+    let client = opened.unwrap_or(Err(DatabaseError::Silent(ANSWER_TIMEOUT)))?;
+    Ok(Session {
+        client,
+        limit: ANSWER_TIMEOUT,
+    })
 }
 
 async fn open(database_url: &DatabaseUrl, application_name: &str) -> Result<Client, DatabaseError> {

@@ -8,7 +8,7 @@ mod watermark;
 
 use std::{fmt::Display, time::Duration};
 
-pub(crate) use self::kafka::{Inspector, TopicFacts};
+pub(crate) use self::kafka::{Inspector, Permission, TopicFacts};
 pub(crate) use self::rdkafka::MAX_BATCH_BYTES;
 pub use self::{in_flight::InFlight, kafka::KafkaSink, rdkafka::RdKafkaSink};
 use crate::{config::KafkaConfig, record::Record};

@@ -14,11 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     error::SourceError,
-    shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping},
+    shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping, ensure_no_foreign_rows},
 };
 use crate::{
     aside::Aside,
-    checkpoint::CheckpointError,
     config::{KafkaConfig, SinkKind, SourceConfig},
     leader::{Candidate, Election},
     marks::Marks,
@@ -115,14 +114,6 @@ impl Source {
                 SourceError::SetAside { one_by_one, .. } => one_by_one,
                 // The next row is the one that was refused, or can't be read.
                 SourceError::Refused { .. } | SourceError::Read(ReadError::Unreadable { .. }) => 1,
-                // One of those that were sent together, until none is sent before it.
-                SourceError::Checkpoint(CheckpointError::Occupied { .. }) => {
-                    if self.status.get().shipped > shipped {
-                        u64::MAX
-                    } else {
-                        1
-                    }
-                }
                 _ => 0,
             };
             let trouble = trouble::of(&err);
@@ -188,7 +179,8 @@ impl Source {
             let url = &self.config.database_url;
             let reader = session::connect(url, "outbox-relay reader").await?;
             leadership.vouch_for(&reader).await?;
-            let reader = Reader::new(reader, &self.config.mapping).await?;
+            let reader = Reader::new(reader.into_client(), &self.config.mapping).await?;
+            ensure_no_foreign_rows(&reader, &self.config).await?;
             let mut sink = opening.await.map_err(SourceError::Unopened)?;
             if let Some(topic) = &self.config.dead_letter_topic {
                 // A letter that is refused there is not tried again.
@@ -208,10 +200,8 @@ impl Source {
             err = leadership.stay(&election.cursor) => return Err(err.into()),
             () = self.shutdown.cancelled() => return Ok(()),
         };
-        self.status.update(|status| {
-            status.role = Role::Leader;
-            status.epoch = Some(leadership.epoch());
-        });
+        self.status
+            .update(|status| status.epoch = Some(leadership.epoch()));
         let shipping = Shipping {
             config: &self.config,
             max_in_flight: self.kafka.max_in_flight_records,
@@ -222,6 +212,7 @@ impl Source {
             router: Router::new(&self.config.ce_source, &self.config.content_type),
             aside: Aside::load(leadership, &self.config.mapping).await?,
             one_by_one: self.one_by_one,
+            has_warned_of_repeated_seq: false,
             cursor: election.cursor.clone(),
             marks: Marks::new(election.cursor.clone()),
         };

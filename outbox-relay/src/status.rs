@@ -5,6 +5,7 @@ mod latency;
 mod measured;
 mod state;
 mod view;
+mod warning;
 
 use std::{
     collections::VecDeque,
@@ -15,9 +16,10 @@ use std::{
 pub(crate) use self::{
     histogram::{BOUNDS_US, Counts, Histogram},
     latency::{Latency, Sampling},
-    measured::{Measured, Pending},
+    measured::{Measured, Pending, UnpublishableRows},
     state::{Reason, Role, State},
     view::View,
+    warning::{Warning, WarningReason},
 };
 
 /// A leader whose checkpoint has not moved for so long, while rows are due, is not well.
@@ -52,6 +54,8 @@ pub(crate) struct SourceStatus {
     pub(crate) checkpoint_at: Option<Instant>,
     /// Partitions that were emptied; none where nobody empties them.
     pub(crate) truncations: Option<u64>,
+    /// Why partitions that were published are not truncated.
+    pub(crate) truncation_warning: Option<Warning>,
     /// What the database said when it was asked last, and when that was.
     measured: Option<(Measured, Instant)>,
     /// The newest row of some time ago, which is not shipped yet, and when that was.
@@ -123,6 +127,11 @@ impl SharedStatus {
         change(&mut self.lock());
     }
 
+    /// This relay leads, and has read the outbox.
+    pub(crate) fn leads(&self) {
+        self.lock().role = Role::Leader;
+    }
+
     /// What kept the source from shipping is gone.
     pub(crate) fn overcome(&self) {
         let trouble = self.lock().trouble.take();
@@ -178,6 +187,7 @@ impl SourceStatus {
             refused: Refused::default(),
             checkpoint_at: None,
             truncations: None,
+            truncation_warning: None,
             waiting: None,
             measured: None,
             stuck_since: None,
@@ -190,6 +200,7 @@ impl SourceStatus {
         self.role = Role::Starting;
         self.in_flight = 0;
         self.stuck_since = None;
+        self.truncation_warning = None;
         self.restarts[trouble.reason as usize] += 1;
         self.last_trouble = Some((trouble.clone(), Instant::now()));
         self.trouble = Some(trouble);
@@ -228,6 +239,17 @@ impl SourceStatus {
     fn stalled_for(&self) -> Option<Duration> {
         let length = self.stuck_since?.elapsed();
         (length > STALLED_AFTER).then_some(length)
+    }
+
+    /// What needs somebody although the source publishes.
+    fn warnings(&self) -> Vec<Warning> {
+        let rows = self
+            .recent()
+            .and_then(|(measured, _)| measured.unpublishable.as_ref())
+            .map(UnpublishableRows::warning);
+        rows.into_iter()
+            .chain(self.truncation_warning.clone())
+            .collect()
     }
 
     /// What was measured last, and how long ago, unless that is too long.

@@ -20,6 +20,14 @@ struct Source {
     parked_keys: usize,
     error: Option<String>,
     fix: Option<String>,
+    warnings: Vec<Warning>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Warning {
+    message: String,
+    hint: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -70,6 +78,9 @@ pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
             if let Some(fix) = &source.fix {
                 text += &format!("  {fix}\n");
             }
+        }
+        for Warning { message, hint } in &source.warnings {
+            text += &format!("\n{}: degraded: {message}\n  {hint}\n", source.source);
         }
         if let Some(leader) = &source.leader {
             text += &format!("\n{}: behind {leader}\n", source.source);

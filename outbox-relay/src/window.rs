@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use uuid::Uuid;
+
 /// A Postgres snapshot, `pg_snapshot`: which transactions were completed when it was taken.
 ///
 /// Transactions below `xmax` were, but for those in `in_progress`; those from `xmax` on were not.
@@ -83,11 +85,35 @@ impl fmt::Display for Snapshot {
     }
 }
 
-/// How far the outbox was read: everything visible in one snapshot, and, while a window is open,
-/// the part of the window up to a seq.
+/// A place in the order in which the rows of a window are read: by seq, and among rows with the same seq by event id.
 ///
-/// A window is what became visible between two snapshots. It is read in the order of seq, so a
-/// seq alone says how far.
+/// A sequence gives each number once, but it can be set back: by a restore without sequences, by `setval`. Rows that
+/// share seq and event id are copies of one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Every row with a lower seq was read.
+    pub seq: i64,
+    /// Of the rows with this seq, those up to this event id were read; all of them if it is `None`.
+    pub event_id: Option<Uuid>,
+}
+
+impl Position {
+    /// Before the first row. (The one seq that nothing precedes, -2^63, is never read.)
+    pub const BEGINNING: Self = Self::behind(i64::MIN);
+
+    /// Behind every row with this seq.
+    pub const fn behind(seq: i64) -> Self {
+        Self {
+            seq,
+            event_id: None,
+        }
+    }
+}
+
+/// How far the outbox was read: everything visible in one snapshot, and, while a window is open,
+/// the part of the window up to a position.
+///
+/// A window is what became visible between two snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     seen: Arc<Snapshot>,
@@ -100,8 +126,8 @@ pub struct Cursor {
 pub struct Window {
     /// Rows visible in this snapshot belong to the window.
     pub upto: Arc<Snapshot>,
-    /// Rows up to this seq were read.
-    pub done_seq: i64,
+    /// Rows up to here were read.
+    pub done: Position,
 }
 
 impl Cursor {
@@ -109,16 +135,16 @@ impl Cursor {
     pub fn beginning() -> Self {
         Self {
             seen: Arc::new(Snapshot::beginning()),
-            max_seq: 0,
+            max_seq: i64::MIN,
             window: None,
         }
     }
 
     /// A cursor that was stored.
-    pub fn new(seen: Snapshot, max_seq: i64, window: Option<(Snapshot, i64)>) -> Self {
-        let window = window.map(|(upto, done_seq)| Window {
+    pub fn new(seen: Snapshot, max_seq: i64, window: Option<(Snapshot, Position)>) -> Self {
+        let window = window.map(|(upto, done)| Window {
             upto: Arc::new(upto),
-            done_seq,
+            done,
         });
         Self {
             seen: Arc::new(seen),
@@ -146,34 +172,44 @@ impl Cursor {
     /// Opens the window that reaches from what was seen to `now`. An open one must be read first.
     pub fn open(&mut self, now: Snapshot) {
         debug_assert!(self.window.is_none(), "a window is open");
-        // No row has a seq below 1.
         self.window = Some(Window {
             upto: Arc::new(now),
-            done_seq: 0,
+            done: Position::BEGINNING,
         });
     }
 
-    /// A row of the window was read. Rows come in the order of seq.
-    pub fn advance(&mut self, seq: i64) {
+    /// The window was read up to here.
+    pub fn advance(&mut self, done: Position) {
         if let Some(window) = &mut self.window {
-            window.done_seq = seq;
+            window.done = done;
         }
+    }
+
+    /// The same, or a little further back: no seq is read in part.
+    pub(crate) fn rewound_to_whole_seqs(&self) -> Self {
+        let mut rewound = self.clone();
+        if let Some(Window { done, .. }) = &mut rewound.window
+            && done.event_id.is_some()
+        {
+            *done = Position::behind(done.seq.saturating_sub(1));
+        }
+        rewound
     }
 
     /// The window was read to its end.
     pub fn close(&mut self) {
-        if let Some(Window { upto, done_seq }) = self.window.take() {
+        if let Some(Window { upto, done }) = self.window.take() {
             self.seen = upto;
-            self.max_seq = self.max_seq.max(done_seq);
+            self.max_seq = self.max_seq.max(done.seq);
         }
     }
 
     /// Whether a straggler can still come in this window. They are the first of it, because they
     /// have the lowest seqs.
     pub fn expects_stragglers(&self) -> bool {
-        self.window
-            .as_ref()
-            .is_some_and(|window| window.done_seq < self.max_seq)
+        self.window.as_ref().is_some_and(|Window { done, .. }| {
+            done.seq < self.max_seq || done.seq == self.max_seq && done.event_id.is_some()
+        })
     }
 }
 
@@ -222,7 +258,7 @@ mod tests {
         let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
         cursor.open("9:9:".parse().unwrap());
         assert!(cursor.expects_stragglers());
-        cursor.advance(12);
+        cursor.advance(Position::behind(12));
         assert!(cursor.expects_stragglers());
         cursor.close();
         assert_eq!(cursor, Cursor::new("9:9:".parse().unwrap(), 40, None));
@@ -232,11 +268,24 @@ mod tests {
     fn behind_the_highest_seq_only_new_rows_come() {
         let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
         cursor.open("9:12:".parse().unwrap());
-        cursor.advance(40);
+        cursor.advance(Position::behind(40));
         assert!(!cursor.expects_stragglers());
-        cursor.advance(41);
+        cursor.advance(Position::behind(41));
         cursor.close();
         assert_eq!(cursor.max_seq(), 41);
+    }
+
+    #[test]
+    fn rows_that_share_the_highest_seq_are_stragglers_until_the_last_of_them_was_read() {
+        let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
+        cursor.open("9:12:".parse().unwrap());
+        cursor.advance(Position {
+            seq: 40,
+            event_id: Some(Uuid::nil()),
+        });
+        assert!(cursor.expects_stragglers());
+        cursor.advance(Position::behind(40));
+        assert!(!cursor.expects_stragglers());
     }
 
     #[test]

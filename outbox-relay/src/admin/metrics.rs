@@ -4,7 +4,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use crate::status::{BOUNDS_US, Histogram, Reason, Role, SharedStatus, State, View};
+use crate::status::{BOUNDS_US, Histogram, Reason, Role, SharedStatus, State, View, WarningReason};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -156,6 +156,24 @@ fn failing(text: &mut Text, views: &[View]) {
         "Events in relay_dead_letters; counted up to 10000.",
         |view| view.dead_letters,
     );
+    text.gauges(
+        views,
+        "unpublishable_rows",
+        "Rows without a seq or a transaction id, which are never published; counted up to 1000.",
+        |view| view.unpublishable_rows,
+    );
+    text.family(
+        "degraded",
+        "gauge",
+        "1 for what is wrong although the source publishes.",
+    );
+    for view in views {
+        for reason in WarningReason::ALL {
+            let labels = [("source", view.source.as_str()), ("reason", reason.name())];
+            let is_wrong = view.warnings.iter().any(|warning| warning.reason == reason);
+            text.line("degraded", &labels, u8::from(is_wrong));
+        }
+    }
 }
 
 fn durations(

@@ -8,7 +8,7 @@ use super::{Finding, Findings, Level, database::Outbox};
 use crate::{
     advice,
     config::{KafkaConfig, OnRefusal, SinkKind, SourceConfig},
-    sink::{Inspector, MAX_BATCH_BYTES, SinkError, TopicFacts},
+    sink::{Inspector, MAX_BATCH_BYTES, Permission, SinkError, TopicFacts},
 };
 
 /// What the record's own headers and the batch around it take beside the row, about.
@@ -29,11 +29,21 @@ pub(super) async fn check(
     let mut inspector = match Inspector::connect(kafka).await {
         Ok(inspector) => inspector,
         Err(err) => {
-            found.wrong(err.to_string(), advice::NOT_KAFKA);
+            found.fail(err.to_string(), advice::NOT_KAFKA);
+            for (source, _) in outboxes {
+                let mut found = Findings {
+                    subject: &source.name,
+                    all,
+                };
+                found.unknown(
+                    "its topics were not looked at",
+                    "mend what keeps the relay from Kafka",
+                );
+            }
             return;
         }
     };
-    found.ok(match inspector.brokers() {
+    found.pass(match inspector.brokers() {
         1 => format!("1 broker, through {}", kafka.brokers),
         brokers => format!("{brokers} brokers, through {}", kafka.brokers),
     });
@@ -43,7 +53,7 @@ pub(super) async fn check(
             all,
         };
         if let Err(err) = look(&mut inspector, kafka, source, outbox.as_ref(), &mut found).await {
-            found.wrong(err.to_string(), advice::NOT_KAFKA);
+            found.fail(err.to_string(), advice::NOT_KAFKA);
             return;
         }
     }
@@ -62,10 +72,18 @@ async fn look(
             look_at_name(inspector, &outbox.producer_name, found).await?;
         }
         if outbox.topics.is_empty() {
-            found.note("the outbox has no rows, so no topic is known to look for");
+            found.unknown(
+                "no topic was looked for, because the outbox has no rows",
+                "check again when it has some",
+            );
         }
         let named = outbox.topics.iter().take(MAX_TOPICS);
         topics.extend(named.map(|(topic, bytes)| (topic.as_str(), *bytes)));
+    } else {
+        found.unknown(
+            "the topics of its rows were not looked at",
+            "mend what keeps the relay from the outbox",
+        );
     }
     if let Some(topic) = &source.dead_letter_topic {
         topics.entry(topic).or_default();
@@ -81,13 +99,16 @@ async fn look_at_name(
     name: &str,
     found: &mut Findings<'_>,
 ) -> Result<(), SinkError> {
-    if inspector.may_use_name(name).await? {
-        found.ok(format!("transactional id {name} may be used"));
-    } else {
-        found.wrong(
+    match inspector.may_use_name(name).await? {
+        Permission::Granted => found.pass(format!("transactional id {name} may be used")),
+        Permission::Denied => found.fail(
             format!("transactional id {name} is not allowed: a relay of the past isn't fenced off"),
             "allow Write on transactional ids with the prefix outbox-relay.",
-        );
+        ),
+        Permission::Unknown(reason) => found.unknown(
+            format!("could not check the transactional id {name}: the broker answers {reason}"),
+            "check again in a moment",
+        ),
     }
     Ok(())
 }
@@ -101,7 +122,7 @@ async fn look_at_topic(
     found: &mut Findings<'_>,
 ) -> Result<(), SinkError> {
     if !is_topic_name(topic) {
-        found.wrong(
+        found.fail(
             format!("no topic can be named {topic:?}"),
             "use 1 to 249 of a-z, A-Z, 0-9, ., _, -",
         );
@@ -110,14 +131,14 @@ async fn look_at_topic(
     let facts = match inspector.topic(topic).await {
         Ok(Some(facts)) => facts,
         Ok(None) => {
-            found.wrong(
+            found.fail(
                 format!("there is no topic {topic}"),
                 "create it, with its partitions and its cleanup.policy on purpose",
             );
             return Ok(());
         }
         Err(SinkError::Refused { .. }) => {
-            found.wrong(
+            found.fail(
                 format!("topic {topic} is hidden from the relay"),
                 "allow Describe and Write on it",
             );
@@ -137,14 +158,19 @@ fn judge(
     facts: &TopicFacts,
     found: &mut Findings<'_>,
 ) {
-    if !facts.may_write {
-        found.wrong(
+    match &facts.may_write {
+        Permission::Granted => {}
+        Permission::Denied => found.fail(
             format!("topic {topic} may not be written to"),
             "allow Write on it",
-        );
+        ),
+        Permission::Unknown(reason) => found.unknown(
+            format!("could not check whether topic {topic} may be written to: {reason}"),
+            "see that the relay is allowed Write on it",
+        ),
     }
     if facts.leaderless > 0 {
-        found.wrong(
+        found.fail(
             format!(
                 "{} of {} partitions of topic {topic} have no leader",
                 facts.leaderless, facts.partitions
@@ -157,21 +183,26 @@ fn judge(
     if let (SinkKind::RdKafka, Some(limit)) = (kafka.sink, facts.max_message_bytes)
         && limit < batch_bytes
     {
-        found.wrong(
+        found.fail(
             format!(
                 "librdkafka fills batches up to {batch_bytes} bytes, and topic {topic} takes {limit} at once"
             ),
             format!("set kafka.max_record_bytes to {limit}, or use the sink kafka"),
         );
     }
-    let policy = facts.cleanup_policy.as_deref().unwrap_or("unknown");
-    found.ok(format!(
-        "topic {topic}: {} partitions, cleanup.policy {policy}, max.message.bytes {}",
-        facts.partitions,
-        facts
-            .max_message_bytes
-            .map_or_else(|| "unknown".to_owned(), |bytes| bytes.to_string()),
-    ));
+    match (&facts.cleanup_policy, facts.max_message_bytes) {
+        (Some(policy), Some(bytes)) => found.pass(format!(
+            "topic {topic}: {} partitions, cleanup.policy {policy}, max.message.bytes {bytes}",
+            facts.partitions,
+        )),
+        _ => found.unknown(
+            format!(
+                "could not read cleanup.policy and max.message.bytes of topic {topic}, which has {} partitions",
+                facts.partitions
+            ),
+            "allow DescribeConfigs on it",
+        ),
+    }
 }
 
 /// Whether the largest row that was found fits.
@@ -199,7 +230,7 @@ fn judge_size(
         return;
     }
     let level = match source.on_refusal {
-        OnRefusal::Halt => Level::Wrong,
+        OnRefusal::Halt => Level::Fail,
         // That is what becomes of it.
         OnRefusal::ParkKey | OnRefusal::DeadLetter => Level::Note,
     };

@@ -1,9 +1,9 @@
 //! What of an outbox that others made is not as the relay needs it. `:table`, `:xid` and `:seq` are filled
 //! in as strings, `:named` as rows of a setting and the column that it names.
 
-use super::tables::{RULE, Rule, UNCACHED, UNHIDDEN, WRITERS};
+use super::tables::{LOGGED, NUMBERED, REPAIRABLE, RULE, Rule, UNHIDDEN, WRITERS, WRITTEN_HERE};
 
-pub(super) const MAPPED_RULES: [Rule; 10] = [
+pub(super) const MAPPED_RULES: [Rule; 14] = [
     Rule {
         fine: "the role may look into the outbox's schema",
         is_basic: true,
@@ -83,21 +83,48 @@ pub(super) const MAPPED_RULES: [Rule; 10] = [
                 from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
                 where attrelid = :table::regclass and attnum > 0 and not attisdropped
             )
-            select 'column ' || name || ' of ' || :table
-                || case
-                    when found.type is null then ' is missing'
-                    when found.type <> expected.type then ' is of type ' || found.type
-                    else ' has no such default'
+            select case
+                    when is_unknown then 'could not check the default of column ' || name || ' of ' || :table
+                        || ', which is ' || coalesce(nullif(value, ''), 'set by a trigger')
+                    else 'column ' || name || ' of ' || :table || problem
                 end,
-                'see outbox-relay/sql/columns-online.sql: it is ' || expected.type || ' default ' || fix
-            from expected left join found on attname = name
-            where found.type is distinct from expected.type
-                or attidentity = '' and found.value not like expected.value",
+                'see outbox-relay/sql/columns-online.sql: it is ' || type || ' default ' || fix,
+                is_unknown
+            from (
+                select name, expected.type, fix, found.value,
+                    case
+                        when found.type is null then ' is missing'
+                        when found.type <> expected.type then ' is of type ' || found.type
+                        else ' has no default'
+                    end as problem,
+                    found.type = expected.type and (found.value <> '' or exists (
+                        select from pg_trigger
+                        where tgrelid = :table::regclass and not tgisinternal
+                            -- For each row, before an insert.
+                            and tgtype & 7 = 7
+                    )) as is_unknown
+                from expected left join found on attname = name
+                where found.type is distinct from expected.type
+                    or attidentity = '' and found.value not like expected.value
+            ) as unexpected",
         ..RULE
     },
-    UNCACHED,
+    Rule {
+        fine: "no row is without its transaction and its number",
+        sql: "
+            select 'column ' || quote_ident(name) || ' of ' || :table
+                    || ' takes null, and a row without it is never published',
+                'alter table ' || :table || ' add constraint relay_columns check ('
+                    || string_agg(quote_ident(name) || ' is not null', ' and ') over () || ') not valid'
+            from (:nullable) as nullable (name) order by 1",
+        ..RULE
+    },
+    NUMBERED,
     WRITERS,
     UNHIDDEN,
+    LOGGED,
+    REPAIRABLE,
+    WRITTEN_HERE,
     Rule {
         fine: "rows are found by seq and by xid",
         sql: "

@@ -1,7 +1,13 @@
 //! The SQL that says what of an outbox is not as the relay needs it.
 
+use crate::{backlog::NULLABLE_COLUMNS, config::Mapping};
+
 /// A look at the database: a row, what is wrong and what to do about it, for each thing that is not
 /// as it should be.
+///
+/// `:table`, `:xid` and `:seq` stand for names as strings, `:named` for rows of a setting and the column that it names,
+/// `:numbers` for [`NUMBERS`], `:nullable` for [`NULLABLE_COLUMNS`], `:leaves` for [`LEAVES`]. A third column that is true
+/// says that this could not be found out.
 pub(super) struct Rule {
     /// What it means when there is no such row.
     pub(super) fine: &'static str,
@@ -19,18 +25,113 @@ pub(super) const RULE: Rule = Rule {
     is_basic: false,
 };
 
-/// A range of numbers in the hands of a session would come out behind those of others.
-pub(super) const UNCACHED: Rule = Rule {
-    fine: "seq is given to one row at a time",
+impl Rule {
+    /// The rule's SQL for a source's table.
+    pub(super) fn sql(&self, mapping: &Mapping) -> String {
+        let sql = fill_in(self.sql);
+        mapping.fill_in(&sql)
+    }
+}
+
+/// SQL with its fragments in place of their names.
+pub(super) fn fill_in(sql: &str) -> String {
+    sql.replace(":numbers", NUMBERS)
+        .replace(":nullable", NULLABLE_COLUMNS)
+        .replace(":leaves", LEAVES)
+}
+
+/// The sequences that number column `:seq`: of its default, or of the identity that it is.
+const NUMBERS: &str = "
+    select refobjid
+    from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
+        join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
+            and refclassid = 'pg_class'::regclass
+        join pg_sequence on seqrelid = refobjid
+    where adrelid = :table::regclass and attname = :seq
+    union
+    select objid
+    from pg_depend join pg_attribute on attrelid = refobjid and attnum = refobjsubid
+        join pg_sequence on seqrelid = objid
+    where classid = 'pg_class'::regclass and refclassid = 'pg_class'::regclass and deptype = 'i'
+        and refobjid = :table::regclass and attname = :seq";
+
+/// The tables that hold the rows of `:table`: its partitions, or itself.
+const LEAVES: &str = "
+    select coalesce(tree.relid, :table::regclass)
+    from (values (1)) as one left join pg_partition_tree(:table) as tree on tree.isleaf";
+
+/// Two changes of a key are numbered in the order in which they were made.
+pub(super) const NUMBERED: Rule = Rule {
+    fine: "seq rises from row to row",
     sql: "
-        select 'sequence ' || seqrelid::regclass || ' gives each session ' || seqcache
-            || ' numbers at once, so that two changes of a key can be numbered the wrong way round',
-            'alter sequence ' || seqrelid::regclass || ' cache 1'
-        from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
-            join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
-                and refclassid = 'pg_class'::regclass
-            join pg_sequence on seqrelid = refobjid
-        where adrelid = :table::regclass and attname = :seq and seqcache <> 1",
+        with numbers (id) as (:numbers)
+        select 'sequence ' || id::regclass || ' ' || case
+                when seqcache <> 1 then 'gives each session ' || seqcache
+                    || ' numbers at once, so that two changes of a key can be numbered the wrong way round'
+                when seqincrement < 0 then 'counts down, so that the newest change of a key comes first'
+                else 'starts over at its end, so that new changes come before old ones'
+            end,
+            'alter sequence ' || id::regclass || case
+                when seqcache <> 1 then ' cache 1'
+                when seqincrement < 0 then ' increment 1 maxvalue 9223372036854775807 restart with '
+                    || 'N, a number above every seq of the table'
+                else ' no cycle'
+            end, false
+        from numbers join pg_sequence on seqrelid = id
+        where seqcache <> 1 or seqincrement < 0 or seqcycle
+        union all
+        select 'could not check how column ' || quote_ident(:seq) || ' of ' || :table
+                || ' is numbered: no sequence belongs to it',
+            'see that its numbers rise from row to row, and come from no cached range', true
+        where not exists (select from numbers)",
+    ..RULE
+};
+
+/// A crash of Postgres empties a table that is not logged.
+pub(super) const LOGGED: Rule = Rule {
+    fine: "the outbox and the relay's own tables survive a crash of Postgres",
+    sql: "
+        select oid::regclass || ' is unlogged: a crash of Postgres empties it',
+            'alter table ' || oid::regclass || ' set logged'
+        from pg_class
+        where relpersistence = 'u' and oid in (
+            :leaves
+            union all
+            select to_regclass(name)
+            from unnest(array['relay_checkpoints', 'relay_parked', 'relay_dead_letters']) as name)
+        order by 1",
+    ..RULE
+};
+
+/// Where a publication covers it, Postgres refuses to change rows of a table without a replica identity.
+pub(super) const REPAIRABLE: Rule = Rule {
+    fine: "rows can be repaired by update and delete",
+    sql: "
+        select distinct class.oid::regclass || ' is in the publication ' || quote_ident(pubname)
+                || ' and has no replica identity, so that Postgres refuses to repair its rows',
+            'alter table ' || class.oid::regclass || ' replica identity full'
+        from pg_class as class
+            join pg_class as listed
+                on listed.oid = class.oid or listed.oid in (select pg_partition_ancestors(class.oid))
+            join pg_publication_tables
+                on schemaname = listed.relnamespace::regnamespace::name and tablename = listed.relname
+            join pg_publication using (pubname)
+        where class.oid in (:leaves) and (pubupdate or pubdelete)
+            and (class.relreplident = 'n' or class.relreplident = 'd' and not exists (
+                select from pg_index where indrelid = class.oid and indisprimary))
+        order by 1",
+    ..RULE
+};
+
+/// Rows that come by replication may bring transaction ids of the cluster where they were written.
+pub(super) const WRITTEN_HERE: Rule = Rule {
+    fine: "the outbox is not filled by replication",
+    sql: "
+        select 'could not check whose transaction ids the rows of ' || srrelid::regclass
+                || ' have: a subscription fills it',
+            'run the relay where the rows are written, or leave the columns ' || quote_ident(:xid) || ' and '
+                || quote_ident(:seq) || ' out of the publication: a row with a foreign id may never be published', true
+        from pg_subscription_rel where srrelid in (:leaves) order by 1",
     ..RULE
 };
 
@@ -55,12 +156,9 @@ pub(super) const WRITERS: Rule = Rule {
             select grantee from pg_attribute, aclexplode(attacl)
             where attrelid = :table::regclass and privilege_type = 'INSERT'
         ), numbers (id) as (
-            select distinct refobjid
-            from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
-                join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
-                    and refclassid = 'pg_class'::regclass
-                join pg_sequence on seqrelid = refobjid
-            where adrelid = :table::regclass and attname = :seq
+            -- An identity needs no privilege.
+            select id from (:numbers) as numbers (id)
+            where not exists (select from pg_depend where objid = id and deptype = 'i')
         )
         select name || ' may insert into ' || :table || ', and may not use the sequence '
                 || numbers.id::regclass || ' of its column ' || :seq,
@@ -74,7 +172,7 @@ pub(super) const WRITERS: Rule = Rule {
     ..RULE
 };
 
-pub(super) const RULES: [Rule; 9] = [
+pub(super) const RULES: [Rule; 12] = [
     Rule {
         fine: "the outbox and the relay's own tables are there",
         is_basic: true,
@@ -163,9 +261,12 @@ pub(super) const RULES: [Rule; 9] = [
             group by name, columns order by 1",
         ..RULE
     },
-    UNCACHED,
+    NUMBERED,
     WRITERS,
     UNHIDDEN,
+    LOGGED,
+    REPAIRABLE,
+    WRITTEN_HERE,
     Rule {
         fine: "the outbox has partitions, which can be emptied by turns",
         is_optional: true,

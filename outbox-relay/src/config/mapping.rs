@@ -17,6 +17,7 @@ pub struct Mapping {
     table: String,
     xid: String,
     seq: String,
+    event_id: String,
     /// Which setting names which other column.
     named: Vec<(String, String)>,
     is_own: bool,
@@ -30,6 +31,7 @@ impl Default for Mapping {
             table: "outbox".to_owned(),
             xid: "xid".to_owned(),
             seq: "seq".to_owned(),
+            event_id: "event_id".to_owned(),
             named: Vec::new(),
             is_own: true,
             has_created_at: true,
@@ -51,6 +53,12 @@ impl Mapping {
     /// The column with the writing transaction.
     pub(crate) fn xid(&self) -> &str {
         &self.xid
+    }
+
+    /// The columns with the writing transaction, the number and the event's id, quoted, with whatever type they have.
+    pub(crate) fn quoted_columns(&self) -> [String; 3] {
+        [&self.xid, &self.seq, &self.event_id]
+            .map(|name| format!("\"{}\"", name.replace('"', "\"\"")))
     }
 
     /// A statement with the names of the table and of its columns `xid` and `seq` as strings in it, and
@@ -176,6 +184,7 @@ impl MappingTable {
             table,
             xid: columns.xid,
             seq: columns.seq,
+            event_id: columns.event_id,
             named,
             is_own: false,
             has_created_at,

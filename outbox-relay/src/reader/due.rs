@@ -3,7 +3,7 @@
 //!
 //! A row is due if its transaction is visible in the window's snapshot and was not in the one
 //! before. With `seq` that splits in two: new rows above the highest seq seen, and stragglers up to
-//! it. A straggler's transaction was in progress, so it was either listed as such or has an id from
+//! it. Of the new ones it is enough to look at the window's snapshot: all that was visible before has a lower seq. A straggler's transaction was in progress, so it was either listed as such or has an id from
 //! xmax on. Leaving the latter out looks right and loses rows.
 //!
 //! Right after a partition was filled or emptied the planner knows nothing of it, so that each branch
@@ -12,7 +12,7 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
-use crate::window::{Cursor, Snapshot, Window};
+use crate::window::{Cursor, Position, Snapshot, Window};
 
 /// Late transactions that get a branch of their own. More of them would save less, for they have
 /// fewer rows each; and the planner takes half a millisecond for a branch.
@@ -28,90 +28,182 @@ pub(super) enum Stragglers {
     Of(Arc<[u64]>),
 }
 
-/// These columns of the rows of `cursor`'s window that come next.
-pub(super) fn page_sql(
-    columns: &str,
-    outbox: &str,
-    cursor: &Cursor,
-    stragglers: &Stragglers,
-    max_rows: usize,
-) -> String {
-    let (seen, max_seq) = (cursor.seen(), cursor.max_seq());
-    let (upto, done_seq) = match cursor.window() {
-        Some(window) => (window.upto.as_ref(), window.done_seq),
-        None => (seen, max_seq),
-    };
-    let visible = format!("pg_visible_in_snapshot(xid, '{upto}')");
-    let new = format!(
-        "select {columns} from {outbox}
-         where seq > {} and not pg_visible_in_snapshot(xid, '{seen}') and {visible}",
-        max_seq.max(done_seq),
-    );
-    let late = |condition: &str| {
-        format!(
-            "select {columns} from {outbox}
-             where {condition} and seq + 0 > {done_seq} and seq + 0 <= {max_seq}"
-        )
-    };
-    let order = format!("order by seq limit {max_rows}");
-    let mut branches = new;
-    match stragglers {
-        _ if !cursor.expects_stragglers() => {}
-        Stragglers::Of(xids) => {
-            branches = format!("({branches} {order})");
-            for xid in &**xids {
-                let _ = write!(
-                    branches,
-                    " union all (select {columns} from {outbox} where {}
-                      order by xid, seq limit {max_rows})",
-                    of_transaction(&format!("'{xid}'"), done_seq, max_seq)
-                );
-            }
-        }
-        // A branch costs the planner more than a small page costs to read, so none is there in vain:
-        // a transaction that is still open is no straggler yet.
-        Stragglers::Anywhere => {
-            let listed = listed(cursor, upto);
-            if !listed.is_empty() {
-                let late = late(&format!("xid = any ('{{{listed}}}'::xid8[])"));
-                let _ = write!(branches, " union all {late}");
-            }
-            if upto.xmax() > seen.xmax() {
-                let late = late(&format!("xid >= '{}' and {visible}", seen.xmax()));
-                let _ = write!(branches, " union all {late}");
-            }
+/// What is asked of a window's rows: those that come next, in the order of [`Position`].
+pub(super) struct PageQuery<'a> {
+    pub(super) columns: &'a str,
+    pub(super) outbox: &'a str,
+    pub(super) cursor: &'a Cursor,
+    pub(super) stragglers: &'a Stragglers,
+    /// No row beyond this seq is looked at.
+    pub(super) last_seq: i64,
+    pub(super) max_rows: usize,
+    pub(super) order: Order,
+}
+
+/// How a page treats rows that share a seq. The index on seq gives no order among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// All of them are on one page, whatever `max_rows` says, in any order. It costs nothing.
+    Together,
+    /// Sorted by event id, so that a page can end between them.
+    ByEventId,
+    /// In any order, and a page can end between them. It needs no column but seq.
+    BySeqAlone,
+}
+
+impl Order {
+    fn first(self, rows: usize) -> String {
+        match self {
+            Self::Together => format!("order by seq fetch first {rows} rows with ties"),
+            Self::ByEventId => format!("order by seq, event_id limit {rows}"),
+            Self::BySeqAlone => format!("order by seq limit {rows}"),
         }
     }
-    format!("copy (select * from ({branches}) due {order}) to stdout (format binary)")
+}
+
+impl PageQuery<'_> {
+    pub(super) fn sql(&self) -> String {
+        let Self {
+            columns,
+            outbox,
+            cursor,
+            last_seq,
+            max_rows,
+            ..
+        } = *self;
+        let (seen, max_seq) = (cursor.seen(), cursor.max_seq());
+        let (upto, done) = match cursor.window() {
+            Some(window) => (window.upto.as_ref(), window.done),
+            None => (seen, Position::behind(max_seq)),
+        };
+        let visible = format!("pg_visible_in_snapshot(xid, '{upto}')");
+        // No row that was visible in `seen` has such a seq, unless its xid is another cluster's: replicated or restored.
+        // Such a row is new as well.
+        let start = match done.seq > max_seq {
+            true => done,
+            false => Position::behind(max_seq),
+        };
+        let mut new = format!(
+            "select {columns} from {outbox} where {} and {visible}",
+            behind(start, "seq")
+        );
+        if last_seq < i64::MAX {
+            let _ = write!(new, " and seq <= {}", bigint(last_seq));
+        }
+        let due = match self.stragglers {
+            _ if !cursor.expects_stragglers() => new,
+            Stragglers::Of(xids) => {
+                // Its own transactions' rows come from the index in their order, with all that share the last seq.
+                let first = format!("fetch first {max_rows} rows with ties");
+                let mut branches = format!("({new} order by seq {first})");
+                for xid in &**xids {
+                    let _ = write!(
+                        branches,
+                        " union all (select {columns} from {outbox} where {}
+                          order by xid, seq {first})",
+                        of_transaction(&format!("'{xid}'"), done, max_seq.min(last_seq))
+                    );
+                }
+                branches
+            }
+            Stragglers::Anywhere => match self.late(done, upto, &visible) {
+                Some(late) => format!("{new} union all {late}"),
+                None => new,
+            },
+        };
+        let first = self.order.first(max_rows);
+        format!("copy (select * from ({due}) as due {first}) to stdout (format binary)")
+    }
+
+    /// The first stragglers, wherever they are; `None` if no transaction can have any.
+    fn late(&self, done: Position, upto: &Snapshot, visible: &str) -> Option<String> {
+        let Self {
+            columns,
+            outbox,
+            cursor,
+            max_rows,
+            ..
+        } = *self;
+        let (max_seq, xmax) = (cursor.max_seq(), cursor.seen().xmax());
+        let last_seq = bigint(max_seq.min(self.last_seq));
+        let rows = |condition: &str| {
+            format!(
+                "select {columns} from {outbox}
+                 where {condition} and {} and seq + 0 <= {last_seq}",
+                behind(done, "seq + 0")
+            )
+        };
+        // A branch costs the planner more than a small page costs to read, so none is there in vain: a transaction that
+        // is still open is no straggler yet.
+        let listed = listed(cursor, upto);
+        let listed =
+            (!listed.is_empty()).then(|| rows(&format!("xid = any ('{{{listed}}}'::xid8[])")));
+        let from_xmax =
+            (upto.xmax() > xmax).then(|| rows(&format!("xid >= '{xmax}' and {visible}")));
+        let branches: Vec<String> = listed.into_iter().chain(from_xmax).collect();
+        // They have to be sorted anyway. A page that takes all that share a seq would keep Postgres from sorting no more
+        // than it needs.
+        let order = match self.order {
+            Order::BySeqAlone => Order::BySeqAlone,
+            Order::Together | Order::ByEventId => Order::ByEventId,
+        };
+        let first = order.first(max_rows);
+        let branches = branches.join(" union all ");
+        (!branches.is_empty()).then(|| format!("(select * from ({branches}) as late {first})"))
+    }
 }
 
 /// The transactions in which the stragglers of a window are that are still to be read, one more than
 /// [`MAX_BRANCHES`] at most. This looks at every row of the window that has an id from xmax on, in
 /// the index alone.
 pub(super) fn late_transactions_sql(outbox: &str, cursor: &Cursor, window: &Window) -> String {
-    let (upto, done_seq, max_seq) = (&window.upto, window.done_seq, cursor.max_seq());
+    let (upto, done, max_seq) = (&window.upto, window.done, cursor.max_seq());
     format!(
         "select xid from unnest('{{{listed}}}'::xid8[]) as listed (xid)
          where exists (select from {outbox} where {of_listed})
          union
          select xid from {outbox}
-         where xid >= '{xmax}' and seq + 0 > {done_seq} and seq + 0 <= {max_seq}
+         where xid >= '{xmax}' and {behind} and seq + 0 <= {max_seq}
              and pg_visible_in_snapshot(xid, '{upto}')
          limit {limit}",
-        of_listed = of_transaction("listed.xid", done_seq, max_seq),
+        of_listed = of_transaction("listed.xid", done, max_seq),
         listed = listed(cursor, upto),
         xmax = cursor.seen().xmax(),
+        behind = behind(done, "seq + 0"),
+        max_seq = bigint(max_seq),
         limit = MAX_BRANCHES + 1,
     )
 }
 
-/// The rows of one transaction between two seqs. As rows are compared, these are a range of the index,
+/// The rows of one transaction behind a position and up to a seq. As rows are compared, these are a range of the index,
 /// and come from it in their order.
-fn of_transaction(xid: &str, done_seq: i64, max_seq: i64) -> String {
+fn of_transaction(xid: &str, done: Position, last_seq: i64) -> String {
+    let (comparison, rest) = match done.event_id {
+        None => (">", String::new()),
+        Some(_) => (">=", format!(" and {}", behind(done, "seq + 0"))),
+    };
     format!(
-        "(outbox.xid, outbox.seq) > ({xid}, {done_seq}::bigint)
-         and (outbox.xid, outbox.seq) <= ({xid}, {max_seq}::bigint)"
+        "(outbox.xid, outbox.seq) {comparison} ({xid}, {})
+         and (outbox.xid, outbox.seq) <= ({xid}, {}){rest}",
+        bigint(done.seq),
+        bigint(last_seq),
     )
+}
+
+/// The rows behind a position. One without an event id can't be read, and is behind all others with its seq.
+fn behind(Position { seq, event_id }: Position, column: &str) -> String {
+    let seq = bigint(seq);
+    match event_id {
+        None => format!("{column} > {seq}"),
+        Some(event_id) => format!(
+            "{column} >= {seq} and ({column} > {seq} or event_id > '{event_id}' or event_id is null)"
+        ),
+    }
+}
+
+/// The lowest bigint, written as digits, is a `numeric`, for which no index on a bigint serves.
+fn bigint(number: i64) -> String {
+    format!("'{number}'::bigint")
 }
 
 /// The transactions that were listed as in progress and are completed now.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::ReadError;
+use crate::window::Position;
 
 /// The columns of a row, in the order in which [`Row`] reads them.
 pub(super) const COLUMNS: &str =
@@ -17,7 +18,13 @@ const FIELDS: i16 = 10;
 pub struct Page {
     rows: Vec<Bytes>,
     bytes: usize,
+    /// No row of the window is behind the page.
     is_last: bool,
+    /// More rows came than fit.
+    is_cut: bool,
+    /// No row behind the page shares the seq of its last row.
+    has_whole_seqs: bool,
+    repeated_seq: Option<i64>,
 }
 
 impl Page {
@@ -35,22 +42,75 @@ impl Page {
         self.is_last = self.rows.len() < max_rows;
     }
 
-    /// The rows, in the order of seq.
+    /// Notes that more rows came, which don't fit.
+    pub(super) fn cut(&mut self) {
+        self.is_cut = true;
+    }
+
+    /// Brings the rows of an [`Order::Together`](super::due::Order::Together) query into the order of their positions.
+    /// `None` if they were cut off within the first seq. Stragglers, which have seqs up to `max_seq`, are
+    /// sorted already, and may end within a seq.
+    pub(super) fn with_whole_seqs(mut self, max_seq: i64) -> Result<Option<Self>, ReadError> {
+        let seqs = self.seqs()?;
+        let Some(&last_seq) = seqs.last() else {
+            return Ok(Some(self));
+        };
+        if self.is_cut {
+            let whole = seqs.partition_point(|seq| *seq < last_seq);
+            if whole == 0 {
+                return Ok(None);
+            }
+            self.bytes -= self.rows.drain(whole..).map(|row| row.len()).sum::<usize>();
+        }
+        self.has_whole_seqs = self.is_cut || last_seq > max_seq;
+        let mut first = 0;
+        for of_one_seq in seqs[..self.rows.len()].chunk_by(|a, b| a == b) {
+            let behind = first + of_one_seq.len();
+            if of_one_seq.len() > 1 {
+                self.repeated_seq = of_one_seq.first().copied();
+                // As Postgres sorts them: nulls last.
+                self.rows[first..behind].sort_by_key(|row| match event_id_of(row) {
+                    Some(event_id) => (false, event_id),
+                    None => (true, Uuid::nil()),
+                });
+            }
+            first = behind;
+        }
+        Ok(Some(self))
+    }
+
+    /// The rows, in the order of their positions.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Result<Row<'_>, ReadError>> {
         self.rows.iter().map(|bytes| Row::parse(bytes))
+    }
+
+    /// Where reading goes on behind this row. Nothing but its seq and its event id is looked at.
+    ///
+    /// # Errors
+    /// If the row has no seq.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn position_behind(&self, index: usize) -> Result<Position, ReadError> {
+        let seq = seq_of(&self.rows[index])?;
+        let shares_seq = match self.rows.get(index + 1) {
+            Some(next) => seq_of(next)? == seq,
+            None => !self.has_whole_seqs,
+        };
+        Ok(Position {
+            seq,
+            event_id: event_id_of(&self.rows[index]).filter(|_| shares_seq),
+        })
+    }
+
+    /// A seq that several rows have.
+    pub(crate) fn repeated_seq(&self) -> Option<i64> {
+        self.repeated_seq
     }
 
     /// How large the rows are together, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// The highest seq; none of an empty page. Nothing else of the row is looked at.
-    ///
-    /// # Errors
-    /// If the last row has none.
-    pub fn last_seq(&self) -> Result<Option<i64>, ReadError> {
-        self.rows.last().map(|row| seq_of(row)).transpose()
     }
 
     /// The seq of each row; also if they have no other column.
@@ -119,6 +179,14 @@ fn seq_of(row: &[u8]) -> Result<i64, ReadError> {
     let mut fields = Fields(row);
     fields.i16()?;
     (fields.i64()?).ok_or(ReadError::Layout("column seq is null"))
+}
+
+/// The second column of a row, if it is what it should be.
+fn event_id_of(row: &[u8]) -> Option<Uuid> {
+    let mut fields = Fields(row);
+    fields.i16().ok()?;
+    fields.next().ok()?;
+    Uuid::from_slice(fields.next().ok()??).ok()
 }
 
 impl<'a> Row<'a> {

@@ -33,7 +33,7 @@ use std::{
 use program::{MAX_TOPIC_NAME_CHARS, is_topic_name};
 use tokio::time::Instant;
 
-pub(crate) use self::cluster::{Inspector, TopicFacts};
+pub(crate) use self::cluster::{Inspector, Permission, TopicFacts};
 use self::{
     cluster::{Cluster, Registration},
     outstanding::Outstanding,

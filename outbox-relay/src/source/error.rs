@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use crate::{
-    checkpoint::CheckpointError, reader::ReadError, session::DatabaseError, sink::SinkError,
+    checkpoint::CheckpointError,
+    reader::{FutureRow, ReadError},
+    session::DatabaseError,
+    sink::SinkError,
 };
 
 /// Why shipping has to begin anew.
@@ -42,6 +45,15 @@ pub(super) enum SourceError {
          the outbox still holds once more"
     )]
     CheckpointFromTheFuture { name: String, checkpoint: String },
+    #[error(
+        "{table} has rows of another Postgres: that with seq {} is of transaction {}, and here {} comes next; {hint}",
+        row.seq, row.xid, row.next_xid
+    )]
+    ForeignRows {
+        table: String,
+        row: FutureRow,
+        hint: String,
+    },
     #[error("what was in flight was not acknowledged within {0:?}")]
     FlushTimeout(Duration),
 }

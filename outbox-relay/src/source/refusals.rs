@@ -7,11 +7,12 @@ use super::{
     shipping::{Shipping, deliver},
 };
 use crate::{
-    aside::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
+    aside::{EventRef, MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
     config::OnRefusal,
     reader::{Page, Row},
     record::Record,
     sink::{Sink, SinkError},
+    window::Position,
 };
 
 /// Events set aside that are tried again at once.
@@ -24,6 +25,7 @@ impl<S: Sink> Shipping<'_, S> {
     pub(super) async fn set_aside(
         &mut self,
         row: &Row<'_>,
+        position: Position,
         refusal: SinkError,
     ) -> Result<(), SourceError> {
         let can_park = self.aside.parked_keys() < MAX_PARKED_KEYS
@@ -33,12 +35,12 @@ impl<S: Sink> Shipping<'_, S> {
         match self.config.on_refusal {
             OnRefusal::ParkKey if can_park => {
                 let (topic, key) = (row.topic, row.key);
-                self.aside.park(row.seq, topic, key, &reason).await?;
+                self.aside.park(row.into(), topic, key, &reason).await?;
                 self.status.update(|status| status.refused.parked += 1);
             }
             OnRefusal::DeadLetter => {
                 let (topic, key) = (row.topic, row.key);
-                self.aside.bury(row.seq, topic, key, reason.clone());
+                self.aside.bury(row.into(), topic, key, reason.clone());
             }
             OnRefusal::ParkKey | OnRefusal::Halt => {
                 return Err(SourceError::Refused {
@@ -51,7 +53,7 @@ impl<S: Sink> Shipping<'_, S> {
         }
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
         tracing::error!(%source, %event_id, seq, reason, policy = self.config.on_refusal.name(), "event set aside");
-        self.cursor.advance(row.seq);
+        self.cursor.advance(position);
         let in_flight = self.sink.in_flight().clone();
         if in_flight.check().is_ok() {
             return Ok(());
@@ -103,10 +105,10 @@ impl<S: Sink> Shipping<'_, S> {
             }
             self.one_by_one = self.one_by_one.max(1);
             match self.send_row(&row).await? {
-                None => self.aside.unpark(row.seq, topic, key).await?,
+                None => self.aside.unpark((&row).into(), topic, key).await?,
                 Some(refusal) => {
                     let reason = refusal.to_string();
-                    self.aside.park_again(row.seq, &reason).await?;
+                    self.aside.park_again((&row).into(), &reason).await?;
                     let (source, event_id) = (&self.config.name, row.event_id);
                     tracing::warn!(%source, %event_id, seq = row.seq, reason, "refused again, stays parked");
                     // The broker's refusal ends the sink; its own does not.
@@ -121,8 +123,9 @@ impl<S: Sink> Shipping<'_, S> {
     async fn ship_dead_letters(&mut self, page: &Page, topic: &str) -> Result<(), SourceError> {
         for row in page.rows() {
             let row = row?;
+            let event = EventRef::from(&row);
             let Ok(record) = self.router.route(&row) else {
-                self.aside.buried_in_topic(row.seq, false).await?;
+                self.aside.buried_in_topic(event, false).await?;
                 continue;
             };
             let record = Record { topic, ..record };
@@ -133,7 +136,7 @@ impl<S: Sink> Shipping<'_, S> {
                 refused => refused,
             };
             match sent {
-                Ok(()) => self.aside.buried_in_topic(row.seq, true).await?,
+                Ok(()) => self.aside.buried_in_topic(event, true).await?,
                 Err(SinkError::Refused { .. }) => {
                     // Not for the letter's sake, if the topic is gone: then it waits.
                     match self.sink.look_up(topic).await {
@@ -142,7 +145,7 @@ impl<S: Sink> Shipping<'_, S> {
                         }
                         known => known?,
                     }
-                    self.aside.buried_in_topic(row.seq, false).await?;
+                    self.aside.buried_in_topic(event, false).await?;
                     self.sink.in_flight().check()?;
                 }
                 Err(err) => return Err(err.into()),

@@ -11,6 +11,7 @@ use super::{
     page_rows::{first_page_rows, next_page_rows},
 };
 use crate::{
+    advice,
     aside::Aside,
     checkpoint::CheckpointError,
     config::SourceConfig,
@@ -28,6 +29,8 @@ use crate::{
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// The pause is this part of the time since there was work: 2 ms after 100 ms, 20 ms after a second.
 const REST_PART: u32 = 50;
+/// How often a leader looks for rows that were replicated or restored from another cluster.
+const FOREIGN_ROWS_INTERVAL: Duration = Duration::from_secs(5);
 /// Rows between two places in a page that a checkpoint can name.
 const MARK_ROWS: u64 = 500;
 /// Shipping without an error for so long makes the next error a first one.
@@ -51,6 +54,7 @@ pub(super) struct Shipping<'a, S> {
     pub(super) aside: Aside<'a>,
     /// So many rows are sent one by one: one of them was refused when they were sent together.
     pub(super) one_by_one: u64,
+    pub(super) has_warned_of_repeated_seq: bool,
 }
 
 impl<S: Sink> Shipping<'_, S> {
@@ -105,9 +109,7 @@ impl<S: Sink> Shipping<'_, S> {
         shown.update();
         let (reached, count) = self.marks.reached(in_flight.acknowledged());
         let leads = match err {
-            SourceError::Checkpoint(CheckpointError::Occupied { .. } | CheckpointError::Gone) => {
-                true
-            }
+            SourceError::Checkpoint(CheckpointError::Gone) => true,
             SourceError::Checkpoint(_) => false,
             _ => true,
         };
@@ -127,13 +129,20 @@ impl<S: Sink> Shipping<'_, S> {
     async fn pump(&mut self) -> Result<(), SourceError> {
         let mut page_rows = first_page_rows(self.one_by_one).min(self.config.max_page_rows);
         let mut last_work = Instant::now();
+        // The source was looked through for foreign rows when this began.
+        let mut foreign_rows_at = Instant::now();
         let mut read_ahead = None;
         while !self.shutdown.is_cancelled() {
             self.look_aside().await?;
+            if foreign_rows_at.elapsed() > FOREIGN_ROWS_INTERVAL {
+                ensure_no_foreign_rows(self.reader, self.config).await?;
+                foreign_rows_at = Instant::now();
+            }
             let page = match read_ahead.take() {
                 Some(page) => page,
                 None => {
                     if self.cursor.window().is_none() && !self.open_window().await? {
+                        self.status.leads();
                         self.sink.tend().await?;
                         self.rest(last_work).await?;
                         continue;
@@ -141,6 +150,11 @@ impl<S: Sink> Shipping<'_, S> {
                     read_page(self.reader, self.status, &self.cursor, page_rows).await?
                 }
             };
+            // Not before: until now nothing has shown that the outbox can be read.
+            self.status.leads();
+            if let Some(seq) = page.repeated_seq() {
+                self.warn_of_repeated_seq(seq);
+            }
             let (rows, max) = (page.rows().len(), self.config.max_page_rows);
             page_rows = next_page_rows(page_rows, rows, page.bytes(), max);
             read_ahead = self.send_page(&page, page_rows).await?;
@@ -181,10 +195,10 @@ impl<S: Sink> Shipping<'_, S> {
         next_rows: usize,
     ) -> Result<Option<Page>, SourceError> {
         let (reader, status) = (self.reader, self.status);
-        let ahead = match page.last_seq()? {
-            Some(last_seq) if !page.is_last() => {
+        let ahead = match page.rows().len().checked_sub(1) {
+            Some(last) if !page.is_last() => {
                 let mut cursor = self.cursor.clone();
-                cursor.advance(last_seq);
+                cursor.advance(page.position_behind(last)?);
                 Some(async move { read_page(reader, status, &cursor, next_rows).await })
             }
             _ => None,
@@ -208,9 +222,10 @@ impl<S: Sink> Shipping<'_, S> {
                 break;
             }
             let row = row?;
+            let position = page.position_behind(index)?;
             if self.aside.is_parked(row.topic, row.key) {
-                self.aside.park_behind(row.seq);
-                self.cursor.advance(row.seq);
+                self.aside.park_behind((&row).into());
+                self.cursor.advance(position);
                 if self.one_by_one > 0 {
                     self.mark(self.sink.in_flight().sent()).await?;
                 }
@@ -230,8 +245,8 @@ impl<S: Sink> Shipping<'_, S> {
             }
             let is_taken = refusal.is_none();
             match refusal {
-                None => self.cursor.advance(row.seq),
-                Some(refusal) => self.set_aside(&row, refusal).await?,
+                None => self.cursor.advance(position),
+                Some(refusal) => self.set_aside(&row, position, refusal).await?,
             }
             let sent = in_flight.sent();
             // Alone, so that whoever goes on begins with the row that is refused.
@@ -306,6 +321,18 @@ impl<S: Sink> Shipping<'_, S> {
         }
     }
 
+    /// All rows are published, but a window has them in the order of their numbers.
+    fn warn_of_repeated_seq(&mut self, seq: i64) {
+        if !std::mem::replace(&mut self.has_warned_of_repeated_seq, true) {
+            tracing::warn!(
+                source = %self.config.name,
+                seq,
+                hint = "set the sequence to the highest seq of the table: `outbox-relay check` prints the statement",
+                "several rows have the same seq, so that events of a key may be published out of order"
+            );
+        }
+    }
+
     fn refuse_the_future(&self, now: &Snapshot) -> Result<(), SourceError> {
         if !self.cursor.seen().lies_in_the_future_of(now) {
             return Ok(());
@@ -314,6 +341,21 @@ impl<S: Sink> Shipping<'_, S> {
             name: self.config.name.clone(),
             checkpoint: self.cursor.seen().to_string(),
         })
+    }
+}
+
+/// Fails if the source has rows whose transactions are still to come in this cluster.
+pub(super) async fn ensure_no_foreign_rows(
+    reader: &Reader,
+    config: &SourceConfig,
+) -> Result<(), SourceError> {
+    match reader.row_from_the_future().await? {
+        None => Ok(()),
+        Some(row) => Err(SourceError::ForeignRows {
+            table: config.mapping.table().to_owned(),
+            row,
+            hint: advice::for_foreign_rows(&config.name, &config.mapping),
+        }),
     }
 }
 

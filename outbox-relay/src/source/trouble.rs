@@ -25,18 +25,18 @@ fn reason(err: &SourceError) -> Reason {
             Reason::LostLead
         }
         SourceError::Read(ReadError::Row { .. } | ReadError::Unreadable { .. }) => Reason::Refused,
-        SourceError::Checkpoint(CheckpointError::Database(_) | CheckpointError::Session(_))
+        SourceError::Checkpoint(CheckpointError::Database(_))
         | SourceError::Database(_)
         | SourceError::Read(_) => Reason::Database,
         SourceError::Checkpoint(
             CheckpointError::Foreign(_)
             | CheckpointError::OtherTable { .. }
             | CheckpointError::Malformed(_)
-            | CheckpointError::ForeignRows(..)
-            | CheckpointError::Occupied { .. }
+            | CheckpointError::ForeignRows { .. }
             | CheckpointError::Timeless,
         )
-        | SourceError::CheckpointFromTheFuture { .. } => Reason::Checkpoint,
+        | SourceError::CheckpointFromTheFuture { .. }
+        | SourceError::ForeignRows { .. } => Reason::Checkpoint,
         SourceError::Unopened(SinkError::Fenced) | SourceError::Sink(SinkError::Fenced) => {
             Reason::Fenced
         }
@@ -52,14 +52,13 @@ fn reason(err: &SourceError) -> Reason {
 
 fn fix(err: &SourceError) -> Option<&'static str> {
     match err {
-        SourceError::Checkpoint(CheckpointError::Database(err))
-        | SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Failed(err)))
+        SourceError::Checkpoint(CheckpointError::Database(DatabaseError::Failed(err)))
         | SourceError::Database(DatabaseError::Failed(err))
         | SourceError::Read(ReadError::Database(err) | ReadError::Unreadable { source: err, .. }) => {
             Some(advice::for_postgres(err))
         }
-        SourceError::Checkpoint(CheckpointError::Session(DatabaseError::Silent))
-        | SourceError::Database(DatabaseError::Silent)
+        SourceError::Checkpoint(CheckpointError::Database(DatabaseError::Silent(_)))
+        | SourceError::Database(DatabaseError::Silent(_))
         | SourceError::Read(ReadError::Silent(_)) => Some(advice::SILENT_POSTGRES),
         SourceError::Read(ReadError::Layout(_)) => Some(advice::TABLES),
         SourceError::Read(ReadError::Row { .. }) => Some(advice::ROW),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::{Warning, WarningReason};
+
 /// What was measured in a source's database.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measured {
@@ -16,6 +18,40 @@ pub(crate) struct Measured {
     pub(crate) checkpoint: String,
     /// Who holds the source's lock, where this relay stands by.
     pub(crate) leader: Option<String>,
+    pub(crate) unpublishable: Option<UnpublishableRows>,
+}
+
+/// Rows without a seq or a transaction id: nothing can tell when they were committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UnpublishableRows {
+    pub(crate) table: String,
+    pub(crate) rows: i64,
+    /// There may be more.
+    pub(crate) is_minimum: bool,
+    /// The event id of one of them, as its column has it.
+    pub(crate) example: String,
+}
+
+impl UnpublishableRows {
+    pub(super) fn warning(&self) -> Warning {
+        let Self {
+            table,
+            rows,
+            is_minimum,
+            example,
+        } = self;
+        let at_least = if *is_minimum { "at least " } else { "" };
+        Warning {
+            reason: WarningReason::UnpublishableRows,
+            message: format!(
+                "{at_least}{rows} rows of {table} have no seq or no transaction id and are never published, \
+                 among them event {example}"
+            ),
+            hint: "repair the writer, give the rows both columns' defaults if nobody else has published them, then add \
+                 the constraint of outbox-relay/sql/columns-online.sql"
+                .to_owned(),
+        }
+    }
 }
 
 /// Rows that are committed and not shipped.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{
-    Counts, Reason, Refused, Role, SharedStatus, State, Tick,
+    Counts, Reason, Refused, Role, SharedStatus, State, Tick, Warning,
     histogram::{Histogram, quantile_s},
 };
 
@@ -60,6 +60,10 @@ pub(crate) struct View {
     pub(crate) error: Option<String>,
     /// What to do about that.
     pub(crate) fix: Option<&'static str>,
+    /// What is wrong although it ships.
+    pub(crate) warnings: Vec<Warning>,
+    /// Rows that can never be published, of a table that takes such rows.
+    pub(crate) unpublishable_rows: Option<i64>,
     /// What kept it from shipping last, also if it is overcome.
     pub(crate) last_error: Option<String>,
     /// How long ago that was.
@@ -120,6 +124,11 @@ impl SharedStatus {
             truncations: status.truncations,
             error,
             fix: status.trouble.as_ref().and_then(|trouble| trouble.fix),
+            warnings: status.warnings(),
+            unpublishable_rows: recent.map(|(measured, _)| {
+                let unpublishable = measured.unpublishable.as_ref();
+                unpublishable.map_or(0, |unpublishable| unpublishable.rows)
+            }),
             last_error: (status.last_trouble.as_ref()).map(|(trouble, _)| trouble.error.clone()),
             last_error_age_s: (status.last_trouble.as_ref())
                 .map(|(_, at)| at.elapsed().as_secs_f64()),

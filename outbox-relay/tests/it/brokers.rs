@@ -3,13 +3,18 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, KafkaCluster};
-use outbox_relay::config::SinkKind;
+use outbox_relay::{Level, check, config::SinkKind};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use crate::{
     for_each_sink,
     running::{COMPACTED, MAX_IN_FLIGHT_RECORDS, Running},
+    shipping::Setup,
 };
 
 for_each_sink! {
@@ -55,6 +60,34 @@ async fn nothing_is_lost_while_brokers_go_in_turn() -> Result<()> {
         assert!(audit.is_clean(), "{sink:?}: {audit}");
     }
     cluster.stop().await;
+    Ok(())
+}
+
+/// Whoever answers at a broker's address may be no broker. Nothing that it says ends the process, before a login either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_announces_four_billion_elements_is_refused() -> Result<()> {
+    let mut setup = Setup::new("announces", SinkKind::Kafka).await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    setup.brokers = listener.local_addr()?.to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 12];
+            stream.read_exact(&mut request).await?;
+            // Its length, the call's number, no error, and an array.
+            let answer = [
+                &[0, 0, 0, 11][..],
+                &request[8..12],
+                &[0, 0],
+                &[0xff, 0xff, 0xff, 0xff, 0x0f],
+            ];
+            stream.write_all(&answer.concat()).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    let found = check(&setup.config()?).await;
+    let failed = found.iter().find(|finding| finding.level == Level::Fail);
+    let failed = failed.context("a finding")?;
+    assert!(failed.what.contains("malformed response"), "{failed}");
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnectio
 use diesel_migrations::MigrationHarness as _;
 use tokio::task::JoinHandle;
 use tokio_postgres::Statement;
+use uuid::Uuid;
 
 /// Few, so that there are always several versions of a key on their way.
 const KEYS: usize = 10;
@@ -147,6 +148,39 @@ impl Session {
     /// Changes an aggregate, which locks its row, and returns its new version.
     pub(crate) async fn change(&self, key: &str) -> Result<i64> {
         Ok(self.client.query_one(&self.change, &[&key]).await?.get(0))
+    }
+
+    /// Writes the event of a change; returns its id.
+    pub(crate) async fn enqueue_event(&self, key: &str, version: i64) -> Result<Uuid> {
+        let sql = "insert into outbox (topic, key, event_type, aggregate_version)
+            values ('topic', $1, 'changed', $2) returning event_id::text";
+        let row = self.client.query_one(sql, &[&key, &version]).await?;
+        Ok(row.get::<_, &str>(0).parse()?)
+    }
+
+    /// Takes the next number of the outbox.
+    pub(crate) async fn next_seq(&self) -> Result<i64> {
+        self.client.count("select nextval('outbox_seq')").await
+    }
+
+    /// The last number that was taken.
+    pub(crate) async fn last_seq(&self) -> Result<i64> {
+        self.client.count("select last_value from outbox_seq").await
+    }
+
+    /// Writes an event with a number and a transaction id that are not the table's own; returns its id.
+    pub(crate) async fn enqueue_as(
+        &self,
+        key: &str,
+        seq: Option<i64>,
+        xid: Option<u64>,
+    ) -> Result<Uuid> {
+        let sql = "insert into outbox (topic, key, event_type, aggregate_version, seq, xid)
+            values ('topic', $1, 'changed', 1, $2, coalesce($3::text::xid8, pg_current_xact_id()))
+            returning event_id::text";
+        let xid = xid.map(|xid| xid.to_string());
+        let row = self.client.query_one(sql, &[&key, &seq, &xid]).await?;
+        Ok(row.get::<_, &str>(0).parse()?)
     }
 
     /// Writes the event of a change; returns its seq.

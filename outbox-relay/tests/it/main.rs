@@ -4,6 +4,7 @@ mod acl;
 mod admin;
 mod brokers;
 mod compaction;
+mod every_row;
 mod failover;
 mod figures;
 mod harness;
@@ -18,6 +19,7 @@ mod running;
 mod schedule;
 mod secure;
 mod shipping;
+mod silence;
 mod sinks;
 
 /// A test for each of these functions and each sink.

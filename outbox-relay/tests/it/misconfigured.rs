@@ -273,11 +273,11 @@ async fn what_is_as_it_should_be_is_told_line_by_line() -> Result<()> {
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
     for part in [
-        "ok     admin_addr: 127.0.0.1:".to_owned(),
-        "ok     test: Postgres 1".to_owned(),
-        "ok     test: rows are found by seq and by xid, in every partition".to_owned(),
+        "PASS     admin_addr: 127.0.0.1:".to_owned(),
+        "PASS     test: Postgres 1".to_owned(),
+        "PASS     test: rows are found by seq and by xid, in every partition".to_owned(),
         format!(
-            "ok     test: topic {}: 3 partitions, cleanup.policy compact",
+            "PASS     test: topic {}: 3 partitions, cleanup.policy compact",
             setting.topic
         ),
     ] {
@@ -286,7 +286,10 @@ async fn what_is_as_it_should_be_is_told_line_by_line() -> Result<()> {
     let (_, json) = setting.output(&["check", "--json"]).await?;
     for line in json.lines() {
         let finding: serde_json::Value = serde_json::from_str(line)?;
-        assert_ne!(finding["level"], "wrong", "{finding}");
+        assert!(
+            ["pass", "note"].contains(&finding["level"].as_str().unwrap_or_default()),
+            "{finding}"
+        );
     }
     // It has changed nothing: no relay has led yet.
     let client = setting.database.connect().await?;
@@ -296,6 +299,51 @@ async fn what_is_as_it_should_be_is_told_line_by_line() -> Result<()> {
             .await?,
         0
     );
+    Ok(())
+}
+
+/// What can't be looked at is not called fine, and keeps nothing else from being looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_looked_at_is_told_with_the_reason() -> Result<()> {
+    let setting = Setting::new("unknown").await?;
+    setting
+        .administer(
+            "revoke select on pg_subscription_rel from public;
+             revoke select on sequence outbox_seq from ROLE;
+             create function next_number() returns bigint language sql as $$select nextval('outbox_seq')$$;
+             create table numbered (like outbox including all);
+             alter table numbered alter seq set default next_number();
+             grant select on numbered to ROLE;
+             truncate outbox",
+        )
+        .await?;
+    let (code, text) = setting.output(&["check"]).await?;
+    assert_eq!(code, Some(0), "{text}");
+    let mut lines = vec![
+        "UNKNOWN  test: could not check that the outbox is not filled by replication: ",
+        "UNKNOWN  test: could not check that sequence outbox_seq is not behind the outbox; \
+         grant select on sequence outbox_seq",
+        "UNKNOWN  test: no topic was looked for, because the outbox has no rows",
+        "PASS     test: rows are found by seq and by xid",
+        "PASS     kafka: 1 broker",
+        "passed, 0 failed, 3 could not be looked at",
+    ];
+    assert_said(&text, &lines);
+    // Numbers that come from a function.
+    let mut setting = setting;
+    setting.parts.source += "table = 'numbered'\n";
+    let (code, text) = setting.output(&["check"]).await?;
+    assert_eq!(code, Some(0), "{text}");
+    lines = vec![
+        "UNKNOWN  test: could not check the default of column seq of \"numbered\", which is next_number()",
+        "UNKNOWN  test: could not check how column seq of \"numbered\" is numbered",
+    ];
+    assert_said(&text, &lines);
+    // What lies behind what can't be reached.
+    setting.parts.brokers = "127.0.0.1:1".into();
+    let (code, text) = setting.output(&["check"]).await?;
+    assert_eq!(code, Some(64), "{text}");
+    assert_said(&text, &["UNKNOWN  test: its topics were not looked at"]);
     Ok(())
 }
 
@@ -342,7 +390,7 @@ async fn a_standby_says_behind_whom() -> Result<()> {
     assert_eq!(code, Some(0), "{text}");
     let holder = format!("session {pid} of Postgres");
     assert!(
-        text.contains(&format!("note   test: led by {holder}")),
+        text.contains(&format!("NOTE     test: led by {holder}")),
         "{text}"
     );
     let relay = setting.run()?;
@@ -407,7 +455,7 @@ async fn a_check_does_not_disturb_the_leader() -> Result<()> {
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
     assert!(
-        text.contains("note   admin_addr: a relay answers at "),
+        text.contains("NOTE     admin_addr: a relay answers at "),
         "{text}"
     );
     assert!(text.contains("may be used"), "{text}");

@@ -71,7 +71,8 @@ async fn rows_are_read_where_the_checkpoint_is() -> Result<()> {
     moving.lead_to(&there)?;
     drop(leader);
     assert_eq!(there.records(20).await?.len(), 20);
-    let checkpoint = "select max_seq + coalesce(window_seq, 0) from relay_checkpoints";
+    let checkpoint =
+        "select count(*) from relay_checkpoints where greatest(max_seq, window_seq) > 0";
     assert_eq!(session.client.count(checkpoint).await?, 0);
     relay.stop().await?;
     assert_eq!(here.records(0).await?, []);

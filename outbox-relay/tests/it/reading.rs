@@ -8,13 +8,13 @@ use devstack::{Home, Postgres, Sql};
 use outbox_relay::{config::Mapping, reader::Reader, window::Cursor};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
-    test_runner::{Config, TestRunner},
+    test_runner::{Config, TestCaseError, TestRunner},
 };
 use tokio::sync::Mutex;
 
 use crate::{
     harness::{Database, Session},
-    schedule::{Found, Reading, Step, Verdict, Writers, schedules},
+    schedule::{Found, Reading, Rows, Step, Verdict, Writers, schedules},
 };
 
 /// Rows of a page: few, so that windows have many pages.
@@ -45,18 +45,15 @@ impl Reading for SnapshotDifference {
             self.cursor.open(self.reader.snapshot().await?);
         }
         // As after a restart, at any page: through the checkpoint's form.
-        let window = self
-            .cursor
-            .window()
-            .map(|w| ((*w.upto).clone(), w.done_seq));
+        let window = self.cursor.window().map(|w| ((*w.upto).clone(), w.done));
         self.cursor = Cursor::new(self.cursor.seen().clone(), self.cursor.max_seq(), window);
         let page = self.reader.page(&self.cursor, PAGE_ROWS).await?;
         let mut found = Vec::new();
-        for row in page.rows() {
+        for (index, row) in page.rows().enumerate() {
             let row = row?;
-            self.cursor.advance(row.seq);
+            self.cursor.advance(page.position_behind(index)?);
             found.push((
-                row.seq,
+                row.event_id,
                 row.key.to_owned(),
                 row.aggregate_version.context("no version")?,
             ));
@@ -77,8 +74,8 @@ struct SeqCursor {
 impl Reading for SeqCursor {
     async fn page(&mut self) -> Result<Vec<Found>> {
         let condition = format!("seq > {}", self.max_seq);
-        let found = select(&self.client, &condition).await?;
-        self.max_seq = found.last().map_or(self.max_seq, |row| row.0);
+        let (found, last_seq) = select(&self.client, &condition).await?;
+        self.max_seq = last_seq.unwrap_or(self.max_seq);
         Ok(found)
     }
 }
@@ -103,9 +100,10 @@ impl Reading for ListedOnly {
         let mut found = Vec::new();
         let mut done_seq = 0;
         loop {
-            let page = select(&self.client, &format!("{due} and seq > {done_seq}")).await?;
-            let Some(last) = page.last() else { break };
-            done_seq = last.0;
+            let (page, last_seq) =
+                select(&self.client, &format!("{due} and seq > {done_seq}")).await?;
+            let Some(last_seq) = last_seq else { break };
+            done_seq = last_seq;
             found.extend(page);
         }
         self.seen = upto;
@@ -114,16 +112,19 @@ impl Reading for ListedOnly {
     }
 }
 
-async fn select(client: &Sql, condition: &str) -> Result<Vec<Found>> {
+/// A page of rows, and the seq of the last one.
+async fn select(client: &Sql, condition: &str) -> Result<(Vec<Found>, Option<i64>)> {
     let sql = format!(
-        "select seq, key, aggregate_version from outbox where {condition}
+        "select event_id::text, key, aggregate_version, seq from outbox where {condition}
          order by seq limit {PAGE_ROWS}"
     );
     let rows = client.query(&sql, &[]).await?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get(0), row.get(1), row.get(2)))
-        .collect())
+    let found = rows.iter().map(|row| {
+        let event_id = row.get::<_, &str>(0).parse()?;
+        Ok((event_id, row.get(1), row.get(2)))
+    });
+    let last_seq = rows.last().map(|row| row.get(3));
+    Ok((found.collect::<Result<_>>()?, last_seq))
 }
 
 /// The present snapshot, and the highest seq in it.
@@ -135,10 +136,20 @@ async fn position(client: &Sql) -> Result<(String, i64)> {
 
 #[test]
 fn every_committed_row_is_read_once_and_in_order_per_key() -> Result<()> {
+    no_schedule_breaks_reading("reading", Rows::Own)
+}
+
+#[test]
+fn rows_of_other_clusters_and_with_repeated_numbers_are_read_once_and_keep_nobody_back()
+-> Result<()> {
+    no_schedule_breaks_reading("reading_foreign", Rows::Foreign)
+}
+
+fn no_schedule_breaks_reading(test: &str, rows: Rows) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let (writers, reading) = runtime.block_on(async {
-        let database = Database::new("reading").await?;
-        let writers = Mutex::new(Writers::new(&database).await?);
+        let database = Database::new(test).await?;
+        let writers = Mutex::new(Writers::new(&database, rows).await?);
         let reading = Mutex::new(SnapshotDifference::new(&database).await?);
         Ok::<_, anyhow::Error>((writers, reading))
     })?;
@@ -155,7 +166,8 @@ fn every_committed_row_is_read_once_and_in_order_per_key() -> Result<()> {
                 .run(&steps, &mut *reading.lock().await)
                 .await
         });
-        proptest::prop_assert_eq!(verdict.unwrap(), Verdict::default());
+        let verdict = verdict.map_err(|err| TestCaseError::fail(format!("{err:#}")))?;
+        proptest::prop_assert_eq!(verdict, Verdict::default());
         Ok(())
     });
     result.map_err(|err| anyhow::anyhow!("{err}"))
@@ -167,7 +179,7 @@ async fn is_caught<R: Reading>(
     new: impl AsyncFn(&Database) -> Result<R>,
 ) -> Result<bool> {
     let database = Database::new(test).await?;
-    let mut writers = Writers::new(&database).await?;
+    let mut writers = Writers::new(&database, Rows::Own).await?;
     let mut reading = new(&database).await?;
     let mut runner = TestRunner::deterministic();
     for _ in 0..SCHEDULES {
@@ -231,10 +243,9 @@ impl Late {
         let mut seqs = Vec::new();
         while self.cursor.window().is_some() {
             let page = self.reader.page(&self.cursor, page_rows).await?;
-            for row in page.rows() {
-                let seq = row?.seq;
-                self.cursor.advance(seq);
-                seqs.push(seq);
+            for (index, row) in page.rows().enumerate() {
+                self.cursor.advance(page.position_behind(index)?);
+                seqs.push(row?.seq);
             }
             if page.is_last() {
                 self.cursor.close();
@@ -330,6 +341,35 @@ async fn a_window_behind_many_rows_looks_at_its_own() -> Result<()> {
     drop(late.reader);
     let fetched = usize::try_from(late.database.rows_fetched().await?)?;
     assert!(fetched < 2 * ROWS, "{fetched} for {ROWS} rows and 200 more");
+    Ok(())
+}
+
+/// A page of them would be too large.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_rows_that_share_a_seq_are_all_read() -> Result<()> {
+    const ROWS: i64 = 5;
+    for is_late in [false, true] {
+        let mut late = Late::new(Database::new("large_of_one_seq").await?).await?;
+        let slow = Session::new(&late.database).await?;
+        let fast = Session::new(&late.database).await?;
+        slow.client.batch_execute("begin").await?;
+        transaction(&slow).await?;
+        if is_late {
+            fast.enqueue("topic", "key", 1).await?;
+            late.read(100).await?;
+        }
+        let sql = format!(
+            "insert into outbox (topic, key, event_type, aggregate_version, payload, seq)
+             select 'topic', 'key', 'made', 1, convert_to(repeat('x', 7 * 1024 * 1024), 'UTF8'), 1
+             from generate_series(1, {ROWS});
+             insert into outbox (topic, key, event_type, aggregate_version, seq)
+             values ('topic', 'key', 'made', 2, 2);
+             commit"
+        );
+        slow.client.batch_execute(&sql).await?;
+        let seqs = late.read(100).await?;
+        assert_eq!(seqs, [1, 1, 1, 1, 1, 2], "{is_late}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Partitions are emptied when everything in them was shipped, and rows can be shipped once more.
 
 use anyhow::Result;
+use devstack::eventually;
 use outbox_relay::{
     ResetTo,
     config::{OnRefusal, SinkKind},
@@ -103,6 +104,45 @@ async fn a_row_stays_until_every_source_has_shipped_it() -> Result<()> {
     sql.batch_execute("delete from relay_checkpoints where source = 'other'")
         .await?;
     sql.wait_for(&rows(4), 0).await?;
+    relay.stop().await
+}
+
+/// Its checkpoint says nothing of the rows of this table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_source_of_another_table_keeps_no_row() -> Result<()> {
+    let setup = Setup::new("other_table", SinkKind::Kafka).await?;
+    let session = Session::new(&setup.database).await?;
+    let sql = &session.client;
+    let of_another_table = "insert into relay_checkpoints
+            (source, epoch, snapshot, max_seq, heartbeat_at, resigned, outbox)
+        values ('other', 1, pg_current_snapshot(), 10, now(), true, 'aggregates'::regclass)";
+    sql.batch_execute(of_another_table).await?;
+    sql.batch_execute(&insert(&setup, 3, 10)).await?;
+    let relay = setup.start().await?;
+    sql.wait_for(&rows(3), 0).await?;
+    // One of this table does, and is named when nobody has led it for long.
+    let of_this_table = "update relay_checkpoints set outbox = 'outbox'::regclass,
+        heartbeat_at = now() - interval '1 hour' where source = 'other'";
+    sql.batch_execute(of_this_table).await?;
+    sql.batch_execute(&insert(&setup, 4, 10)).await?;
+    let text = relay.wait_for_state(200, "degraded: outbox_4").await?;
+    assert!(
+        text.contains("source other has not published all of it"),
+        "{text}"
+    );
+    assert!(
+        text.contains("delete its row from relay_checkpoints"),
+        "{text}"
+    );
+    assert_eq!(sql.count(&rows(4)).await?, 10);
+    sql.batch_execute("delete from relay_checkpoints where source = 'other'")
+        .await?;
+    sql.wait_for(&rows(4), 0).await?;
+    eventually("no warning", async || {
+        let text = relay.wait_for_readiness(200).await?;
+        Ok((!text.contains("degraded")).then_some(()))
+    })
+    .await?;
     relay.stop().await
 }
 

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::Result;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use crate::harness::{Database, Session};
 
@@ -19,11 +20,25 @@ pub(crate) fn schedules(steps: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec((0..WRITERS as u8 + 2, 0..100_u8, 0..KEYS), 1..steps)
 }
 
-/// A row, as a reader finds it.
-pub(crate) type Found = (i64, String, i64);
+/// A row, as a reader finds it: its event's id, its key and its version.
+pub(crate) type Found = (Uuid, String, i64);
 
-/// The rows of committed transactions: key and version by seq.
-type Committed = HashMap<i64, (String, i64)>;
+/// The rows of committed transactions: key and version by the event's id.
+type Committed = HashMap<Uuid, (String, i64)>;
+
+/// Which rows are among those that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// As the table numbers them.
+    Own,
+    /// Also such as other clusters and careless writers leave: numbers that are there already, no number, transaction ids
+    /// of the past and of the future.
+    Foreign,
+}
+
+/// A transaction of long ago, and one that is not begun for long.
+const PAST_XID: u64 = 3;
+const FUTURE_XID: u64 = 1 << 40;
 
 /// A way to read the outbox, a page a call; the right one or a wrong one.
 pub(crate) trait Reading {
@@ -49,7 +64,10 @@ pub(crate) struct Writers {
     sessions: Vec<Writer>,
     /// Names their prepared transactions, which are those of the whole server.
     database: String,
+    rows: Rows,
     schedules: u32,
+    /// Rows whose transaction ids are still to come: they are read when they were given others.
+    from_the_future: Committed,
 }
 
 struct Writer {
@@ -61,6 +79,8 @@ struct Writer {
     savepoint: Option<(usize, HashSet<u8>)>,
     /// A change whose event is not written yet.
     half_done: Option<(u8, i64)>,
+    /// Events with keys of their own.
+    others: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +91,13 @@ enum State {
 }
 
 impl Writers {
-    pub(crate) async fn new(database: &Database) -> Result<Self> {
+    pub(crate) async fn new(database: &Database, rows: Rows) -> Result<Self> {
+        if rows == Rows::Foreign {
+            let client = database.connect().await?;
+            client
+                .batch_execute("alter table outbox alter column seq drop not null")
+                .await?;
+        }
         let mut sessions = Vec::new();
         for _ in 0..WRITERS {
             sessions.push(Writer {
@@ -81,12 +107,15 @@ impl Writers {
                 keys: HashSet::new(),
                 savepoint: None,
                 half_done: None,
+                others: 0,
             });
         }
         Ok(Self {
             sessions,
             database: database.url.clone(),
+            rows,
             schedules: 0,
+            from_the_future: Committed::new(),
         })
     }
 
@@ -112,6 +141,13 @@ impl Writers {
             while self.sessions[writer].is_busy() {
                 self.step(writer, 0, 0, &mut committed).await?;
             }
+        }
+        if !self.from_the_future.is_empty() {
+            let client = &self.sessions[0].session.client;
+            client
+                .batch_execute("select outbox_adopt_foreign_rows()")
+                .await?;
+            committed.extend(self.from_the_future.drain());
         }
         // Twice, because a page of one window can be empty while the next window has rows.
         for _ in 0..2 {
@@ -139,17 +175,54 @@ impl Writers {
             .collect();
         let (database, schedule) = (&self.database, self.schedules);
         let gid = format!("{database} schedule {schedule} writer {number}");
+        let schedules = self.schedules;
         let writer = &mut self.sessions[number];
         // An event comes right after its change, but any other session may act in between.
         if let Some((key, version)) = writer.half_done.take() {
-            let seq = writer
+            let event_id = writer
                 .session
-                .enqueue("topic", &key.to_string(), version)
+                .enqueue_event(&key.to_string(), version)
                 .await?;
-            writer.rows.push((seq, key.to_string(), version));
+            writer.rows.push((event_id, key.to_string(), version));
             return Ok(());
         }
+        let foreign = self.rows == Rows::Foreign;
+        // Keys of their own: numbers that are given twice say nothing of an order.
+        let other_key = format!("{schedules}-{number}-{}", writer.others);
         match (writer.state, what) {
+            // As a replica or a restore brings them: with the highest number so far, and committed at once.
+            (State::Idle, 30..40) if foreign => {
+                writer.others += 1;
+                let seq = writer.session.next_seq().await?;
+                let xid = if what < 35 { PAST_XID } else { FUTURE_XID };
+                let event_id = writer
+                    .session
+                    .enqueue_as(&other_key, Some(seq), Some(xid))
+                    .await?;
+                let rows = match xid {
+                    PAST_XID => committed,
+                    _ => &mut self.from_the_future,
+                };
+                rows.insert(event_id, (other_key, 1));
+                Ok(())
+            }
+            // With a number that is there already.
+            (State::Open, 60..75) if foreign => {
+                writer.others += 1;
+                let seq = i64::max(1, writer.session.last_seq().await? - i64::from(key / 2));
+                let event_id = writer
+                    .session
+                    .enqueue_as(&other_key, Some(seq), None)
+                    .await?;
+                writer.rows.push((event_id, other_key, 1));
+                Ok(())
+            }
+            // Without a number: never read.
+            (State::Open, 75..78) if foreign => {
+                writer.others += 1;
+                writer.session.enqueue_as(&other_key, None, None).await?;
+                Ok(())
+            }
             (State::Idle, 0..30) => {
                 // An id early on: it is older than its rows.
                 writer.begin("begin; select pg_current_xact_id()").await
@@ -226,7 +299,7 @@ impl Writer {
         let rows = self
             .rows
             .drain(..)
-            .map(|(seq, key, version)| (seq, (key, version)));
+            .map(|(event_id, key, version)| (event_id, (key, version)));
         match committed {
             Some(committed) => committed.extend(rows),
             None => drop(rows),
@@ -242,12 +315,12 @@ fn judge(committed: &Committed, found: &[Found]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut seen = HashSet::new();
     let mut newest: HashMap<&str, i64> = HashMap::new();
-    for (seq, key, version) in found {
-        if !seen.insert(*seq) {
+    for (event_id, key, version) in found {
+        if !seen.insert(*event_id) {
             verdict.repeated += 1;
         }
         if committed
-            .get(seq)
+            .get(event_id)
             .is_none_or(|row| *row != (key.clone(), *version))
         {
             verdict.phantom += 1;
@@ -258,6 +331,9 @@ fn judge(committed: &Committed, found: &[Found]) -> Verdict {
         }
         *newest = (*newest).max(*version);
     }
-    verdict.lost = committed.keys().filter(|seq| !seen.contains(seq)).count();
+    verdict.lost = committed
+        .keys()
+        .filter(|event_id| !seen.contains(event_id))
+        .count();
     verdict
 }

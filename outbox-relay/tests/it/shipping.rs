@@ -138,6 +138,18 @@ impl Running {
             .context("did not end")??
     }
 
+    /// Waits until the source has begun anew so often.
+    pub(crate) async fn wait_for_restarts(&self, restarts: u64) -> Result<()> {
+        eventually(&format!("{restarts} restarts"), async || {
+            let (_, text) = outbox_relay::ask(self.admin_addr, "/status").await?;
+            let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
+            let counts = status["restarts"].as_object().context("an object")?;
+            let count: u64 = counts.values().filter_map(serde_json::Value::as_u64).sum();
+            Ok((count >= restarts).then_some(()))
+        })
+        .await
+    }
+
     /// Waits until `/readyz` answers with `code`, and returns what it says.
     pub(crate) async fn wait_for_readiness(&self, code: u16) -> Result<String> {
         self.wait_for_state(code, "").await

@@ -21,7 +21,7 @@ use kafka_protocol::{
 };
 use tokio::time::Instant;
 
-pub(crate) use self::inspect::{Inspector, TopicFacts};
+pub(crate) use self::inspect::{Inspector, Permission, TopicFacts};
 
 use super::{
     connection::{Connection, unavailable},

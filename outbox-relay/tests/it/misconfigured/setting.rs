@@ -17,6 +17,7 @@ const GRANTS: &str = "
     grant select on outbox to ROLE;
     grant select, truncate on outbox_0, outbox_1, outbox_2, outbox_3, outbox_4, outbox_5, outbox_6,
         outbox_7 to ROLE;
+    grant select on sequence outbox_seq to ROLE;
     grant select, insert, update on relay_checkpoints to ROLE;
     grant select, insert, update, delete on relay_parked, relay_dead_letters to ROLE;
     insert into outbox (topic, key, event_type, aggregate_version) values ('TOPIC', 'a', 'made', 1)";
@@ -133,7 +134,7 @@ impl Setting {
     pub(super) async fn complaints(&self, command: &str) -> Result<(Option<i32>, Vec<String>)> {
         let (code, text) = self.output(&[command]).await?;
         let complaint = |line: &str| {
-            let line = line.strip_prefix("wrong").or(line.strip_prefix("error:"));
+            let line = line.strip_prefix("FAIL").or(line.strip_prefix("error:"));
             line.map(|line| line.trim_start().to_owned())
         };
         Ok((code, text.lines().filter_map(complaint).collect()))

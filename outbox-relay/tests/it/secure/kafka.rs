@@ -58,7 +58,7 @@ async fn ship_one(setup: &Setup) -> Result<()> {
     relay.wait_for_readiness(200).await?;
     relay.stop().await?;
     let found = check(&setup.config()?).await;
-    let wrong = found.iter().find(|found| found.level == Level::Wrong);
+    let wrong = found.iter().find(|found| found.level == Level::Fail);
     assert_eq!(wrong, None);
     Ok(())
 }

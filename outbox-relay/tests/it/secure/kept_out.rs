@@ -164,7 +164,7 @@ async fn what_keeps_the_relay_out_is_said_in_a_line_that_names_the_way_out(
         assert_eq!(text.trim_end().lines().count(), 1, "{what}: {text}");
         relay.stop().await?;
         let found = check(&setup.config()?).await;
-        let wrong = found.iter().find(|found| found.level == Level::Wrong);
+        let wrong = found.iter().find(|found| found.level == Level::Fail);
         let line = wrong.context("nothing is wrong")?.to_string();
         assert!(line.contains(words), "{what}: {line}");
         assert!(line.contains("kafka: "), "{what}: {line}");

@@ -54,7 +54,8 @@ async fn a_relay_ships_parks_empties_and_begins_again_with_the_role_of_the_readm
     relay.wait_for_readiness(200).await?;
     relay.stop().await?;
     let source = setup.config()?.sources.remove(0);
-    assert_eq!(reset(&source, ResetTo::Beginning).await?, 0);
+    // The first ten rows are truncated already.
+    assert_eq!(reset(&source, ResetTo::Beginning).await?, 10);
     Ok(())
 }
 

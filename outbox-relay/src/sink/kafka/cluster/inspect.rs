@@ -20,6 +20,18 @@ use crate::{config::KafkaConfig, sink::SinkError};
 /// <https://kafka.apache.org/protocol>.
 const WRITE_BIT: i32 = 1 << 4;
 
+/// What is sent for operations by a broker that does not tell.
+const OPERATIONS_UNKNOWN: i32 = i32::MIN;
+
+/// Whether this client may do something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Permission {
+    Granted,
+    Denied,
+    /// The broker did not tell, for this reason.
+    Unknown(String),
+}
+
 /// A cluster that is only looked at.
 pub(crate) struct Inspector(Cluster);
 
@@ -29,7 +41,7 @@ pub(crate) struct TopicFacts {
     pub(crate) partitions: usize,
     /// Partitions that no broker leads.
     pub(crate) leaderless: usize,
-    pub(crate) may_write: bool,
+    pub(crate) may_write: Permission,
     /// None where this client may not ask.
     pub(crate) max_message_bytes: Option<usize>,
     /// None where this client may not ask.
@@ -62,9 +74,10 @@ impl Inspector {
             .with_allow_auto_topic_creation(false)
             .with_include_topic_authorized_operations(true);
         let answer = self.0.call(&request, METADATA_VERSION).await?;
-        let Some(topic) = answer.topics.into_iter().next() else {
-            return Ok(None);
-        };
+        let is_asked_for = |found: &TopicName| found.as_str() == name;
+        let topic = (answer.topics.into_iter())
+            .find(|topic| topic.name.as_ref().is_some_and(is_asked_for))
+            .ok_or_else(|| self.0.malformed(&format!("metadata without topic {name}")))?;
         match topic.error_code.err() {
             None => {}
             Some(ResponseError::UnknownTopicOrPartition) => return Ok(None),
@@ -80,7 +93,11 @@ impl Inspector {
         Ok(Some(TopicFacts {
             partitions: topic.partitions.len(),
             leaderless: leaderless.count(),
-            may_write: topic.topic_authorized_operations & WRITE_BIT != 0,
+            may_write: match topic.topic_authorized_operations {
+                OPERATIONS_UNKNOWN => Permission::Unknown("the broker does not tell".to_owned()),
+                operations if operations & WRITE_BIT != 0 => Permission::Granted,
+                _ => Permission::Denied,
+            },
             max_message_bytes: max_message_bytes.and_then(|bytes| bytes.parse().ok()),
             cleanup_policy,
         }))
@@ -105,15 +122,20 @@ impl Inspector {
         }))
     }
 
-    /// Whether this client may send under the name, as far as can be told.
+    /// Whether this client may send under the name.
     ///
     /// # Errors
     /// If the broker does not answer.
-    pub(crate) async fn may_use_name(&mut self, name: &str) -> Result<bool, SinkError> {
+    pub(crate) async fn may_use_name(&mut self, name: &str) -> Result<Permission, SinkError> {
         // A broker looks whether the client may, and then whether the timeout makes sense. With one
         // that does not it goes no further: nobody who has the name is fenced off by asking.
         let request = init_producer_id(Some(name), None).with_transaction_timeout_ms(0);
         let answer = self.0.call(&request, INIT_PRODUCER_ID_VERSION).await?;
-        Ok(answer.error_code.err() != Some(ResponseError::TransactionalIdAuthorizationFailed))
+        Ok(match answer.error_code.err() {
+            Some(ResponseError::InvalidTransactionTimeout) => Permission::Granted,
+            Some(ResponseError::TransactionalIdAuthorizationFailed) => Permission::Denied,
+            Some(err) => Permission::Unknown(err.to_string()),
+            None => Permission::Unknown("without an error".to_owned()),
+        })
     }
 }
