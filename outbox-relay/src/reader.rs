@@ -149,8 +149,7 @@ impl Reader {
         Ok(text.ok_or(ReadError::Layout("no snapshot"))?.parse()?)
     }
 
-    /// The next rows of the open window in the order of [`Position`]: at most `max_rows`, and
-    /// those that share the seq of the last one. The whole page is
+    /// The next rows of the open window, at most `max_rows`, in the order of [`Position`]. The whole page is
     /// in memory when this returns: a slow broker must not keep a statement open, for its snapshot
     /// would hold back vacuum in the whole database.
     ///
@@ -164,8 +163,9 @@ impl Reader {
             cursor,
             stragglers: &stragglers,
             last_seq: i64::MAX,
-            max_rows,
-            order: Order::Together,
+            // One more shows where the last seq of the page ends.
+            max_rows: max_rows.saturating_add(1),
+            order: Order::Seq,
         };
         match self.read(&query).await {
             Err(ReadError::Database(err)) if is_of_data(&err) => {
@@ -177,12 +177,12 @@ impl Reader {
 
     async fn read(&self, query: &PageQuery<'_>) -> Result<Page, ReadError> {
         let page = self.copy(&query.sql(), query.max_rows).await?;
-        if let Some(page) = page.with_whole_seqs(query.cursor.max_seq())? {
+        if let Some(page) = page.with_whole_seqs()? {
             return Ok(page);
         }
         // More rows share one seq than a page may hold.
         let query = PageQuery {
-            order: Order::ByEventId,
+            order: Order::Position,
             ..*query
         };
         self.copy(&query.sql(), query.max_rows).await
@@ -199,7 +199,6 @@ impl Reader {
         let listing = PageQuery {
             columns: "seq",
             cursor: &query.cursor.rewound_to_whole_seqs(),
-            order: Order::BySeqAlone,
             ..*query
         };
         let mut seqs = self.copy(&listing.sql(), query.max_rows).await?.seqs()?;
@@ -340,7 +339,6 @@ impl Reader {
         while let Some(message) = messages.try_next().await? {
             page.push(message)?;
             if page.bytes() > MAX_PAGE_BYTES {
-                page.cut();
                 return Ok(page);
             }
         }

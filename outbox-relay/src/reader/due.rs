@@ -28,7 +28,7 @@ pub(super) enum Stragglers {
     Of(Arc<[u64]>),
 }
 
-/// What is asked of a window's rows: those that come next, in the order of [`Position`].
+/// What is asked of a window's rows: the first of those that come next.
 pub(super) struct PageQuery<'a> {
     pub(super) columns: &'a str,
     pub(super) outbox: &'a str,
@@ -40,23 +40,20 @@ pub(super) struct PageQuery<'a> {
     pub(super) order: Order,
 }
 
-/// How a page treats rows that share a seq. The index on seq gives no order among them.
+/// The order in which rows come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// All of them are on one page, whatever `max_rows` says, in any order. It costs nothing.
-    Together,
-    /// Sorted by event id, so that a page can end between them.
-    ByEventId,
-    /// In any order, and a page can end between them. It needs no column but seq.
-    BySeqAlone,
+    /// Those that share a seq in any order: the index has no other, and a sort takes a third of a page's time.
+    Seq,
+    /// That of their positions.
+    Position,
 }
 
 impl Order {
-    fn first(self, rows: usize) -> String {
+    fn columns(self) -> &'static str {
         match self {
-            Self::Together => format!("order by seq fetch first {rows} rows with ties"),
-            Self::ByEventId => format!("order by seq, event_id limit {rows}"),
-            Self::BySeqAlone => format!("order by seq limit {rows}"),
+            Self::Seq => "seq",
+            Self::Position => "seq, event_id",
         }
     }
 }
@@ -90,66 +87,46 @@ impl PageQuery<'_> {
         if last_seq < i64::MAX {
             let _ = write!(new, " and seq <= {}", bigint(last_seq));
         }
-        let due = match self.stragglers {
-            _ if !cursor.expects_stragglers() => new,
+        let late = |condition: &str| {
+            format!(
+                "select {columns} from {outbox} where {condition} and {} and seq + 0 <= {}",
+                behind(done, "seq + 0"),
+                bigint(max_seq.min(last_seq))
+            )
+        };
+        let order = self.order.columns();
+        let mut branches = new;
+        match self.stragglers {
+            _ if !cursor.expects_stragglers() => {}
             Stragglers::Of(xids) => {
-                // Its own transactions' rows come from the index in their order, with all that share the last seq.
-                let first = format!("fetch first {max_rows} rows with ties");
-                let mut branches = format!("({new} order by seq {first})");
+                branches = format!("({branches} order by {order} limit {max_rows})");
                 for xid in &**xids {
                     let _ = write!(
                         branches,
                         " union all (select {columns} from {outbox} where {}
-                          order by xid, seq {first})",
+                          order by xid, {order} limit {max_rows})",
                         of_transaction(&format!("'{xid}'"), done, max_seq.min(last_seq))
                     );
                 }
-                branches
             }
-            Stragglers::Anywhere => match self.late(done, upto, &visible) {
-                Some(late) => format!("{new} union all {late}"),
-                None => new,
-            },
-        };
-        let first = self.order.first(max_rows);
-        format!("copy (select * from ({due}) as due {first}) to stdout (format binary)")
-    }
-
-    /// The first stragglers, wherever they are; `None` if no transaction can have any.
-    fn late(&self, done: Position, upto: &Snapshot, visible: &str) -> Option<String> {
-        let Self {
-            columns,
-            outbox,
-            cursor,
-            max_rows,
-            ..
-        } = *self;
-        let (max_seq, xmax) = (cursor.max_seq(), cursor.seen().xmax());
-        let last_seq = bigint(max_seq.min(self.last_seq));
-        let rows = |condition: &str| {
-            format!(
-                "select {columns} from {outbox}
-                 where {condition} and {} and seq + 0 <= {last_seq}",
-                behind(done, "seq + 0")
-            )
-        };
-        // A branch costs the planner more than a small page costs to read, so none is there in vain: a transaction that
-        // is still open is no straggler yet.
-        let listed = listed(cursor, upto);
-        let listed =
-            (!listed.is_empty()).then(|| rows(&format!("xid = any ('{{{listed}}}'::xid8[])")));
-        let from_xmax =
-            (upto.xmax() > xmax).then(|| rows(&format!("xid >= '{xmax}' and {visible}")));
-        let branches: Vec<String> = listed.into_iter().chain(from_xmax).collect();
-        // They have to be sorted anyway. A page that takes all that share a seq would keep Postgres from sorting no more
-        // than it needs.
-        let order = match self.order {
-            Order::BySeqAlone => Order::BySeqAlone,
-            Order::Together | Order::ByEventId => Order::ByEventId,
-        };
-        let first = order.first(max_rows);
-        let branches = branches.join(" union all ");
-        (!branches.is_empty()).then(|| format!("(select * from ({branches}) as late {first})"))
+            // A branch costs the planner more than a small page costs to read, so none is there in vain:
+            // a transaction that is still open is no straggler yet.
+            Stragglers::Anywhere => {
+                let listed = listed(cursor, upto);
+                if !listed.is_empty() {
+                    let late = late(&format!("xid = any ('{{{listed}}}'::xid8[])"));
+                    let _ = write!(branches, " union all {late}");
+                }
+                if upto.xmax() > seen.xmax() {
+                    let late = late(&format!("xid >= '{}' and {visible}", seen.xmax()));
+                    let _ = write!(branches, " union all {late}");
+                }
+            }
+        }
+        format!(
+            "copy (select * from ({branches}) as due order by {order} limit {max_rows})
+             to stdout (format binary)"
+        )
     }
 }
 

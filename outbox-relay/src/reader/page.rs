@@ -20,8 +20,6 @@ pub struct Page {
     bytes: usize,
     /// No row of the window is behind the page.
     is_last: bool,
-    /// More rows came than fit.
-    is_cut: bool,
     /// No row behind the page shares the seq of its last row.
     has_whole_seqs: bool,
     repeated_seq: Option<i64>,
@@ -42,27 +40,20 @@ impl Page {
         self.is_last = self.rows.len() < max_rows;
     }
 
-    /// Notes that more rows came, which don't fit.
-    pub(super) fn cut(&mut self) {
-        self.is_cut = true;
-    }
-
-    /// Brings the rows of an [`Order::Together`](super::due::Order::Together) query into the order of their positions.
-    /// `None` if they were cut off within the first seq. Stragglers, which have seqs up to `max_seq`, are
-    /// sorted already, and may end within a seq.
-    pub(super) fn with_whole_seqs(mut self, max_seq: i64) -> Result<Option<Self>, ReadError> {
+    /// The rows in the order of their positions, without those of a last seq of which more may come. `None` if that is the
+    /// only one.
+    pub(super) fn with_whole_seqs(mut self) -> Result<Option<Self>, ReadError> {
         let seqs = self.seqs()?;
-        let Some(&last_seq) = seqs.last() else {
-            return Ok(Some(self));
-        };
-        if self.is_cut {
+        if !self.is_last
+            && let Some(&last_seq) = seqs.last()
+        {
             let whole = seqs.partition_point(|seq| *seq < last_seq);
             if whole == 0 {
                 return Ok(None);
             }
             self.bytes -= self.rows.drain(whole..).map(|row| row.len()).sum::<usize>();
         }
-        self.has_whole_seqs = self.is_cut || last_seq > max_seq;
+        self.has_whole_seqs = true;
         let mut first = 0;
         for of_one_seq in seqs[..self.rows.len()].chunk_by(|a, b| a == b) {
             let behind = first + of_one_seq.len();

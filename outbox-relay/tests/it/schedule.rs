@@ -209,7 +209,7 @@ impl Writers {
             // With a number that is there already.
             (State::Open, 60..75) if foreign => {
                 writer.others += 1;
-                let seq = i64::max(1, writer.session.last_seq().await? - i64::from(key / 2));
+                let seq = i64::max(1, writer.session.last_seq().await? - i64::from(key / 4));
                 let event_id = writer
                     .session
                     .enqueue_as(&other_key, Some(seq), None)
