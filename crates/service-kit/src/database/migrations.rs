@@ -1,5 +1,7 @@
 //! The schema that a service needs, and whether a database has it.
 
+use std::collections::HashSet;
+
 use diesel::{
     migration::{Migration, MigrationSource},
     pg::Pg,
@@ -99,7 +101,20 @@ fn versions(migrations: &[EmbeddedMigrations]) -> Result<Vec<Vec<String>>, BoxEr
         let versions = migrations.iter().map(|m| m.name().version().to_string());
         Ok(versions.collect())
     };
-    migrations.iter().map(versions).collect()
+    let versions: Vec<Vec<String>> = migrations
+        .iter()
+        .map(versions)
+        .collect::<Result<_, BoxError>>()?;
+    // diesel would take the second for one that was run already.
+    let mut known = HashSet::new();
+    match versions
+        .iter()
+        .flatten()
+        .find(|version| !known.insert(*version))
+    {
+        None => Ok(versions),
+        Some(version) => Err(format!("two migrations have the version {version}").into()),
+    }
 }
 
 /// diesel takes migrations by value and can't clone them.
@@ -117,4 +132,20 @@ struct Row {
     version: String,
     #[diesel(sql_type = diesel::sql_types::Bool)]
     read_only: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_sources_with_one_version_are_refused() {
+        assert!(versions(&[crate::idempotency::MIGRATIONS]).is_ok());
+        let twice = [
+            crate::idempotency::MIGRATIONS,
+            crate::idempotency::MIGRATIONS,
+        ];
+        let refused = versions(&twice).map_err(|err| err.to_string());
+        assert!(refused.is_err_and(|err| err.starts_with("two migrations have the version")));
+    }
 }
