@@ -28,9 +28,10 @@ bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SIN
 	  $(if $(SINKS),--sinks $(SINKS)) $(if $(DEBEZIUM),--debezium) $(if $(CURVES),--curves=$(if $(filter full,$(CURVES)),full,short)) \
 	  $(if $(JSON),--json $(JSON)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
-bench-calls: setup ## Measure the services: ways of validation, overload. SECONDS=10 RATE=100 JSON=FILE
+bench-calls: setup ## Measure the services: calls a second beside pgbench, ways of validation, overload. ONLY=throughput RUNS=5 SECONDS=10 RATE=100 JSON=FILE
 	cargo build --locked --release $(PROGRAMS) -p bench
-	$(BUILT)/release/bench calls $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) $(if $(JSON),--json $(JSON))
+	$(BUILT)/release/bench calls $(if $(ONLY),--only $(ONLY)) $(if $(RUNS),--runs $(RUNS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(RATE),--rate $(RATE)) $(if $(JSON),--json $(JSON))
 
 bench-projection: setup ## Measure a projection. RECORDS=1000000 RUNS=3 RATE=1000 SECONDS=10 JSON=FILE
 	cargo build --locked --release $(PROGRAMS) -p bench

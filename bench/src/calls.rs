@@ -1,14 +1,15 @@
-//! The services' calls: what each way of validation costs when user-service is well, slow and away,
-//! and what ten times too many calls do.
+//! The services' calls: how many can be done in a second, what each way of validation costs when user-service is well, slow
+//! and away, and what ten times too many calls do.
 
 mod overload;
 mod proxy;
+mod throughput;
 mod validation;
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -21,36 +22,83 @@ pub(crate) struct CallsOptions {
     /// Orders a second, while ways of validation are compared
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=10_000))]
     rate: u64,
+    /// Runs of each measurement of throughput, in turn with pgbench
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Measure this alone
+    #[arg(long)]
+    only: Option<Part>,
     /// Write all figures to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// A part of the measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Calls a second.
+    Throughput,
+    /// The ways to know that a user exists.
+    Validation,
+    /// Ten times too many calls.
+    Overload,
 }
 
 /// What was found.
 #[derive(Debug, Serialize)]
 struct Report {
     measured_at: String,
-    validation: Vec<validation::Figures>,
-    overload: overload::Figures,
+    seconds: u64,
+    runs: u32,
+    #[serde(flatten)]
+    throughput: Option<throughput::Throughput>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation: Option<Vec<validation::Figures>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overload: Option<overload::Figures>,
 }
 
-/// Measures both, and tells.
+/// Measures all parts, or one, and tells.
 pub(crate) async fn run(options: &CallsOptions) -> Result<()> {
-    let report = Report {
-        measured_at: chrono::Local::now().format("%Y-%m-%d").to_string(),
-        validation: validation::measure(options).await?,
-        overload: overload::measure(options).await?,
+    let is_wanted = |part| options.only.is_none_or(|only| only == part);
+    let throughput = match is_wanted(Part::Throughput) {
+        true => Some(throughput::measure(options).await?),
+        false => None,
     };
-    println!(
-        "{}\n{}",
-        validation::table(&report.validation),
-        report.overload.table()
-    );
+    let validation = match is_wanted(Part::Validation) {
+        true => Some(validation::measure(options).await?),
+        false => None,
+    };
+    let overload = match is_wanted(Part::Overload) {
+        true => Some(overload::measure(options).await?),
+        false => None,
+    };
+    let tables = [
+        throughput.as_ref().map(throughput::Throughput::table),
+        validation.as_deref().map(validation::table),
+        overload.as_ref().map(overload::Figures::table),
+    ];
+    for table in tables.into_iter().flatten() {
+        println!("{table}");
+    }
     if let Some(path) = &options.json {
+        let report = Report {
+            measured_at: chrono::Local::now().format("%Y-%m-%d").to_string(),
+            seconds: options.seconds,
+            runs: options.runs,
+            throughput,
+            validation,
+            overload,
+        };
         let json = serde_json::to_string_pretty(&report)? + "\n";
         fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Microseconds, up to a minute.
+fn histogram() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_max(60_000_000, 3)?)
 }
 
 /// Latencies, in milliseconds.

@@ -1,10 +1,8 @@
 use std::{fs, thread};
 
 use anyhow::Result;
-use devstack::Kafka;
+use devstack::{Kafka, Sql};
 use serde::Serialize;
-
-use crate::lab::Lab;
 
 /// What the figures were measured on.
 #[derive(Clone, Debug, Serialize)]
@@ -19,11 +17,10 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) async fn look(lab: &Lab) -> Result<Self> {
+    pub(crate) async fn describe(sql: &Sql) -> Result<Self> {
         let memory_kib: f64 = field("/proc/meminfo", "MemTotal")
             .and_then(|value| value.strip_suffix(" kB")?.parse().ok())
             .unwrap_or_default();
-        let sql = lab.sql().await?;
         Ok(Self {
             cores: thread::available_parallelism()?.get(),
             processor: field("/proc/cpuinfo", "model name").unwrap_or_default(),

@@ -129,7 +129,7 @@ async fn migrate(lab: &Lab, options: &MigrationOptions) -> Result<Report> {
     let (verdict, arrivals) = judge(&judge::rows(&shop.sql).await?, &records)?;
     Ok(Report {
         measured_at: chrono::Local::now().format("%Y-%m-%d").to_string(),
-        machine: Machine::look(lab).await?,
+        machine: Machine::describe(&lab.sql().await?).await?,
         debezium: Installation::VERSION,
         backlog_rows: options.rows,
         rows_per_s: options.rate,

@@ -76,7 +76,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
     };
     Ok(Report {
         measured_at: chrono::Local::now().format("%Y-%m-%d").to_string(),
-        machine: Machine::look(lab).await?,
+        machine: Machine::describe(&lab.sql().await?).await?,
         rows: options.rows,
         payload_bytes: PAYLOAD_BYTES,
         runs: options.runs,

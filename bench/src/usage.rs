@@ -65,7 +65,7 @@ pub(crate) fn peak_rss_mib(pid: u32) -> Result<f64> {
 }
 
 /// CPU seconds of a process and its children, those that ended included.
-fn family_cpu_s(pid: u32) -> Result<f64> {
+pub(crate) fn family_cpu_s(pid: u32) -> Result<f64> {
     let parent = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
     let mut used = parent.own_s(pid) + seconds(parent.ended_children_ticks);
     for entry in fs::read_dir("/proc").context("there is no /proc")? {

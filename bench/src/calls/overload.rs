@@ -19,7 +19,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::{CallsOptions, Spread};
+use super::{CallsOptions, Spread, histogram};
 
 /// One connection to the database makes capacity small enough for the machine to offer ten times of
 /// it, to itself.
@@ -169,11 +169,6 @@ async fn offer(
     let counts = Arc::into_inner(counts).context("a call goes on")?;
     let counts = counts.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok((counts, not_made.into_inner()))
-}
-
-/// Microseconds, up to a minute.
-fn histogram() -> Result<Histogram<u64>> {
-    Ok(Histogram::new_with_max(60_000_000, 3)?)
 }
 
 impl Figures {

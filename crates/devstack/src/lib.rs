@@ -23,7 +23,7 @@ pub use home::Home;
 pub use kafka::{Kafka, KafkaCluster};
 pub use maven::fetch_jars;
 pub use ports::free_port;
-pub use postgres::Postgres;
+pub use postgres::{Postgres, postgres_program};
 pub use processes::{Process, Program};
 pub use progress::step;
 pub use records::{NewRecord, Record, read_topic};

@@ -75,6 +75,20 @@ impl Postgres {
     }
 }
 
+/// A program that comes with the server, like `pgbench`.
+///
+/// # Errors
+/// If there is no Postgres on this machine, or it has no such program.
+pub fn postgres_program(name: &str) -> Result<PathBuf> {
+    let program = find_binaries()?.join(name);
+    ensure!(
+        program.is_file(),
+        "{} is missing: install the package of Postgres that has {name}",
+        program.display()
+    );
+    Ok(program)
+}
+
 /// The folder of `initdb` and `postgres`: of the newest version in the places where distributions
 /// put them, then wherever `PATH` leads.
 fn find_binaries() -> Result<PathBuf> {
