@@ -24,6 +24,7 @@ use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Dura
 use program::{ConfigError, Problems};
 use serde::Deserialize;
 
+pub(crate) use self::names::OWN_HEADERS;
 pub use self::{
     database_url::DatabaseUrl,
     mapping::Mapping,

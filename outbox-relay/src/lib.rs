@@ -1,46 +1,24 @@
 //! Ships the committed rows of Postgres outbox tables to Kafka: every one of them, none that was
 //! not committed, in order per key.
 //!
-//! - `source` is one source's life; `source/shipping.rs` is the place to begin reading.
-//! - [`window`] says what is due, [`reader`] fetches it, [`route`] makes a [`record`] of each row, [`sink`]
-//!   sends them and counts what is acknowledged, `marks` says which cursor that is, `checkpoint`
-//!   keeps it.
-//! - `aside` keeps what Kafka refuses; `parked` is what operators see of that.
-//! - `backlog` measures what waits in the database, `status` keeps that and all other figures, and
-//!   `admin` shows them.
-//! - `rotation` empties partitions of which everything was shipped.
-//! - `check` looks at all that a configuration names, before anything is shipped; `advice` says what to
-//!   do about what goes wrong.
-//! - `leader` makes sure that one relay at a time does so.
-//! - `session` opens what speaks to Postgres, and `tls` is how nobody else listens, there and on the
-//!   way to Kafka.
+//! - `pipeline` is one source's life; `pipeline/shipping.rs` is the place to begin reading.
+//! - [`postgres`] says what is due and fetches it, elects the leader and keeps its checkpoint.
+//! - [`kafka`] sends records, and counts what is acknowledged.
+//! - `dead_letters` keeps what Kafka rejects.
+//! - `ops` is what operators see: status, metrics, `check`. `hints` say what to do about what goes wrong.
+//! - [`config`] is the file with the settings, `tls` is how nobody else listens.
 //!
 //! **Invariant:** nothing here ever inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
 //! acknowledgements.
 
-mod admin;
-mod advice;
-mod aside;
-mod backlog;
-mod check;
-mod checkpoint;
 pub mod config;
-mod leader;
-pub mod lease;
-mod marks;
-mod parked;
-pub mod reader;
-pub mod record;
-mod rotation;
-pub mod route;
-mod session;
-pub mod sink;
-mod source;
-mod status;
-mod table;
+mod dead_letters;
+mod hints;
+pub mod kafka;
+mod ops;
+pub mod pipeline;
+pub mod postgres;
 mod tls;
-mod varint;
-pub mod window;
 
 use std::net::SocketAddr;
 
@@ -49,16 +27,16 @@ use program::Problems;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::{
-    check::{Finding, Level, check},
-    checkpoint::ResetTo,
-    parked::{Dropped, Parked, ParkedKey},
-    table::status_table,
-    tls::{Identity, TlsFiles},
-};
 use crate::{
     config::{Config, SourceConfig},
-    status::SharedStatus,
+    ops::{admin, monitor, status::SharedStatus},
+    postgres::leader,
+};
+pub use crate::{
+    dead_letters::{Dropped, Parked, ParkedKey},
+    ops::{Finding, Level, check, status_table},
+    postgres::ResetTo,
+    tls::{Identity, TlsFiles},
 };
 
 /// A relay that listens for questions already and does not yet ship.
@@ -119,8 +97,13 @@ impl Relay {
         for source in sources {
             let status = SharedStatus::new(&source.name);
             statuses.push(status.clone());
-            measuring.spawn(backlog::watch(source.clone(), status.clone()));
-            tasks.spawn(source::run(source, kafka.clone(), status, shutdown.clone()));
+            measuring.spawn(monitor::watch(source.clone(), status.clone()));
+            tasks.spawn(pipeline::run(
+                source,
+                kafka.clone(),
+                status,
+                shutdown.clone(),
+            ));
         }
         let admin = tokio::spawn(admin::serve(self.listener, statuses, shutdown));
         while let Some(result) = tasks.join_next().await {

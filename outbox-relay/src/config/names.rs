@@ -5,7 +5,17 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use program::{MAX_TOPIC_NAME_CHARS, is_topic_char};
 
-use crate::record::OWN_HEADERS;
+/// The headers that a record has by itself.
+pub(crate) const OWN_HEADERS: [&str; 8] = [
+    "ce_specversion",
+    "ce_source",
+    "content-type",
+    "ce_id",
+    "ce_type",
+    "ce_time",
+    "ce_aggregateversion",
+    "traceparent",
+];
 
 /// The headers with one for each of these columns that is not null.
 pub(super) fn with_columns(

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use devstack::{Home, Postgres, Sql};
-use outbox_relay::{config::Mapping, reader::Reader, window::Cursor};
+use outbox_relay::{
+    config::Mapping,
+    postgres::{Cursor, Reader},
+};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, TestCaseError, TestRunner},

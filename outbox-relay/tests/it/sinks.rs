@@ -6,9 +6,10 @@ use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
 use outbox_relay::{
     config::{KafkaConfig, KafkaSecurity, SinkKind},
-    lease::Lease,
-    record::{Headers, Record},
-    sink::{InFlight, KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions},
+    kafka::{
+        Acknowledgements, Headers, KafkaSink, RdKafkaSink, Record, Sink, SinkError, SinkOptions,
+    },
+    postgres::{Cursor, Lease},
 };
 
 use crate::{for_each_sink, secure::broker::SecureBroker};
@@ -112,6 +113,7 @@ impl Setup {
             kafka,
             tend_interval: Duration::from_millis(50),
             producer_name: topic.clone(),
+            start: Cursor::beginning(),
         };
         Ok(Self {
             kind,
@@ -184,17 +186,17 @@ impl AnySink {
         }
     }
 
-    fn in_flight(&self) -> &InFlight {
+    fn acknowledgements(&self) -> &Acknowledgements {
         match self {
-            Self::Kafka(sink) => sink.in_flight(),
-            Self::RdKafka(sink) => sink.in_flight(),
+            Self::Kafka(sink) => sink.acknowledgements(),
+            Self::RdKafka(sink) => sink.acknowledgements(),
         }
     }
 
     /// Sends what is still in the sink, and waits until all is acknowledged.
     async fn deliver(&mut self) -> Result<(), SinkError> {
         self.flush().await?;
-        let in_flight = self.in_flight();
+        let in_flight = self.acknowledgements();
         in_flight.wait_until_empty().await?;
         assert_eq!(in_flight.acknowledged(), in_flight.sent());
         Ok(())
@@ -315,7 +317,7 @@ async fn a_sink_that_failed_sends_nothing_behind_what_it_gave_up(kind: SinkKind)
     sink.send(&setup.topic, "warm", Some(b"0")).await?;
     sink.deliver().await?;
     kafka.process.suspend();
-    let in_flight = sink.in_flight().clone();
+    let in_flight = sink.acknowledgements().clone();
     let sending = async {
         // Over almost as long as a record may take, so that some are given up before others.
         for version in 1..=VERSIONS {
@@ -426,7 +428,7 @@ async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
     sink.send(&setup.topic, "a", Some(b"1")).await?;
     sink.deliver().await?;
     servers.kafka.process.kill();
-    let failed = tokio::time::timeout(PATIENCE, sink.in_flight().failed()).await?;
+    let failed = tokio::time::timeout(PATIENCE, sink.acknowledgements().failed()).await?;
     assert!(matches!(failed, SinkError::Unavailable(_)), "{failed}");
     servers.stop().await;
     Ok(())
@@ -512,7 +514,8 @@ async fn a_connection_that_was_idle_for_long_is_made_anew() -> Result<()> {
     for _ in 0..2 {
         sink.send(&setup.topic, "a", Some(b"1")).await?;
         sink.deliver().await?;
-        let failed = tokio::time::timeout(Duration::from_secs(5), sink.in_flight().failed()).await;
+        let failed =
+            tokio::time::timeout(Duration::from_secs(5), sink.acknowledgements().failed()).await;
         assert!(failed.is_err(), "{failed:?}");
     }
     kafka.process.stop().await;

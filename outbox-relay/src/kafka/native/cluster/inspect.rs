@@ -1,0 +1,141 @@
+//! What the cluster has and allows, for whoever wants to know before records flow. Nothing is
+//! changed by asking.
+
+use kafka_protocol::{
+    error::{ParseResponseErrorCode as _, ResponseError},
+    messages::{
+        DescribeConfigsRequest, MetadataRequest, TopicName,
+        describe_configs_request::DescribeConfigsResource, metadata_request::MetadataRequestTopic,
+    },
+    protocol::StrBytes,
+};
+
+use super::{
+    Cluster, DESCRIBE_CONFIGS_VERSION, INIT_PRODUCER_ID_VERSION, METADATA_VERSION, RESOURCE_TOPIC,
+    init_producer_id, owned, unavailable,
+};
+use crate::{config::KafkaConfig, kafka::SinkError};
+
+/// Bit of the operation Write in the answer about what is allowed; see "ACL" in
+/// <https://kafka.apache.org/protocol>.
+const WRITE_BIT: i32 = 1 << 4;
+
+/// What is sent for operations by a broker that does not tell.
+const OPERATIONS_UNKNOWN: i32 = i32::MIN;
+
+/// Whether this client may do something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Permission {
+    Granted,
+    Denied,
+    /// The broker did not tell, for this reason.
+    Unknown(String),
+}
+
+/// A cluster that is only looked at.
+pub(crate) struct Inspector(Cluster);
+
+/// A topic.
+#[derive(Debug)]
+pub(crate) struct TopicFacts {
+    pub(crate) partitions: usize,
+    /// Partitions that no broker leads.
+    pub(crate) leaderless: usize,
+    pub(crate) may_write: Permission,
+    /// None where this client may not ask.
+    pub(crate) max_message_bytes: Option<usize>,
+    /// None where this client may not ask.
+    pub(crate) cleanup_policy: Option<String>,
+}
+
+impl Inspector {
+    /// Connects to the first broker that answers.
+    ///
+    /// # Errors
+    /// If none does.
+    pub(crate) async fn connect(kafka: &KafkaConfig) -> Result<Self, SinkError> {
+        let cluster = Cluster::connect(kafka).await?;
+        Ok(Self(cluster))
+    }
+
+    /// How many brokers there are.
+    pub(crate) fn brokers(&self) -> usize {
+        self.0.brokers.len()
+    }
+
+    /// The topic; none if it does not exist.
+    ///
+    /// # Errors
+    /// If the broker does not answer, or this client may not know of the topic.
+    pub(crate) async fn topic(&mut self, name: &str) -> Result<Option<TopicFacts>, SinkError> {
+        let topic = MetadataRequestTopic::default().with_name(Some(TopicName(owned(name))));
+        let request = MetadataRequest::default()
+            .with_topics(Some(vec![topic]))
+            .with_allow_auto_topic_creation(false)
+            .with_include_topic_authorized_operations(true);
+        let answer = self.0.call(&request, METADATA_VERSION).await?;
+        let is_asked_for = |found: &TopicName| found.as_str() == name;
+        let topic = (answer.topics.into_iter())
+            .find(|topic| topic.name.as_ref().is_some_and(is_asked_for))
+            .ok_or_else(|| self.0.malformed(&format!("metadata without topic {name}")))?;
+        match topic.error_code.err() {
+            None => {}
+            Some(ResponseError::UnknownTopicOrPartition) => return Ok(None),
+            Some(err @ ResponseError::TopicAuthorizationFailed) => {
+                return Err(SinkError::refused(name, err));
+            }
+            Some(err) => return Err(unavailable(&self.0.connection.address, err)),
+        }
+        let leaderless = topic.partitions.iter().filter(|p| p.leader_id.0 < 0);
+        let [max_message_bytes, cleanup_policy] = self
+            .settings(name, ["max.message.bytes", "cleanup.policy"])
+            .await?;
+        Ok(Some(TopicFacts {
+            partitions: topic.partitions.len(),
+            leaderless: leaderless.count(),
+            may_write: match topic.topic_authorized_operations {
+                OPERATIONS_UNKNOWN => Permission::Unknown("the broker does not tell".to_owned()),
+                operations if operations & WRITE_BIT != 0 => Permission::Granted,
+                _ => Permission::Denied,
+            },
+            max_message_bytes: max_message_bytes.and_then(|bytes| bytes.parse().ok()),
+            cleanup_policy,
+        }))
+    }
+
+    /// The topic's settings; none of them where this client may not ask.
+    async fn settings<const N: usize>(
+        &mut self,
+        topic: &str,
+        names: [&'static str; N],
+    ) -> Result<[Option<String>; N], SinkError> {
+        let resource = DescribeConfigsResource::default()
+            .with_resource_type(RESOURCE_TOPIC)
+            .with_resource_name(owned(topic))
+            .with_configuration_keys(Some(names.map(StrBytes::from_static_str).into()));
+        let request = DescribeConfigsRequest::default().with_resources(vec![resource]);
+        let answer = self.0.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
+        let configs: Vec<_> = answer.results.into_iter().flat_map(|r| r.configs).collect();
+        Ok(names.map(|name| {
+            let config = configs.iter().find(|config| &*config.name == name)?;
+            config.value.as_ref().map(ToString::to_string)
+        }))
+    }
+
+    /// Whether this client may send under the name.
+    ///
+    /// # Errors
+    /// If the broker does not answer.
+    pub(crate) async fn may_use_name(&mut self, name: &str) -> Result<Permission, SinkError> {
+        // A broker looks whether the client may, and then whether the timeout makes sense. With one
+        // that does not it goes no further: nobody who has the name is fenced off by asking.
+        let request = init_producer_id(Some(name), None).with_transaction_timeout_ms(0);
+        let answer = self.0.call(&request, INIT_PRODUCER_ID_VERSION).await?;
+        Ok(match answer.error_code.err() {
+            Some(ResponseError::InvalidTransactionTimeout) => Permission::Granted,
+            Some(ResponseError::TransactionalIdAuthorizationFailed) => Permission::Denied,
+            Some(err) => Permission::Unknown(err.to_string()),
+            None => Permission::Unknown("without an error".to_owned()),
+        })
+    }
+}

@@ -1,0 +1,46 @@
+//! What librdkafka is told of the brokers.
+
+use std::path::Path;
+
+use rdkafka::ClientConfig;
+use secrecy::ExposeSecret as _;
+
+use crate::{config::KafkaConfig, kafka::SinkError};
+
+/// A client of these brokers. The files are read now: one that is replaced counts for the next client.
+pub(super) fn client_config(kafka: &KafkaConfig) -> Result<ClientConfig, SinkError> {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &kafka.brokers)
+        .set("client.id", "outbox-relay");
+    let security = &kafka.security;
+    let protocol = match (&security.tls, &security.sasl) {
+        (None, None) => "plaintext",
+        (Some(_), None) => "ssl",
+        (None, Some(_)) => "sasl_plaintext",
+        (Some(_), Some(_)) => "sasl_ssl",
+    };
+    config.set("security.protocol", protocol);
+    if let Some(files) = &security.tls {
+        // Without a file, where systems have their certificates.
+        let ca = files.ca.as_deref().unwrap_or(Path::new("probe"));
+        config.set("ssl.ca.location", ca.to_string_lossy());
+        if let Some(identity) = &files.identity {
+            config
+                .set(
+                    "ssl.certificate.location",
+                    identity.certificate.to_string_lossy(),
+                )
+                .set("ssl.key.location", identity.key.to_string_lossy());
+        }
+    }
+    if let Some(sasl) = &security.sasl {
+        let password = sasl.password.read();
+        let password = password.map_err(|err| SinkError::Unavailable(err.to_string()))?;
+        config
+            .set("sasl.mechanism", sasl.mechanism.name())
+            .set("sasl.username", &sasl.username)
+            .set("sasl.password", password.expose_secret());
+    }
+    Ok(config)
+}
