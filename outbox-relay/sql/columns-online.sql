@@ -1,7 +1,7 @@
 -- Gives a table of events that is in use the two columns by which outbox-relay finds what is due. Writers go on all the
 -- while, and need not be changed. Replace `outboxevent` by the table's name, here and there as part of another, and `public`
--- by its schema; a name that needs quotes needs them in each place. Run it with psql outside of a transaction, as the
--- table's owner:
+-- (PUBLIC is a role) by its schema; a name that needs quotes needs them in each place. Run it with psql outside of a
+-- transaction, as the table's owner:
 --
 --   psql -v ON_ERROR_STOP=1 -f columns-online.sql $DATABASE_URL
 --
@@ -12,6 +12,28 @@
 -- too little: only then does autovacuum make way.
 set search_path = public;
 set lock_timeout = '2s';
+
+-- Postgres makes no index on a partitioned table concurrently: what step 3 does is to be done by hand there.
+do $$
+declare
+    by_hand text;
+begin
+    select string_agg(
+        format('create index concurrently on %1$s (seq); create index concurrently on %1$s (xid, seq);', relid), ' ')
+    into by_hand
+    from pg_partition_tree('outboxevent') join pg_class on oid = 'outboxevent'::regclass and relkind = 'p'
+    where isleaf and not exists (
+        select from pg_index join pg_attribute on attrelid = indrelid and attnum = indkey[0]
+        where indrelid = relid and attname = 'seq' and indisvalid);
+    if by_hand is not null then
+        raise exception 'outboxevent is partitioned: Postgres makes no index on it concurrently'
+            using hint = 'alter table outboxevent add column if not exists xid xid8, '
+                'add column if not exists seq bigint; ' || by_hand
+                || ' create index on outboxevent (seq); create index on outboxevent (xid, seq);'
+                || ' then take step 3 out of this file, and run it again.';
+    end if;
+end
+$$;
 
 -- 1. Columns without a default: one with a volatile default would rewrite the whole table under that lock.
 alter table outboxevent add column if not exists xid xid8, add column if not exists seq bigint;
@@ -24,7 +46,7 @@ declare
     writer text;
 begin
     for writer in
-        select distinct case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end
+        select distinct case grantee when 0 then 'PUBLIC' else quote_ident(pg_get_userbyid(grantee)) end
         from (
             select grantee, privilege_type from pg_class, aclexplode(relacl)
             where oid = 'outboxevent'::regclass

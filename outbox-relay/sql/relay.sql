@@ -1,5 +1,5 @@
 -- What outbox-relay keeps for itself, where the outbox is a table that others made. Run it in the schema that the relay's
--- role finds first (`search_path`), in the database with the outbox.
+-- role finds first (`search_path`), in the database with the outbox. Once: a second run changes nothing, and fails.
 
 -- How far outbox-relay has shipped: one row a source, written by that source's leader only. It lives beside the outbox
 -- so that both are backed up, restored and failed over together.

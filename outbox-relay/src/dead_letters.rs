@@ -1,8 +1,9 @@
 //! Events that Kafka rejects: those that are parked with their keys, and dead letters.
 //!
-//! `aside` keeps them for the leader, `parked` is what operators see of them and do about them.
+//! `aside` keeps them for the leader, `parked` is what operators see of them and do about them, `storage` has the SQL.
 
 pub(crate) mod aside;
 mod parked;
+pub(crate) mod storage;
 
 pub use self::parked::{Dropped, Parked, ParkedKey};

@@ -16,6 +16,8 @@ pub(crate) const LETTERS_REFUSED: &str = "create it, allow Describe and Write on
     dead_letter_topic out of the configuration";
 pub(crate) const REFUSED: &str = "create the topic, raise the limit that is named, allow \
     Describe and Write on it, or repair the row; or set on_refusal to park_key or dead_letter";
+pub(crate) const SHARED_EVENT_ID: &str = "give each event an id of its own, as the outbox's owner: \
+    `update outbox set event_id = gen_random_uuid() where ...`";
 pub(crate) const ROW: &str = "repair the row, or delete it; what is behind it follows";
 
 const UNREACHABLE: &str =
@@ -64,8 +66,9 @@ pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
         SqlState::INSUFFICIENT_PRIVILEGE => {
             "grant it to the relay's role; `outbox-relay check` prints the statements"
         }
-        SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::UNDEFINED_FUNCTION => {
-            TABLES
+        SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN => TABLES,
+        SqlState::UNDEFINED_FUNCTION => {
+            "run outbox-relay/sql/relay.sql, and let source.columns.payload name a column of type bytea, text, json or jsonb"
         }
         SqlState::IDLE_SESSION_TIMEOUT => {
             "this relay was suspended, or cut off, for seconds: look at its machine; it stands by or \
@@ -74,11 +77,22 @@ pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
         SqlState::LOCK_NOT_AVAILABLE => {
             "another session holds a lock on the outbox or the relay's own tables: pg_blocking_pids() names it"
         }
-        // Class 22, data exceptions.
+        // Classes 22, data exceptions, and XX: a value is damaged.
         ref code if code.code().starts_with("22") => {
             "a row can't be read as the configuration says; repair it, or mend source.columns"
         }
-        SqlState::TOO_MANY_CONNECTIONS => "raise max_connections, or close some connections",
+        ref code if code.code().starts_with("XX") => {
+            "a row may be damaged: look into Postgres' log, and repair or delete it"
+        }
+        ref code if code.code().starts_with("54") => {
+            "a row is too large to be read; delete it, or divide it"
+        }
+        SqlState::TOO_MANY_CONNECTIONS => {
+            "raise the limit that is named (max_connections, or the role's or the database's), or close some connections"
+        }
+        SqlState::READ_ONLY_SQL_TRANSACTION => {
+            "give the primary in database_url: this Postgres is a standby, or takes no writes"
+        }
         _ => "look into Postgres' log; shipping goes on by itself when it is gone",
     }
 }

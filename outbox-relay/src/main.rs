@@ -104,14 +104,14 @@ enum ParkedCommand {
         #[command(flatten)]
         keys: Keys,
     },
-    /// Move one event to relay_dead_letters; if it was its key's first, those behind it are shipped
+    /// Move the refused event of a key to relay_dead_letters; those behind it are shipped
     Drop {
         #[command(flatten)]
         source: Source,
         /// The event, by its seq in the list
         #[arg(long, allow_negative_numbers = true)]
         seq: i64,
-        /// Its id, where several events share the seq
+        /// Its id, where several events share the seq, or where it only waits behind the refused one
         #[arg(long)]
         event_id: Option<Uuid>,
     },
@@ -243,6 +243,13 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                 Dropped::One => say!(
                     "seq {seq} of {source} is in relay_dead_letters now; if it was its key's first, those behind it \
                      are shipped"
+                ),
+                Dropped::Waits {
+                    event_id,
+                    behind_seq,
+                } => anyhow::bail!(
+                    "seq {seq} of {source} was not refused, but waits behind seq {behind_seq}; to drop it all the same, add \
+                     --event-id {event_id}"
                 ),
                 Dropped::None => anyhow::bail!("no event of {source} with seq {seq} is parked"),
                 Dropped::Ambiguous(event_ids) => {

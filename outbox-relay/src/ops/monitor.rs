@@ -6,6 +6,7 @@ use std::{convert::Infallible, time::Duration};
 
 use crate::{
     config::SourceConfig,
+    dead_letters::storage::{self, SetAside},
     ops::status::{Role, SharedStatus},
     postgres::{
         backlog::{Backlog, Measured},
@@ -22,11 +23,14 @@ pub(crate) async fn watch(config: SourceConfig, status: SharedStatus) -> Infalli
     loop {
         status.tick();
         match measure(&mut backlog, &config, &status).await {
-            Ok(measured) => status.update(|status| status.measured(measured)),
+            Ok((measured, set_aside)) => {
+                status.update(|status| status.measured(measured, set_aside));
+            }
             Err(err) => {
-                // Whoever ships, or would like to, tells of the same database.
+                // Whoever ships, or would like to, mostly tells of the same database.
                 let error = program::chain(&err);
                 tracing::debug!(source = %config.name, error, "the backlog can't be measured");
+                status.update(|status| status.not_measured(error, err.hint()));
             }
         }
         tokio::time::sleep(INTERVAL).await;
@@ -38,15 +42,16 @@ async fn measure(
     kept: &mut Option<Backlog>,
     config: &SourceConfig,
     status: &SharedStatus,
-) -> Result<Measured, DatabaseError> {
+) -> Result<(Measured, SetAside), DatabaseError> {
     let backlog = match kept.take() {
         Some(backlog) => backlog,
         None => Backlog::connect(config).await?,
     };
     let mut measured = backlog.measure(config).await?;
+    let set_aside = storage::count(backlog.session(), &config.name).await?;
     if status.get().role == Role::Standby {
         measured.leader = backlog.leader(config).await?;
     }
     *kept = Some(backlog);
-    Ok(measured)
+    Ok((measured, set_aside))
 }

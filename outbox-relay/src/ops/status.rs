@@ -15,8 +15,8 @@ pub(crate) use self::{
     view::View,
     warning::{Warning, WarningReason},
 };
-
 use crate::{
+    dead_letters::storage::SetAside,
     kafka::{Counts, Histogram},
     postgres::backlog::{Measured, Pending},
 };
@@ -57,6 +57,10 @@ pub(crate) struct SourceStatus {
     pub(crate) truncation_warning: Option<Warning>,
     /// What the database said when it was asked last, and when that was.
     measured: Option<(Measured, Instant)>,
+    /// Dead letters at that time.
+    dead_letters: i64,
+    /// Since when it gives no answer, and why.
+    unmeasured: Option<(Instant, Warning)>,
     /// The newest row of some time ago, which is not shipped yet, and when that was.
     waiting: Option<(i64, Instant)>,
     /// Since when rows are due and the checkpoint has not moved.
@@ -189,6 +193,8 @@ impl SourceStatus {
             truncation_warning: None,
             waiting: None,
             measured: None,
+            dead_letters: 0,
+            unmeasured: None,
             stuck_since: None,
             ticks: VecDeque::new(),
         }
@@ -206,7 +212,7 @@ impl SourceStatus {
     }
 
     /// Takes over what was measured in the database.
-    pub(crate) fn measured(&mut self, measured: Measured) {
+    pub(crate) fn measured(&mut self, measured: Measured, set_aside: SetAside) {
         let now = Instant::now();
         let Pending {
             newest_seq,
@@ -221,10 +227,23 @@ impl SourceStatus {
         });
         let is_stuck = stands_still && self.role == Role::Leader && measured.pending.rows > 0;
         self.stuck_since = is_stuck.then(|| self.stuck_since.unwrap_or(now));
-        self.parked_keys = usize::try_from(measured.parked_keys).unwrap_or(0);
+        self.parked_keys = usize::try_from(set_aside.parked_keys).unwrap_or(0);
+        self.dead_letters = set_aside.dead_letters;
+        self.unmeasured = None;
         let stored_at = measured.checkpoint_age.and_then(|age| now.checked_sub(age));
         self.checkpoint_at = self.checkpoint_at.max(stored_at);
         self.measured = Some((measured, now));
+    }
+
+    /// The database could not be asked.
+    pub(crate) fn not_measured(&mut self, error: String, hint: &str) {
+        let since = self.unmeasured.take().map(|(since, _)| since);
+        let warning = Warning {
+            reason: WarningReason::Unmeasured,
+            message: format!("what waits can't be measured: {error}"),
+            hint: hint.to_owned(),
+        };
+        self.unmeasured = Some((since.unwrap_or_else(Instant::now), warning));
     }
 
     /// Whether all is well: it ships, or stands by for one that does.
@@ -246,8 +265,11 @@ impl SourceStatus {
             .recent()
             .and_then(|(measured, _)| measured.unpublishable.as_ref())
             .map(Warning::from);
+        let unmeasured = self.unmeasured.as_ref();
+        let unmeasured = unmeasured.filter(|(since, _)| since.elapsed() > MEASURED_FOR);
         rows.into_iter()
             .chain(self.truncation_warning.clone())
+            .chain(unmeasured.map(|(_, warning)| warning.clone()))
             .collect()
     }
 
@@ -313,7 +335,7 @@ mod tests {
         let stall = |status: &mut SourceStatus| {
             status.role = Role::Leader;
             for _ in 0..2 {
-                status.measured(measured(3, "1:1: 0"));
+                status.measured(measured(3, "1:1: 0"), SetAside::default());
             }
             let since = status.stuck_since.unwrap();
             status.stuck_since = since.checked_sub(STALLED_AFTER);
@@ -323,7 +345,7 @@ mod tests {
         assert_eq!((view.state, view.ready), (State::Stalled, false));
         assert!(view.error.unwrap().starts_with("3 rows are due"));
         for moved in [measured(3, "2:2: 3"), measured(0, "2:2: 3")] {
-            shared.update(|status| status.measured(moved));
+            shared.update(|status| status.measured(moved, SetAside::default()));
             let view = shared.view();
             assert!(view.ready && view.error.is_none());
             shared.update(stall);
@@ -333,7 +355,7 @@ mod tests {
             status.role = Role::Standby;
             let mut measured = measured(3, "1:1: 0");
             measured.leader = Some("another".into());
-            status.measured(measured);
+            status.measured(measured, SetAside::default());
         });
         let view = shared.view();
         assert_eq!(view.state, State::Standby);
@@ -353,10 +375,11 @@ mod tests {
                 done_seq,
                 ..Pending::default()
             };
-            status.measured(Measured {
+            let measured = Measured {
                 pending,
                 ..Measured::default()
-            });
+            };
+            status.measured(measured, SetAside::default());
             if let Some((_, since)) = &mut status.waiting {
                 *since = since.checked_sub(Duration::from_secs(5)).unwrap();
             }

@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     config::OnRefusal,
-    dead_letters::aside::{EventRef, MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
+    dead_letters::{
+        aside::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
+        storage::{self, EventRef, InTopic},
+    },
     kafka::{Sink, SinkError, record::Record},
     postgres::{
         reader::{Page, Row},
@@ -26,7 +29,7 @@ impl<S: Sink> Shipping<'_, S> {
     pub(super) async fn set_aside(
         &mut self,
         row: &Row<'_>,
-        position: Position,
+        position: Option<Position>,
         refusal: SinkError,
     ) -> Result<(), SourceError> {
         let can_park = self.aside.parked_keys() < MAX_PARKED_KEYS
@@ -54,7 +57,10 @@ impl<S: Sink> Shipping<'_, S> {
         }
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
         tracing::error!(%source, %event_id, seq, reason, policy = self.config.on_refusal.name(), "event set aside");
-        self.cursor.advance(position);
+        // A row that shares its position is a copy of it, or storing it fails.
+        let event_id = Some(row.event_id);
+        self.pass(position.or(Some(Position { seq, event_id })));
+        let event_id = row.event_id;
         let acknowledgements = self.sink.acknowledgements().clone();
         if acknowledgements.check().is_ok() {
             return Ok(());
@@ -77,14 +83,14 @@ impl<S: Sink> Shipping<'_, S> {
         self.aside.reload().await?;
         let source = &self.config.name;
         if self.aside.parked_keys() > 0 {
-            let page = self.reader.parked(source, LOOK_ROWS).await?;
+            let page = storage::parked_page(self.reader, source, LOOK_ROWS).await?;
             self.ship_parked(&page).await?;
             if !page.is_last() {
                 self.aside.reload_soon();
             }
         }
         if let Some(topic) = &self.config.dead_letter_topic {
-            let page = self.reader.dead_letters(source, LOOK_ROWS).await?;
+            let page = storage::pending_page(self.reader, source, LOOK_ROWS).await?;
             self.ship_dead_letters(&page, topic).await?;
             if !page.is_last() {
                 self.aside.reload_soon();
@@ -126,7 +132,7 @@ impl<S: Sink> Shipping<'_, S> {
             let row = row?;
             let event = EventRef::from(&row);
             let Ok(record) = self.router.route(&row) else {
-                self.aside.buried_in_topic(event, false).await?;
+                self.aside.buried_in_topic(event, InTopic::Refused).await?;
                 continue;
             };
             let record = Record { topic, ..record };
@@ -137,7 +143,7 @@ impl<S: Sink> Shipping<'_, S> {
                 refused => refused,
             };
             match sent {
-                Ok(()) => self.aside.buried_in_topic(event, true).await?,
+                Ok(()) => self.aside.buried_in_topic(event, InTopic::Sent).await?,
                 Err(SinkError::Refused { .. }) => {
                     // Not for the letter's sake, if the topic is gone: then it waits.
                     match self.sink.look_up(topic).await {
@@ -146,7 +152,7 @@ impl<S: Sink> Shipping<'_, S> {
                         }
                         known => known?,
                     }
-                    self.aside.buried_in_topic(event, false).await?;
+                    self.aside.buried_in_topic(event, InTopic::Refused).await?;
                     self.sink.acknowledgements().check()?;
                 }
                 Err(err) => return Err(err.into()),

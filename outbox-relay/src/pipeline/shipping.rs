@@ -21,7 +21,7 @@ use crate::{
         checkpoint::CheckpointError,
         leader::Leadership,
         reader::{Page, ReadError, Reader, Row},
-        window::{Cursor, Snapshot},
+        window::{Cursor, Position, Snapshot},
     },
 };
 
@@ -197,7 +197,9 @@ impl<S: Sink> Shipping<'_, S> {
         let ahead = match page.rows().len().checked_sub(1) {
             Some(last) if !page.is_last() => {
                 let mut cursor = self.cursor.clone();
-                cursor.advance(page.position_behind(last)?);
+                if let Some(position) = page.position_behind(last)? {
+                    cursor.advance(position);
+                }
                 Some(async move { read_page(reader, status, &cursor, next_rows).await })
             }
             _ => None,
@@ -224,7 +226,7 @@ impl<S: Sink> Shipping<'_, S> {
             let position = page.position_behind(index)?;
             if self.aside.is_parked(row.topic, row.key) {
                 self.aside.park_behind((&row).into());
-                self.cursor.advance(position);
+                self.pass(position);
                 if self.one_by_one > 0 {
                     self.mark(self.sink.acknowledgements().sent()).await?;
                 }
@@ -244,7 +246,7 @@ impl<S: Sink> Shipping<'_, S> {
             }
             let is_taken = refusal.is_none();
             match refusal {
-                None => self.cursor.advance(position),
+                None => self.pass(position),
                 Some(refusal) => self.set_aside(&row, position, refusal).await?,
             }
             let sent = acknowledgements.sent();
@@ -257,6 +259,13 @@ impl<S: Sink> Shipping<'_, S> {
         self.mark(self.sink.acknowledgements().sent()).await?;
         self.sink.tend().await?;
         Ok(())
+    }
+
+    /// Notes that the sink was given a row, or that it is set aside; behind one that shares its position there is no place.
+    pub(super) fn pass(&mut self, position: Option<Position>) {
+        if let Some(position) = position {
+            self.cursor.advance(position);
+        }
     }
 
     /// Makes this a place that a checkpoint can name, when the first `sent` records are acknowledged.

@@ -41,7 +41,9 @@ fn reason(err: &SourceError) -> Reason {
         SourceError::Unopened(_) | SourceError::Sink(_) | SourceError::FlushTimeout(_) => {
             Reason::Kafka
         }
-        SourceError::DeadLetterTopic(_) | SourceError::Refused { .. } => Reason::Refused,
+        SourceError::DeadLetterTopic(_)
+        | SourceError::Refused { .. }
+        | SourceError::Checkpoint(CheckpointError::SharedEventId) => Reason::Refused,
         SourceError::OneOfMany { .. }
         | SourceError::SetAside { .. }
         | SourceError::Checkpoint(CheckpointError::Gone) => Reason::OneByOne,
@@ -51,20 +53,16 @@ fn reason(err: &SourceError) -> Reason {
 fn fix(err: &SourceError) -> Option<&'static str> {
     match err {
         SourceError::Checkpoint(CheckpointError::Database(DatabaseError::Failed(err)))
-        | SourceError::Database(DatabaseError::Failed(err))
-        | SourceError::Read(ReadError::Database(err) | ReadError::Unreadable { source: err, .. }) => {
-            Some(hints::for_postgres(err))
-        }
+        | SourceError::Database(DatabaseError::Failed(err)) => Some(hints::for_postgres(err)),
         SourceError::Checkpoint(CheckpointError::Database(DatabaseError::Silent(_)))
-        | SourceError::Database(DatabaseError::Silent(_))
-        | SourceError::Read(ReadError::Silent(_)) => Some(hints::SILENT_POSTGRES),
-        SourceError::Read(ReadError::Layout(_)) => Some(hints::TABLES),
-        SourceError::Read(ReadError::Row { .. }) => Some(hints::ROW),
+        | SourceError::Database(DatabaseError::Silent(_)) => Some(hints::SILENT_POSTGRES),
+        SourceError::Read(err) => Some(err.hint()),
         SourceError::Unopened(SinkError::Unavailable(_))
         | SourceError::Sink(SinkError::Unavailable(_))
         | SourceError::FlushTimeout(_) => Some(hints::KAFKA_AWAY),
         SourceError::DeadLetterTopic(_) => Some(hints::LETTERS_REFUSED),
         SourceError::Refused { .. } => Some(hints::REFUSED),
+        SourceError::Checkpoint(CheckpointError::SharedEventId) => Some(hints::SHARED_EVENT_ID),
         _ => None,
     }
 }

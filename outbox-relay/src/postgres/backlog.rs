@@ -6,7 +6,7 @@ use crate::{
     config::{Mapping, SourceConfig},
     postgres::{
         leader,
-        reader::{parked_keys, quoted},
+        reader::quoted,
         session::{self, DatabaseError, Session},
     },
 };
@@ -14,8 +14,6 @@ use crate::{
 /// Rows that are counted one by one; beyond them the number is an estimate. It bounds what the
 /// statement costs, a few milliseconds, however long a relay was away.
 const MAX_COUNTED: i64 = 1_000;
-/// Dead letters that are counted: they stay until somebody deletes them.
-const MAX_LETTERS: i64 = 10_000;
 
 /// As the reader's: rows are found by the two indexes, whatever the planner believes. Whatever the
 /// statement waits for, it gives up long before the next one.
@@ -31,8 +29,6 @@ pub(crate) struct Measured {
     pub(crate) pending: Pending,
     /// How large the outbox is, with its indexes.
     pub(crate) outbox_bytes: i64,
-    pub(crate) parked_keys: i64,
-    pub(crate) dead_letters: i64,
     /// The checkpoint's age, by the database's clock.
     pub(crate) checkpoint_age: Option<Duration>,
     /// The checkpoint as text: it moves if this changes.
@@ -90,6 +86,11 @@ impl Backlog {
         Ok(measured)
     }
 
+    /// The session, to ask it for what else is in the database.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// The session that holds the source's lock, for people.
     pub(crate) async fn leader(
         &self,
@@ -100,14 +101,17 @@ impl Backlog {
 }
 
 /// Which of the columns `:xid` and `:seq` of `:table` take null. A constraint that is only a list of `is not null` is known as
-/// such; so is one that was not validated, because it holds for new rows.
-pub(crate) const NULLABLE_COLUMNS: &str = "
+/// such; so is one that was not validated, because it holds for new rows. (Since Postgres 18 one may not be enforced.)
+pub(crate) const NULLABLE_COLUMNS: &str = r#"
     select attname from pg_attribute
     where attrelid = :table::regclass and attname in (:xid, :seq) and not attnotnull and not exists (
         select from pg_constraint, pg_get_expr(conbin, conrelid) as condition
-        where conrelid = attrelid and contype = 'c' and condition !~ ' OR |CASE |NOT \\('
-            and quote_ident(attname) || ' IS NOT NULL' = any (string_to_array(translate(condition, '()', ''), ' AND '))
-    )";
+        where conrelid = attrelid and contype = 'c' and not connoinherit
+            and coalesce(to_jsonb(pg_constraint) ->> 'conenforced', 'true') = 'true'
+            and condition ~ '^(\(+("([^"]|"")+"|[a-z0-9_]+) IS NOT NULL\)+( AND |$))+$'
+            and quote_ident(attname) in (
+                select name[1] from regexp_matches(condition, '("(?:[^"]|"")+"|[a-z0-9_]+) IS NOT NULL', 'g') as name)
+    )"#;
 
 /// The reader finds no row without a seq or a transaction id. Where the table refuses new ones, those that there are were there
 /// before it got these columns: somebody else has published them.
@@ -181,17 +185,13 @@ async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, Databa
              coalesce(
                  (select sum(pg_total_relation_size(relid))::bigint from pg_partition_tree({table})),
                  pg_total_relation_size({table})),
-             ({} select count(*) from parked_key),
-             (select count(*) from (
-                  select from relay_dead_letters where source = $1 limit {MAX_LETTERS}) as letters),
              checkpoint.age_s, checkpoint.place, checkpoint.done
-         from counted, checkpoint",
-        parked_keys("$1")
+         from counted, checkpoint"
     );
     let row = client.query_one(&sql, &[&config.name, &i64::MIN]).await?;
     let (counted, oldest_age_s): (i64, Option<f64>) = (row.try_get(0)?, row.try_get(1)?);
     let (newest_seq, oldest_seq): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
-    let done_seq: i64 = row.try_get(9)?;
+    let done_seq: i64 = row.try_get(7)?;
     // Where nothing was shipped yet, what comes before the oldest row is as good as done.
     let done_seq = oldest_seq.map_or(done_seq, |seq| done_seq.max(seq.saturating_sub(1)));
     let newest_seq = newest_seq.unwrap_or(done_seq);
@@ -209,12 +209,10 @@ async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, Databa
             done_seq,
         },
         outbox_bytes: row.get::<_, Option<i64>>(4).unwrap_or(0),
-        parked_keys: row.get(5),
-        dead_letters: row.get(6),
         checkpoint_age: row
-            .get::<_, Option<f64>>(7)
+            .get::<_, Option<f64>>(5)
             .and_then(|age_s| Duration::try_from_secs_f64(age_s).ok()),
-        checkpoint: row.get(8),
+        checkpoint: row.get(6),
         leader: None,
         unpublishable: None,
     })

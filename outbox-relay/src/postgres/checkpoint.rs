@@ -73,11 +73,14 @@ pub(crate) enum CheckpointError {
     /// What was to be set aside isn't in the outbox any more.
     #[error("a row that was to be set aside was deleted meanwhile")]
     Gone,
+    /// One of the rows that were to be set aside could not be told from the other.
+    #[error("a row that was to be set aside shares its seq and its event id with another one")]
+    SharedEventId,
 }
 
 /// What names this cluster of databases, and stays when a standby takes over; none if it may not be
 /// asked for.
-async fn system_identifier(session: &Session) -> Result<Option<i64>, DatabaseError> {
+pub(crate) async fn system_identifier(session: &Session) -> Result<Option<i64>, DatabaseError> {
     let may_ask = "select has_function_privilege('pg_control_system()', 'execute')";
     if !session.query_one(may_ask, &[]).await?.get::<_, bool>(0) {
         return Ok(None);
@@ -132,7 +135,7 @@ pub(crate) async fn claim(
     let (resigned, age_s): (bool, f64) = (row.get(6), row.get(7));
     Ok(Claim {
         epoch: row.get(0),
-        cursor: cursor(&row)?,
+        cursor: cursor(&row, 1)?,
         instance: row.get(8),
         predecessor_age: (!resigned)
             .then(|| Duration::try_from_secs_f64(age_s).unwrap_or(Duration::ZERO)),
@@ -141,10 +144,21 @@ pub(crate) async fn claim(
     })
 }
 
-fn cursor(row: &Row) -> Result<Cursor, MalformedSnapshot> {
-    let (seen, max_seq): (&str, i64) = (row.get(1), row.get(2));
-    let (upto, done_seq): (Option<&str>, Option<i64>) = (row.get(3), row.get(4));
-    let event_id = row.get(5);
+/// How far the source was shipped; nothing is claimed.
+pub(crate) async fn read(session: &Session, source: &str) -> Result<Cursor, CheckpointError> {
+    let sql = "select snapshot::text, max_seq, window_snapshot::text, window_seq, window_event_id
+               from relay_checkpoints where source = $1";
+    match session.query_opt(sql, &[&source]).await? {
+        Some(row) => Ok(cursor(&row, 0)?),
+        None => Ok(Cursor::beginning()),
+    }
+}
+
+/// The five columns of it, from this one on.
+fn cursor(row: &Row, first: usize) -> Result<Cursor, MalformedSnapshot> {
+    let (seen, max_seq): (&str, i64) = (row.get(first), row.get(first + 1));
+    let (upto, done_seq): (Option<&str>, Option<i64>) = (row.get(first + 2), row.get(first + 3));
+    let event_id = row.get(first + 4);
     let window = match upto.zip(done_seq) {
         Some((upto, seq)) => Some((upto.parse()?, Position { seq, event_id })),
         None => None,
@@ -231,7 +245,7 @@ pub(crate) async fn reset(
                     (select greatest($2::bigint, min(seq)) from {outbox}
                      where $2::bigint is not null having min(seq) is not null),
                     (select min(seq) from {outbox} where created_at >= to_timestamp($3::float8)),
-                    (select max(seq) + 1 from {outbox}), 1),
+                    (select least(max(seq), 9223372036854775806) + 1 from {outbox}), 1),
                 (select min(seq) from {outbox}, relay_checkpoints
                  where source = $1 and (
                      seq > greatest(max_seq, window_seq)

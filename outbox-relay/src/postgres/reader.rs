@@ -11,15 +11,14 @@ use std::{
 };
 
 use futures_util::TryStreamExt as _;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
+use self::due::{MAX_BRANCHES, Order, PageQuery, Stragglers, late_transactions_sql};
+pub(crate) use self::page::COLUMNS;
 pub use self::page::{Page, Row};
-use self::{
-    due::{MAX_BRANCHES, Order, PageQuery, Stragglers, late_transactions_sql},
-    page::COLUMNS,
-};
 use crate::{
     config::Mapping,
+    hints,
     postgres::{
         session::ANSWER_TIMEOUT,
         window::{Cursor, MalformedSnapshot, Position, Snapshot},
@@ -37,10 +36,7 @@ const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 /// partitions anew took two thirds of what a look at an outbox cost the database.
 ///
 /// Whoever locks the outbox for longer than a moment is told of, instead of waited for in silence.
-///
-/// Where row-level security would hide a row from the relay, reading fails.
 const SESSION: &str = "set enable_seqscan = off;
-    set row_security = off;
     set enable_bitmapscan = off;
     set constraint_exclusion = off;
     set max_parallel_workers_per_gather = 0;
@@ -104,6 +100,18 @@ pub enum ReadError {
     /// The answer is not what a COPY of the outbox looks like.
     #[error("the outbox isn't as it should be: {0}")]
     Layout(&'static str),
+}
+
+impl ReadError {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Database(source) | Self::Unreadable { source, .. } => hints::for_postgres(source),
+            Self::Silent(_) => hints::SILENT_POSTGRES,
+            Self::Row { .. } => hints::ROW,
+            Self::Layout(_) => hints::TABLES,
+        }
+    }
 }
 
 async fn within<T>(
@@ -182,12 +190,26 @@ impl Reader {
         if let Some(page) = page.with_whole_seqs()? {
             return Ok(page);
         }
-        // More rows share one seq than a page may hold.
-        let query = PageQuery {
-            order: Order::Position,
-            ..*query
-        };
-        self.copy(&query.sql(), query.max_rows).await
+        // More rows share one seq than a page may hold; they have the whole page then, or still more rows share the
+        // event id as well.
+        let mut max_rows = query.max_rows;
+        loop {
+            let query = PageQuery {
+                order: Order::Position,
+                max_rows,
+                ..*query
+            };
+            let page = self.copy(&query.sql(), max_rows).await?;
+            let is_cut = page.bytes() > MAX_PAGE_BYTES;
+            match page.with_whole_positions()? {
+                Ok(page) => return Ok(page),
+                Err(seq) if is_cut => {
+                    let what = "more than 16 MiB of rows share its seq and its event_id";
+                    return Err(ReadError::Row { seq, what });
+                }
+                Err(_) => max_rows = max_rows.saturating_mul(2),
+            }
+        }
     }
 
     /// A page of the rows before one that can't be read, some of them at least, where all of them together
@@ -197,29 +219,44 @@ impl Reader {
         query: &PageQuery<'_>,
         err: tokio_postgres::Error,
     ) -> Result<Page, ReadError> {
+        // The rest of a seq that was read in part.
+        if let Some(seq) = query.cursor.seq_read_in_part() {
+            match self.read_up_to(query, seq).await? {
+                Ok(rest) if rest.rows().len() == 0 => {}
+                Ok(rest) => return Ok(rest.with_more_behind()),
+                Err(source) => return Err(ReadError::Unreadable { seq, source }),
+            }
+        }
         // Nothing but seqs: any other value may be the one that can't be read.
         let listing = PageQuery {
             columns: "seq",
-            cursor: &query.cursor.rewound_to_whole_seqs(),
+            cursor: &query.cursor.behind_whole_seqs(),
             ..*query
         };
         let mut seqs = self.copy(&listing.sql(), query.max_rows).await?.seqs()?;
         seqs.dedup();
         let mut count = seqs.len();
-        while let Some(&last_seq) = seqs[..count].last() {
-            match self.read(&PageQuery { last_seq, ..*query }).await {
+        while let Some(&seq) = seqs[..count].last() {
+            match self.read_up_to(query, seq).await? {
                 Ok(page) => return Ok(page.with_more_behind()),
-                Err(ReadError::Database(source)) if is_of_data(&source) && count == 1 => {
-                    return Err(ReadError::Unreadable {
-                        seq: last_seq,
-                        source,
-                    });
-                }
-                Err(ReadError::Database(err)) if is_of_data(&err) => count /= 2,
-                Err(err) => return Err(err),
+                Err(source) if count == 1 => return Err(ReadError::Unreadable { seq, source }),
+                Err(_) => count /= 2,
             }
         }
         Err(err.into())
+    }
+
+    /// The page up to this seq, or why a row of it can't be read.
+    async fn read_up_to(
+        &self,
+        query: &PageQuery<'_>,
+        last_seq: i64,
+    ) -> Result<Result<Page, tokio_postgres::Error>, ReadError> {
+        match self.read(&PageQuery { last_seq, ..*query }).await {
+            Ok(page) => Ok(Ok(page)),
+            Err(ReadError::Database(err)) if is_of_data(&err) => Ok(Err(err)),
+            Err(err) => Err(err),
+        }
     }
 
     /// The row whose transaction id is farthest ahead of this cluster, if there is one: it comes from another cluster, by
@@ -287,56 +324,21 @@ impl Reader {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Parked events that are to be tried again: those of keys whose first event is, or was shipped
-    /// or dropped meanwhile.
+    /// What this query brings: at most `max_rows`, with the columns of [`COLUMNS`].
     ///
     /// # Errors
     /// As of [`page`](Self::page).
-    pub async fn parked(&self, source: &str, max_rows: usize) -> Result<Page, ReadError> {
-        let source = quoted(source);
-        let sql = format!(
-            "copy (
-                 {}
-                 select of_key.* from parked_key, lateral (
-                     select {COLUMNS} from relay_parked
-                     where source = {source} and (topic, key) = (parked_key.topic, parked_key.key)
-                     order by seq, event_id limit {max_rows}
-                 ) as of_key
-                 where parked_key.error is null or parked_key.retry
-                 order by seq, event_id limit {max_rows}
-             ) to stdout (format binary)",
-            parked_keys(&source)
-        );
-        self.copy(&sql, max_rows).await
+    pub(crate) async fn page_of(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
+        self.copy(query, max_rows).await
     }
 
-    /// Dead letters that are not in their topic yet, with headers that tell what they are.
-    ///
-    /// # Errors
-    /// As of [`page`](Self::page).
-    pub async fn dead_letters(&self, source: &str, max_rows: usize) -> Result<Page, ReadError> {
-        let sql = format!(
-            "copy (
-                 select {COLUMNS} from (
-                     select {with_own_headers}, coalesce(letter.headers, '{{}}') || jsonb_build_object(
-                         'dead_letter_topic', topic, 'dead_letter_seq', seq::text, 'dead_letter_error', error
-                     ) as headers
-                     from relay_dead_letters as letter
-                     where source = {} and in_topic = 'pending' order by seq, event_id limit {max_rows}
-                 ) as pending
-             ) to stdout (format binary)",
-            quoted(source),
-            with_own_headers = COLUMNS.replace("headers,", "")
-        );
-        self.copy(&sql, max_rows).await
+    async fn copy(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
+        within(PAGE_TIMEOUT, self.copy_all(query, max_rows)).await
     }
 
-    async fn copy(&self, sql: &str, max_rows: usize) -> Result<Page, ReadError> {
-        within(PAGE_TIMEOUT, self.copy_all(sql, max_rows)).await
-    }
-
-    async fn copy_all(&self, sql: &str, max_rows: usize) -> Result<Page, ReadError> {
-        let mut messages = pin!(self.client.copy_out(sql).await?);
+    async fn copy_all(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
+        let sql = format!("copy ({query}) to stdout (format binary)");
+        let mut messages = pin!(self.client.copy_out(&sql).await?);
         let mut page = Page::default();
         while let Some(message) = messages.try_next().await? {
             page.push(message)?;
@@ -349,33 +351,16 @@ impl Reader {
     }
 }
 
-/// Whether it is a value that can't be what it is asked to be: class 22, data exceptions.
+/// Whether a value of some row may be the reason: it can't be what it is asked to be, is too large for an answer, or
+/// damaged.
 fn is_of_data(err: &tokio_postgres::Error) -> bool {
-    err.code().is_some_and(|code| code.code().starts_with("22"))
+    // Data exceptions, out of memory, limits of the program, internal errors: "missing chunk number 0 for toast value".
+    const CODES: [&str; 4] = ["22", "53200", "54", "XX"];
+    let code = err.code().map_or("", SqlState::code);
+    CODES.iter().any(|of_data| code.starts_with(of_data))
 }
 
 /// A COPY takes no parameters. (Backslashes mean nothing in a standard string.)
 pub(crate) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
-}
-
-/// The head of a statement about parked events: `parked_key` has the first event of each key that is
-/// parked. It skips from key to key in the index, however many events wait behind each. `source` is
-/// an expression.
-pub(crate) fn parked_keys(source: &str) -> String {
-    let first = |condition: &str| {
-        format!(
-            "(select topic, key, error, retry from relay_parked
-              where source = {source} {condition} order by topic, key, seq, event_id limit 1)"
-        )
-    };
-    format!(
-        "with recursive parked_key as (
-             {}
-             union all
-             select next.* from parked_key, lateral {} as next
-         )",
-        first(""),
-        first("and (topic, key) > (parked_key.topic, parked_key.key)")
-    )
 }

@@ -206,8 +206,14 @@ async fn open(database_url: &DatabaseUrl, application_name: &str) -> Result<Clie
             tracing::debug!(%error, "connection to Postgres ended");
         }
     });
+    // Whatever the role's or the database's defaults are.
     let settings = format!(
-        "set statement_timeout = {}; set synchronous_commit = on",
+        "set statement_timeout = {};
+         set synchronous_commit = on;
+         set default_transaction_read_only = off;
+         set default_transaction_isolation = 'read committed';
+         set row_security = off;
+         set quote_all_identifiers = off",
         STATEMENT_TIMEOUT.as_millis(),
     );
     client.batch_execute(&settings).await.map_err(explained)?;

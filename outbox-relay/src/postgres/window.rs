@@ -185,15 +185,19 @@ impl Cursor {
         }
     }
 
-    /// The same, or a little further back: no seq is read in part.
-    pub(crate) fn rewound_to_whole_seqs(&self) -> Self {
-        let mut rewound = self.clone();
-        if let Some(Window { done, .. }) = &mut rewound.window
-            && done.event_id.is_some()
-        {
-            *done = Position::behind(done.seq.saturating_sub(1));
+    /// The seq of which some rows were read, and others maybe not.
+    pub(crate) fn seq_read_in_part(&self) -> Option<i64> {
+        let done = self.window.as_ref()?.done;
+        done.event_id.map(|_| done.seq)
+    }
+
+    /// The same, or a little further on: no seq is read in part.
+    pub(crate) fn behind_whole_seqs(&self) -> Self {
+        let mut behind = self.clone();
+        if let Some(Window { done, .. }) = &mut behind.window {
+            done.event_id = None;
         }
-        rewound
+        behind
     }
 
     /// The window was read to its end.

@@ -39,7 +39,7 @@ fn of_debezium(topic: &str) -> Result<Mapping> {
 }
 
 /// What these settings of a source make.
-fn mapping(settings: &str) -> Result<Mapping> {
+pub(crate) fn mapping(settings: &str) -> Result<Mapping> {
     let config = format!(
         "kafka.brokers = 'localhost:9092'\n[[source]]\nname = 'test'\n\
          database_url = 'postgres://localhost/test'\n{settings}"
@@ -408,7 +408,7 @@ async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
         (
             "alter table outboxevent alter aggregatetype drop not null;
              insert into outboxevent (aggregateid, type) values ('a', 'T')",
-            "rows without a topic; repair the row, or delete it",
+            "its topic is null (a column that source.topic names); repair the row, or delete it",
         ),
         (
             "alter table outboxevent rename id to uid",
@@ -474,7 +474,7 @@ async fn rows_without_a_number_are_counted_and_named() -> Result<()> {
     let found = check(&setup.config()?).await;
     let failed = found.iter().find(|finding| finding.level == Level::Fail);
     let failed = failed.context("a finding")?;
-    assert!(failed.what.contains("takes null"), "{failed}");
+    assert!(failed.what.contains("take null"), "{failed}");
     // As the hints say.
     let repair =
         "update outboxevent set xid = default, seq = default where xid is null or seq is null";
@@ -570,7 +570,10 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
     let seq: i64 = rows[setup.max_page_rows - 1].get(0);
     let relay = setup.start().await?;
     let text = relay
-        .wait_for_state(503, "can't be shipped: column key is null")
+        .wait_for_state(
+            503,
+            "can't be shipped: its key is null (source.columns.key)",
+        )
         .await?;
     assert!(
         text.contains(&format!("halted: the row with seq {seq}")),

@@ -105,7 +105,7 @@ mistakes! {
     };
     missing_column: Mistake {
         sql: "alter table outbox drop column traceparent",
-        check: &["column traceparent of outbox is missing; make it text"],
+        check: &["column traceparent of outbox is missing; alter table outbox add column traceparent text"],
         run: Run::NotReady(&[r#"column "traceparent" does not exist"#, "outbox-relay check"]),
         ..MISTAKE
     };

@@ -56,7 +56,9 @@ impl Reading for SnapshotDifference {
         let mut found = Vec::new();
         for (index, row) in page.rows().enumerate() {
             let row = row?;
-            self.cursor.advance(page.position_behind(index)?);
+            if let Some(position) = page.position_behind(index)? {
+                self.cursor.advance(position);
+            }
             found.push((
                 row.event_id,
                 row.key.to_owned(),
@@ -251,7 +253,9 @@ impl Late {
         while self.cursor.window().is_some() {
             let page = self.reader.page(&self.cursor, page_rows).await?;
             for (index, row) in page.rows().enumerate() {
-                self.cursor.advance(page.position_behind(index)?);
+                if let Some(position) = page.position_behind(index)? {
+                    self.cursor.advance(position);
+                }
                 seqs.push(row?.seq);
             }
             if page.is_last() {

@@ -73,7 +73,7 @@ async fn look(
         }
         if outbox.topics.is_empty() {
             found.unknown(
-                "no topic was looked for, because the outbox has no rows",
+                "no topic was looked for, because the outbox has no rows with a seq",
                 "check again when it has some",
             );
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio_postgres::types::ToSql;
+
 use super::{
     Findings, Level,
     mapped::MAPPED_RULES,
@@ -11,8 +13,11 @@ use crate::{
     config::{Mapping, SourceConfig},
     hints,
     postgres::{
+        checkpoint::{self, CheckpointError},
         leader,
+        reader::{ReadError, Reader},
         session::{self, DatabaseError, Session},
+        window::Cursor,
     },
 };
 
@@ -97,15 +102,14 @@ async fn look_at_rows(
     look_at_lock(session, &source.name, found).await?;
     look_at_numbers(session, &source.mapping, found).await?;
     look_at_transactions(session, source, found).await?;
+    look_at_next_rows(source, found).await?;
     let sql = topics(source.mapping.outbox());
     let rows = session.query(&sql, &[&source.name]).await?;
     let mut topics = Vec::with_capacity(rows.len());
     for row in &rows {
         let bytes = usize::try_from(row.get::<_, i64>(1)).unwrap_or(0);
-        match row.get::<_, Option<String>>(0) {
-            Some(topic) => topics.push((topic, bytes)),
-            None => found.fail("the outbox has rows without a topic", hints::ROW),
-        }
+        // Of a row without one, it was told that it can't be shipped.
+        topics.extend(row.get::<_, Option<String>>(0).map(|topic| (topic, bytes)));
     }
     Ok(Outbox {
         producer_name,
@@ -161,7 +165,7 @@ async fn look_at_numbers(
         "with numbers (id) as ({numbers})
          select id::regclass::text, has_sequence_privilege(id, 'select'),
              case when has_sequence_privilege(id, 'select') then pg_sequence_last_value(id) end,
-             (select max(seq) from {outbox})
+             (select max(seq)::bigint from {outbox})
          from numbers join pg_sequence on seqrelid = id where seqincrement > 0 and not seqcycle"
     );
     for row in session.query(&sql, &[]).await? {
@@ -175,16 +179,66 @@ async fn look_at_numbers(
         } else if let Some(highest) =
             highest.filter(|highest| last.is_none_or(|last| last < *highest))
         {
+            let fix = match highest {
+                i64::MAX => "give that row another seq: no number comes after it".to_owned(),
+                _ => format!("select setval('{sequence}', {highest})"),
+            };
             found.fail(
                 format!(
                     "sequence {sequence} is behind the outbox, which has a row with seq {highest}: numbers are given out \
                      again, and events of a key may be published in the wrong order"
                 ),
-                format!("select setval('{sequence}', {highest})"),
+                fix,
             );
         } else {
             found.pass(format!("sequence {sequence} is not behind the outbox"));
         }
+    }
+    Ok(())
+}
+
+/// Rows that are read to see whether they can be.
+const READ_ROWS: usize = 1_000;
+
+/// Reads the rows that are shipped next, as the relay does.
+async fn look_at_next_rows(
+    source: &SourceConfig,
+    found: &mut Findings<'_>,
+) -> Result<(), DatabaseError> {
+    let session = session::connect(&source.database_url, "outbox-relay check").await?;
+    let mut cursor = match checkpoint::read(&session, &source.name).await {
+        Ok(cursor) => cursor,
+        Err(CheckpointError::Database(err)) => return Err(err),
+        // What else is wrong with it was told.
+        Err(_) => Cursor::beginning(),
+    };
+    let reading = async {
+        let reader = Reader::new(session.into_client(), &source.mapping).await?;
+        if cursor.window().is_none() {
+            cursor.open(reader.snapshot().await?);
+        }
+        let mut read = 0;
+        loop {
+            let page = reader.page(&cursor, READ_ROWS).await?;
+            page.rows().try_for_each(|row| row.map(drop))?;
+            let rows = page.rows().len();
+            read += rows;
+            if page.is_last() || read >= READ_ROWS {
+                return Ok::<_, ReadError>(read);
+            }
+            // A page ends before a row that can't be read.
+            if let Some(last) = rows.checked_sub(1)
+                && let Some(position) = page.position_behind(last)?
+            {
+                cursor.advance(position);
+            }
+        }
+    };
+    match reading.await {
+        Ok(0) => found.pass("no row waits that could not be read"),
+        Ok(rows) => found.pass(format!("the next rows can be read, {rows} of them")),
+        Err(ReadError::Database(err)) => return Err(err.into()),
+        Err(err) => found.fail(program::chain(&err), err.hint()),
     }
     Ok(())
 }
@@ -219,8 +273,8 @@ async fn look_at_transactions(
         found.unknown(
             format!(
                 "could not check whose transaction ids the rows have: {differing} of the newest {COMPARED_ROWS} were written \
-                 by another transaction than their {xid} says. A savepoint or an update does that, and so does \
-                 replication or a restore from another Postgres, of which some may never be published"
+                 by another transaction than their {xid} says. A savepoint, an update or a rewrite of the table does that, \
+                 and so does replication or a restore from another Postgres, of which some may never be published"
             ),
             format!(
                 "if they came from another Postgres, run `outbox-relay reset --source {}`, which ships every row that the \
@@ -241,7 +295,9 @@ async fn look_at_checkpoint(
     table: &str,
     found: &mut Findings<'_>,
 ) -> Result<String, DatabaseError> {
-    let row = session.query_opt(CHECKPOINT, &[&source, &table]).await?;
+    let system_identifier = checkpoint::system_identifier(session).await?;
+    let params: [&(dyn ToSql + Sync); 3] = [&source, &table, &system_identifier];
+    let row = session.query_opt(CHECKPOINT, &params).await?;
     let Some(row) = row else {
         found.pass("no relay has led it yet; the first ships every row that has a seq");
         return Ok(leader::producer_name(source, "check", 0));

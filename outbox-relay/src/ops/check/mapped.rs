@@ -1,9 +1,13 @@
 //! What of an outbox that others made is not as the relay needs it. `:table`, `:xid` and `:seq` are filled
 //! in as strings, `:named` as rows of a setting and the column that it names.
 
-use super::tables::{LOGGED, NUMBERED, REPAIRABLE, RULE, Rule, UNHIDDEN, WRITERS, WRITTEN_HERE};
+use super::tables::{
+    KNOWN_CLUSTER, LOGGED, NUMBERED, REPAIRABLE, RULE, Rule, UNHIDDEN, WRITABLE, WRITERS,
+    WRITTEN_AS_IT_IS, WRITTEN_HERE,
+};
 
-pub(super) const MAPPED_RULES: [Rule; 14] = [
+pub(super) const MAPPED_RULES: [Rule; 16] = [
+    WRITABLE,
     Rule {
         fine: "the role may look into the outbox's schema",
         is_basic: true,
@@ -76,7 +80,7 @@ pub(super) const MAPPED_RULES: [Rule; 14] = [
         sql: "
             with expected (name, type, value, fix) as (values
                 (:xid, 'xid8', 'pg_current_xact_id()', 'pg_current_xact_id()'),
-                (:seq, 'bigint', 'nextval(%', 'nextval(...) of a sequence with cache 1')
+                (:seq, 'bigint', 'nextval(''%''::regclass)', 'nextval(...) of a sequence with cache 1')
             ), found as (
                 select attname, format_type(atttypid, null) as type, attidentity,
                     coalesce(pg_get_expr(adbin, adrelid), '') as value
@@ -110,17 +114,19 @@ pub(super) const MAPPED_RULES: [Rule; 14] = [
         ..RULE
     },
     Rule {
-        fine: "no row is without its transaction and its number",
+        fine: "a new row without its transaction or its number is refused",
         sql: "
-            select 'column ' || quote_ident(name) || ' of ' || :table
-                    || ' takes null, and a row without it is never published',
+            select case count(*) when 1 then 'column ' else 'columns ' end || string_agg(quote_ident(name), ' and ')
+                    || ' of ' || :table || case count(*) when 1 then ' takes' else ' take' end
+                    || ' null, and a row with it is never published',
                 'alter table ' || :table || ' add constraint relay_columns check ('
-                    || string_agg(quote_ident(name) || ' is not null', ' and ') over () || ') not valid'
-            from (:nullable) as nullable (name) order by 1",
+                    || string_agg(quote_ident(name) || ' is not null', ' and ') || ') not valid'
+            from (:nullable) as nullable (name) having count(*) > 0",
         ..RULE
     },
     NUMBERED,
     WRITERS,
+    WRITTEN_AS_IT_IS,
     UNHIDDEN,
     LOGGED,
     REPAIRABLE,
@@ -129,11 +135,11 @@ pub(super) const MAPPED_RULES: [Rule; 14] = [
         fine: "rows are found by seq and by xid",
         sql: "
             select 'there is no index on ' || name || ' in ' || leaf,
-                'see outbox-relay/sql/columns-online.sql, and make one on ' || columns
+                'create index concurrently on ' || leaf || ' ' || columns
             from (select coalesce(tree.relid, :table::regclass) as leaf
                   from (values (1)) as one
                       left join pg_partition_tree(:table) as tree on tree.isleaf) as leaves,
-                (values (:seq, '(seq)'), (:xid, '(xid, seq)')) as needed (name, columns)
+                (values (:seq, format('(%I)', :seq)), (:xid, format('(%I, %I)', :xid, :seq))) as needed (name, columns)
             where not exists (
                 select from pg_index join pg_attribute
                     on attrelid = indrelid and attnum = indkey[0]
@@ -142,14 +148,5 @@ pub(super) const MAPPED_RULES: [Rule; 14] = [
             order by 1",
         ..RULE
     },
-    Rule {
-        fine: "a database that was restored from a dump would be noticed",
-        is_optional: true,
-        sql: "
-            select current_user || ' may not execute pg_control_system(), so that a dump that is '
-                || 'restored elsewhere is noticed by its transaction ids alone',
-                'grant execute on function pg_control_system() to ' || quote_ident(current_user)
-            where not has_function_privilege('pg_control_system()', 'execute')",
-        ..RULE
-    },
+    KNOWN_CLUSTER,
 ];

@@ -73,12 +73,18 @@ pub(super) const NUMBERED: Rule = Rule {
             end,
             'alter sequence ' || id::regclass || case
                 when seqcache <> 1 then ' cache 1'
-                when seqincrement < 0 then ' increment 1 maxvalue 9223372036854775807 restart with '
-                    || 'N, a number above every seq of the table'
+                when seqincrement < 0 then format(
+                    ' increment 1 maxvalue 9223372036854775807; select setval(%L, (select max(%I) from %s))',
+                    id::regclass, :seq, :table)
                 else ' no cycle'
             end, false
         from numbers join pg_sequence on seqrelid = id
         where seqcache <> 1 or seqincrement < 0 or seqcycle
+        union all
+        select 'column ' || quote_ident(:seq) || ' of ' || :table || ' is numbered by several sequences: '
+                || string_agg(id::regclass::text, ', '),
+            'let its default be nextval of one of them', false
+        from numbers having count(*) > 1
         union all
         select 'could not check how column ' || quote_ident(:seq) || ' of ' || :table
                 || ' is numbered: no sequence belongs to it',
@@ -91,11 +97,14 @@ pub(super) const NUMBERED: Rule = Rule {
 pub(super) const LOGGED: Rule = Rule {
     fine: "the outbox and the relay's own tables survive a crash of Postgres",
     sql: "
-        select oid::regclass || ' is unlogged: a crash of Postgres empties it',
-            'alter table ' || oid::regclass || ' set logged'
+        select oid::regclass || ' is unlogged: a crash of Postgres ' || case relkind
+                when 'S' then 'sets it back' else 'empties it' end,
+            'alter ' || case relkind when 'S' then 'sequence ' else 'table ' end || oid::regclass || ' set logged'
         from pg_class
         where relpersistence = 'u' and oid in (
             :leaves
+            union all
+            :numbers
             union all
             select to_regclass(name)
             from unnest(array['relay_checkpoints', 'relay_parked', 'relay_dead_letters']) as name)
@@ -103,22 +112,47 @@ pub(super) const LOGGED: Rule = Rule {
     ..RULE
 };
 
-/// Where a publication covers it, Postgres refuses to change rows of a table without a replica identity.
+/// Where a publication covers it, Postgres refuses to change rows of a table without a replica identity that has what is
+/// published, and what its row filter looks at.
 pub(super) const REPAIRABLE: Rule = Rule {
     fine: "rows can be repaired by update and delete",
     sql: "
-        select distinct class.oid::regclass || ' is in the publication ' || quote_ident(pubname)
-                || ' and has no replica identity, so that Postgres refuses to repair its rows',
-            'alter table ' || class.oid::regclass || ' replica identity full'
+        select distinct class.oid::regclass || ' is in the publication ' || quote_ident(pubname) || case
+                when not has_identity then ' and has no replica identity, so that Postgres refuses to repair its rows'
+                when is_filtered then ', which has a row filter: could not check that its columns are in the replica '
+                    || 'identity, without which Postgres refuses to repair rows'
+                else ', which has a list of columns without the whole replica identity, so that Postgres refuses to '
+                    || 'repair its rows'
+            end,
+            case
+                when not has_identity then 'alter table ' || class.oid::regclass || ' replica identity full'
+                when is_filtered then 'look at the row filter, or take the table out of the publication'
+                else 'publish all columns, or take the table out of the publication'
+            end, has_identity and is_filtered
         from pg_class as class
             join pg_class as listed
                 on listed.oid = class.oid or listed.oid in (select pg_partition_ancestors(class.oid))
-            join pg_publication_tables
+            join pg_publication_tables as published
                 on schemaname = listed.relnamespace::regnamespace::name and tablename = listed.relname
-            join pg_publication using (pubname)
+            join pg_publication using (pubname),
+            lateral (
+                select class.relreplident = 'f' or exists (
+                        select from pg_index
+                        where indrelid = class.oid and indisvalid and indimmediate
+                            and case class.relreplident when 'd' then indisprimary else indisreplident end
+                    ) and class.relreplident <> 'n',
+                    class.relreplident <> 'f' and rowfilter is not null,
+                    exists (
+                        select from pg_attribute
+                        where attrelid = class.oid and attnum > 0 and not attisdropped and attname <> all (attnames)
+                            and (class.relreplident = 'f' or exists (
+                                select from pg_index
+                                where indrelid = class.oid and attnum = any (indkey)
+                                    and case class.relreplident when 'd' then indisprimary else indisreplident end))
+                    )
+            ) as what_of_it (has_identity, is_filtered, is_cut)
         where class.oid in (:leaves) and (pubupdate or pubdelete)
-            and (class.relreplident = 'n' or class.relreplident = 'd' and not exists (
-                select from pg_index where indrelid = class.oid and indisprimary))
+            and (not has_identity or is_filtered or is_cut)
         order by 1",
     ..RULE
 };
@@ -131,7 +165,11 @@ pub(super) const WRITTEN_HERE: Rule = Rule {
                 || ' have: a subscription fills it',
             'run the relay where the rows are written, or leave the columns ' || quote_ident(:xid) || ' and '
                 || quote_ident(:seq) || ' out of the publication: a row with a foreign id may never be published', true
-        from pg_subscription_rel where srrelid in (:leaves) order by 1",
+        from pg_subscription_rel
+        where srrelid = :table::regclass
+            or srrelid in (select relid from pg_partition_tree(:table))
+            or srrelid in (select relid from pg_partition_ancestors(:table))
+        order by 1",
     ..RULE
 };
 
@@ -140,8 +178,58 @@ pub(super) const UNHIDDEN: Rule = Rule {
     fine: "no row is hidden from the role",
     sql: "
         select 'row-level security hides rows of ' || :table || ' from ' || current_user,
-            format('alter role %I bypassrls', current_user)
+            format('as a superuser, alter role %I bypassrls', current_user)
         where row_security_active(:table)",
+    ..RULE
+};
+
+/// What stands between an insert and the row that is read.
+pub(super) const WRITTEN_AS_IT_IS: Rule = Rule {
+    fine: "what is inserted is what is read",
+    sql: "
+        select 'could not check what the rule ' || quote_ident(rulename) || ' of ' || :table || ' makes of an insert',
+            'take the rule away, or see that each row comes with the defaults of ' || quote_ident(:xid) || ' and '
+                || quote_ident(:seq), true
+        from pg_rules
+        where format('%I.%I', schemaname, tablename)::regclass in (
+            select :table::regclass union all select relid from pg_partition_tree(:table))
+        union all
+        select distinct 'could not check that the trigger ' || quote_ident(tgname) || ' of ' || :table
+                || ' leaves the columns ' || quote_ident(:xid) || ' and ' || quote_ident(:seq) || ' as they are',
+            'see that it does, and that it drops no row', true
+        from pg_trigger
+        where tgrelid in (select :table::regclass union all select relid from pg_partition_tree(:table))
+            and not tgisinternal and tgenabled <> 'D'
+            -- For each row, before an insert.
+            and tgtype & 7 = 7
+        union all
+        select 'could not check the tables that inherit from ' || :table || ', among them ' || inhrelid::regclass,
+            'use partitions', true
+        from pg_inherits join pg_class on oid = inhparent
+        where inhparent = :table::regclass and relkind <> 'p'
+        order by 1",
+    ..RULE
+};
+
+/// The relay writes its checkpoint.
+pub(super) const WRITABLE: Rule = Rule {
+    fine: "this Postgres takes writes",
+    is_basic: true,
+    sql: "
+        select 'this Postgres is a standby, which takes no writes', 'give the primary in database_url'
+        where pg_is_in_recovery()",
+    ..RULE
+};
+
+/// Only this tells a copy of a database from the database.
+pub(super) const KNOWN_CLUSTER: Rule = Rule {
+    fine: "a database that was restored from a dump would be noticed",
+    is_optional: true,
+    sql: "
+        select current_user || ' may not execute pg_control_system(), so that a dump that is '
+            || 'restored elsewhere is noticed by its transaction ids alone',
+            'as a superuser, grant execute on function pg_control_system() to ' || quote_ident(current_user)
+        where not has_function_privilege('pg_control_system()', 'execute')",
     ..RULE
 };
 
@@ -172,7 +260,8 @@ pub(super) const WRITERS: Rule = Rule {
     ..RULE
 };
 
-pub(super) const RULES: [Rule; 12] = [
+pub(super) const RULES: [Rule; 16] = [
+    WRITABLE,
     Rule {
         fine: "the outbox and the relay's own tables are there",
         is_basic: true,
@@ -212,38 +301,41 @@ pub(super) const RULES: [Rule; 12] = [
     Rule {
         fine: "the outbox has its columns, with their types and defaults",
         sql: "
-            with expected (name, type, is_required, is_default, declaration) as (values
-                ('xid', 'xid8', true, 'pg_current_xact_id()',
-                    'xid8 not null default pg_current_xact_id()'),
-                ('seq', 'bigint', true, 'nextval(%',
-                    'bigint not null default nextval(''outbox_seq'')'),
-                ('event_id', 'uuid', true, '%', 'uuid not null default gen_random_uuid()'),
-                ('topic', 'text', true, '%', 'text not null'),
-                ('key', 'text', true, '%', 'text not null'),
-                ('event_type', 'text', true, '%', 'text not null'),
-                ('aggregate_version', 'bigint', true, '%', 'bigint not null'),
-                ('payload', 'bytea', false, '%', 'bytea'),
-                ('headers', 'jsonb', false, '%', 'jsonb'),
-                ('traceparent', 'text', false, '%', 'text'),
-                ('created_at', 'timestamp with time zone', true, '%',
-                    'timestamptz not null default clock_timestamp()')
+            with expected (name, type, is_required, value, usual) as (values
+                ('xid', 'xid8', true, 'pg_current_xact_id()', 'pg_current_xact_id()'),
+                ('seq', 'bigint', true, 'nextval(''%''::regclass)', 'nextval(''outbox_seq'')'),
+                ('event_id', 'uuid', true, '_%', 'gen_random_uuid()'),
+                ('topic', 'text', true, '%', null),
+                ('key', 'text', true, '%', null),
+                ('event_type', 'text', true, '%', null),
+                ('aggregate_version', 'bigint', true, '%', null),
+                ('payload', 'bytea', false, '%', null),
+                ('headers', 'jsonb', false, '%', null),
+                ('traceparent', 'text', false, '%', null),
+                ('created_at', 'timestamp with time zone', true, '_%', 'clock_timestamp()')
             ), found as (
                 select attname, format_type(atttypid, null) as type, attnotnull,
-                    coalesce(pg_get_expr(adbin, adrelid), '') as is_default
+                    coalesce(pg_get_expr(adbin, adrelid), '') as value
                 from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
                 where attrelid = 'outbox'::regclass and attnum > 0 and not attisdropped
             )
-            select 'column ' || name || ' of outbox '
-                || case
-                    when found.type is null then 'is missing'
-                    when found.type <> expected.type then 'is of type ' || found.type
-                    when is_required and not attnotnull then 'may be null'
-                    else 'has no default'
-                end,
-                'make it ' || declaration
-            from expected left join found on attname = name
-            where found.type is distinct from expected.type or is_required and not attnotnull
-                or found.is_default not like expected.is_default",
+            select 'column ' || name || ' of outbox ' || problem, 'alter table outbox ' || statement
+            from expected left join found on attname = name, lateral (
+                select 'is missing', 'add column ' || name || ' ' || expected.type
+                    || case when is_required then ' not null' else '' end || coalesce(' default ' || usual, '')
+                where found.type is null
+                union all
+                select 'is of type ' || found.type, 'alter column ' || name || ' type ' || expected.type
+                    || ' using ' || name || '::text::' || expected.type
+                where found.type <> expected.type
+                union all
+                select 'may be null', 'alter column ' || name || ' set not null'
+                where is_required and not attnotnull
+                union all
+                select case found.value when '' then 'has no default' else 'has another default than ' || usual end,
+                    'alter column ' || name || ' set default ' || usual
+                where found.value not like expected.value
+            ) as wrong (problem, statement)",
         ..RULE
     },
     Rule {
@@ -263,6 +355,7 @@ pub(super) const RULES: [Rule; 12] = [
     },
     NUMBERED,
     WRITERS,
+    WRITTEN_AS_IT_IS,
     UNHIDDEN,
     LOGGED,
     REPAIRABLE,
@@ -276,39 +369,61 @@ pub(super) const RULES: [Rule; 12] = [
             where not exists (select from pg_inherits where inhparent = 'outbox'::regclass)
             union all
             select 'the outbox has a default partition, ' || partdefid::regclass
-                || ', which is never emptied', 'detach it'
+                || ', which is never emptied', 'alter table outbox detach partition ' || partdefid::regclass
             from pg_partitioned_table where partrelid = 'outbox'::regclass and partdefid <> 0
             union all
-            select 'column bucket has no default, which says what partition is written to',
-                'set it as crates/outbox/migrations does'
+            select 'column bucket has not the default that goes from partition to partition',
+                'alter table outbox alter column bucket set default '
+                || '(date_part(''epoch'', clock_timestamp())::bigint / 600 % 8)::smallint'
             from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
-            where attrelid = 'outbox'::regclass and attname = 'bucket' and adbin is null",
+            where attrelid = 'outbox'::regclass and attname = 'bucket'
+                and coalesce(pg_get_expr(adbin, adrelid), '') not like '%clock_timestamp()%'
+            union all
+            select 'the schema ' || relnamespace::regnamespace || ' has checkpoints as well: what their sources have not '
+                || 'published may be truncated', 'let all sources of an outbox use one table relay_checkpoints'
+            from pg_class
+            where relname = 'relay_checkpoints' and relkind = 'r' and oid <> to_regclass('relay_checkpoints')",
         ..RULE
     },
     Rule {
-        fine: "a database that was restored from a dump would be noticed, and could be reset",
+        fine: "each bucket has its partition",
+        sql: "
+            select 'no partition of the outbox takes bucket ' || bucket || ', so that inserts fail for ten minutes',
+                format('create table outbox_%1$s partition of outbox for values in (%1$s)', bucket)
+            from generate_series(0, 7) as bucket, pg_attribute
+                left join pg_attrdef on adrelid = attrelid and adnum = attnum
+            where attrelid = 'outbox'::regclass and attname = 'bucket'
+                -- As this project's migrations have it.
+                and pg_get_expr(adbin, adrelid) ~ '/ 600\\) % \\(?8\\)?[:)]'
+                and not exists (select from pg_inherits, pg_class as child where inhparent = attrelid
+                    and child.oid = inhrelid
+                    and (pg_get_expr(relpartbound, child.oid) = 'DEFAULT'
+                        or bucket::text = any (regexp_split_to_array(
+                            substring(pg_get_expr(relpartbound, child.oid) from '\\((.*)\\)'), '[^0-9]+'))))",
+        ..RULE
+    },
+    KNOWN_CLUSTER,
+    Rule {
+        fine: "the outbox could be reset after that",
         is_optional: true,
         sql: "
-            select current_user || ' may not execute pg_control_system(), so that a dump that is '
-                || 'restored elsewhere is noticed by its transaction ids alone',
-                'grant execute on function pg_control_system() to ' || quote_ident(current_user)
-            where not has_function_privilege('pg_control_system()', 'execute')
-            union all
             select 'there is no function outbox_adopt_foreign_rows(), which `reset` needs',
                 'make it as crates/outbox/migrations does'
-            where to_regprocedure('outbox_adopt_foreign_rows()') is null",
+            where to_regprocedure('outbox_adopt_foreign_rows()') is null
+            union all
+            select current_user || ' may not execute outbox_adopt_foreign_rows(), which `reset` needs',
+                'grant execute on function outbox_adopt_foreign_rows() to ' || quote_ident(current_user)
+            where not has_function_privilege(to_regprocedure('outbox_adopt_foreign_rows()'), 'execute')",
         ..RULE
     },
 ];
 
-/// `$1` is the source and `$2` its table: the instance, whether the checkpoint is of another time or
+/// `$1` is the source, `$2` its table, and `$3` what names this cluster, if that is known: the instance, whether the checkpoint is of another time or
 /// another cluster of databases, how old it is, and whether it is of another table.
 pub(super) const CHECKPOINT: &str = "
     select instance::text, epoch, resigned,
         pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
-            or coalesce(system_identifier <> (
-                select system_identifier from pg_control_system()
-                where has_function_privilege('pg_control_system()', 'execute')), false),
+            or coalesce(system_identifier <> $3, false),
         date_part('epoch', clock_timestamp() - heartbeat_at),
         coalesce(outbox <> to_regclass($2), false),
         (select oid from pg_database where datname = current_database())

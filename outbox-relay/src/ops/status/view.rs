@@ -114,7 +114,7 @@ impl SharedStatus {
             commit_to_ack: times(&self.0.commit_to_ack, |tick| &tick.commit_to_ack),
             page_read: times(&self.0.page_read, |tick| &tick.page_read),
             parked_keys: status.parked_keys,
-            dead_letters: recent.map(|(measured, _)| measured.dead_letters),
+            dead_letters: recent.map(|_| status.dead_letters),
             refused: status.refused,
             restarts: restarts.into(),
             checkpoint_age_s: (status.checkpoint_at).map(|at| at.elapsed().as_secs_f64()),

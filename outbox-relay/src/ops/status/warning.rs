@@ -21,15 +21,18 @@ pub(crate) enum WarningReason {
     UnpublishableRows,
     /// Partitions that were published are not truncated.
     Truncation,
+    /// Nobody knows what waits, and whether there are rows that can never be published.
+    Unmeasured,
 }
 
 impl WarningReason {
-    pub(crate) const ALL: [Self; 2] = [Self::UnpublishableRows, Self::Truncation];
+    pub(crate) const ALL: [Self; 3] = [Self::UnpublishableRows, Self::Truncation, Self::Unmeasured];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::UnpublishableRows => "unpublishable_rows",
             Self::Truncation => "truncation",
+            Self::Unmeasured => "unmeasured",
         }
     }
 }
@@ -46,8 +49,8 @@ impl From<&UnpublishableRows> for Warning {
         Self {
             reason: WarningReason::UnpublishableRows,
             message: format!(
-                "{at_least}{rows} rows of {table} have no seq or no transaction id and are never published, \
-                 among them event {example}"
+                "{at_least}{rows} rows of {table} have no seq, the lowest there is, or no transaction id and are never \
+                 published, among them event {example}"
             ),
             hint: "repair the writer, give the rows both columns' defaults if nobody else has published them, then add \
                  the constraint of outbox-relay/sql/columns-online.sql"

@@ -123,10 +123,7 @@ impl PageQuery<'_> {
                 }
             }
         }
-        format!(
-            "copy (select * from ({branches}) as due order by {order} limit {max_rows})
-             to stdout (format binary)"
-        )
+        format!("select * from ({branches}) as due order by {order} limit {max_rows}")
     }
 }
 

@@ -7,7 +7,7 @@ use super::ReadError;
 use crate::postgres::window::Position;
 
 /// The columns of a row, in the order in which [`Row`] reads them.
-pub(super) const COLUMNS: &str =
+pub(crate) const COLUMNS: &str =
     "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
      traceparent, created_at";
 /// How many these are.
@@ -70,28 +70,49 @@ impl Page {
         Ok(Some(self))
     }
 
+    /// The rows, which came in the order of their positions, without those of a last position of which more may come. The
+    /// seq, if that is the only one.
+    pub(super) fn with_whole_positions(mut self) -> Result<Result<Self, i64>, ReadError> {
+        let Some(last) = self.rows.last().filter(|_| !self.is_last) else {
+            return Ok(Ok(self));
+        };
+        let (last_seq, last) = (seq_of(last)?, position_of(last)?);
+        let mut whole = self.rows.len();
+        while whole > 0 && position_of(&self.rows[whole - 1])? == last {
+            whole -= 1;
+        }
+        if whole == 0 {
+            return Ok(Err(last_seq));
+        }
+        self.bytes -= self.rows.drain(whole..).map(|row| row.len()).sum::<usize>();
+        self.repeated_seq = Some(last_seq);
+        Ok(Ok(self))
+    }
+
     /// The rows, in the order of their positions.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Result<Row<'_>, ReadError>> {
         self.rows.iter().map(|bytes| Row::parse(bytes))
     }
 
-    /// Where reading goes on behind this row. Nothing but its seq and its event id is looked at.
+    /// Where reading goes on behind this row; none if the next one has its position, so that there is no place between them.
+    /// Nothing but their seqs and event ids is looked at.
     ///
     /// # Errors
-    /// If the row has no seq.
+    /// If a row has no seq.
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn position_behind(&self, index: usize) -> Result<Position, ReadError> {
-        let seq = seq_of(&self.rows[index])?;
+    pub fn position_behind(&self, index: usize) -> Result<Option<Position>, ReadError> {
+        let (seq, event_id) = position_of(&self.rows[index])?;
         let shares_seq = match self.rows.get(index + 1) {
+            Some(next) if position_of(next)? == (seq, event_id) => return Ok(None),
             Some(next) => seq_of(next)? == seq,
             None => !self.has_whole_seqs,
         };
-        Ok(Position {
+        Ok(Some(Position {
             seq,
-            event_id: event_id_of(&self.rows[index]).filter(|_| shares_seq),
-        })
+            event_id: event_id.filter(|_| shares_seq),
+        }))
     }
 
     /// A seq that several rows have.
@@ -169,7 +190,7 @@ const TOO_SHORT: ReadError = ReadError::Layout("a row is cut off");
 fn seq_of(row: &[u8]) -> Result<i64, ReadError> {
     let mut fields = Fields(row);
     fields.i16()?;
-    (fields.i64()?).ok_or(ReadError::Layout("column seq is null"))
+    fields.seq()
 }
 
 /// The second column of a row, if it is what it should be.
@@ -180,6 +201,10 @@ fn event_id_of(row: &[u8]) -> Option<Uuid> {
     Uuid::from_slice(fields.next().ok()??).ok()
 }
 
+fn position_of(row: &[u8]) -> Result<(i64, Option<Uuid>), ReadError> {
+    Ok((seq_of(row)?, event_id_of(row)))
+}
+
 impl<'a> Row<'a> {
     /// Reads a row in Postgres' binary format, without copying anything.
     fn parse(bytes: &'a [u8]) -> Result<Self, ReadError> {
@@ -187,7 +212,7 @@ impl<'a> Row<'a> {
         if fields.i16()? != FIELDS {
             return Err(ReadError::Layout("a row has another number of columns"));
         }
-        let seq = (fields.i64()?).ok_or(ReadError::Layout("column seq is null"))?;
+        let seq = fields.seq()?;
         Self::parse_rest(seq, fields).map_err(|err| match err {
             ReadError::Layout(what) => ReadError::Row { seq, what },
             err => err,
@@ -197,12 +222,16 @@ impl<'a> Row<'a> {
     fn parse_rest(seq: i64, mut fields: Fields<'a>) -> Result<Self, ReadError> {
         Ok(Self {
             seq,
-            event_id: Uuid::from_slice(fields.required("column event_id is null")?)
-                .map_err(|_| ReadError::Layout("column event_id is no uuid"))?,
-            topic: text(fields.required("column topic is null")?)?,
-            key: text(fields.required("column key is null")?)?,
-            event_type: text(fields.required("column event_type is null")?)?,
-            aggregate_version: fields.i64()?,
+            event_id: Uuid::from_slice(
+                fields.required("its event_id is null (source.columns.event_id)")?,
+            )
+            .map_err(|_| ReadError::Layout("its event_id is no uuid (source.columns.event_id)"))?,
+            topic: text(fields.required("its topic is null (a column that source.topic names)")?)?,
+            key: text(fields.required("its key is null (source.columns.key)")?)?,
+            event_type: text(
+                fields.required("its event_type is null (source.columns.event_type)")?,
+            )?,
+            aggregate_version: fields.i64("its aggregate_version is no bigint")?,
             payload: fields.next()?,
             headers: match fields.next()? {
                 None => None,
@@ -211,7 +240,8 @@ impl<'a> Row<'a> {
                 Some(_) => return Err(ReadError::Layout("column headers is no jsonb")),
             },
             traceparent: fields.next()?.map(text).transpose()?,
-            created_at_us: (fields.i64()?).map(|us| us.saturating_add(POSTGRES_EPOCH_UNIX_US)),
+            created_at_us: (fields.i64("its created_at is no timestamptz")?)
+                .map(|us| us.saturating_add(POSTGRES_EPOCH_UNIX_US)),
         })
     }
 }
@@ -251,13 +281,15 @@ impl<'a> Fields<'a> {
         self.next()?.ok_or(ReadError::Layout(otherwise))
     }
 
-    fn i64(&mut self) -> Result<Option<i64>, ReadError> {
+    fn seq(&mut self) -> Result<i64, ReadError> {
+        (self.i64("column seq is no bigint")?).ok_or(ReadError::Layout("column seq is null"))
+    }
+
+    fn i64(&mut self, otherwise: &'static str) -> Result<Option<i64>, ReadError> {
         let integer = |bytes: &[u8]| (bytes.try_into().ok()).map(i64::from_be_bytes);
         match self.next()? {
             None => Ok(None),
-            Some(bytes) => integer(bytes)
-                .map(Some)
-                .ok_or(ReadError::Layout("no bigint")),
+            Some(bytes) => (integer(bytes).map(Some)).ok_or(ReadError::Layout(otherwise)),
         }
     }
 }

@@ -1,0 +1,387 @@
+//! All SQL of parked keys and dead letters.
+
+use std::collections::{HashMap, HashSet};
+
+use tokio_postgres::{error::SqlState, types::ToSql};
+use uuid::Uuid;
+
+use super::parked::{Dropped, ParkedKey};
+use crate::{
+    config::Mapping,
+    postgres::{
+        checkpoint::CheckpointError,
+        leader::Leadership,
+        reader::{COLUMNS, Page, ReadError, Reader, Row, quoted},
+        session::{DatabaseError, Session},
+    },
+};
+
+/// What the error of an event begins with that an operator has dropped.
+const DROPPED: &str = "dropped by an operator; ";
+/// Dead letters that are counted: they stay until somebody deletes them.
+const MAX_COUNTED: i64 = 10_000;
+/// The row of an event in either table.
+const THE_EVENT: &str = "source = $1 and seq = $3 and event_id = $4";
+/// True for the leader alone, until the statement ends. Its successor reads these tables once and then
+/// knows them by heart, so nobody else may write to them behind its back.
+const LEADS: &str = "exists (select from relay_checkpoints
+    where source = $1 and epoch = $2 for share)";
+
+/// Which event of a source it is. Two can have the same seq, because a sequence can be set back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct EventRef {
+    pub(crate) seq: i64,
+    pub(crate) event_id: Uuid,
+}
+
+impl From<&Row<'_>> for EventRef {
+    fn from(row: &Row<'_>) -> Self {
+        Self {
+            seq: row.seq,
+            event_id: row.event_id,
+        }
+    }
+}
+
+/// What became of a dead letter in its topic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum InTopic {
+    Sent,
+    Refused,
+}
+
+/// What of a source is stored aside. Only its leader writes here, but for the wishes of operators.
+pub(super) struct Storage<'a> {
+    leadership: &'a Leadership,
+    mapping: &'a Mapping,
+}
+
+impl<'a> Storage<'a> {
+    pub(super) fn new(leadership: &'a Leadership, mapping: &'a Mapping) -> Self {
+        Self {
+            leadership,
+            mapping,
+        }
+    }
+
+    /// The keys that are parked, by topic.
+    pub(super) async fn parked_keys(
+        &self,
+    ) -> Result<HashMap<String, HashSet<String>>, CheckpointError> {
+        let sql = format!("{} select topic, key from parked_key", parked_keys("$1"));
+        let (session, source) = (self.leadership.session(), self.leadership.source());
+        let mut parked: HashMap<String, HashSet<String>> = HashMap::new();
+        for row in session.query(&sql, &[&source]).await? {
+            parked.entry(row.get(0)).or_default().insert(row.get(1));
+        }
+        Ok(parked)
+    }
+
+    /// Whether an event of this key is parked.
+    pub(super) async fn is_parked(&self, topic: &str, key: &str) -> Result<bool, CheckpointError> {
+        let sql = "select exists (select from relay_parked
+                       where source = $1 and topic = $2 and key = $3)";
+        let (session, source) = (self.leadership.session(), self.leadership.source());
+        let row = session.query_one(sql, &[&source, &topic, &key]).await?;
+        Ok(row.get(0))
+    }
+
+    /// Copies events out of the outbox, to wait: `error` is why the first of a key was refused.
+    pub(super) async fn park(
+        &self,
+        events: &[EventRef],
+        error: Option<&str>,
+    ) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "with given as (select distinct * from unnest($3::bigint[], $4::uuid[]) as given (seq, event_id))
+             insert into relay_parked (source, {COLUMNS}, error)
+             select distinct $1, {COLUMNS}, $5 from given join {} using (seq, event_id)
+             where outbox.seq = any ($3) and {LEADS}
+             on conflict (source, seq, event_id)
+                 do update set error = coalesce(excluded.error, relay_parked.error), retry = false",
+            self.mapping.outbox()
+        );
+        self.store(&sql, events, &error).await.map(drop)
+    }
+
+    /// Copies refused events out of the outbox, each with why it was; returns how many.
+    pub(super) async fn bury(
+        &self,
+        events: &[EventRef],
+        errors: &[String],
+    ) -> Result<u64, CheckpointError> {
+        let sql = format!(
+            "with given as (
+                 select distinct on (seq, event_id) *
+                 from unnest($3::bigint[], $4::uuid[], $5::text[]) as given (seq, event_id, error)
+             )
+             insert into relay_dead_letters (source, {COLUMNS}, error)
+             select distinct $1, {COLUMNS}, given.error
+             from given join {} using (seq, event_id)
+             where outbox.seq = any ($3) and {LEADS}
+             on conflict (source, seq, event_id) do update set error = excluded.error",
+            self.mapping.outbox()
+        );
+        self.store(&sql, events, &errors).await
+    }
+
+    /// `$1` to `$5` are the source, the epoch, the events in two columns, and why they were refused.
+    async fn store(
+        &self,
+        sql: &str,
+        events: &[EventRef],
+        error: &(dyn ToSql + Sync),
+    ) -> Result<u64, CheckpointError> {
+        let (seqs, event_ids): (Vec<i64>, Vec<Uuid>) = events
+            .iter()
+            .map(|event| (event.seq, event.event_id))
+            .unzip();
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let params: [&(dyn ToSql + Sync); 5] = [&source, &epoch, &seqs, &event_ids, error];
+        let stored = self.leadership.session().execute(sql, &params).await;
+        let stored = stored.map_err(|err| match err.code() {
+            // Two of the rows would be one here, and differ.
+            Some(&SqlState::CARDINALITY_VIOLATION) => CheckpointError::SharedEventId,
+            _ => err.into(),
+        })?;
+        let expected = events.iter().collect::<HashSet<_>>().len();
+        if stored == expected as u64 {
+            return Ok(stored);
+        }
+        self.ensure_leads().await?;
+        Err(CheckpointError::Gone)
+    }
+
+    /// A parked event was refused once more.
+    pub(super) async fn park_again(
+        &self,
+        event: EventRef,
+        error: &str,
+    ) -> Result<(), CheckpointError> {
+        let sql = format!(
+            "update relay_parked set error = $5, retry = false where {THE_EVENT} and {LEADS}"
+        );
+        // If it isn't there, an operator has dropped it meanwhile.
+        self.change(&sql, event, Some(error)).await.map(drop)
+    }
+
+    /// Notes what became of the event in the dead letter topic.
+    pub(super) async fn set_in_topic(
+        &self,
+        event: EventRef,
+        in_topic: InTopic,
+    ) -> Result<(), CheckpointError> {
+        let sql =
+            format!("update relay_dead_letters set in_topic = $5 where {THE_EVENT} and {LEADS}");
+        let in_topic = match in_topic {
+            InTopic::Sent => "sent",
+            InTopic::Refused => "refused",
+        };
+        // If it isn't there, an operator has deleted it meanwhile.
+        self.change(&sql, event, Some(in_topic)).await.map(drop)
+    }
+
+    /// The parked event was shipped after all.
+    pub(super) async fn unpark(&self, event: EventRef) -> Result<(), CheckpointError> {
+        let sql =
+            format!("delete from relay_parked where {THE_EVENT} and $5::text is null and {LEADS}");
+        if self.change(&sql, event, None).await? {
+            return Ok(());
+        }
+        // An operator has dropped it while it was on its way. It has arrived, so it is no dead letter.
+        let sql = format!(
+            "delete from relay_dead_letters
+             where {THE_EVENT} and error like '{DROPPED}%' and $5::text is null and {LEADS}"
+        );
+        self.change(&sql, event, None).await.map(drop)
+    }
+
+    /// Whether there was such a row; an error if this relay leads no more.
+    async fn change(
+        &self,
+        sql: &str,
+        EventRef { seq, event_id }: EventRef,
+        text: Option<&str>,
+    ) -> Result<bool, CheckpointError> {
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let params: [&(dyn ToSql + Sync); 5] = [&source, &epoch, &seq, &event_id, &text];
+        if self.leadership.session().execute(sql, &params).await? > 0 {
+            return Ok(true);
+        }
+        self.ensure_leads().await.map(|()| false)
+    }
+
+    async fn ensure_leads(&self) -> Result<(), CheckpointError> {
+        let sql = format!("select {LEADS}");
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let session = self.leadership.session();
+        match session.query_one(&sql, &[&source, &epoch]).await?.get(0) {
+            true => Ok(()),
+            false => Err(CheckpointError::Superseded),
+        }
+    }
+}
+
+/// The head of a statement about parked events: `parked_key` has the first event of each key that is
+/// parked. It skips from key to key in the index, however many events wait behind each. `source` is
+/// an expression.
+fn parked_keys(source: &str) -> String {
+    let first = |condition: &str| {
+        format!(
+            "(select topic, key, error, retry from relay_parked
+              where source = {source} {condition} order by topic, key, seq, event_id limit 1)"
+        )
+    };
+    format!(
+        "with recursive parked_key as (
+             {}
+             union all
+             select next.* from parked_key, lateral {} as next
+         )",
+        first(""),
+        first("and (topic, key) > (parked_key.topic, parked_key.key)")
+    )
+}
+
+/// Parked events that are to be tried again: those of keys whose first event is, or was shipped
+/// or dropped meanwhile.
+pub(crate) async fn parked_page(
+    reader: &Reader,
+    source: &str,
+    max_rows: usize,
+) -> Result<Page, ReadError> {
+    let source = quoted(source);
+    let sql = format!(
+        "{}
+         select of_key.* from parked_key, lateral (
+             select {COLUMNS} from relay_parked
+             where source = {source} and (topic, key) = (parked_key.topic, parked_key.key)
+             order by seq, event_id limit {max_rows}
+         ) as of_key
+         where parked_key.error is null or parked_key.retry
+         order by seq, event_id limit {max_rows}",
+        parked_keys(&source)
+    );
+    reader.page_of(&sql, max_rows).await
+}
+
+/// Dead letters that are not in their topic yet, with headers that tell what they are.
+pub(crate) async fn pending_page(
+    reader: &Reader,
+    source: &str,
+    max_rows: usize,
+) -> Result<Page, ReadError> {
+    let sql = format!(
+        "select {COLUMNS} from (
+             select {with_own_headers}, coalesce(letter.headers, '{{}}') || jsonb_build_object(
+                 'dead_letter_topic', topic, 'dead_letter_seq', seq::text, 'dead_letter_error', error
+             ) as headers
+             from relay_dead_letters as letter
+             where source = {} and in_topic = 'pending' order by seq, event_id limit {max_rows}
+         ) as pending",
+        quoted(source),
+        with_own_headers = COLUMNS.replace("headers,", "")
+    );
+    reader.page_of(&sql, max_rows).await
+}
+
+/// How many parked keys and dead letters a source has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SetAside {
+    pub(crate) parked_keys: i64,
+    pub(crate) dead_letters: i64,
+}
+
+pub(crate) async fn count(session: &Session, source: &str) -> Result<SetAside, DatabaseError> {
+    let sql = format!(
+        "select ({} select count(*) from parked_key),
+             (select count(*) from (
+                  select from relay_dead_letters where source = $1 limit {MAX_COUNTED}) as letters)",
+        parked_keys("$1")
+    );
+    let row = session.query_one(&sql, &[&source]).await?;
+    Ok(SetAside {
+        parked_keys: row.get(0),
+        dead_letters: row.get(1),
+    })
+}
+
+/// The parked keys, the oldest first.
+pub(super) async fn list(session: &Session, source: &str) -> Result<Vec<ParkedKey>, DatabaseError> {
+    let sql = "select topic, key, min(seq), (array_agg(event_id order by seq, event_id))[1],
+                   (array_agg(error order by seq, event_id))[1], count(*), bool_or(retry)
+               from relay_parked where source = $1 group by topic, key order by min(seq)";
+    let rows = session.query(sql, &[&source]).await?;
+    let parked = rows.iter().map(|row| ParkedKey {
+        topic: row.get(0),
+        key: row.get(1),
+        refused_seq: row.get(2),
+        refused_event_id: row.get(3),
+        error: row.get::<_, Option<String>>(4).unwrap_or_default(),
+        events: row.get(5),
+        retry: row.get(6),
+    });
+    Ok(parked.collect())
+}
+
+/// Asks the leader to try a key again, or all of them; returns how many.
+pub(super) async fn retry(
+    session: &Session,
+    source: &str,
+    key: Option<&str>,
+) -> Result<u64, DatabaseError> {
+    let sql = "with asked as (
+                   update relay_parked set retry = true
+                   where source = $1 and ($2::text is null or key = $2) and error is not null
+                   returning topic, key
+               )
+               select count(distinct (topic, key)) from asked";
+    let row = session.query_one(sql, &[&source, &key]).await?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// Moves a parked event among the dead letters. Without its id it has to be the first of its key, and the only one with
+/// that seq.
+pub(super) async fn drop_event(
+    session: &Session,
+    source: &str,
+    seq: i64,
+    event_id: Option<Uuid>,
+) -> Result<Dropped, DatabaseError> {
+    let sql = format!(
+        "with candidate as (
+             select event_id, (
+                 select before.seq from relay_parked as before
+                 where (before.source, before.topic, before.key) = (parked.source, parked.topic, parked.key)
+                     and (before.seq, before.event_id) < (parked.seq, parked.event_id)
+                 order by before.seq, before.event_id limit 1
+             ) as behind_seq
+             from relay_parked as parked
+             where source = $1 and seq = $2 and ($3::uuid is null or event_id = $3)
+         ), dropped as (
+             delete from relay_parked
+             where source = $1 and seq = $2 and event_id in (select event_id from candidate)
+                 and ($3::uuid is not null
+                     or (select count(*) from candidate) = 1
+                         and (select behind_seq from candidate) is null)
+             returning *
+         ), stored as (
+             insert into relay_dead_letters (source, {COLUMNS}, error)
+             select source, {COLUMNS}, '{DROPPED}' || coalesce(error, 'it waited')
+             from dropped
+             on conflict (source, seq, event_id) do update set error = excluded.error
+         )
+         select event_id, behind_seq, (select count(*) from dropped) from candidate order by 1"
+    );
+    let params: [&(dyn ToSql + Sync); 3] = [&source, &seq, &event_id];
+    let candidates = session.query(&sql, &params).await?;
+    Ok(match &*candidates {
+        [] => Dropped::None,
+        [one] if one.get::<_, i64>(2) == 1 => Dropped::One,
+        [one] => Dropped::Waits {
+            event_id: one.get(0),
+            behind_seq: one.get::<_, Option<i64>>(1).unwrap_or(seq),
+        },
+        several => Dropped::Ambiguous(several.iter().map(|row| row.get(0)).collect()),
+    })
+}
