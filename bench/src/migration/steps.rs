@@ -88,7 +88,7 @@ mod tests {
     fn the_file_is_read_as_its_steps() {
         let steps = read().unwrap();
         let statements = steps.iter().map(|step| step.statements.len());
-        assert_eq!(statements.collect::<Vec<_>>(), [3, 2, 3, 3]);
+        assert_eq!(statements.collect::<Vec<_>>(), [4, 2, 3, 3]);
         let titles = steps.iter().map(|step| step.title.as_str());
         let expected = [
             "1. Columns without a default",

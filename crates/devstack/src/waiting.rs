@@ -13,7 +13,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// The first that asking ends with, or that there was no answer within [`PATIENCE`].
-pub async fn eventually<T>(what: &str, ask: impl AsyncFn() -> Result<Option<T>>) -> Result<T> {
+pub async fn eventually<T>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let asking = async {
         loop {
             match ask().await? {

@@ -440,7 +440,7 @@ async fn a_damaged_value_is_named_and_keeps_back_nothing_before_it() -> Result<(
     let (setup, session) = loose_setup("damaged").await?;
     // As Postgres says it of a value whose pages were lost.
     let damage =
-        "create or replace function relay_payload(text) returns bytea language plpgsql as $$
+        "create or replace function relay_payload(text) returns bytea language plpgsql immutable as $$
         begin
             if $1 = 'damaged' then
                 raise exception 'missing chunk number 3 for toast value' using errcode = 'XX001';

@@ -38,12 +38,15 @@ async fn metrics(relay: &Running) -> Result<HashMap<String, f64>> {
 
 /// Waits until the figures are so.
 async fn wait_for(relay: &Running, wanted: &[(&str, f64)]) -> Result<HashMap<String, f64>> {
-    eventually(&format!("{wanted:?}"), async || {
-        let found = metrics(relay).await?;
+    let mut found = HashMap::new();
+    let waited = eventually(&format!("{wanted:?}"), async || {
+        found = metrics(relay).await?;
         let is_so = (wanted.iter()).all(|(name, value)| found.get(*name) == Some(value));
-        Ok(is_so.then_some(found))
+        Ok(is_so.then_some(()))
     })
-    .await
+    .await;
+    waited.with_context(|| format!("the metrics are: {found:?}"))?;
+    Ok(found)
 }
 
 async fn status(relay: &Running) -> Result<Value> {

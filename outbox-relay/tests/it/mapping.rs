@@ -120,6 +120,45 @@ async fn a_row_of_debeziums_table_becomes_the_record_that_debezium_would_make() 
     relay.stop().await
 }
 
+/// Postgres builds no index on a partitioned table while writers go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_online_stops_at_a_partitioned_table_and_says_how_to_go_on() -> Result<()> {
+    let mut setup = Setup::new("by_hand", SinkKind::Kafka).await?;
+    setup.mapping = of_debezium(&setup.topic)?;
+    setup.topic += ".order";
+    Addresses::shared().create_topic(&setup.topic, 3).await?;
+    let client = setup.database.connect().await?;
+    let table = "create table outboxevent (
+            id uuid default gen_random_uuid(), aggregatetype text not null default 'order',
+            aggregateid text not null, type text not null, payload jsonb
+        ) partition by list (type);
+        create table \"One\" partition of outboxevent for values in ('1');
+        create table two partition of outboxevent for values in ('2')";
+    client.batch_execute(table).await?;
+    let refused = run_file(&client, COLUMNS_ONLINE).await.unwrap_err();
+    let refused = refused.downcast::<tokio_postgres::Error>()?;
+    let hint = refused.as_db_error().and_then(|err| err.hint());
+    let (by_hand, rest) = (hint.context("no hint")?.split_once(" then ")).context("no end")?;
+    assert_eq!(rest, "take step 3 out of this file, and run it again.");
+    let changed = "select count(*) from information_schema.columns
+        where table_name = 'outboxevent' and column_name in ('xid', 'seq')";
+    assert_eq!(client.count(changed).await?, 0);
+
+    run_file(&client, by_hand).await?;
+    let (before, step_3) = (COLUMNS_ONLINE.split_once("-- 3.")).context("no step 3")?;
+    let (_, step_4) = step_3.split_once("-- 4.").context("no step 4")?;
+    run_file(&client, &format!("{before}-- 4.{step_4}")).await?;
+    let rows = "insert into outboxevent (aggregateid, type)
+        select n, 1 + n % 2 from generate_series(1, 10) as n";
+    client.batch_execute(rows).await?;
+    let found = check(&setup.config()?).await;
+    let failures = found.iter().filter(|finding| finding.level == Level::Fail);
+    assert_eq!(failures.count(), 0, "{found:?}");
+    let relay = setup.start().await?;
+    setup.records(10).await?;
+    relay.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn payloads_of_every_type_are_shipped_under_names_that_need_quotes() -> Result<()> {
     let mut setup = Setup::new("types", SinkKind::Kafka).await?;

@@ -157,11 +157,16 @@ impl Running {
 
     /// Waits until `/readyz` answers with `code` and says `words`; returns all that it says.
     pub(crate) async fn wait_for_state(&self, code: u16, words: &str) -> Result<String> {
+        let mut last = String::new();
         let said = async || {
-            let answer = outbox_relay::ask(self.admin_addr, "/readyz").await.ok();
-            Ok(answer.filter(|(found, text)| *found == code && text.contains(words)))
+            let Ok((found, text)) = outbox_relay::ask(self.admin_addr, "/readyz").await else {
+                return Ok(None);
+            };
+            last = format!("{found} {text}");
+            Ok((found == code && text.contains(words)).then_some(text))
         };
-        let (_, text) = eventually(&format!("{code} {words}"), said).await?;
+        let waited = eventually(&format!("{code} {words}"), said).await;
+        let text = waited.with_context(|| format!("/readyz says: {last}"))?;
         Ok(text)
     }
 }
