@@ -1,4 +1,4 @@
-//! Why shipping has to begin anew.
+//! What keeps a source from publishing.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Why shipping has to begin anew.
+/// What keeps a source from publishing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SourceError {
     #[error(transparent)]
@@ -21,7 +21,7 @@ pub(super) enum SourceError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
-    Unopened(SinkError),
+    Opening(SinkError),
     #[error("dead_letter_topic can't be used")]
     DeadLetterTopic(#[source] SinkError),
     #[error(transparent)]
@@ -31,15 +31,6 @@ pub(super) enum SourceError {
         event_id: uuid::Uuid,
         seq: i64,
         key: String,
-        source: SinkError,
-    },
-    #[error("one of {records} records on their way was refused; they are sent one by one now")]
-    OneOfMany { records: u64, source: SinkError },
-    #[error("event {event_id} was set aside")]
-    SetAside {
-        event_id: uuid::Uuid,
-        /// Rows that are still to be sent one by one.
-        one_by_one: u64,
         source: SinkError,
     },
     #[error(

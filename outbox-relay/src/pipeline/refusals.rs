@@ -1,9 +1,12 @@
 //! What becomes of a record that Kafka refuses for good, by the source's policy.
 
+use std::ops::ControlFlow;
+
 use program::MAX_TOPIC_NAME_CHARS;
 
 use super::{
     error::SourceError,
+    outcome::{Cause, Restart},
     shipping::{Shipping, deliver},
 };
 use crate::{
@@ -25,13 +28,13 @@ const LOOK_ROWS: usize = 100;
 const SHOWN_KEY_CHARS: usize = 200;
 
 impl<S: Sink> Shipping<'_, S> {
-    /// Sets a refused row aside, or ends with an error that says that it is in the way.
+    /// Sets a refused row aside, or ends with an error that says that it is in the way. Breaks if the sink can't be used any more.
     pub(super) async fn set_aside(
         &mut self,
         row: &Row<'_>,
         position: Option<Position>,
         refusal: SinkError,
-    ) -> Result<(), SourceError> {
+    ) -> Result<ControlFlow<Restart>, SourceError> {
         let can_park = self.aside.parked_keys() < MAX_PARKED_KEYS
             && row.key.len() <= MAX_PARKED_KEY_BYTES
             && row.topic.len() <= MAX_TOPIC_NAME_CHARS;
@@ -63,16 +66,16 @@ impl<S: Sink> Shipping<'_, S> {
         let event_id = row.event_id;
         let acknowledgements = self.sink.acknowledgements().clone();
         if acknowledgements.check().is_ok() {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
         // The broker has refused it, and the sink is of no use any more. Everything before it was
         // acknowledged, because it was sent alone.
         self.mark(acknowledgements.acknowledged()).await?;
-        Err(SourceError::SetAside {
-            event_id,
-            one_by_one: self.one_by_one,
-            source: refusal,
-        })
+        Ok(ControlFlow::Break(Restart {
+            cause: Cause::SetAside { event_id },
+            rejection: refusal,
+            one_at_a_time: self.one_by_one,
+        }))
     }
 
     /// Ships what was set aside and is to be tried again.

@@ -1,6 +1,6 @@
 //! Read, send, and move the checkpoint after the acknowledgements.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     error::SourceError,
     keeping::{Shown, keep_checkpoint},
+    outcome::{Cause, Outcome, Restart},
     page_rows::{first_page_rows, next_page_rows},
+    recovery::Recovery,
 };
 use super::{route::Router, truncation::keep_truncating};
 use crate::{
@@ -18,7 +20,6 @@ use crate::{
     kafka::{Acknowledgements, Sampling, Sink, SinkError},
     ops::status::SharedStatus,
     postgres::{
-        checkpoint::CheckpointError,
         leader::Leadership,
         reader::{Page, ReadError, Reader, Row},
         window::{Cursor, Position, Snapshot},
@@ -59,7 +60,7 @@ pub(super) struct Shipping<'a, S> {
 impl<S: Sink> Shipping<'_, S> {
     /// Ships until the end or an error. Either way, what is on its way gets the time to arrive, and
     /// what did is noted, so that whoever goes on sends it no second time.
-    pub(super) async fn run(mut self, leadership: &Leadership) -> Result<(), SourceError> {
+    pub(super) async fn run(mut self, leadership: &Leadership) -> Result<Outcome, SourceError> {
         let acknowledgements = self.sink.acknowledgements().clone();
         let shown = Shown::new(self.status, &acknowledgements);
         let mut keeping = pin!(keep_checkpoint(leadership, &acknowledgements, &shown));
@@ -70,61 +71,64 @@ impl<S: Sink> Shipping<'_, S> {
             result = self.pump() => result,
             never = keep_truncating(config, leadership, status) => match never {},
             never = make_room(&acknowledgements, max_in_flight) => match never {},
-            err = &mut keeping => return self.note(leadership, &shown, err).await,
+            err = &mut keeping => return self.note(leadership, &shown, Err(err)).await,
         };
         let flushed = tokio::select! {
             flushed = timeout(FLUSH_TIMEOUT, deliver(&mut self.sink)) => flushed,
-            err = &mut keeping => return self.note(leadership, &shown, err).await,
+            err = &mut keeping => return self.note(leadership, &shown, Err(err)).await,
         };
-        let unflushed = match flushed {
+        let flushed = match flushed {
             // The cursor may have passed rows that are set aside in memory only.
-            Ok(Ok(())) => self.store_aside().await.err(),
-            Ok(Err(err)) => Some(SourceError::from(err)),
-            Err(_) => Some(SourceError::FlushTimeout(FLUSH_TIMEOUT)),
+            Ok(Ok(())) => self.store_aside().await,
+            Ok(Err(err)) => Err(SourceError::from(err)),
+            Err(_) => Err(SourceError::FlushTimeout(FLUSH_TIMEOUT)),
         };
-        if let Some(err) = unflushed {
+        if let Err(err) = flushed {
             // What ended the pump, if anything, is the better reason.
-            let err = ended.err().unwrap_or(err);
-            return self.note(leadership, &shown, err).await;
+            let ended = match ended {
+                Ok(Outcome::Shutdown) => Err(err),
+                ended => ended,
+            };
+            return self.note(leadership, &shown, ended).await;
         }
         leadership.resign(&self.cursor).await?;
         shown.update();
-        ended?;
-        let shipped = acknowledgements.sent();
-        tracing::info!(source = %self.config.name, shipped, "ended cleanly");
-        Ok(())
+        if let Ok(Outcome::Shutdown) = ended {
+            let shipped = acknowledgements.sent();
+            tracing::info!(source = %self.config.name, shipped, "ended cleanly");
+        }
+        ended
     }
 
-    /// Notes what was acknowledged before `err`. Not so when the lead is lost: a checkpoint that
-    /// belongs to another leader is none of ours.
+    /// Notes what was acknowledged before this end, if this relay still leads.
     async fn note(
         &self,
         leadership: &Leadership,
         shown: &Shown<'_>,
-        err: SourceError,
-    ) -> Result<(), SourceError> {
+        ended: Result<Outcome, SourceError>,
+    ) -> Result<Outcome, SourceError> {
         let acknowledgements = self.sink.acknowledgements();
         shown.update();
         let (reached, count) = acknowledgements.reached();
-        let leads = match err {
-            SourceError::Checkpoint(CheckpointError::Gone) => true,
-            SourceError::Checkpoint(_) => false,
-            _ => true,
-        };
+        let leads =
+            (ended.as_ref()).map_or_else(|err| Recovery::from(err).keeps_leadership, |_| true);
         if leads {
             leadership.advance(&reached).await?;
         }
-        Err(match err {
-            SourceError::Sink(source @ SinkError::Refused { .. }) => SourceError::OneOfMany {
-                records: acknowledgements.sent() - count,
-                source,
-            },
-            err => err,
-        })
+        match ended {
+            Err(SourceError::Sink(rejection @ SinkError::Refused { .. })) => {
+                Ok(Outcome::Restart(Restart {
+                    cause: Cause::OneOfMany,
+                    rejection,
+                    one_at_a_time: acknowledgements.sent() - count,
+                }))
+            }
+            ended => ended,
+        }
     }
 
     /// Reads window after window and hands the rows to the sink, until `shutdown`.
-    async fn pump(&mut self) -> Result<(), SourceError> {
+    async fn pump(&mut self) -> Result<Outcome, SourceError> {
         let mut page_rows = first_page_rows(self.one_by_one).min(self.config.max_page_rows);
         let mut last_work = Instant::now();
         // The source was looked through for foreign rows when this began.
@@ -155,7 +159,10 @@ impl<S: Sink> Shipping<'_, S> {
             }
             let (rows, max) = (page.rows().len(), self.config.max_page_rows);
             page_rows = next_page_rows(page_rows, rows, page.bytes(), max);
-            read_ahead = self.send_page(&page, page_rows).await?;
+            read_ahead = match self.send_page(&page, page_rows).await? {
+                ControlFlow::Continue(next) => next,
+                ControlFlow::Break(restart) => return Ok(Outcome::Restart(restart)),
+            };
             if rows > 0 {
                 last_work = Instant::now();
             }
@@ -169,7 +176,7 @@ impl<S: Sink> Shipping<'_, S> {
                 }
             }
         }
-        Ok(())
+        Ok(Outcome::Shutdown)
     }
 
     /// Opens the window that reaches up to now; false if nothing has happened since the last one.
@@ -192,7 +199,7 @@ impl<S: Sink> Shipping<'_, S> {
         &mut self,
         page: &Page,
         next_rows: usize,
-    ) -> Result<Option<Page>, SourceError> {
+    ) -> Result<ControlFlow<Restart, Option<Page>>, SourceError> {
         let (reader, status) = (self.reader, self.status);
         let ahead = match page.rows().len().checked_sub(1) {
             Some(last) if !page.is_last() => {
@@ -206,16 +213,15 @@ impl<S: Sink> Shipping<'_, S> {
         };
         let sending = self.send_rows(page);
         match ahead {
-            None => sending.await.map(|()| None),
-            Some(ahead) => {
-                let (ahead, sent) = tokio::join!(ahead, sending);
-                sent?;
-                Ok(Some(ahead?))
-            }
+            None => Ok(sending.await?.map_continue(|()| None)),
+            Some(ahead) => match tokio::join!(ahead, sending) {
+                (ahead, Ok(ControlFlow::Continue(()))) => Ok(ControlFlow::Continue(Some(ahead?))),
+                (_, sent) => Ok(sent?.map_continue(|()| None)),
+            },
         }
     }
 
-    async fn send_rows(&mut self, page: &Page) -> Result<(), SourceError> {
+    async fn send_rows(&mut self, page: &Page) -> Result<ControlFlow<Restart>, SourceError> {
         let acknowledgements = self.sink.acknowledgements().clone();
         let sampling = Sampling::of(page.rows().len());
         for (index, row) in page.rows().enumerate() {
@@ -247,7 +253,12 @@ impl<S: Sink> Shipping<'_, S> {
             let is_taken = refusal.is_none();
             match refusal {
                 None => self.pass(position),
-                Some(refusal) => self.set_aside(&row, position, refusal).await?,
+                Some(refusal) => {
+                    let restart = self.set_aside(&row, position, refusal).await?;
+                    if restart.is_break() {
+                        return Ok(restart);
+                    }
+                }
             }
             let sent = acknowledgements.sent();
             // Alone, so that whoever goes on begins with the row that is refused.
@@ -258,7 +269,7 @@ impl<S: Sink> Shipping<'_, S> {
         self.sink.flush().await?;
         self.mark(self.sink.acknowledgements().sent()).await?;
         self.sink.tend().await?;
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Notes that the sink was given a row, or that it is set aside; behind one that shares its position there is no place.

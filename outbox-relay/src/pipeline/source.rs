@@ -1,34 +1,37 @@
-//! One source's life: become the leader, ship, and begin anew upon any error.
+//! One source's life: lead, recover, pause.
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{
     error::SourceError,
+    outcome::{Cause, Outcome, Restart},
+    recovery::Recovery,
     shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping, ensure_no_foreign_rows},
-    trouble,
 };
 use crate::{
     config::{KafkaConfig, SinkKind, SourceConfig},
     dead_letters::aside::Aside,
     kafka::{KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions, TEND_INTERVAL},
-    ops::status::{Role, SharedStatus},
+    ops::status::{Reason, Role, SharedStatus, Trouble},
     pipeline::route::Router,
     postgres::{
         leader::{Candidate, Election},
-        reader::{ReadError, Reader},
+        reader::Reader,
         session,
     },
 };
 
 /// How often a standby tries to become the leader.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
-/// The pause after an error; it doubles, up to the second, with every further one before which
-/// nothing was shipped or set aside.
+/// The pause after an error; it doubles with every further one before which nothing was published. Jitter, so that sources
+/// that lost the same broker don't come back in step, makes each up to twice as long.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// How often the log tells of an error that stays.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 /// With fewer records in flight than this even a slow broker answers within the delivery timeout.
@@ -43,7 +46,10 @@ pub(crate) async fn run(
 ) {
     let mut source = Source {
         max_in_flight: kafka.max_in_flight_records,
-        one_by_one: 0,
+        one_at_a_time: 0,
+        backoff: backoff(),
+        last_warning: None,
+        last_refused: None,
         config,
         kafka,
         status,
@@ -51,6 +57,15 @@ pub(crate) async fn run(
     };
     source.run().await;
     source.status.update(|status| status.role = Role::Stopped);
+}
+
+fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(MIN_BACKOFF)
+        .with_max_delay(MAX_BACKOFF)
+        .with_jitter()
+        .without_max_times()
+        .build()
 }
 
 /// Ends when something that was to end with `shutdown` has had its time.
@@ -65,79 +80,107 @@ struct Source {
     /// Halved when the broker was too slow for what was in flight, so that a slow one is not given
     /// the same again and again, timing out every time.
     max_in_flight: usize,
-    /// Rows that are sent one by one, to find the one that was refused.
-    one_by_one: u64,
+    /// Rows that the next attempt publishes one at a time, to find the one that was refused.
+    one_at_a_time: u64,
+    backoff: ExponentialBackoff,
+    /// What was logged last, and when: what is still so needs no further line.
+    last_warning: Option<(String, Instant)>,
+    /// The event that halted the source last, which is counted once.
+    last_refused: Option<Uuid>,
     status: SharedStatus,
     shutdown: CancellationToken,
 }
 
 impl Source {
+    /// Leads, recovers and pauses, until the end.
     async fn run(&mut self) {
-        let name = self.config.name.clone();
-        let mut backoff = MIN_BACKOFF;
-        // Of the tries before: what is still so was said already.
-        let (mut last_warning, mut last_refused) = (None, None);
         while !self.shutdown.is_cancelled() {
             let (started, shipped) = (Instant::now(), self.status.get().shipped);
             let shutdown = self.shutdown.clone();
             let led = tokio::select! {
                 led = Box::pin(self.lead()) => led,
                 () = patience_ends(&shutdown) => {
-                    tracing::warn!(source = %name, "ended without an answer from the database");
+                    tracing::warn!(source = %self.config.name, "ended without an answer from the database");
                     return;
                 }
             };
-            let Err(err) = led else { return };
             let was_healthy = started.elapsed() > HEALTHY_AFTER;
             if was_healthy {
                 self.max_in_flight = self.kafka.max_in_flight_records;
-            } else if let SourceError::Sink(SinkError::Unavailable(_)) = err {
-                self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
             }
-            let is_set_aside = matches!(err, SourceError::SetAside { .. });
-            if was_healthy || is_set_aside || self.status.get().shipped > shipped {
-                backoff = MIN_BACKOFF;
-                last_warning = None;
+            if was_healthy || self.status.get().shipped > shipped {
+                self.reset_backoff();
             }
-            if let SourceError::Refused { event_id, .. } = err
-                && last_refused.replace(event_id) != Some(event_id)
-            {
-                self.status.update(|status| status.refused.halted += 1);
+            match led {
+                Ok(Outcome::Shutdown) => return,
+                Ok(Outcome::Restart(restart)) => self.prepare_restart(&restart),
+                Err(err) => self.recover(&err),
             }
-            self.one_by_one = match err {
-                SourceError::OneOfMany { records, .. } => records,
-                SourceError::SetAside { one_by_one, .. } => one_by_one,
-                // The next row is the one that was refused, or can't be read.
-                SourceError::Refused { .. } | SourceError::Read(ReadError::Unreadable { .. }) => 1,
-                _ => 0,
-            };
-            let trouble = trouble::of(&err);
-            let (error, fix) = (&trouble.error, trouble.fix);
-            let is_told = last_warning
-                .as_ref()
-                .is_some_and(|(told, at): &(String, Instant)| {
-                    told == error && at.elapsed() < REMINDER_INTERVAL
-                });
-            if is_told {
-                tracing::debug!(source = %name, error, ?backoff, "shipping begins anew");
-            } else if trouble.reason.halts() {
-                tracing::error!(source = %name, error, fix, "halted");
-            } else {
-                tracing::warn!(source = %name, error, fix, ?backoff, "shipping begins anew");
-            }
-            if !is_told {
-                last_warning = Some((error.clone(), Instant::now()));
-            }
-            self.status.update(|status| status.begin_anew(trouble));
+            let backoff = self.backoff.next().unwrap_or(MAX_BACKOFF);
             self.pause(backoff).await;
-            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
+    fn reset_backoff(&mut self) {
+        self.backoff = backoff();
+        self.last_warning = None;
+    }
+
+    /// Publishes what follows one at a time.
+    fn prepare_restart(&mut self, restart: &Restart) {
+        if let Cause::SetAside { .. } = restart.cause {
+            // One row less that can be refused.
+            self.reset_backoff();
+        }
+        self.one_at_a_time = restart.one_at_a_time;
+        self.report(Trouble {
+            reason: Reason::OneByOne,
+            error: restart.to_string(),
+            fix: None,
+        });
+    }
+
+    /// Prepares the next attempt for what this one failed by.
+    fn recover(&mut self, err: &SourceError) {
+        let recovery = Recovery::from(err);
+        if recovery.halves_in_flight {
+            self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
+        }
+        if let SourceError::Refused { event_id, .. } = err
+            && self.last_refused.replace(*event_id) != Some(*event_id)
+        {
+            self.status.update(|status| status.refused.halted += 1);
+        }
+        self.one_at_a_time = recovery.one_at_a_time;
+        self.report(Trouble {
+            reason: recovery.reason,
+            error: program::chain(err),
+            fix: recovery.hint,
+        });
+    }
+
+    /// Shows what keeps the source from publishing, and logs it, unless it was logged just now.
+    fn report(&mut self, trouble: Trouble) {
+        let (name, error, fix) = (&self.config.name, &trouble.error, trouble.fix);
+        let told = (self.last_warning.as_ref())
+            .is_some_and(|(told, at)| told == error && at.elapsed() < REMINDER_INTERVAL);
+        if told {
+            tracing::debug!(source = %name, error, "shipping begins anew");
+        } else if trouble.reason.halts() {
+            tracing::error!(source = %name, error, fix, "halted");
+        } else {
+            tracing::warn!(source = %name, error, fix, "shipping begins anew");
+        }
+        if !told {
+            self.last_warning = Some((error.clone(), Instant::now()));
+        }
+        self.status.update(|status| status.begin_anew(trouble));
+    }
+
     /// Waits to be the leader, then ships until the end or an error.
-    async fn lead(&mut self) -> Result<(), SourceError> {
+    async fn lead(&self) -> Result<Outcome, SourceError> {
         let Some(election) = self.elect().await? else {
-            return Ok(());
+            return Ok(Outcome::Shutdown);
         };
         let epoch = election.leadership.epoch();
         if self.status.get().trouble.is_none() {
@@ -165,10 +208,10 @@ impl Source {
 
     /// Opens the sink, and ships with it.
     async fn lead_with<S: Sink>(
-        &mut self,
+        &self,
         election: &Election,
         opening: impl Future<Output = Result<S, SinkError>>,
-    ) -> Result<(), SourceError> {
+    ) -> Result<Outcome, SourceError> {
         let leadership = &election.leadership;
         let elected_at = Instant::now();
         let opening = async {
@@ -177,12 +220,12 @@ impl Source {
             leadership.vouch_for(&reader).await?;
             let reader = Reader::new(reader.into_client(), &self.config.mapping).await?;
             ensure_no_foreign_rows(&reader, &self.config).await?;
-            let mut sink = opening.await.map_err(SourceError::Unopened)?;
+            let mut sink = opening.await.map_err(SourceError::Opening)?;
             if let Some(topic) = &self.config.dead_letter_topic {
                 // A letter that is refused there is not tried again.
                 sink.look_up(topic).await.map_err(|err| match err {
                     SinkError::Refused { .. } => SourceError::DeadLetterTopic(err),
-                    err => SourceError::Unopened(err),
+                    err => SourceError::Opening(err),
                 })?;
             }
             if !sink.is_fenced() {
@@ -194,7 +237,7 @@ impl Source {
         let (reader, sink) = tokio::select! {
             opened = opening => opened?,
             err = leadership.stay(&election.cursor) => return Err(err.into()),
-            () = self.shutdown.cancelled() => return Ok(()),
+            () = self.shutdown.cancelled() => return Ok(Outcome::Shutdown),
         };
         self.status
             .update(|status| status.epoch = Some(leadership.epoch()));
@@ -207,7 +250,7 @@ impl Source {
             sink,
             router: Router::new(&self.config.ce_source, &self.config.content_type),
             aside: Aside::load(leadership, &self.config.mapping).await?,
-            one_by_one: self.one_by_one,
+            one_by_one: self.one_at_a_time,
             has_warned_of_repeated_seq: false,
             cursor: election.cursor.clone(),
         };
