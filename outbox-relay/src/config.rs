@@ -13,6 +13,7 @@ mod database_url;
 mod kafka;
 mod mapping;
 mod names;
+mod properties;
 #[cfg(test)]
 mod reference;
 mod secret;
@@ -28,6 +29,7 @@ pub(crate) use self::names::OWN_HEADERS;
 pub use self::{
     database_url::DatabaseUrl,
     mapping::Mapping,
+    properties::KafkaProperties,
     secret::Secret,
     security::{KafkaSecurity, Mechanism, Sasl},
 };
@@ -68,6 +70,8 @@ pub struct KafkaConfig {
     pub max_record_bytes: usize,
     /// How the brokers are reached, and who asks them.
     pub security: KafkaSecurity,
+    /// Further properties of librdkafka, for the sink over it.
+    pub properties: KafkaProperties,
 }
 
 /// How records are sent.

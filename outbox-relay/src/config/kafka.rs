@@ -6,7 +6,7 @@ use program::Problems;
 use serde::Deserialize;
 
 use super::{
-    KafkaConfig, KafkaSecurity, SinkKind,
+    KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind,
     security::{SaslTable, TlsTable},
 };
 
@@ -21,6 +21,7 @@ pub(super) struct KafkaTable {
     max_record_bytes: usize,
     tls: Option<TlsTable>,
     sasl: Option<SaslTable>,
+    properties: toml::Table,
 }
 
 impl Default for KafkaTable {
@@ -34,6 +35,7 @@ impl Default for KafkaTable {
             max_record_bytes: 1_000_000,
             tls: None,
             sasl: None,
+            properties: toml::Table::new(),
         }
     }
 }
@@ -95,6 +97,8 @@ impl KafkaTable {
                 "is more than max_in_flight_bytes: such a record could never be sent",
             );
         }
+        let security = KafkaSecurity::check(self.tls, self.sasl, variable, problems);
+        let has_sasl = security.sasl.is_some();
         Some(KafkaConfig {
             brokers,
             sink: self.sink,
@@ -102,7 +106,8 @@ impl KafkaTable {
             max_in_flight_records: self.max_in_flight_records,
             max_in_flight_bytes: self.max_in_flight_bytes,
             max_record_bytes: self.max_record_bytes,
-            security: KafkaSecurity::check(self.tls, self.sasl, variable, problems),
+            security,
+            properties: KafkaProperties::check(self.properties, self.sink, has_sasl, problems),
         })
     }
 }

@@ -41,7 +41,7 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
-    const ALL: [Self; 3] = [Self::Plain, Self::ScramSha256, Self::ScramSha512];
+    pub(super) const ALL: [Self; 3] = [Self::Plain, Self::ScramSha256, Self::ScramSha512];
 
     /// As brokers call it.
     pub fn name(self) -> &'static str {

@@ -66,26 +66,29 @@ impl RdKafkaSink {
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
         let kafka = &options.kafka;
         let acknowledgements = Acknowledgements::new(options.max_in_flight, options.start.clone());
-        let mut config = client_config(kafka)?;
-        config
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            // As Java clients do, so that all producers of a topic agree on the partition of a key.
-            .set("partitioner", "murmur2_random")
-            .set("linger.ms", LINGER_MS)
-            .set("batch.size", MAX_BATCH_BYTES.to_string())
-            // A record that is given up makes a gap that later records of its key would fill, so
-            // the whole producer is given up with it. Short, because a successor waits for as long.
-            .set(
-                "message.timeout.ms",
-                kafka.delivery_timeout.as_millis().to_string(),
-            )
-            .set("queue.buffering.max.messages", "0")
-            .set(
-                "queue.buffering.max.kbytes",
-                (kafka.max_in_flight_bytes / 1024).to_string(),
-            )
-            .set("message.max.bytes", kafka.max_record_bytes.to_string());
+        let config = client_config(
+            kafka,
+            &[
+                ("enable.idempotence", "true"),
+                ("acks", "all"),
+                // As Java clients do, so that all producers of a topic agree on the partition of a key.
+                ("partitioner", "murmur2_random"),
+                ("linger.ms", LINGER_MS),
+                ("batch.size", &MAX_BATCH_BYTES.to_string()),
+                // A record that is given up makes a gap that later records of its key would fill, so
+                // the whole producer is given up with it. Short, because a successor waits for as long.
+                (
+                    "message.timeout.ms",
+                    &kafka.delivery_timeout.as_millis().to_string(),
+                ),
+                ("queue.buffering.max.messages", "0"),
+                (
+                    "queue.buffering.max.kbytes",
+                    &(kafka.max_in_flight_bytes / 1024).to_string(),
+                ),
+                ("message.max.bytes", &kafka.max_record_bytes.to_string()),
+            ],
+        )?;
         let context = Deliveries {
             acknowledgements: acknowledgements.clone(),
         };
@@ -96,6 +99,7 @@ impl RdKafkaSink {
         let producer = match producer {
             Ok(producer) => producer,
             // librdkafka says of most mistakes that all brokers are down.
+            Err(err) if kafka.properties.has_login() => return Err(err),
             Err(err) => return Err(why_unreachable(kafka).await.unwrap_or(err)),
         };
         let producer = Arc::new(producer);
@@ -142,7 +146,7 @@ impl RdKafkaSink {
     async fn fetch_limit(&self, topic: &str) -> Result<usize, SinkError> {
         const LIMIT: &str = "max.message.bytes";
         let own = self.options.kafka.max_record_bytes;
-        let admin: AdminClient<DefaultClientContext> = client_config(&self.options.kafka)?
+        let admin: AdminClient<DefaultClientContext> = client_config(&self.options.kafka, &[])?
             .create()
             .map_err(unavailable)?;
         // Of all topics, because asking for one would make it where brokers are set to do so.

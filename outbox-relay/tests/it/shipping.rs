@@ -7,7 +7,10 @@ use anyhow::{Context as _, Result, bail};
 use devstack::{Addresses, PATIENCE, Record, eventually, read_topic};
 use outbox_relay::{
     Relay, ResetTo,
-    config::{Config, KafkaConfig, KafkaSecurity, Mapping, OnRefusal, SinkKind, SourceConfig},
+    config::{
+        Config, KafkaConfig, KafkaProperties, KafkaSecurity, Mapping, OnRefusal, SinkKind,
+        SourceConfig,
+    },
     reset,
 };
 use tokio::task::JoinHandle;
@@ -38,6 +41,7 @@ pub(crate) struct Setup {
     pub(crate) topic: String,
     pub(crate) sink: SinkKind,
     pub(crate) security: KafkaSecurity,
+    pub(crate) properties: KafkaProperties,
     pub(crate) mapping: Mapping,
     pub(crate) on_refusal: OnRefusal,
     pub(crate) dead_letter_topic: Option<String>,
@@ -62,6 +66,7 @@ impl Setup {
             topic,
             sink,
             security: KafkaSecurity::default(),
+            properties: KafkaProperties::default(),
             mapping: Mapping::default(),
             on_refusal: OnRefusal::Halt,
             dead_letter_topic: None,
@@ -81,6 +86,7 @@ impl Setup {
                 max_in_flight_bytes: 8 << 20,
                 max_record_bytes: self.max_record_bytes,
                 security: self.security.clone(),
+                properties: self.properties.clone(),
             },
             sources: vec![SourceConfig {
                 name: "test".into(),

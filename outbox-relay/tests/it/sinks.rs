@@ -5,7 +5,7 @@ use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
 use outbox_relay::{
-    config::{KafkaConfig, KafkaSecurity, SinkKind},
+    config::{KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind},
     kafka::{
         Acknowledgements, Headers, KafkaSink, RdKafkaSink, Record, Sink, SinkError, SinkOptions,
     },
@@ -107,6 +107,7 @@ impl Setup {
             max_in_flight_bytes: 8 << 20,
             max_record_bytes: 1_000_000,
             security,
+            properties: KafkaProperties::default(),
         };
         let options = SinkOptions {
             max_in_flight: kafka.max_in_flight_records,

@@ -7,18 +7,22 @@ use secrecy::ExposeSecret as _;
 
 use crate::{config::KafkaConfig, kafka::SinkError};
 
-/// A client of these brokers. The files are read now: one that is replaced counts for the next client.
-pub(super) fn client_config(kafka: &KafkaConfig) -> Result<ClientConfig, SinkError> {
+/// A client of these brokers with these settings. The files are read now: one that is replaced counts for the next client.
+pub(super) fn client_config(
+    kafka: &KafkaConfig,
+    settings: &[(&str, &str)],
+) -> Result<ClientConfig, SinkError> {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &kafka.brokers)
         .set("client.id", "outbox-relay");
     let security = &kafka.security;
-    let protocol = match (&security.tls, &security.sasl) {
-        (None, None) => "plaintext",
-        (Some(_), None) => "ssl",
-        (None, Some(_)) => "sasl_plaintext",
-        (Some(_), Some(_)) => "sasl_ssl",
+    let has_login = security.sasl.is_some() || kafka.properties.has_login();
+    let protocol = match (&security.tls, has_login) {
+        (None, false) => "plaintext",
+        (Some(_), false) => "ssl",
+        (None, true) => "sasl_plaintext",
+        (Some(_), true) => "sasl_ssl",
     };
     config.set("security.protocol", protocol);
     if let Some(files) = &security.tls {
@@ -42,5 +46,10 @@ pub(super) fn client_config(kafka: &KafkaConfig) -> Result<ClientConfig, SinkErr
             .set("sasl.username", &sasl.username)
             .set("sasl.password", password.expose_secret());
     }
+    for (name, value) in settings {
+        config.set(*name, *value);
+    }
+    // Last, because they may replace what was chosen above.
+    kafka.properties.apply(&mut config);
     Ok(config)
 }

@@ -26,6 +26,13 @@ pub(super) async fn check(
         subject: "kafka",
         all,
     };
+    if kafka.properties.has_login() {
+        found.unknown(
+            "the brokers were not asked: only librdkafka knows the login of kafka.properties",
+            "start the relay; its log says what the brokers refuse",
+        );
+        return;
+    }
     let mut inspector = match Inspector::connect(kafka).await {
         Ok(inspector) => inspector,
         Err(err) => {

@@ -203,9 +203,10 @@ fn logins(listener: &str) -> String {
     let modules = "org.apache.kafka.common.security";
     let scram = format!("{modules}.scram.ScramLoginModule required;");
     format!(
-        "listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
+        "listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n\
          listener.name.{listener}.scram-sha-256.sasl.jaas.config={scram}\n\
          listener.name.{listener}.scram-sha-512.sasl.jaas.config={scram}\n\
+         listener.name.{listener}.oauthbearer.sasl.jaas.config={modules}.oauthbearer.OAuthBearerLoginModule required;\n\
          listener.name.{listener}.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required \
          user_{USER}=\"{PLAIN_PASSWORD}\";"
     )

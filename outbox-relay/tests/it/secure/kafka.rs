@@ -1,13 +1,13 @@
 //! Every way into a broker.
 
 use anyhow::Result;
-use devstack::{Record, eventually, read_topic};
+use devstack::{Home, Record, eventually, read_topic};
 use outbox_relay::{
     Level, check,
-    config::{KafkaSecurity, Mechanism, SinkKind},
+    config::{Config, KafkaProperties, KafkaSecurity, Mechanism, SinkKind},
 };
 
-use super::broker::{NEWCOMER, PASSWORD, PLAIN_PASSWORD, SecureBroker};
+use super::broker::{NEWCOMER, PASSWORD, PLAIN_PASSWORD, SecureBroker, USER};
 use crate::{
     acl::{self, Allowed},
     for_each_sink,
@@ -75,6 +75,42 @@ async fn records_get_in_by_every_mechanism(sink: SinkKind) -> Result<()> {
         ship_one(&setup).await?;
     }
     Ok(())
+}
+
+/// The sink `kafka` has no such login: `kafka.properties` has what librdkafka can do and we don't.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_get_in_by_a_login_of_librdkafka() -> Result<()> {
+    let broker = SecureBroker::shared();
+    let security = broker.tls();
+    let mut setup = setup(broker, &broker.ports.login, SinkKind::RdKafka, security).await?;
+    setup.properties = properties(&format!(
+        "sasl.mechanisms = 'OAUTHBEARER'
+         sasl.oauthbearer.config = 'principal={USER}'
+         enable.sasl.oauthbearer.unsecure.jwt = true"
+    ))?;
+    let session = Session::new(&setup.database).await?;
+    setup.write(&session, "a").await?;
+    let relay = setup.start().await?;
+    let records = records(broker, &setup, 1).await?;
+    assert_eq!(records.len(), 1, "{records:?}");
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await?;
+    // Our own client can't log in, and says so instead of naming a mistake.
+    let found = check(&setup.config()?).await;
+    let of_kafka = found.iter().filter(|found| found.subject == "kafka");
+    let levels: Vec<_> = of_kafka.map(|found| found.level).collect();
+    assert_eq!(levels, [Level::Unknown], "{found:?}");
+    Ok(())
+}
+
+fn properties(lines: &str) -> Result<KafkaProperties> {
+    let config = format!(
+        "[[source]]\nname = 'test'\ndatabase_url = 'postgres://localhost/test'\n\
+         [kafka]\nbrokers = 'localhost:9092'\nsink = 'rdkafka'\n[kafka.properties]\n{lines}"
+    );
+    let home = Home::new()?;
+    let path = home.write("outbox-relay.toml", &config)?;
+    Ok(Config::load(&path)?.kafka.properties)
 }
 
 async fn records_get_in_by_a_certificate(sink: SinkKind) -> Result<()> {

@@ -1,0 +1,227 @@
+//! The table `[kafka.properties]`: what the sink `rdkafka` passes to librdkafka.
+
+use std::collections::BTreeMap;
+
+use program::Problems;
+use rdkafka::{ClientConfig, error::KafkaError};
+use secrecy::{ExposeSecret as _, SecretString};
+use toml::{Table, Value};
+
+use super::{Mechanism, SinkKind};
+
+/// Properties that a setting of this file sets, and which.
+const SET_ELSEWHERE: [(&str, &str); 13] = [
+    ("bootstrap.servers", "kafka.brokers"),
+    ("metadata.broker.list", "kafka.brokers"),
+    ("security.protocol", "the tables kafka.tls and kafka.sasl"),
+    ("ssl.ca.location", "kafka.tls.ca_file"),
+    ("ssl.certificate.location", "kafka.tls.certificate_file"),
+    ("ssl.key.location", "kafka.tls.key_file"),
+    ("sasl.username", "kafka.sasl.username"),
+    ("sasl.password", "kafka.sasl.password_file"),
+    ("message.timeout.ms", "kafka.delivery_timeout_ms"),
+    ("delivery.timeout.ms", "kafka.delivery_timeout_ms"),
+    ("message.max.bytes", "kafka.max_record_bytes"),
+    ("queue.buffering.max.kbytes", "kafka.max_in_flight_bytes"),
+    (
+        "queue.buffering.max.messages",
+        "kafka.max_in_flight_records",
+    ),
+];
+
+/// Properties that the guarantees rest on.
+const FIXED: [&str; 7] = [
+    "acks",
+    "batch.size",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "partitioner",
+    "request.required.acks",
+    "transactional.id",
+];
+
+/// The two names of the property that chooses a login.
+const MECHANISM: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
+
+/// Properties of librdkafka that it accepts and the relay does not set itself.
+#[derive(Clone, Debug, Default)]
+pub struct KafkaProperties(
+    // Some are secrets, and librdkafka has more of them with every version.
+    BTreeMap<String, SecretString>,
+);
+
+impl KafkaProperties {
+    /// Whether they choose a login.
+    pub(crate) fn has_login(&self) -> bool {
+        MECHANISM.iter().any(|name| self.0.contains_key(*name))
+    }
+
+    pub(crate) fn apply(&self, config: &mut ClientConfig) {
+        for (name, value) in &self.0 {
+            config.set(name, value.expose_secret());
+        }
+    }
+
+    pub(super) fn check(
+        table: Table,
+        sink: SinkKind,
+        has_sasl: bool,
+        problems: &mut Problems,
+    ) -> Self {
+        if sink != SinkKind::RdKafka && !table.is_empty() {
+            problems.add(
+                "kafka.properties",
+                "is for librdkafka: set kafka.sink = \"rdkafka\", or take it out",
+            );
+            return Self::default();
+        }
+        let mut given = BTreeMap::new();
+        flatten("", table, &mut given, problems);
+        let mut properties = Self::default();
+        for (name, value) in given {
+            let checked = check_property(&name, value.expose_secret(), has_sasl);
+            if problems
+                .check(&format!("kafka.properties.{name}"), checked)
+                .is_some()
+            {
+                properties.0.insert(name, value);
+            }
+        }
+        properties
+    }
+}
+
+/// TOML makes tables of a key with dots, unless it is in quotes.
+fn flatten(
+    prefix: &str,
+    table: Table,
+    flat: &mut BTreeMap<String, SecretString>,
+    problems: &mut Problems,
+) {
+    for (key, value) in table {
+        let name = format!("{prefix}{key}");
+        let text = match value {
+            Value::Table(table) => {
+                flatten(&format!("{name}."), table, flat, problems);
+                continue;
+            }
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            Value::Float(number) => number.to_string(),
+            Value::Boolean(flag) => flag.to_string(),
+            Value::Datetime(_) | Value::Array(_) => {
+                let name = format!("kafka.properties.{name}");
+                problems.add(name, "is neither text, nor a number, nor true or false");
+                continue;
+            }
+        };
+        if flat.insert(name.clone(), text.into()).is_some() {
+            problems.add(format!("kafka.properties.{name}"), "is given twice");
+        }
+    }
+}
+
+/// Refuses what the relay sets itself, and what librdkafka does not accept.
+fn check_property(name: &str, value: &str, has_sasl: bool) -> Result<(), String> {
+    if let Some((_, setting)) = SET_ELSEWHERE.iter().find(|(known, _)| *known == name) {
+        return Err(format!("is set by {setting}"));
+    }
+    if FIXED.contains(&name) {
+        return Err("can't be changed: the relay's guarantees depend on it".into());
+    }
+    if MECHANISM.contains(&name) {
+        let is_ours = |mechanism: &Mechanism| mechanism.name().eq_ignore_ascii_case(value);
+        if has_sasl || Mechanism::ALL.iter().any(is_ours) {
+            return Err("is set by kafka.sasl.mechanism".into());
+        }
+    }
+    let mut config = ClientConfig::new();
+    config.set(name, value);
+    match config.create_native_config() {
+        Ok(_) => Ok(()),
+        // The text may repeat the value.
+        Err(KafkaError::ClientConfig(_, text, _, _)) if !text.contains(value) => Err(text),
+        Err(_) => Err("librdkafka does not accept this value".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::check;
+
+    fn config(properties: &str) -> String {
+        format!(
+            "kafka.brokers = 'localhost:9092'\nkafka.sink = 'rdkafka'\n\
+             {properties}\n\
+             [[source]]\nname = 'a'\ndatabase_url = 'postgres://localhost/a'"
+        )
+    }
+
+    #[test]
+    fn properties_are_passed_with_dots_as_librdkafka_spells_them() {
+        let text = config(
+            "[kafka.properties]
+             compression.type = 'zstd'
+             'sasl.mechanisms' = 'OAUTHBEARER'
+             sasl.oauthbearer.config = 'principal=hunter2'
+             enable.sasl.oauthbearer.unsecure.jwt = true
+             socket.timeout.ms = 5000",
+        );
+        let config = check(&text, &[]).unwrap();
+        let properties = &config.kafka.properties;
+        assert!(properties.has_login());
+        let mut librdkafka = rdkafka::ClientConfig::new();
+        properties.apply(&mut librdkafka);
+        assert_eq!(librdkafka.get("compression.type"), Some("zstd"));
+        assert_eq!(librdkafka.get("socket.timeout.ms"), Some("5000"));
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn conflicts_and_mistakes_are_told_by_name_and_at_once() {
+        let text = config(
+            "[kafka.sasl]
+             mechanism = 'PLAIN'
+             username = 'relay'
+             password = 'hunter2'
+             [kafka.properties]
+             bootstrap.servers = 'elsewhere:9092'
+             acks = 1
+             message.timeout.ms = 5
+             'sasl.mechanism' = 'GSSAPI'
+             sasl.password = 'hunter2'
+             compresion.type = 'zstd'
+             socket.timeout.ms = 'hunter2'
+             compression.type = 'hunter2'
+             client.id = ['a']
+             linger = { ms = 1 }
+             'linger.ms' = 2",
+        );
+        let text = check(&text, &[]).unwrap_err();
+        for part in [
+            "kafka.properties.bootstrap.servers: is set by kafka.brokers",
+            "kafka.properties.acks: can't be changed",
+            "kafka.properties.message.timeout.ms: is set by kafka.delivery_timeout_ms",
+            "kafka.properties.sasl.mechanism: is set by kafka.sasl.mechanism",
+            "kafka.properties.sasl.password: is set by kafka.sasl.password_file",
+            "kafka.properties.compresion.type: No such configuration property",
+            "kafka.properties.socket.timeout.ms: Invalid value for",
+            "kafka.properties.compression.type: librdkafka does not accept this value",
+            "kafka.properties.client.id: is neither text",
+            "kafka.properties.linger.ms: is given twice",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn only_librdkafka_has_properties() {
+        let text = config("[kafka.properties]\ncompression.type = 'zstd'");
+        let text = check(&text.replace("rdkafka", "kafka"), &[]).unwrap_err();
+        assert!(
+            text.contains("kafka.properties: is for librdkafka"),
+            "{text}"
+        );
+    }
+}
