@@ -39,13 +39,13 @@ bench-projection: setup ## Measure a projection. RECORDS=1000000 RUNS=3 RATE=100
 	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json $(JSON))
 
 endure-relay: setup ## Load the relay for long. SECONDS=3600 RATE=2000 KILLS=100 STANDBY=1 HOLD=1 (an open transaction) SINK=rdkafka JSON=FILE
-	cargo build --locked --release -p outbox-relay -p bench
-	$(BUILT)/release/bench endurance $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) \
+	cargo build --locked --release -p outbox-relay -p acceptance
+	$(BUILT)/release/acceptance endurance $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) \
 	  $(if $(KILLS),--kills $(KILLS)) $(if $(STANDBY),--standby) $(if $(HOLD),--hold-transaction) $(if $(SINK),--sink $(SINK)) $(if $(JSON),--json $(JSON))
 
 migrate-from-debezium: setup ## From Debezium to the relay, under load. ROWS=100000 RATE=1000 LONG_MS=3000 BACK=1 MISTAKE=stop-early JSON=FILE
-	cargo build --locked --release -p outbox-relay -p bench
-	$(BUILT)/release/bench migrate $(if $(ROWS),--rows $(ROWS)) $(if $(RATE),--rate $(RATE)) $(if $(LONG_MS),--long-ms $(LONG_MS)) \
+	cargo build --locked --release -p outbox-relay -p acceptance
+	$(BUILT)/release/acceptance migrate $(if $(ROWS),--rows $(ROWS)) $(if $(RATE),--rate $(RATE)) $(if $(LONG_MS),--long-ms $(LONG_MS)) \
 	  $(if $(BACK),--back) $(if $(MISTAKE),--mistake $(MISTAKE)) $(if $(JSON),--json $(JSON))
 
 up: setup ## Start the whole system in the background; its addresses are in .devstack/endpoints.env

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use lab::{BASE_HEADERS, Backlog, Cpu, Lab, PAYLOAD_BYTES, per};
 use serde::Serialize;
 
 use crate::{
     drain::{self, Drain, Spread},
-    lab::{BASE_HEADERS, Backlog, Lab, PAYLOAD_BYTES},
     options::Curves,
-    usage::{Cpu, per},
 };
 
 /// One place on a curve.

@@ -4,12 +4,9 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 use devstack::{eventually, step};
+use lab::{Connect, Installation, Lab, with_database};
 
-use crate::{
-    connect::{Connect, Installation, with_database},
-    drain::{self, CpuFrom, Drain},
-    lab::Lab,
-};
+use crate::drain::{self, CpuFrom, Drain};
 
 const CONNECTOR: &str = include_str!("../debezium/connector.properties");
 const TUNED: &str = include_str!("../debezium/tuned.properties");

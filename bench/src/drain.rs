@@ -4,13 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use devstack::step;
-
-use crate::{
-    lab::Lab,
-    relay::Relay,
-    topic::Ends,
-    usage::{Cpu, Processes, peak_rss_mib},
-};
+use lab::{Cpu, Ends, Lab, Processes, Relay, peak_rss_mib};
 
 /// Between two looks at the topic: the error of a run's length.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);

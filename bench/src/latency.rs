@@ -7,14 +7,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, ensure};
 use devstack::step;
 use hdrhistogram::Histogram;
+use lab::{Change, Lab, Plan, cpu_s, unix_us};
 use serde::Serialize;
 
-use crate::{
-    lab::Lab,
-    latency::consumer::Consumer,
-    load::{Change, Plan, unix_us},
-    usage::cpu_s,
-};
+use crate::latency::consumer::Consumer;
 
 /// Before each rate, and not measured.
 const WARM_UP: Duration = Duration::from_secs(3);

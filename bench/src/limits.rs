@@ -8,17 +8,14 @@ use std::{env, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use devstack::step;
+use lab::{Lab, cpu_s, peak_rss_mib};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 pub(crate) use produce::{ProduceOptions, produce};
 pub(crate) use read::{ReadOptions, read};
 
-use crate::{
-    drain::check_total,
-    lab::Lab,
-    usage::{cpu_s, peak_rss_mib},
-};
+use crate::drain::check_total;
 
 const RUN_TIMEOUT: Duration = Duration::from_secs(600);
 

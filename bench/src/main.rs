@@ -2,35 +2,23 @@
 //!
 //! - `session` is one measurement from the start of its servers to its report, and the place to
 //!   begin reading.
-//! - `drain`, `limits`, `latency` and `curves` are what is measured; `relay` and `debezium` are what
-//!   it is measured on.
-//! - `endurance` is the other measurement: for long, under a steady `load`.
-//! - `migration` goes from Debezium to the relay under load; `connect` is where Debezium runs.
-//! - `calls` is the third, the services from their doors; `projection` the fourth, what they make of
-//!   events.
-//! - `lab` holds servers, database and topic; `usage` reads CPU and memory from /proc.
+//! - `drain`, `limits`, `latency` and `curves` are what is measured; `debezium` is what the relay is measured beside.
+//! - `calls` measures the services from their doors; `projection` what they make of events.
 //! - `report` is what was found, `tables` lays it out.
+//!
+//! Servers, load and the relay's process are of the crate `lab`.
 
 mod calls;
-mod connect;
 mod curves;
 mod debezium;
 mod drain;
-mod endurance;
-mod lab;
 mod latency;
 mod limits;
-mod load;
-mod machine;
-mod migration;
 mod options;
 mod projection;
-mod relay;
 mod report;
 mod session;
 mod tables;
-mod topic;
-mod usage;
 
 use std::process::ExitCode;
 
@@ -48,10 +36,6 @@ struct Cli {
 enum Command {
     /// The relay: draining a backlog, latency, and what limits it; with --debezium beside Debezium
     Relay(options::RelayOptions),
-    /// The relay under a steady load, for long: kills, a held transaction, an account of every event
-    Endurance(options::EnduranceOptions),
-    /// From Debezium to the relay, under load: the documented steps, what they cost, an account of every event
-    Migrate(migration::MigrationOptions),
     /// The services: ways of validation side by side, and ten times too many calls
     Calls(calls::CallsOptions),
     /// A projection: building it anew beside a plain consumer, and how late it is
@@ -84,8 +68,6 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Relay(options) => session::run(&options).await,
-        Command::Endurance(options) => endurance::run(&options).await,
-        Command::Migrate(options) => migration::run(&options).await,
         Command::Calls(options) => calls::run(&options).await,
         Command::Projection(options) => projection::run(&options).await,
         Command::Read(options) => limits::read(&options).await,

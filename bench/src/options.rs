@@ -35,32 +35,6 @@ pub(crate) struct RelayOptions {
     pub(crate) markdown: Option<PathBuf>,
 }
 
-/// What the relay has to endure.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct EnduranceOptions {
-    /// How long, in seconds
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=86_400))]
-    pub(crate) seconds: u64,
-    /// Commits a second
-    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub(crate) rate: u64,
-    /// How often the relay is killed with SIGKILL, spread over the time
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
-    pub(crate) kills: u32,
-    /// Run a second relay, which stands by; the one that leads is killed
-    #[arg(long)]
-    pub(crate) standby: bool,
-    /// Keep a transaction open all the while
-    #[arg(long)]
-    pub(crate) hold_transaction: bool,
-    /// The relay's sink
-    #[arg(long, default_value = "kafka")]
-    pub(crate) sink: String,
-    /// Write what was found to this file, as JSON
-    #[arg(long)]
-    pub(crate) json: Option<PathBuf>,
-}
-
 /// How far the curves go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Curves {

@@ -9,10 +9,9 @@ use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use devstack::{Servers, Sql, Stack, built_programs, step};
+use lab::peak_rss_mib;
 use serde::Serialize;
 use tokio::{process::Command, time::Instant};
-
-use crate::usage::peak_rss_mib;
 
 /// What to measure of the projection.
 #[derive(Args, Clone, Debug)]

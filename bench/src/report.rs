@@ -1,6 +1,7 @@
 //! What was found, as it stands in the JSON file.
 
 use anyhow::Result;
+use lab::{Machine, per};
 use serde::Serialize;
 
 use crate::{
@@ -8,8 +9,6 @@ use crate::{
     drain::{Drain, Spread},
     latency::Latency,
     limits::Limit,
-    machine::Machine,
-    usage::per,
 };
 
 /// Everything.

@@ -3,18 +3,15 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result};
+use lab::{Backlog, Installation, Lab, Machine, PAYLOAD_BYTES, Relay};
 
 use crate::{
-    connect::Installation,
     curves,
     debezium::{Connector, Tuning},
     drain::{self, Drain},
-    lab::{Backlog, Lab, PAYLOAD_BYTES},
     latency::{self, Latency},
     limits::{self, Limit},
-    machine::Machine,
     options::RelayOptions,
-    relay::Relay,
     report::{DebeziumFigures, DrainFigures, LimitFigures, Report},
     tables,
 };

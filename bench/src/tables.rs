@@ -1,38 +1,10 @@
 //! The report for people: on the terminal, and as Markdown.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
+
+use lab::Table;
 
 use crate::report::{DrainFigures, Report};
-
-/// A table with a heading; the first row names the columns.
-pub(crate) struct Table {
-    pub(crate) heading: String,
-    /// What is counted, in a sentence.
-    pub(crate) note: &'static str,
-    pub(crate) rows: Vec<Vec<String>>,
-}
-
-/// As plain text, with columns that are in line.
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.heading)?;
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        for row in &self.rows {
-            for (column, cell) in row.iter().enumerate() {
-                let width = width(column);
-                match column {
-                    0 => write!(f, "  {cell:<width$}"),
-                    _ => write!(f, "  {cell:>width$}"),
-                }?;
-            }
-            writeln!(f)?;
-        }
-        writeln!(f, "  ({})", self.note)
-    }
-}
 
 /// The report as plain text.
 pub(crate) fn text(report: &Report) -> String {

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use demo::System;
 use devstack::{Home, Sql, postgres_program, step};
 use hdrhistogram::Histogram;
+use lab::{Machine, cpu_s, family_cpu_s, peak_rss_mib};
 use proto::{
     order::v1::{CreateOrderRequest, order_service_client::OrderServiceClient},
     user::v1::{CreateUserRequest, user_service_client::UserServiceClient},
@@ -24,11 +25,7 @@ use tokio::{process::Command, time::Instant};
 use tonic::transport::Channel;
 
 use super::{CallsOptions, Spread, histogram};
-use crate::{
-    drain,
-    machine::Machine,
-    usage::{cpu_s, family_cpu_s, peak_rss_mib},
-};
+use crate::drain;
 
 /// Calls under way at once.
 const CONCURRENCY: [usize; 4] = [1, 16, 64, 256];

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use chrono::DateTime;
 use hdrhistogram::Histogram;
+use lab::{due_us, unix_us};
 use rdkafka::{
     Message as _,
     consumer::BaseConsumer,
@@ -17,7 +18,6 @@ use rdkafka::{
 };
 
 use super::histogram;
-use crate::load::{due_us, unix_us};
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// After the last commit, how long its record may take.

@@ -9,21 +9,21 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 
-pub(crate) const PARTITIONS: i32 = 4;
+pub const PARTITIONS: i32 = 4;
 const TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
 const ATTEMPTS: u32 = 200;
 
 /// The topic that all records go to.
 #[derive(Clone, Debug)]
-pub(crate) struct Topic {
-    pub(crate) brokers: String,
-    pub(crate) name: String,
+pub struct Topic {
+    pub brokers: String,
+    pub name: String,
 }
 
 impl Topic {
     /// Deletes the topic and makes it anew, so that no run sees the records of another.
-    pub(crate) async fn recreate(&self) -> Result<()> {
+    pub async fn recreate(&self) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> = self.client().create()?;
         let options = AdminOptions::new()
             .operation_timeout(Some(TIMEOUT))
@@ -52,7 +52,7 @@ impl Topic {
     }
 
     /// Looks at how far the topic goes. Blocks while it connects.
-    pub(crate) fn ends(&self) -> Result<Ends> {
+    pub fn ends(&self) -> Result<Ends> {
         let consumer: BaseConsumer = self.client().set("group.id", "bench").create()?;
         let mut question = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
@@ -62,7 +62,7 @@ impl Topic {
     }
 
     /// A consumer of everything that comes from now on. Blocks while it connects.
-    pub(crate) fn consumer_from_now(&self) -> Result<BaseConsumer> {
+    pub fn consumer_from_now(&self) -> Result<BaseConsumer> {
         let ends = self.ends()?.offsets()?;
         let consumer: BaseConsumer = self
             .client()
@@ -82,14 +82,14 @@ impl Topic {
 
 /// Tells how many acknowledged records the topic has: with one replica, the end of a partition is
 /// what the broker has acknowledged.
-pub(crate) struct Ends {
+pub struct Ends {
     consumer: BaseConsumer,
     question: TopicPartitionList,
 }
 
 impl Ends {
     /// The number of records. Blocks for a round trip.
-    pub(crate) fn total(&self) -> Result<u64> {
+    pub fn total(&self) -> Result<u64> {
         let mut total = 0;
         for element in self.offsets()?.elements() {
             match element.offset() {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
 use devstack::{Sql, step};
+use lab::unix_us;
 use serde::Serialize;
 
 use super::{
@@ -11,7 +12,6 @@ use super::{
     steps::{Attempt, Step},
     writers::{Transaction, longest},
 };
-use crate::load::unix_us;
 
 /// Attempts of a step that `lock_timeout` strikes, and what writers get between them.
 const ATTEMPTS: u32 = 10;

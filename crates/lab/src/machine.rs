@@ -6,18 +6,18 @@ use serde::Serialize;
 
 /// What the figures were measured on.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Machine {
-    pub(crate) cores: usize,
-    pub(crate) processor: String,
-    pub(crate) memory_gib: f64,
-    pub(crate) kernel: String,
-    pub(crate) postgres: String,
-    pub(crate) kafka: String,
-    pub(crate) librdkafka: String,
+pub struct Machine {
+    pub cores: usize,
+    pub processor: String,
+    pub memory_gib: f64,
+    pub kernel: String,
+    pub postgres: String,
+    pub kafka: String,
+    pub librdkafka: String,
 }
 
 impl Machine {
-    pub(crate) async fn describe(sql: &Sql) -> Result<Self> {
+    pub async fn describe(sql: &Sql) -> Result<Self> {
         let memory_kib: f64 = field("/proc/meminfo", "MemTotal")
             .and_then(|value| value.strip_suffix(" kB")?.parse().ok())
             .unwrap_or_default();

@@ -13,6 +13,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use devstack::step;
+use lab::{Configured, Connect, Installation, Lab, Machine, Relay};
 use serde::Serialize;
 
 use self::{
@@ -21,12 +22,6 @@ use self::{
     shop::{SAMPLE_TOPIC, Shop, TOPIC},
     stages::Stages,
     writers::{Long, Writers},
-};
-use crate::{
-    connect::{Connect, Installation},
-    lab::Lab,
-    machine::Machine,
-    relay::{Configured, Relay},
 };
 
 /// How long whoever ships is left alone: before the first step, with the relay, and back again.

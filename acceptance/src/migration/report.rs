@@ -1,10 +1,10 @@
 use std::fmt;
 
 use devstack::Record;
+use lab::{Machine, Table};
 use serde::Serialize;
 
 use super::{Mistake, judge::Verdict, stages::Found};
-use crate::{machine::Machine, tables::Table};
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]

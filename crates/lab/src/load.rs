@@ -13,7 +13,7 @@ use devstack::Sql;
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_postgres::Statement;
 
-use crate::lab::Lab;
+use crate::Lab;
 
 /// Enough that one slow commit doesn't hold up those that are due after it.
 const CONNECTIONS: usize = 16;
@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// What a commit does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Change {
+pub enum Change {
     /// Writes an event, and nothing else.
     Event,
     /// Writes the next version of an aggregate with its event, so that every record can be
@@ -89,15 +89,15 @@ impl Change {
 
 /// When commits are due. The clock says so, and no commit waits for the one before.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    pub(crate) change: Change,
-    pub(crate) rate: u64,
-    pub(crate) warm_up: Duration,
-    pub(crate) measured_for: Duration,
+pub struct Plan {
+    pub change: Change,
+    pub rate: u64,
+    pub warm_up: Duration,
+    pub measured_for: Duration,
 }
 
 /// Open connections.
-pub(crate) struct Writers {
+pub struct Writers {
     plan: Plan,
     topic: String,
     sessions: Vec<(Sql, Statement)>,
@@ -105,14 +105,14 @@ pub(crate) struct Writers {
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Written {
-    pub(crate) committed: u64,
-    pub(crate) committed_while_measured: u64,
+pub struct Written {
+    pub committed: u64,
+    pub committed_while_measured: u64,
 }
 
 impl Plan {
     /// Opens the connections.
-    pub(crate) async fn prepare(self, lab: &Lab) -> Result<Writers> {
+    pub async fn prepare(self, lab: &Lab) -> Result<Writers> {
         let mut sessions = Vec::new();
         for _ in 0..CONNECTIONS {
             let sql = lab.sql().await?;
@@ -139,7 +139,7 @@ impl Plan {
 impl Writers {
     /// Commits one row at a time on each connection, each when it is due or, where all connections
     /// are busy, as soon as one is free.
-    pub(crate) async fn write(self) -> Result<Written> {
+    pub async fn write(self) -> Result<Written> {
         let plan = self.plan;
         let (due, next) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
         let start = (Instant::now(), SystemTime::now());
@@ -198,14 +198,14 @@ fn payload(due_us: u64) -> Vec<u8> {
 }
 
 /// When the commit of a row with this payload was due.
-pub(crate) fn due_us(payload: &[u8]) -> Option<u64> {
+pub fn due_us(payload: &[u8]) -> Option<u64> {
     let digits = payload.strip_prefix(DUE_FIELD)?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }
 
 /// Microseconds since 1970.
-pub(crate) fn unix_us(time: SystemTime) -> u64 {
+pub fn unix_us(time: SystemTime) -> u64 {
     let since = time
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();

@@ -5,12 +5,12 @@ use devstack::{Process, Program, built_programs, eventually, free_port};
 use serde::Deserialize;
 use tokio::process::Command;
 
-use crate::lab::Lab;
+use crate::Lab;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The relay as it is built for use, as a process of its own.
-pub(crate) struct Relay {
+pub struct Relay {
     process: Process,
     pid: u32,
     program: PathBuf,
@@ -18,7 +18,7 @@ pub(crate) struct Relay {
 }
 
 /// One that can be started.
-pub(crate) struct Configured {
+pub struct Configured {
     name: String,
     program: PathBuf,
     config: PathBuf,
@@ -35,7 +35,7 @@ struct Status {
 
 impl Configured {
     /// One of this name with this source.
-    pub(crate) fn new(lab: &Lab, sink: &str, name: &str, source: &str) -> Result<Self> {
+    pub fn new(lab: &Lab, sink: &str, name: &str, source: &str) -> Result<Self> {
         let home = &lab.servers.home;
         let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let brokers = &lab.topic.brokers;
@@ -54,7 +54,7 @@ impl Configured {
     }
 
     /// Lets it look at everything, and fails if it finds something wrong.
-    pub(crate) async fn check(&self, lab: &Lab) -> Result<()> {
+    pub async fn check(&self, lab: &Lab) -> Result<()> {
         Program::new(&format!("{}-check", self.name), &self.program)
             .args(["check"])
             .env("OUTBOX_RELAY_CONFIG", self.config.display())
@@ -63,7 +63,7 @@ impl Configured {
     }
 
     /// Starts it.
-    pub(crate) async fn start(self, lab: &Lab) -> Result<Relay> {
+    pub async fn start(self, lab: &Lab) -> Result<Relay> {
         let run = Program::new(&self.name, &self.program)
             .args(["run"])
             .env("OUTBOX_RELAY_CONFIG", self.config.display());
@@ -80,26 +80,26 @@ impl Configured {
 
 impl Relay {
     /// Starts it with no memory of what was shipped before.
-    pub(crate) async fn start(lab: &Lab, sink: &str) -> Result<Self> {
+    pub async fn start(lab: &Lab, sink: &str) -> Result<Self> {
         let forget = "delete from relay_checkpoints";
         lab.sql().await?.batch_execute(forget).await?;
         Self::start_beside(lab, sink, "outbox-relay").await
     }
 
     /// Starts one of this name that goes on from where another is, or stands by for it.
-    pub(crate) async fn start_beside(lab: &Lab, sink: &str, name: &str) -> Result<Self> {
+    pub async fn start_beside(lab: &Lab, sink: &str, name: &str) -> Result<Self> {
         let database_url = &lab.database_url;
         let source = format!("[[source]]\nname = \"bench\"\ndatabase_url = \"{database_url}\"\n");
         Configured::new(lab, sink, name, &source)?.start(lab).await
     }
 
     /// The id of its process.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Waits until it ships.
-    pub(crate) async fn wait_ready(&self) -> Result<()> {
+    pub async fn wait_ready(&self) -> Result<()> {
         eventually("a relay that leads", async || {
             Ok(self.leads().await.then_some(()))
         })
@@ -107,12 +107,12 @@ impl Relay {
     }
 
     /// Whether it ships. It may not answer yet.
-    pub(crate) async fn leads(&self) -> bool {
+    pub async fn leads(&self) -> bool {
         (self.status().await).is_ok_and(|status| status.role == "leader")
     }
 
     /// Waits until it says itself that it has shipped so many, and nothing is on its way.
-    pub(crate) async fn wait_shipped(&self, rows: u64) -> Result<()> {
+    pub async fn wait_shipped(&self, rows: u64) -> Result<()> {
         eventually(&format!("{rows} rows shipped"), async || {
             let status = self.status().await?;
             let shipped = status.shipped;
@@ -127,7 +127,7 @@ impl Relay {
     }
 
     /// Ends it as nobody wants to end, and starts it again.
-    pub(crate) async fn kill(&mut self) -> Result<()> {
+    pub async fn kill(&mut self) -> Result<()> {
         self.process.kill_and_hold().await;
         self.process.release().await;
         self.pid = self.process.started().await?;
@@ -135,7 +135,7 @@ impl Relay {
     }
 
     /// Ends it as it is meant to end.
-    pub(crate) async fn stop(self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
         let is_same = self.process.pid() == Some(self.pid);
         self.process.stop().await;
         ensure!(is_same, "the relay ended in the middle of the measurement");

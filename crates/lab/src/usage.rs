@@ -7,27 +7,27 @@ use serde::Serialize;
 
 /// Whose CPU is counted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Processes {
+pub struct Processes {
     /// The relay, or whatever ships in its place.
-    pub(crate) shipper: u32,
+    pub shipper: u32,
     /// The parent of all processes of Postgres.
-    pub(crate) postgres: u32,
+    pub postgres: u32,
     /// The broker.
-    pub(crate) broker: u32,
+    pub broker: u32,
 }
 
 /// CPU seconds, of user and system together.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Cpu {
-    pub(crate) shipper: f64,
+pub struct Cpu {
+    pub shipper: f64,
     /// All its processes, those that ended included.
-    pub(crate) postgres: f64,
-    pub(crate) broker: f64,
+    pub postgres: f64,
+    pub broker: f64,
 }
 
 impl Processes {
     /// What they have used since they were started.
-    pub(crate) fn cpu(&self) -> Result<Cpu> {
+    pub fn cpu(&self) -> Result<Cpu> {
         Ok(Cpu {
             shipper: cpu_s(self.shipper)?,
             postgres: family_cpu_s(self.postgres)?,
@@ -38,7 +38,7 @@ impl Processes {
 
 impl Cpu {
     /// What was used since `earlier`.
-    pub(crate) fn since(self, earlier: Self) -> Self {
+    pub fn since(self, earlier: Self) -> Self {
         Self {
             shipper: self.shipper - earlier.shipper,
             postgres: self.postgres - earlier.postgres,
@@ -48,13 +48,13 @@ impl Cpu {
 }
 
 /// CPU seconds of a process.
-pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
+pub fn cpu_s(pid: u32) -> Result<f64> {
     let stat = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
     Ok(stat.own_s(pid))
 }
 
 /// The most memory that a process has had resident, in MiB.
-pub(crate) fn peak_rss_mib(pid: u32) -> Result<f64> {
+pub fn peak_rss_mib(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} is gone"))?;
     let kib = status.lines().find_map(|line| {
@@ -65,7 +65,7 @@ pub(crate) fn peak_rss_mib(pid: u32) -> Result<f64> {
 }
 
 /// CPU seconds of a process and its children, those that ended included.
-pub(crate) fn family_cpu_s(pid: u32) -> Result<f64> {
+pub fn family_cpu_s(pid: u32) -> Result<f64> {
     let parent = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
     let mut used = parent.own_s(pid) + seconds(parent.ended_children_ticks);
     for entry in fs::read_dir("/proc").context("there is no /proc")? {
@@ -126,7 +126,7 @@ fn seconds(ticks: u64) -> f64 {
 }
 
 /// A rate. The clock of /proc ticks in hundredths, so that less than one tick counts as one.
-pub(crate) fn per(count: u64, seconds: f64) -> f64 {
+pub fn per(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds.max(0.01)
 }
 

@@ -28,14 +28,14 @@ const OFFSETS: &str = "connect.offsets";
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Its jars, and where it keeps what it has to know the next time.
-pub(crate) struct Installation {
+pub struct Installation {
     home: Arc<Home>,
     jars: PathBuf,
     brokers: String,
 }
 
 /// As a process of its own.
-pub(crate) struct Connect {
+pub struct Connect {
     process: Process,
     pid: u32,
     rest_port: u16,
@@ -43,10 +43,10 @@ pub(crate) struct Connect {
 
 impl Installation {
     /// The version in the pom.
-    pub(crate) const VERSION: &str = "3.7.0.Final";
+    pub const VERSION: &str = "3.7.0.Final";
 
     /// Fetches it, if this is the first time on this machine.
-    pub(crate) async fn fetch(home: &Arc<Home>, brokers: &str) -> Result<Self> {
+    pub async fn fetch(home: &Arc<Home>, brokers: &str) -> Result<Self> {
         debug_assert!(POM.contains(Self::VERSION));
         let cached = format!("debezium-{}-connect-4.3.1", Self::VERSION);
         Ok(Self {
@@ -57,17 +57,17 @@ impl Installation {
     }
 
     /// The file in which Connect keeps how far it has read.
-    pub(crate) fn offsets(&self) -> PathBuf {
+    pub fn offsets(&self) -> PathBuf {
         self.home.path().join(OFFSETS)
     }
 
     /// What it has written.
-    pub(crate) fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.home.log(LOG_NAME)
     }
 
     /// Starts it with a connector and lines for the worker, beside those that are always needed.
-    pub(crate) async fn start(&self, connector: &str, worker: &str, heap: &str) -> Result<Connect> {
+    pub async fn start(&self, connector: &str, worker: &str, heap: &str) -> Result<Connect> {
         let (home, rest_port) = (&self.home, free_port()?);
         let always = WORKER
             .replace("@BROKERS@", &self.brokers)
@@ -96,12 +96,12 @@ impl Installation {
 
 impl Connect {
     /// The id of its process.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Asks it by HTTP, and returns the whole answer.
-    pub(crate) async fn ask(&self, method: &str, path: &str) -> Result<String> {
+    pub async fn ask(&self, method: &str, path: &str) -> Result<String> {
         let asking = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.rest_port)).await?;
             let request = format!(
@@ -122,7 +122,7 @@ impl Connect {
     }
 
     /// Ends it as it is meant to end.
-    pub(crate) async fn stop(self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
         let is_same = self.process.pid() == Some(self.pid);
         self.process.stop().await;
         ensure!(is_same, "Connect ended in the middle of the measurement");
@@ -131,7 +131,7 @@ impl Connect {
 }
 
 /// A connector's configuration with the database that it reads.
-pub(crate) fn with_database(connector: &str, database_url: &str) -> Result<String> {
+pub fn with_database(connector: &str, database_url: &str) -> Result<String> {
     let database: tokio_postgres::Config = database_url.parse()?;
     let (Some(Host::Tcp(host)), Some(port)) =
         (database.get_hosts().first(), database.get_ports().first())

@@ -4,17 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use devstack::{Addresses, Record, Sql, eventually};
-
-use crate::{
-    connect::{Connect, Installation, with_database},
-    lab::Lab,
-    relay::Configured,
-    topic::{Ends, PARTITIONS},
-};
+use lab::{Configured, Connect, Ends, Installation, Lab, PARTITIONS, with_database};
 
 const TABLES: &str = include_str!("shop.sql");
 const RELAY_TABLES: &str = include_str!("../../../outbox-relay/sql/relay.sql");
-const CONNECTOR: &str = include_str!("../../debezium/migration.properties");
+const CONNECTOR: &str = include_str!("debezium.properties");
 /// Connect stores how far it has come, and tells Postgres, every 60 s if nothing is said; nobody who
 /// measures wants to wait for that.
 const WORKER: &str = "offset.flush.interval.ms=10000\n";

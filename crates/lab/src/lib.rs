@@ -1,3 +1,18 @@
+//! What programs that measure or load the relay share: servers set up as for production, a backlog, a steady load, the
+//! relay and Kafka Connect as processes of their own, and what they use of the machine.
+#![expect(
+    missing_docs,
+    reason = "shared by two programs of this workspace, not a library"
+)]
+
+mod connect;
+mod load;
+mod machine;
+mod relay;
+mod table;
+mod topic;
+mod usage;
+
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -5,7 +20,15 @@ use devstack::{Home, Kafka, Postgres, Servers, Sql, step};
 use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection};
 use diesel_migrations::MigrationHarness as _;
 
-use crate::{topic::Topic, usage::Processes};
+pub use self::{
+    connect::{Connect, Installation, with_database},
+    load::{Change, Plan, Writers, Written, due_us, unix_us},
+    machine::Machine,
+    relay::{Configured, Relay},
+    table::Table,
+    topic::{Ends, PARTITIONS, Topic},
+    usage::{Cpu, Processes, cpu_s, family_cpu_s, peak_rss_mib, per},
+};
 
 const FILL: &str = include_str!("fill.sql");
 /// The default of 128 MB is that of the smallest machine, and checkpoints every gigabyte of WAL
@@ -15,29 +38,29 @@ const POSTGRES_SETTINGS: [&str; 2] = ["shared_buffers=512MB", "max_wal_size=4GB"
 const KAFKA_JVM: [&str; 3] = ["-Xms256m", "-Xmx1g", "-XX:+UseG1GC"];
 
 /// The payload of most measurements.
-pub(crate) const PAYLOAD_BYTES: u32 = 200;
+pub const PAYLOAD_BYTES: u32 = 200;
 /// Those that each record of a row with a trace has.
-pub(crate) const BASE_HEADERS: u32 = 8;
+pub const BASE_HEADERS: u32 = 8;
 
 /// The servers that everything is measured on, with a database that has an outbox, and a topic.
-pub(crate) struct Lab {
-    pub(crate) servers: Servers,
-    pub(crate) database_url: String,
-    pub(crate) topic: Topic,
+pub struct Lab {
+    pub servers: Servers,
+    pub database_url: String,
+    pub topic: Topic,
 }
 
 /// What the rows of a backlog are like.
 #[derive(Clone, Debug)]
-pub(crate) struct Backlog {
-    pub(crate) rows: u64,
-    pub(crate) payload_bytes: u32,
+pub struct Backlog {
+    pub rows: u64,
+    pub payload_bytes: u32,
     /// Headers beside the eight that every record has.
-    pub(crate) further_headers: u32,
+    pub further_headers: u32,
 }
 
 impl Lab {
     /// Starts the servers; `logical` lets Postgres decode its WAL.
-    pub(crate) async fn start(logical: bool) -> Result<Self> {
+    pub async fn start(logical: bool) -> Result<Self> {
         let mut settings = POSTGRES_SETTINGS.to_vec();
         if logical {
             settings.push("wal_level=logical");
@@ -74,17 +97,17 @@ impl Lab {
     }
 
     /// Ends the servers.
-    pub(crate) async fn stop(self) {
+    pub async fn stop(self) {
         self.servers.stop().await;
     }
 
     /// A session with the database.
-    pub(crate) async fn sql(&self) -> Result<Sql> {
+    pub async fn sql(&self) -> Result<Sql> {
         Sql::connect(&self.database_url).await
     }
 
     /// The processes to look at while `shipper` ships.
-    pub(crate) fn processes(&self, shipper: u32) -> Result<Processes> {
+    pub fn processes(&self, shipper: u32) -> Result<Processes> {
         Ok(Processes {
             shipper,
             postgres: self.servers.postgres.process.pid().context("no Postgres")?,
@@ -94,7 +117,7 @@ impl Lab {
 
     /// Empties the outbox, and has everything written that was put off: half a minute later the kernel
     /// writes back a gigabyte of Kafka's, and every commit that is measured then waits behind it.
-    pub(crate) async fn empty(&self) -> Result<()> {
+    pub async fn empty(&self) -> Result<()> {
         let sql = self.sql().await?;
         sql.batch_execute("truncate outbox").await?;
         sql.batch_execute("checkpoint").await?;
@@ -103,7 +126,7 @@ impl Lab {
     }
 
     /// Replaces what is in the outbox.
-    pub(crate) async fn fill(&self, backlog: &Backlog) -> Result<()> {
+    pub async fn fill(&self, backlog: &Backlog) -> Result<()> {
         let rows = i64::try_from(backlog.rows)?;
         let payload_bytes = i32::try_from(backlog.payload_bytes)?;
         let headers = further_headers(backlog.further_headers);

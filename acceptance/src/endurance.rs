@@ -3,21 +3,16 @@
 
 mod consumer;
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Args;
 use devstack::{Audit, Sql};
+use lab::{Change, Cpu, Lab, Plan, Relay, peak_rss_mib};
 use serde::Serialize;
 use tokio::time::Instant;
 
 use self::consumer::Accountant;
-use crate::{
-    lab::Lab,
-    load::{Change, Plan},
-    options::EnduranceOptions,
-    relay::Relay,
-    usage::{Cpu, peak_rss_mib},
-};
 
 /// Lines of the table that is printed.
 const SAMPLES: u32 = 12;
@@ -30,6 +25,32 @@ const TABLES: &str = "
            sum(n_dead_tup) filter (where relname like 'outbox\\__')::bigint,
            sum(n_dead_tup) filter (where relname = 'relay_checkpoints')::bigint
     from pg_stat_user_tables";
+
+/// What the relay has to endure.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EnduranceOptions {
+    /// How long, in seconds
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=86_400))]
+    seconds: u64,
+    /// Commits a second
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    rate: u64,
+    /// How often the relay is killed with SIGKILL, spread over the time
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
+    kills: u32,
+    /// Run a second relay, which stands by; the one that leads is killed
+    #[arg(long)]
+    standby: bool,
+    /// Keep a transaction open all the while
+    #[arg(long)]
+    hold_transaction: bool,
+    /// The relay's sink
+    #[arg(long, default_value = "kafka")]
+    sink: String,
+    /// Write what was found to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
