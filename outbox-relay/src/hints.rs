@@ -16,8 +16,8 @@ pub(crate) const LETTERS_REFUSED: &str = "create it, allow Describe and Write on
     dead_letter_topic out of the configuration";
 pub(crate) const REFUSED: &str = "create the topic, raise the limit that is named, allow \
     Describe and Write on it, or repair the row; or set on_refusal to park_key or dead_letter";
-pub(crate) const SHARED_EVENT_ID: &str = "give each event an id of its own, as the outbox's owner: \
-    `update outbox set event_id = gen_random_uuid() where ...`";
+pub(crate) const SHARED_EVENT_ID: &str = "give each event an id of its own: as the outbox's \
+    owner, set event_id to gen_random_uuid() in one of these rows";
 pub(crate) const ROW: &str = "repair the row, or delete it; what is behind it follows";
 
 const UNREACHABLE: &str =
