@@ -18,8 +18,11 @@ mod tokens;
 mod traces;
 mod validation;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use demo::System;
+use devstack::eventually;
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
 
 /// Makes users whom order-service knows already.
 async fn known_users(system: &System, count: usize) -> Result<Vec<String>> {
@@ -35,6 +38,19 @@ async fn known_users(system: &System, count: usize) -> Result<Vec<String>> {
         user_ids.push(user_id);
     }
     Ok(user_ids)
+}
+
+/// The answer to a call that is repeated, with its request id, while the service is unavailable. What
+/// has no details is no answer of the service: its connection broke, and the client found words for
+/// that.
+async fn at_last<T>(what: &str, call: impl AsyncFn() -> Result<Response<T>, Status>) -> Result<T> {
+    let answer = async || match call().await {
+        Ok(response) => Ok(Some(response.into_inner())),
+        Err(status) if status.code() == Code::Unavailable => Ok(None),
+        Err(status) if status.get_details_error_info().is_none() => Ok(None),
+        Err(status) => bail!("{what}: {status:?}"),
+    };
+    eventually(what, answer).await
 }
 
 /// Every order that a caller was told of is there, every row has its record, nothing else is told,

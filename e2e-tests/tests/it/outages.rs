@@ -1,13 +1,15 @@
 //! Servers that go away and come back. These have servers of their own: others would notice.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use demo::{Load, System};
 use devstack::{Process, eventually};
 use futures_util::future::try_join_all;
-use tonic::transport::Channel;
+use proto::{order::v1::ListOrdersRequest, user::v1::GetUserRequest};
+use tonic::{Code, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
+use tonic_types::StatusExt as _;
 
 use crate::{assert_nothing_lost, known_users};
 
@@ -26,6 +28,10 @@ async fn wait_for_health(system: &System, wanted: ServingStatus) -> Result<()> {
     });
     try_join_all(asking).await?;
     Ok(())
+}
+
+fn postgres(system: &mut System) -> &mut Process {
+    &mut system.servers.as_mut().unwrap().postgres.process
 }
 
 async fn away_and_back(server: impl Fn(&mut System) -> &mut Process) -> Result<()> {
@@ -52,7 +58,50 @@ async fn nothing_is_lost_when_kafka_is_killed_and_health_says_so() -> Result<()>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_when_postgres_is_killed_and_health_says_so() -> Result<()> {
-    away_and_back(|system| &mut system.servers.as_mut().unwrap().postgres.process).await
+    away_and_back(postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_say_when_to_retry_while_postgres_is_away_and_do_as_they_say() -> Result<()> {
+    let mut system = System::start().await?;
+    let user_ids = known_users(&system, 1).await?;
+    let user_id = &user_ids[0];
+    postgres(&mut system).kill_and_hold().await;
+    let get_user = GetUserRequest {
+        user_id: user_id.clone(),
+    };
+    let list_orders = ListOrdersRequest {
+        user_id: user_id.clone(),
+        ..ListOrdersRequest::default()
+    };
+    for refused in [
+        system.create_user("late@example.com", "L").await.err(),
+        system.create_order(user_id, "").await.err(),
+        system.users().get_user(get_user).await.err(),
+        system.orders().list_orders(list_orders).await.err(),
+    ] {
+        let status = refused.context("an answer without Postgres")?;
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.as_str());
+        assert_eq!(reason, Some("DATABASE_UNAVAILABLE"), "{status:?}");
+        let delay = details.retry_info().and_then(|info| info.retry_delay);
+        assert!(delay.is_some_and(|delay| !delay.is_zero()), "{status:?}");
+    }
+    postgres(&mut system).release().await;
+    // Whoever waits for as long as each answer says, and calls once more, has a user in the end.
+    eventually("a user", async || {
+        let Err(status) = system.create_user("late@example.com", "L").await else {
+            return Ok(Some(()));
+        };
+        let delay = (status.get_error_details().retry_info()).and_then(|info| info.retry_delay);
+        tokio::time::sleep(delay.with_context(|| format!("{status:?}"))?).await;
+        Ok(None)
+    })
+    .await?;
+    assert_eq!(system.count("users").await?, 2);
+    system.stop().await;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

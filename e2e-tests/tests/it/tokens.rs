@@ -2,32 +2,20 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use demo::{System, money};
 use devstack::{Process, eventually};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use proto::{order::v1::CreateOrderRequest, user::v1::CreateUserRequest};
-use tonic::{Code, Response, Status};
-use tonic_types::StatusExt as _;
 use uuid::Uuid;
+
+use crate::at_last;
 
 const PAIRS: usize = 500;
 const AT_ONCE: usize = 8;
-/// Of each of the two that are killed.
-const KILLS: usize = 4;
-
-/// The answer to a call that is repeated, with its request id, while the service is unavailable. What
-/// has no details is no answer of the service: its connection broke, and the client found words for
-/// that.
-async fn at_last<T>(what: &str, call: impl AsyncFn() -> Result<Response<T>, Status>) -> Result<T> {
-    let answer = async || match call().await {
-        Ok(response) => Ok(Some(response.into_inner())),
-        Err(status) if status.code() == Code::Unavailable => Ok(None),
-        Err(status) if status.get_details_error_info().is_none() => Ok(None),
-        Err(status) => bail!("{what}: {status:?}"),
-    };
-    eventually(what, answer).await
-}
+const PARTS: usize = 3;
+/// Of each part.
+const KILLS: usize = 3;
 
 /// Creates a user and orders for it at once; returns the order's id.
 async fn create_then_order(system: &System, number: usize) -> Result<String> {
@@ -62,12 +50,17 @@ async fn a_token_never_leads_to_an_unknown_user_whatever_is_killed() -> Result<(
         .buffer_unordered(AT_ONCE)
         .try_collect::<Vec<String>>();
     let killing = async {
-        for kill in 1..=2 * KILLS {
-            let share = PAIRS * kill / (2 * KILLS + 1);
+        for kill in 1..=PARTS * KILLS {
+            let share = PAIRS * kill / (PARTS * KILLS + 1);
             let enough = async || Ok((done.load(Ordering::Relaxed) >= share).then_some(()));
             eventually("more orders", enough).await?;
-            let parts: [&Process; 2] = [&system.stack.outbox_relay, &system.stack.order_service];
-            parts[kill % 2].kill();
+            let stack = &system.stack;
+            let parts: [&Process; PARTS] = [
+                &stack.outbox_relay,
+                &stack.order_service,
+                &stack.user_service,
+            ];
+            parts[kill % PARTS].kill();
         }
         Ok(())
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use devstack::eventually;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use proto::user::v1::user_service_server::SERVICE_NAME;
 use tonic::{Code, Status};
 use tonic_health::pb::{
@@ -50,6 +50,12 @@ async fn calls_beyond_the_limit_are_refused_at_once_and_those_within_it_are_done
     let refusing = async {
         service.wait_for_held_calls(2).await?;
         let status = overload(&service).await?;
+        // Ten times too many, all of which have their answer while those within the limit still wait.
+        let too_many: Vec<_> = (0..180).map(|n| request(&format!("many{n}"))).collect();
+        for refused in join_all(too_many.into_iter().map(|one| service.create(one))).await {
+            let status = refused.err().context("it was not refused")?;
+            assert_refusal(&status, Code::ResourceExhausted, "OVERLOADED");
+        }
         let details = assert_refusal(&status, Code::ResourceExhausted, "OVERLOADED");
         let delay = details.retry_info().and_then(|info| info.retry_delay);
         let delay = delay.context("no RetryInfo")?;
