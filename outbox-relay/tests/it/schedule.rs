@@ -97,6 +97,9 @@ impl Writers {
             client
                 .batch_execute("alter table outbox alter column seq drop not null")
                 .await?;
+            // Before its first number a sequence has its first number as the last one: the highest number so far would
+            // be one that is there already.
+            client.count("select nextval('outbox_seq')").await?;
         }
         let mut sessions = Vec::new();
         for _ in 0..WRITERS {
