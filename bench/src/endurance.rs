@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use self::consumer::Accountant;
 use crate::{
-    lab::Lab,
+    lab::{Lab, WalLevel},
     load::{Change, Plan},
     options::EnduranceOptions,
     relay::Relay,
@@ -65,7 +65,7 @@ struct Sample {
 
 /// Does what was asked for, and tells; fails if a single event is not accounted for.
 pub(crate) async fn run(options: &EnduranceOptions) -> Result<()> {
-    let lab = Lab::start(false).await?;
+    let lab = Lab::start(WalLevel::Replica).await?;
     let report = endure(&lab, options).await;
     lab.stop().await;
     let report = report?;

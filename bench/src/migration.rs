@@ -24,7 +24,7 @@ use self::{
 };
 use crate::{
     connect::{Connect, Installation},
-    lab::Lab,
+    lab::{Lab, WalLevel},
     machine::Machine,
     relay::{Configured, Relay},
 };
@@ -85,7 +85,7 @@ enum Mistake {
 
 /// Migrates, and tells; fails if a single event is not accounted for.
 pub(crate) async fn run(options: &MigrationOptions) -> Result<()> {
-    let lab = Lab::start(true).await?;
+    let lab = Lab::start(WalLevel::Logical).await?;
     let report = Box::pin(migrate(&lab, options)).await;
     lab.stop().await;
     let report = report?;

@@ -9,7 +9,7 @@ use crate::{
     curves,
     debezium::{Connector, Tuning},
     drain::{self, Drain},
-    lab::{Backlog, Lab, PAYLOAD_BYTES},
+    lab::{Backlog, Lab, PAYLOAD_BYTES, WalLevel},
     latency::{self, Latency},
     limits::{self, Limit},
     machine::Machine,
@@ -21,7 +21,12 @@ use crate::{
 
 /// Measures what was asked for, and tells.
 pub(crate) async fn run(options: &RelayOptions) -> Result<()> {
-    let lab = Lab::start(options.debezium).await?;
+    let wal_level = if options.debezium {
+        WalLevel::Logical
+    } else {
+        WalLevel::Replica
+    };
+    let lab = Lab::start(wal_level).await?;
     let report = measure(&lab, options).await;
     lab.stop().await;
     let report = report?;
