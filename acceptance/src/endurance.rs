@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use devstack::{Audit, Sql};
-use lab::{Change, Cpu, Lab, Plan, Relay, peak_rss_mib};
+use lab::{Change, Cpu, Lab, Plan, Relay, WalLevel, peak_rss_mib};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -86,7 +86,7 @@ struct Sample {
 
 /// Does what was asked for, and tells; fails if a single event is not accounted for.
 pub(crate) async fn run(options: &EnduranceOptions) -> Result<()> {
-    let lab = Lab::start(false).await?;
+    let lab = Lab::start(WalLevel::Replica).await?;
     let report = endure(&lab, options).await;
     lab.stop().await;
     let report = report?;

@@ -13,7 +13,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use devstack::step;
-use lab::{Configured, Connect, Installation, Lab, Machine, Relay};
+use lab::{Configured, Connect, Installation, Lab, Machine, Relay, WalLevel};
 use serde::Serialize;
 
 use self::{
@@ -80,7 +80,7 @@ enum Mistake {
 
 /// Migrates, and tells; fails if a single event is not accounted for.
 pub(crate) async fn run(options: &MigrationOptions) -> Result<()> {
-    let lab = Lab::start(true).await?;
+    let lab = Lab::start(WalLevel::Logical).await?;
     let report = Box::pin(migrate(&lab, options)).await;
     lab.stop().await;
     let report = report?;

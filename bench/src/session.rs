@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result};
-use lab::{Backlog, Installation, Lab, Machine, PAYLOAD_BYTES, Relay};
+use lab::{Backlog, Installation, Lab, Machine, PAYLOAD_BYTES, Relay, WalLevel};
 
 use crate::{
     curves,
@@ -18,7 +18,12 @@ use crate::{
 
 /// Measures what was asked for, and tells.
 pub(crate) async fn run(options: &RelayOptions) -> Result<()> {
-    let lab = Lab::start(options.debezium).await?;
+    let wal_level = if options.debezium {
+        WalLevel::Logical
+    } else {
+        WalLevel::Replica
+    };
+    let lab = Lab::start(wal_level).await?;
     let report = measure(&lab, options).await;
     lab.stop().await;
     let report = report?;

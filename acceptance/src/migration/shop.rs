@@ -65,7 +65,7 @@ impl<'a> Shop<'a> {
     pub(super) async fn start_debezium(&self, installation: &Installation) -> Result<Connect> {
         let connector = with_database(CONNECTOR, &self.database_url)?;
         let connect = installation.start(&connector, WORKER, HEAP).await?;
-        self.wait_for_slot(true)
+        self.wait_for_slot("active")
             .await
             .with_context(|| format!("see {}", installation.log().display()))?;
         Ok(connect)
@@ -80,13 +80,13 @@ impl<'a> Shop<'a> {
             Ok(is_stopped.then_some(()))
         })
         .await?;
-        self.wait_for_slot(false).await
+        self.wait_for_slot("not active").await
     }
 
     /// Lets a connector go on that was stopped.
     pub(super) async fn resume_debezium(&self, connect: &Connect) -> Result<()> {
         connect.ask("PUT", "/connectors/shop/resume").await?;
-        self.wait_for_slot(true).await
+        self.wait_for_slot("active").await
     }
 
     /// Waits until Debezium has told Postgres that it needs nothing before this place any more.
@@ -100,15 +100,15 @@ impl<'a> Shop<'a> {
 
     /// Lets Postgres forget what it keeps for Debezium.
     pub(super) async fn drop_slot(&self) -> Result<()> {
-        self.wait_for_slot(false).await?;
+        self.wait_for_slot("not active").await?;
         let drop = "select pg_drop_replication_slot('shop_outbox')";
         Ok(self.sql.batch_execute(drop).await?)
     }
 
-    async fn wait_for_slot(&self, active: bool) -> Result<()> {
+    async fn wait_for_slot(&self, condition: &str) -> Result<()> {
         let query = format!(
             "select count(*) from pg_replication_slots
-             where slot_name = 'shop_outbox' and active = {active}"
+             where slot_name = 'shop_outbox' and {condition}"
         );
         self.sql.wait_for(&query, 1).await
     }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use demo::System;
 use devstack::step;
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::{
     sync::Semaphore,
@@ -153,7 +154,7 @@ async fn offer(
                 let asked = Instant::now();
                 let answer = system.create_order(&user_id, "").await;
                 let us = asked.elapsed().as_micros() as u64;
-                let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut counts = counts.lock();
                 match answer {
                     Ok(_) => counts.accepted.saturating_record(us),
                     Err(status) if status.code() == Code::ResourceExhausted => {
@@ -167,7 +168,7 @@ async fn offer(
     // All of them have ended when all places are free.
     let _all = places.acquire_many(MAX_UNANSWERED as u32).await?;
     let counts = Arc::into_inner(counts).context("a call goes on")?;
-    let counts = counts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let counts = counts.into_inner();
     Ok((counts, not_made.into_inner()))
 }
 

@@ -1,16 +1,12 @@
 //! The ways to know that a user exists, side by side.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use demo::System;
 use devstack::step;
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::{sync::watch, time::Instant};
 use tonic_types::StatusExt as _;
@@ -149,7 +145,7 @@ async fn under(
             let asked = Instant::now();
             let answer = system.create_order(&user_id, "").await;
             let us = asked.elapsed().as_micros() as u64;
-            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut counts = counts.lock();
             let count = if is_new { &mut counts.1 } else { &mut counts.0 };
             count.latency.saturating_record(us);
             match answer {
@@ -166,7 +162,7 @@ async fn under(
     for call in calls {
         call.await??;
     }
-    let counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+    let counts = counts.lock();
     Ok(Figures {
         mode,
         user_service,

@@ -58,11 +58,20 @@ pub struct Backlog {
     pub further_headers: u32,
 }
 
+/// What Postgres writes into its log.
+#[derive(Clone, Copy, PartialEq)]
+pub enum WalLevel {
+    /// Postgres' default.
+    Replica,
+    /// What Debezium decodes.
+    Logical,
+}
+
 impl Lab {
-    /// Starts the servers; `logical` lets Postgres decode its WAL.
-    pub async fn start(logical: bool) -> Result<Self> {
+    /// Starts the servers.
+    pub async fn start(wal_level: WalLevel) -> Result<Self> {
         let mut settings = POSTGRES_SETTINGS.to_vec();
-        if logical {
+        if wal_level == WalLevel::Logical {
             settings.push("wal_level=logical");
         }
         let home = Arc::new(Home::new()?);

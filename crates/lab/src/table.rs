@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use comfy_table::{CellAlignment, presets::NOTHING};
+
 /// A table with a heading; the first row names the columns.
 pub struct Table {
     pub heading: String,
@@ -14,20 +16,15 @@ pub struct Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.heading)?;
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        for row in &self.rows {
-            for (column, cell) in row.iter().enumerate() {
-                let width = width(column);
-                match column {
-                    0 => write!(f, "  {cell:<width$}"),
-                    _ => write!(f, "  {cell:>width$}"),
-                }?;
+        let mut table = comfy_table::Table::new();
+        table.load_style(NOTHING).add_rows(&self.rows);
+        for (number, column) in table.column_iter_mut().enumerate() {
+            column.set_padding((2, 0));
+            if number > 0 {
+                column.set_cell_alignment(CellAlignment::Right);
             }
-            writeln!(f)?;
         }
+        writeln!(f, "{table}")?;
         writeln!(f, "  ({})", self.note)
     }
 }

@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{Histogram, Latency, SinkError};
@@ -84,7 +85,7 @@ impl Acknowledgements {
     /// # Errors
     /// That reason.
     pub fn check(&self) -> Result<(), SinkError> {
-        lock(&self.0.failure).clone().map_or(Ok(()), Err)
+        self.0.failure.lock().clone().map_or(Ok(()), Err)
     }
 
     /// Whether no record more may be sent now.
@@ -146,7 +147,7 @@ impl Acknowledgements {
     /// Numbers the next record, which begins a batch.
     pub(super) fn begin_batch(&self) -> u64 {
         // Both under the lock: who looks for the lowest number must not miss this one.
-        let mut outstanding = lock(&self.0.outstanding);
+        let mut outstanding = self.0.outstanding.lock();
         let number = self.0.sent.fetch_add(1, Ordering::AcqRel);
         outstanding.insert(number);
         number
@@ -159,13 +160,13 @@ impl Acknowledgements {
 
     /// Gives the last number back, of a record that began a batch: it was not taken after all.
     pub(super) fn take_back(&self, number: u64) {
-        lock(&self.0.outstanding).remove(&number);
+        self.0.outstanding.lock().remove(&number);
         self.0.sent.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// The batches that begin with these records are acknowledged.
     pub(super) fn acknowledge(&self, firsts: impl IntoIterator<Item = u64>) {
-        let mut outstanding = lock(&self.0.outstanding);
+        let mut outstanding = self.0.outstanding.lock();
         for first in firsts {
             outstanding.remove(&first);
         }
@@ -192,13 +193,13 @@ impl Acknowledgements {
 
     /// The sink is of no use any more.
     pub(super) fn fail(&self, err: SinkError) {
-        lock(&self.0.failure).get_or_insert(err);
+        self.0.failure.lock().get_or_insert(err);
         self.0.changed.notify_waiters();
     }
 
     /// A checkpoint may take this cursor when the first `sent` records are acknowledged.
     pub(crate) fn mark(&self, sent: u64, cursor: &Cursor) {
-        let mut cursors = lock(&self.0.cursors);
+        let mut cursors = self.0.cursors.lock();
         // An idle source moves on in snapshots without a record.
         if cursors.len() > 1 && cursors.back().is_some_and(|(count, _)| *count == sent) {
             cursors.pop_back();
@@ -209,7 +210,7 @@ impl Acknowledgements {
     /// The last cursor that a checkpoint may take, and how many records are before it.
     pub(crate) fn reached(&self) -> (Cursor, u64) {
         let acknowledged = self.acknowledged();
-        let mut cursors = lock(&self.0.cursors);
+        let mut cursors = self.0.cursors.lock();
         while cursors.len() > 1 && cursors[1].0 <= acknowledged {
             cursors.pop_front();
         }
@@ -235,10 +236,6 @@ impl Acknowledgements {
             let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -335,7 +332,7 @@ mod tests {
         for seq in 0..1_000 {
             tracker.mark(0, &cursor(seq));
         }
-        assert!(lock(&tracker.0.cursors).len() <= 2);
+        assert!(tracker.0.cursors.lock().len() <= 2);
         assert_eq!(tracker.reached(), (cursor(999), 0));
     }
 

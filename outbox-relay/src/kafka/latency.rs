@@ -3,11 +3,13 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use parking_lot::Mutex;
 
 use super::histogram::Histogram;
 
@@ -44,7 +46,7 @@ impl Latency {
 
     /// The record that gets this number next was created then. To be called before it is sent.
     pub(crate) fn expect(&self, number: u64, created_at_us: i64, weight: u64) {
-        let mut samples = self.samples();
+        let mut samples = self.samples.lock();
         samples.push_back(Sample {
             number,
             created_at_us,
@@ -55,7 +57,7 @@ impl Latency {
 
     /// The record that was to get this number was not taken.
     pub(crate) fn forget(&self, number: u64) {
-        let mut samples = self.samples();
+        let mut samples = self.samples.lock();
         while samples.back().is_some_and(|last| last.number >= number) {
             samples.pop_back();
         }
@@ -69,7 +71,7 @@ impl Latency {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_us = i64::try_from(now.unwrap_or_default().as_micros()).unwrap_or(i64::MAX);
-        let mut samples = self.samples();
+        let mut samples = self.samples.lock();
         while samples
             .front()
             .is_some_and(|first| first.number < acknowledged)
@@ -83,10 +85,6 @@ impl Latency {
             self.histogram.observe(took, sample.weight);
         }
         self.note_first(&samples);
-    }
-
-    fn samples(&self) -> MutexGuard<'_, VecDeque<Sample>> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_first(&self, samples: &VecDeque<Sample>) {

@@ -35,7 +35,7 @@ pub(crate) use self::cluster::{Inspector, Permission, TopicFacts};
 use self::{
     cluster::{Cluster, Registration},
     partitioner::partition_of,
-    produce::ProduceConnection,
+    produce::{InFlight, ProduceConnection},
     produce_request::Part,
     record_batch::{Producer, RecordBatch},
     topics::{Place, Topic, Topics},
@@ -210,9 +210,12 @@ impl KafkaSink {
         };
         let parts: Vec<Part<'_>> = places.iter().map(part).collect();
         let is_known = |place: &Place| self.topics.at(*place).is_known;
-        connection
-            .send(&parts, !places.iter().all(is_known), &self.lease)
-            .await
+        let in_flight = if places.iter().all(is_known) {
+            InFlight::Pipelined
+        } else {
+            InFlight::Alone
+        };
+        connection.send(&parts, in_flight, &self.lease).await
     }
 
     /// Takes the name once more, with nothing on its way. Fails if somebody else has it by now.

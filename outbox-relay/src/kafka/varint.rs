@@ -4,7 +4,11 @@
 
 /// Appends a number.
 pub(crate) fn put_varint(out: &mut Vec<u8>, value: i64) {
-    let mut rest = zigzag(value);
+    put_unsigned_varint(out, zigzag(value));
+}
+
+/// Appends a number without a sign, as lengths in the newer messages are encoded.
+pub(crate) fn put_unsigned_varint(out: &mut Vec<u8>, mut rest: u64) {
     while rest >= 0x80 {
         #[expect(clippy::cast_possible_truncation, reason = "seven bits and the mark")]
         out.push(rest as u8 | 0x80);

@@ -1,37 +1,37 @@
 //! What probes and people ask a running relay.
 
-mod incoming;
+mod connections;
 mod metrics;
 mod page;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use axum::{
     Json, Router,
+    body::{Body, to_bytes},
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
     routing::get,
 };
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use program::visible;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::incoming::Incoming;
 use crate::ops::status::{SharedStatus, View, Warning};
 
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Whatever listens there may send what it likes.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Serves `/livez`, `/readyz`, `/status`, `/metrics` and the page `/` until `shutdown`.
 pub(crate) async fn serve(
     listener: TcpListener,
     sources: Vec<SharedStatus>,
     shutdown: CancellationToken,
-) -> std::io::Result<()> {
+) {
     let app = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
@@ -39,9 +39,7 @@ pub(crate) async fn serve(
         .route("/metrics", get(metrics))
         .route("/", get(page::page))
         .with_state(Arc::new(sources));
-    axum::serve(Incoming::new(listener), app)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+    connections::serve(listener, app, shutdown).await;
 }
 
 async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, String) {
@@ -84,24 +82,24 @@ async fn metrics(State(sources): State<Arc<Vec<SharedStatus>>>) -> impl IntoResp
 
 /// Asks a running relay for `path`; returns the status code and the body.
 pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+    // A relay that listens on every address is asked on the loopback.
+    let mut target = address;
+    if address.ip().is_unspecified() {
+        target.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let asking = async {
-        // A relay that listens on every address is asked on the loopback.
-        let mut address = address;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address {
-                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        let mut stream = TcpStream::connect(address).await?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
+        let answer = client
+            .get(format!("http://{target}{path}").parse()?)
+            .await?;
+        let code = answer.status().as_u16();
+        let body = to_bytes(Body::new(answer.into_body()), MAX_ANSWER_BYTES).await?;
+        anyhow::Ok((code, String::from_utf8(body.into())?))
     };
-    let answer = tokio::time::timeout(CLIENT_TIMEOUT, asking)
+    tokio::time::timeout(CLIENT_TIMEOUT, asking)
         .await
         .context("no answer in time")?
         .with_context(|| {
@@ -109,14 +107,5 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16,
                 "no relay answers at {address}; start it with `outbox-relay run`, or give the one \
                  that runs its admin_addr here as well"
             )
-        })?;
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
-        bail!("no HTTP answer")
-    };
-    let code = head
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .context("no HTTP status")?;
-    Ok((code, body.to_owned()))
+        })
 }

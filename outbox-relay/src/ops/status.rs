@@ -6,9 +6,11 @@ mod warning;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 pub(crate) use self::{
     state::{Reason, Role, State},
@@ -172,7 +174,7 @@ impl SharedStatus {
     }
 
     fn lock(&self) -> MutexGuard<'_, SourceStatus> {
-        self.0.status.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.status.lock()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a relay says in `/status`, as a table for people.
 
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Deserialize;
 
 /// What of a source goes into the table. Another version of the relay may leave some of it out.
@@ -57,21 +58,17 @@ const HEAD: [&str; 11] = [
 /// If this is not what a relay says.
 pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
     let sources: Vec<Source> = serde_json::from_str(json)?;
-    let mut rows = vec![HEAD.map(str::to_owned)];
-    rows.extend(sources.iter().map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: [usize; HEAD.len()] = std::array::from_fn(|column| width(column).unwrap_or(0));
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths).enumerate();
-        let cells = cells.map(|(column, (cell, width))| match column {
-            // Words to the left, numbers to the right.
-            0 | 1 => format!("{cell:<width$}"),
-            _ => format!("{cell:>width$}"),
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(HEAD);
+    table.add_rows(sources.iter().map(row));
+    for (number, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        // Words to the left, numbers to the right.
+        if number > 1 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
+    let mut text = table.trim_fmt() + "\n";
     for source in &sources {
         if let Some(error) = &source.error {
             text += &format!("\n{}: {error}\n", source.source);

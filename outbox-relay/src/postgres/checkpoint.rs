@@ -166,6 +166,14 @@ fn cursor(row: &Row, first: usize) -> Result<Cursor, MalformedSnapshot> {
     Ok(Cursor::new(seen.parse()?, max_seq, window))
 }
 
+/// Whether the leader goes on behind a checkpoint.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Term {
+    Continues,
+    /// Its successor needs not wait for what is on its way.
+    Resigned,
+}
+
 /// Moves the checkpoint, and shows that the leader is alive.
 ///
 /// It is committed with a flush of the log, whatever the database's default: once stored, no crash
@@ -175,7 +183,7 @@ pub(crate) async fn advance(
     source: &str,
     epoch: i64,
     cursor: &Cursor,
-    resigned: bool,
+    term: Term,
 ) -> Result<(), CheckpointError> {
     let window = cursor.window();
     // In one round trip: this is all that a relay with nothing to ship writes.
@@ -194,7 +202,7 @@ pub(crate) async fn advance(
                 (&window.map(|window| window.upto.to_string()), Type::TEXT),
                 (&window.map(|window| window.done.seq), Type::INT8),
                 (&window.and_then(|window| window.done.event_id), Type::UUID),
-                (&resigned, Type::BOOL),
+                (&(term == Term::Resigned), Type::BOOL),
             ],
         )
         .await?;

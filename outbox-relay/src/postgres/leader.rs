@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 use crate::{
     config::{DatabaseUrl, Mapping, SourceConfig},
     postgres::{
-        checkpoint::{self, CheckpointError, Claim, ResetTo},
+        checkpoint::{self, CheckpointError, Claim, ResetTo, Term},
         lease::Lease,
         session::{DatabaseError, Session, connect},
         window::Cursor,
@@ -167,7 +167,7 @@ impl Leadership {
     pub(crate) async fn advance(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
         // The time before the statement: it may take effect the moment it is sent.
         let sent_at = Instant::now();
-        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, false).await?;
+        self.store(cursor, Term::Continues).await?;
         self.lease.renew(sent_at);
         Ok(())
     }
@@ -184,7 +184,11 @@ impl Leadership {
 
     /// Gives the source up, with nothing left on its way.
     pub(crate) async fn resign(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
-        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, true).await
+        self.store(cursor, Term::Resigned).await
+    }
+
+    async fn store(&self, cursor: &Cursor, term: Term) -> Result<(), CheckpointError> {
+        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, term).await
     }
 }
 

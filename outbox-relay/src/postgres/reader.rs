@@ -4,13 +4,10 @@
 mod due;
 mod page;
 
-use std::{
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
+use parking_lot::Mutex;
 use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
 use self::due::{MAX_BRANCHES, Order, PageQuery, Stragglers, late_transactions_sql};
@@ -296,7 +293,7 @@ impl Reader {
         if window.done == Position::BEGINNING || !cursor.expects_stragglers() {
             return Ok(Stragglers::Anywhere);
         }
-        if let Some((bounds, stragglers)) = &*self.known()
+        if let Some((bounds, stragglers)) = &*self.known.lock()
             && (&bounds.0, &bounds.1) == (cursor.seen(), &window.upto)
         {
             return Ok(stragglers.clone());
@@ -316,12 +313,8 @@ impl Reader {
             _ => Stragglers::Anywhere,
         };
         let bounds = (cursor.seen().clone(), Arc::clone(&window.upto));
-        *self.known() = Some((bounds, stragglers.clone()));
+        *self.known.lock() = Some((bounds, stragglers.clone()));
         Ok(stragglers)
-    }
-
-    fn known(&self) -> MutexGuard<'_, Option<(WindowBounds, Stragglers)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What this query brings: at most `max_rows`, with the columns of [`COLUMNS`].

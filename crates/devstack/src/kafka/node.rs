@@ -96,7 +96,9 @@ impl Node {
             .replace("@DATA@", &data.display().to_string());
         let properties = home.write(&format!("{}.properties", self.name), &properties)?;
         let java = |name: &str| {
-            Program::new(name, "java").args(jvm_options).args([
+            // So that arguments, such as passwords of users, are read as UTF-8.
+            let program = Program::new(name, "java").env("LC_ALL", "C.UTF-8");
+            program.args(jvm_options).args([
                 "-Xshare:auto",
                 "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
                 "-cp",

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use backon::{BackoffBuilder as _, ConstantBuilder};
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
@@ -43,6 +44,7 @@ const COORDINATOR_OF_TRANSACTIONS: i8 = 1;
 const RESOURCE_TOPIC: i8 = 2;
 /// How long a coordinator may take to be found and ready; right after a broker's start it loads.
 const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(15);
+/// The shortest pause; chance makes it up to twice as long.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// No transaction is ever begun, so this is only a number that brokers accept.
 const TRANSACTION_TIMEOUT_MS: i32 = 60_000;
@@ -206,12 +208,14 @@ impl Cluster {
         current: Option<Producer>,
     ) -> Result<Registration, SinkError> {
         let deadline = Instant::now() + COORDINATOR_TIMEOUT;
+        let pauses = ConstantBuilder::new().with_delay(RETRY_PAUSE);
+        let mut pauses = pauses.without_max_times().with_jitter().build();
         loop {
             let result = self.try_register(name, current).await;
             match result {
                 Ok(Err(err)) if Instant::now() < deadline => {
                     tracing::debug!(%err, "the coordinator isn't ready");
-                    tokio::time::sleep(RETRY_PAUSE).await;
+                    tokio::time::sleep(pauses.next().unwrap_or(RETRY_PAUSE)).await;
                 }
                 Ok(Err(err)) => return Err(unavailable(&self.connection.address, err)),
                 Ok(Ok(registration)) => return Ok(registration),

@@ -129,18 +129,17 @@ impl ProduceConnection {
         .await
     }
 
-    /// Sends a request; waits while as many are on their way as may be. One that goes alone waits
-    /// until all before it are answered, and those behind it wait until it is.
+    /// Sends a request; waits while as many are on their way as may be.
     ///
     /// The bytes go to the socket from where they are. When this returns they are needed no more:
     /// what is not acknowledged is read from the outbox once more.
     pub(super) async fn send(
         &mut self,
         parts: &[Part<'_>],
-        alone: bool,
+        in_flight: InFlight,
         lease: &Lease,
     ) -> Result<(), SinkError> {
-        let room = self.room(if alone { MAX_REQUESTS } else { 1 }).await?;
+        let room = self.room(in_flight as u32).await?;
         // The last wait before the bytes go: a successor knows how long these may take.
         lease.wait().await;
         // It may be a failure that has made room.
@@ -160,6 +159,15 @@ impl ProduceConnection {
         let writing = write_all(&mut self.writer, frame.slices(parts));
         within(self.timeout, &self.address, writing).await
     }
+}
+
+/// How much of the [`MAX_REQUESTS`] a request takes.
+#[derive(Clone, Copy)]
+pub(super) enum InFlight {
+    /// Others go before its answer comes.
+    Pipelined = 1,
+    /// It waits until all before it are answered, and those behind it wait until it is.
+    Alone = MAX_REQUESTS as isize,
 }
 
 impl SentBatch {

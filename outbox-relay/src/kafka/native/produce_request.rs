@@ -6,6 +6,7 @@ use bytes::BufMut as _;
 use kafka_protocol::{messages::ProduceRequest, protocol::Request as _};
 
 use super::{cluster::PRODUCE_VERSION, connection::CLIENT_ID};
+use crate::kafka::varint::put_unsigned_varint;
 
 const ACKS_ALL: i16 = -1;
 
@@ -82,14 +83,7 @@ impl ProduceRequestFrame {
 
 /// Lengths in the newer messages are one more than they are, as base-128 numbers; 0 is null.
 fn put_compact_length(out: &mut Vec<u8>, length: Option<usize>) {
-    let mut rest = length.map_or(0, |length| length + 1);
-    while rest >= 0x80 {
-        #[expect(clippy::cast_possible_truncation, reason = "seven bits and the mark")]
-        out.push(rest as u8 | 0x80);
-        rest >>= 7;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "below 0x80")]
-    out.push(rest as u8);
+    put_unsigned_varint(out, length.map_or(0, |length| length as u64 + 1));
 }
 
 fn put_no_tags(out: &mut Vec<u8>) {

@@ -1,13 +1,14 @@
 //! The client's part of SCRAM, of RFC 5802 and RFC 7677, with SHA-256 and with SHA-512. Neither
 //! side shows the password to the other, and each proves that it knows it.
 //!
-//! Our own, because it is little, and what `postgres-protocol` has knows SHA-256 alone.
+//! Only the exchange is our own: `docs/adr/0017-own-code-and-libraries.md`.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use hmac::{
     EagerHash, Hmac, KeyInit as _, Mac as _,
     digest::{Digest, Output},
 };
+use pbkdf2::pbkdf2_hmac;
 use sha2::{Sha256, Sha512};
 
 use crate::config::Mechanism;
@@ -101,25 +102,18 @@ fn sign<D: Digest + EagerHash>(
     iterations: u32,
     signed: &str,
 ) -> (String, String) {
-    let salted = salted_password::<D>(password.as_bytes(), salt, iterations);
+    let mut salted = Output::<D>::default();
+    // Not prepared by SASLprep, as the RFC asks: Kafka hashes the password as it is.
+    pbkdf2_hmac::<D>(password.as_bytes(), salt, iterations, &mut salted);
     let client_key = hmac::<D>(&salted, b"Client Key");
     let stored_key = D::digest(&client_key);
     let mut proof = hmac::<D>(&stored_key, signed.as_bytes());
-    xor(&mut proof, &client_key);
+    for (byte, other) in proof.iter_mut().zip(client_key) {
+        *byte ^= other;
+    }
     let server_key = hmac::<D>(&salted, b"Server Key");
     let server_signature = hmac::<D>(&server_key, signed.as_bytes());
     (BASE64.encode(proof), BASE64.encode(server_signature))
-}
-
-/// `Hi` of the RFC: PBKDF2, of one block.
-fn salted_password<D: EagerHash>(password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
-    let mut last = hmac::<D>(password, &[salt, &1_u32.to_be_bytes()].concat());
-    let mut result = last.clone();
-    for _ in 1..iterations {
-        last = hmac::<D>(password, &last);
-        xor(&mut result, &last);
-    }
-    result.to_vec()
 }
 
 fn hmac<D: EagerHash>(key: &[u8], text: &[u8]) -> Output<Hmac<D>> {
@@ -128,12 +122,6 @@ fn hmac<D: EagerHash>(key: &[u8], text: &[u8]) -> Output<Hmac<D>> {
     let mut mac = Hmac::<D>::new_from_slice(key).expect("any key will do");
     mac.update(text);
     mac.finalize().into_bytes()
-}
-
-fn xor(bytes: &mut [u8], other: &[u8]) {
-    for (byte, other) in bytes.iter_mut().zip(other) {
-        *byte ^= other;
-    }
 }
 
 #[cfg(test)]

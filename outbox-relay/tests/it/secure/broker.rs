@@ -20,8 +20,9 @@ use crate::acl::{self, Allowed};
 pub(crate) const USER: &str = "relay";
 /// Who may do nothing until a test allows it.
 pub(crate) const NEWCOMER: &str = "newcomer";
-/// The passwords; that of PLAIN is another one, because a broker keeps it elsewhere.
-pub(crate) const PASSWORD: &str = "correct-horse-9d1f";
+/// The passwords; that of PLAIN is another one, because a broker keeps it elsewhere. SASLprep would change that of
+/// SCRAM; Kafka's own clients hash it as it is.
+pub(crate) const PASSWORD: &str = "correct-horse-\u{2168}\u{ad}9d1f";
 pub(crate) const PLAIN_PASSWORD: &str = "battery-staple-77aa";
 /// How long a login on the port [`Ports::brief`] holds. Brokers refuse a second one on a connection, as
 /// librdkafka asks for, within a second of the first.
