@@ -30,6 +30,8 @@ async fn wait_for_health(system: &System, wanted: ServingStatus) -> Result<()> {
     Ok(())
 }
 
+/// Postgres' process. These systems have servers of their own.
+#[expect(clippy::unwrap_used)]
 fn postgres(system: &mut System) -> &mut Process {
     &mut system.servers.as_mut().unwrap().postgres.process
 }
