@@ -3,10 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use chrono::DateTime;
+use clap::Args;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use outbox::Cause;
-use projection::{Poison, Projection, Rebuildable, Record, dead_letters};
+use program::kafka_name;
+use projection::{
+    Configurable, Poison, Projection, Rebuildable, Record, TopicOption, dead_letters,
+};
 use proto::events::{self, User};
 
 use crate::{
@@ -15,6 +19,7 @@ use crate::{
 };
 
 /// The projection into `users_cache`.
+#[derive(Debug)]
 pub struct UsersProjection {
     /// Where events of orders go.
     pub orders_topic: String,
@@ -22,6 +27,36 @@ pub struct UsersProjection {
     pub arrivals: Arc<Wakers>,
     /// Wakes those who follow a user's orders.
     pub changes: Arc<Wakers>,
+}
+
+/// Where events of orders go.
+#[derive(Args, Clone, Debug)]
+pub struct OrdersTopic {
+    /// The topic of this service's events
+    #[arg(long, env = "ORDERS_TOPIC", default_value = events::ORDERS_TOPIC, value_parser = kafka_name)]
+    pub(crate) orders_topic: String,
+}
+
+impl Configurable for UsersProjection {
+    const CONSUMER_GROUP: &'static str = "order_service_group";
+    const TOPIC: TopicOption = TopicOption {
+        option: "users-topic",
+        variable: "USERS_TOPIC",
+        default: events::USERS_TOPIC,
+        help: "The topic of the users that are followed",
+    };
+    /// A deleted user's open orders are cancelled, which makes events.
+    type Options = OrdersTopic;
+
+    /// Without those whom it would wake: whoever waits in a running server looks for himself now and
+    /// then.
+    fn from_options(OrdersTopic { orders_topic }: OrdersTopic) -> Self {
+        Self {
+            orders_topic,
+            arrivals: Arc::default(),
+            changes: Arc::default(),
+        }
+    }
 }
 
 /// A user's new state, and, of a deletion, the event that told of it.

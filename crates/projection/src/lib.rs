@@ -11,6 +11,7 @@ mod decoded;
 mod following;
 mod lookout;
 mod offsets;
+mod options;
 mod poison;
 mod rebuild;
 mod record;
@@ -23,9 +24,10 @@ use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 
 pub use self::{
-    command::{DlqCommand, ProjectionCommand},
+    command::{DlqOptions, ProjectionOptions},
     consumer::follow,
     following::{Following, Options, State},
+    options::{Configurable, FollowOptions, TopicOption},
     poison::Poison,
     rebuild::{RebuildOptions, Rebuildable, Rebuilt, drop_replaced, rebuild},
     record::Record,

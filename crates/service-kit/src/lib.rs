@@ -1,6 +1,7 @@
 //! What a gRPC service over Postgres needs and no service wants to write: limits on the server,
 //! health that tells the truth, errors with details, requests that can be repeated, pages.
 
+mod application;
 mod browsers;
 mod call_error;
 pub mod database;
@@ -19,6 +20,7 @@ mod server;
 mod token_key;
 mod violations;
 
+pub use application::{Application, run};
 pub use call_error::CallError;
 pub use deadline::{Deadline, asked_deadline};
 pub use etag::{check_etag, etag};
@@ -28,7 +30,7 @@ pub use paging::Paging;
 pub use reason::Reason;
 pub use reasons::TABLE;
 pub use refusal::Refusal;
-pub use server::{HealthcheckOptions, Server, ServerOptions, ServerSettings, Service};
+pub use server::{HealthcheckOptions, Server, ServerOptions, Service};
 pub use token_key::TokenKey;
 pub use violations::Violations;
 

@@ -9,7 +9,6 @@ use devstack::{Addresses, PATIENCE, Sql, eventually};
 use order_service::{
     MIGRATIONS, OrderService, config::ServeOptions, users_projection::UsersProjection,
 };
-use program::Problems;
 use projection::RebuildOptions;
 use proto::{
     Aggregate, ConsistencyToken,
@@ -119,11 +118,8 @@ impl TestService {
             ["--consumer-group", &place.name],
         ];
         let arguments = usual.as_flattened().iter().chain(options);
-        let mut problems = Problems::default();
         let options = Serve::try_parse_from(arguments)?.options;
-        let config = options.check(&mut problems);
-        let config = problems.into_result(config)?;
-        let service = OrderService::bind(config).await?;
+        let service = OrderService::bind(options).await?;
         let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
         let running = service.run(shutdown.clone());
         Ok(Self {

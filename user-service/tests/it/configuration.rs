@@ -69,3 +69,17 @@ fn everything_that_is_wrong_is_told_at_once() -> Result<()> {
     assert!(!text.contains("secret"), "it tells the password: {text}");
     Ok(())
 }
+
+#[test]
+fn the_address_of_the_database_is_given_once_by_a_file_or_a_variable() -> Result<()> {
+    let good = ("DATABASE_URL", "postgres://user@localhost/users");
+    let missing = ("DATABASE_URL_FILE", "/nowhere/at/all");
+    assert_told(&run(&["migrate"], &[missing])?, &["DATABASE_URL_FILE"]);
+    let twice = ["DATABASE_URL", "DATABASE_URL_FILE"];
+    assert_told(&run(&["migrate"], &[good, missing])?, &twice);
+    let empty = [("DATABASE_URL", "")];
+    assert_told(&run(&["migrate"], &empty)?, &["DATABASE_URL"]);
+    let empty = [good, ("DATABASE_URL_FILE", "")];
+    assert_told(&run(&["migrate"], &empty)?, &twice);
+    Ok(())
+}

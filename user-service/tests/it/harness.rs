@@ -6,7 +6,6 @@ use std::{fmt::Debug, net::SocketAddr};
 use anyhow::{Context as _, Error, Result};
 use clap::Parser;
 use devstack::{Addresses, PATIENCE, Sql, eventually};
-use program::Problems;
 use prost_types::FieldMask;
 use proto::{
     events,
@@ -106,11 +105,8 @@ impl TestService {
         orders_topic: String,
         arguments: Vec<String>,
     ) -> Result<Self> {
-        let mut problems = Problems::default();
         let options = Serve::try_parse_from(&arguments)?.options;
-        let config = options.check(&mut problems);
-        let config = problems.into_result(config)?;
-        let service = UserService::bind(config).await?;
+        let service = UserService::bind(options).await?;
         let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
         let running = service.run(shutdown.clone());
         Ok(Self {

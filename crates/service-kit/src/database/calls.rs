@@ -3,11 +3,32 @@ use std::{
     sync::Arc,
 };
 
+use clap::Args;
 use diesel_async::AsyncPgConnection;
+use program::number;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
-use super::{Pool, PooledConnection};
+use super::{DatabaseOptions, Pool, PooledConnection, pool};
 use crate::{call_error::CallError, token_key::TokenKey};
+
+/// How many calls may use the database.
+#[derive(Args, Clone, Debug)]
+pub struct CallOptions {
+    /// Connections to the database at most; more than its cores can use only queue there
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "16", value_parser = number(1..=1_000_usize))]
+    database_pool_size: usize,
+    /// Calls that may use the database or wait for it at once; others are told at once to come later
+    #[arg(long, env = "MAX_CALLS", default_value = "256", value_parser = number(1..=100_000_usize))]
+    max_calls: usize,
+}
+
+impl CallOptions {
+    /// Opens the database for calls.
+    pub fn open(&self, database: &DatabaseOptions) -> CallDatabase {
+        let pool = pool(database.url(), self.database_pool_size);
+        CallDatabase::new(pool, self.max_calls)
+    }
+}
 
 /// The database as calls see it: with a limit on those that use it or wait for it, over all
 /// connections of all clients. It is here and not at the door, because calls that wait for events hold
