@@ -118,10 +118,11 @@ impl OrderService {
         let state = following.state();
         let looks = database::pool(options.database.url(), watch::MAX_LOOKS);
         let looks = CallDatabase::new(looks, watch::MAX_LOOKS);
-        let store = Store::new(calls, orders_topic.clone());
+        let writes = calls.writes();
+        let store = Store::new(calls, orders_topic.clone(), Arc::clone(&changes));
         let watches = Watches::new(
-            Store::new(looks, orders_topic),
-            Arc::clone(&changes),
+            Store::new(looks, orders_topic, Arc::clone(&changes)),
+            changes,
             WatchLimits {
                 max_watches: options.max_watches,
                 patience: options.watch_patience_ms,
@@ -136,7 +137,6 @@ impl OrderService {
                 unknown_user: options.unknown_user_wait_ms,
             },
             validation: options.validation.into(),
-            changes,
         };
         let orders = Orders::new(placing, watches);
         let service = OrderServiceServer::new(orders)
@@ -152,6 +152,7 @@ impl OrderService {
                 migrations: &MIGRATIONS,
                 projection: move || state.borrow().check(),
             },
+            writes,
         };
         server.serve(service, shutdown).await?;
         following.ended().await;

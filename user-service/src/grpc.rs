@@ -3,14 +3,13 @@
 mod decode;
 mod encode;
 
-use prost::Message as _;
 use proto::user::v1::{
     BatchGetUsersRequest, BatchGetUsersResponse, CreateUserRequest, CreateUserResponse,
     DeleteUserRequest, DeleteUserResponse, GetUserOrderSummaryRequest, GetUserOrderSummaryResponse,
     GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse, UpdateUserRequest,
     UpdateUserResponse, user_service_server::UserService,
 };
-use service_kit::{Paging, idempotency::WriteContext, to_completion, traceparent, with_token};
+use service_kit::{Paging, idempotency::Mutation, with_token};
 use tonic::{Request, Response, Status};
 
 use crate::{error::Error, store::Store};
@@ -33,23 +32,10 @@ impl UserService for Users {
         &self,
         request: Request<CreateUserRequest>,
     ) -> Result<Response<CreateUserResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
-        let (new, request) = decode::create(request.get_ref())?;
-        let (store, context) = (
-            self.store.clone(),
-            WriteContext {
-                request,
-                traceparent,
-            },
-        );
-        let writing = async move {
-            let respond = |user: &_| encode::created(user).encode_to_vec();
-            store.create_user(new, context, respond).await
-        };
-        let answer = to_completion(writing).await?;
-        let answer = answer.into_message(encode::created).map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        let (new, key) = decode::create(request.get_ref())?;
+        let mutation = Mutation::new(key, request.metadata(), encode::created);
+        let answer = self.store.create_user(new, mutation).await?;
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     async fn get_user(
@@ -99,46 +85,20 @@ impl UserService for Users {
         &self,
         request: Request<UpdateUserRequest>,
     ) -> Result<Response<UpdateUserResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
-        let (change, request) = decode::update(request.get_ref())?;
-        let (store, context) = (
-            self.store.clone(),
-            WriteContext {
-                request,
-                traceparent,
-            },
-        );
-        let writing = async move {
-            let respond = |user: &_| encode::updated(user).encode_to_vec();
-            store.update_user(change, context, respond).await
-        };
-        let answer = to_completion(writing).await?;
-        let answer = answer.into_message(encode::updated).map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        let (change, key) = decode::update(request.get_ref())?;
+        let mutation = Mutation::new(key, request.metadata(), encode::updated);
+        let answer = self.store.update_user(change, mutation).await?;
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     async fn delete_user(
         &self,
         request: Request<DeleteUserRequest>,
     ) -> Result<Response<DeleteUserResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
-        let (deletion, request) = decode::delete(request.get_ref())?;
-        let (store, context) = (
-            self.store.clone(),
-            WriteContext {
-                request,
-                traceparent,
-            },
-        );
-        let writing = async move {
-            let respond = |user: &Option<_>| encode::deleted(user).encode_to_vec();
-            store.delete_user(deletion, context, respond).await
-        };
-        let answer = to_completion(writing).await?;
-        let answer = answer.into_message(encode::deleted).map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        let (deletion, key) = decode::delete(request.get_ref())?;
+        let mutation = Mutation::new(key, request.metadata(), encode::deleted);
+        let answer = self.store.delete_user(deletion, mutation).await?;
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     async fn get_user_order_summary(

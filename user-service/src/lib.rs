@@ -88,6 +88,7 @@ impl UserService {
             shutdown.clone(),
         );
         let state = following.state();
+        let writes = calls.writes();
         let users = Users::new(Store::new(calls, options.users_topic));
         let service = UserServiceServer::new(users)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
@@ -102,6 +103,7 @@ impl UserService {
                 migrations: &MIGRATIONS,
                 projection: move || state.borrow().check(),
             },
+            writes,
         };
         server.serve(service, shutdown).await?;
         following.ended().await;

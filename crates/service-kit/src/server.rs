@@ -3,7 +3,7 @@ use std::{net::SocketAddr, process::ExitCode, time::Duration};
 use clap::Args;
 use program::{milliseconds, number};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -63,6 +63,8 @@ pub struct Service<P> {
     pub descriptors: &'static [u8],
     /// What its health depends on.
     pub checks: Checks<P>,
+    /// The writes of its calls, which go on without their callers.
+    pub writes: TaskTracker,
 }
 
 /// A gRPC server that listens already and does not yet serve.
@@ -99,7 +101,8 @@ impl Server {
         self.local_addr
     }
 
-    /// Serves `service` until `shutdown`; calls in flight then have the drain timeout to end.
+    /// Serves `service` until `shutdown`; calls in flight, and writes whose callers are gone, then have
+    /// the drain timeout to end.
     ///
     /// Health and reflection are served beside it, and answers that need not be kept any longer
     /// are swept.
@@ -119,6 +122,7 @@ impl Server {
             routes,
             descriptors,
             checks,
+            writes,
         } = service;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -160,6 +164,12 @@ impl Server {
         let drained = async {
             shutdown.cancelled().await;
             tokio::time::sleep(self.options.drain_timeout_ms).await;
+        };
+        let serving = async {
+            serving.await?;
+            writes.close();
+            writes.wait().await;
+            Ok::<_, tonic::transport::Error>(())
         };
         tokio::select! {
             result = serving => result?,

@@ -7,6 +7,7 @@ use clap::Args;
 use diesel_async::AsyncPgConnection;
 use program::number;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
 
 use super::{DatabaseOptions, Pool, PooledConnection, pool};
 use crate::{call_error::CallError, token_key::TokenKey};
@@ -42,6 +43,7 @@ pub struct CallDatabase {
     pool: Pool,
     places: Arc<Semaphore>,
     token_key: Arc<OnceCell<TokenKey>>,
+    writes: TaskTracker,
 }
 
 /// A connection, and its place among the calls that may have or want one.
@@ -57,10 +59,34 @@ impl CallDatabase {
             pool,
             places: Arc::new(Semaphore::new(max_calls)),
             token_key: Arc::default(),
+            writes: TaskTracker::new(),
         }
     }
 
-    /// A connection for one call.
+    /// The writes that go on, whether or not their callers are still there.
+    pub fn writes(&self) -> TaskTracker {
+        self.writes.clone()
+    }
+
+    /// Runs `write` to its end even when the caller goes away in the middle of it.
+    ///
+    /// # Panics
+    /// If `write` does.
+    pub(crate) async fn run_to_completion<T: Send + 'static>(
+        &self,
+        write: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        match self.writes.spawn(write).await {
+            Ok(result) => result,
+            Err(err) => match err.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    /// A connection for one call that reads; a write goes through [`mutate`](Self::mutate).
     ///
     /// # Errors
     /// [`CallError::Overloaded`] if there is no room, or the database's.
