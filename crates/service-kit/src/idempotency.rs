@@ -16,7 +16,7 @@ use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
 use crate::{
-    call_error::CallError,
+    CallError,
     database::{CallDatabase, DatabaseError, Pool},
     metadata::traceparent,
     schema::request_ids,

@@ -3,33 +3,25 @@
 
 mod application;
 mod browsers;
-mod call_error;
 pub mod database;
 mod deadline;
+mod error;
 mod etag;
 mod health;
 pub mod idempotency;
 mod incoming;
 mod metadata;
 mod paging;
-mod reason;
-mod reasons;
-mod refusal;
 mod schema;
 mod server;
 mod token_key;
-mod violations;
 
 pub use application::{Application, run};
-pub use call_error::CallError;
 pub use deadline::{Deadline, asked_deadline};
+pub use error::{CallError, Reason, Refusal, TABLE, Violations};
 pub use etag::{check_etag, etag};
 pub use health::{Checks, PROJECTION};
 pub use metadata::{CONSISTENCY_TOKEN, token_in_metadata, with_token};
 pub use paging::Paging;
-pub use reason::Reason;
-pub use reasons::TABLE;
-pub use refusal::Refusal;
 pub use server::{HealthcheckOptions, Server, ServerOptions, Service};
 pub use token_key::TokenKey;
-pub use violations::Violations;

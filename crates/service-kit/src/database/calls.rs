@@ -10,7 +10,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{DatabaseOptions, Pool, PooledConnection, pool};
-use crate::{call_error::CallError, token_key::TokenKey};
+use crate::{CallError, TokenKey};
 
 /// How many calls may use the database.
 #[derive(Args, Clone, Debug)]
