@@ -12,7 +12,10 @@ use proto::user::v1::{
 use service_kit::{Paging, idempotency::Mutation, with_token};
 use tonic::{Request, Response, Status};
 
-use crate::{error::Error, store::Store};
+use crate::{
+    error::Error,
+    store::{DeletedUsers, Store},
+};
 
 /// The implementation of `user.v1.UserService`.
 pub struct Users {
@@ -66,12 +69,17 @@ impl UserService for Users {
             page_token,
             show_deleted,
         } = request.into_inner();
+        let deleted = if show_deleted {
+            DeletedUsers::Shown
+        } else {
+            DeletedUsers::Hidden
+        };
         let list = format!("users show_deleted={show_deleted}");
         let key = self.store.token_key().await?;
         let paging = Paging::new(key, list, page_size, &page_token).map_err(Error::from)?;
         let mut users = self
             .store
-            .users(paging.after(), paging.limit(), show_deleted)
+            .users(paging.after(), paging.limit(), deleted)
             .await?;
         let next_page_token = paging.cut(&mut users, |user| user.user_id);
         let users = users.iter().map(encode::user).collect();

@@ -25,6 +25,14 @@ use crate::{
     schema::users,
 };
 
+/// Whether a list has users who were deleted.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub enum DeletedUsers {
+    Hidden,
+    Shown,
+}
+
 /// The service's database.
 #[derive(Clone)]
 pub struct Store {
@@ -168,15 +176,16 @@ impl Store {
         &self,
         after: Option<Uuid>,
         limit: i64,
-        show_deleted: bool,
+        deleted: DeletedUsers,
     ) -> Result<Vec<User>, Error> {
         let mut query = users::table.select(UserRow::as_select()).into_boxed();
         if let Some(after) = after {
             query = query.filter(users::user_id.gt(after));
         }
-        if !show_deleted {
-            query = query.filter(users::delete_time.is_null());
-        }
+        query = match deleted {
+            DeletedUsers::Shown => query,
+            DeletedUsers::Hidden => query.filter(users::delete_time.is_null()),
+        };
         let mut conn = self.database.get().await?;
         let rows = query
             .order(users::user_id)

@@ -83,7 +83,11 @@ impl Sql {
                        and data_type <> 'xid8'";
         let mut found = Columns::new();
         for row in self.0.query(query, &[&tables]).await? {
-            let kind = diesel_type(row.get(2), row.get(3))?;
+            let kind = diesel_type(row.get(2))?;
+            let kind = match row.get(3) {
+                true => format!("Nullable<{kind}>"),
+                false => kind.to_owned(),
+            };
             found.insert((row.get(0), row.get(1), kind));
         }
         let differences: Vec<_> = declared.symmetric_difference(&found).collect();
@@ -117,18 +121,13 @@ fn declared_columns(source: &str) -> Result<(Vec<String>, Columns)> {
 }
 
 /// The diesel type for a type of Postgres.
-fn diesel_type(data_type: &str, nullable: bool) -> Result<String> {
-    let kind = match data_type {
+fn diesel_type(data_type: &str) -> Result<&'static str> {
+    Ok(match data_type {
         "bigint" => "BigInt",
         "boolean" => "Bool",
         "text" => "Text",
         "timestamp with time zone" => "Timestamptz",
         "uuid" => "Uuid",
         other => bail!("no table had a column of type {other} yet; add it here"),
-    };
-    Ok(if nullable {
-        format!("Nullable<{kind}>")
-    } else {
-        kind.to_owned()
     })
 }

@@ -48,6 +48,9 @@ pub trait Response: Message + Default + 'static {}
 
 impl<M: Message + Default + 'static> Response for M {}
 
+/// Called right after the commit of a change.
+type Committed<T> = Arc<dyn Fn(&T) + Send + Sync>;
+
 /// A request to change a `T`, which is answered with an `R`.
 pub struct Mutation<T, R> {
     /// Tells a repeat from a new request; none if the caller gave no request id.
@@ -55,7 +58,7 @@ pub struct Mutation<T, R> {
     /// The W3C trace context of the request.
     pub traceparent: Option<String>,
     encode: fn(&T) -> R,
-    committed: Option<Arc<dyn Fn(&T) + Send + Sync>>,
+    committed: Option<Committed<T>>,
 }
 
 impl<T, R> Clone for Mutation<T, R> {

@@ -372,12 +372,20 @@ pub(crate) async fn insert_orders(sql: &Sql, user: &User, count: i32) -> Result<
     Ok(())
 }
 
-/// The next version of a user, changed or deleted.
-pub(crate) fn next_version(user: &User, deleted: bool) -> User {
+/// The next version of a user.
+pub(crate) fn next_version(user: &User) -> User {
     User {
         version: user.version + 1,
-        deleted,
+        deleted: false,
         ..user.clone()
+    }
+}
+
+/// The version after which there is none.
+pub(crate) fn deleted_version(user: &User) -> User {
+    User {
+        deleted: true,
+        ..next_version(user)
     }
 }
 

@@ -233,19 +233,26 @@ impl TestService {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Makes the database refuse all writes of new sessions, or no longer, and ends those that are
-    /// there, as a failover to a standby does.
-    pub(crate) async fn set_read_only(&self, read_only: bool) -> Result<()> {
-        let name: String = self
-            .sql
-            .query_one("select current_database()", &[])
-            .await?
-            .get(0);
-        let sql =
-            format!("alter database \"{name}\" set default_transaction_read_only = {read_only}");
+    /// Makes the database refuse all writes of new sessions, and ends those that are there, as a
+    /// failover to a standby does.
+    pub(crate) async fn make_read_only(&self) -> Result<()> {
+        self.restart_sessions_with("set default_transaction_read_only = on")
+            .await
+    }
+
+    /// Makes it take writes again, as another failover does.
+    pub(crate) async fn make_writable(&self) -> Result<()> {
+        self.restart_sessions_with("reset default_transaction_read_only")
+            .await
+    }
+
+    async fn restart_sessions_with(&self, setting: &str) -> Result<()> {
+        let name = self.sql.query_one("select current_database()", &[]).await?;
+        let name: String = name.get(0);
         self.sql
             .batch_execute("set transaction_read_only = off")
             .await?;
+        let sql = format!("alter database \"{name}\" {setting}");
         self.sql.batch_execute(&sql).await?;
         for pid in self.sessions().await? {
             self.sql
