@@ -71,32 +71,29 @@ pub struct OrderService {
     options: ServeOptions,
 }
 
-impl OrderService {
-    /// Takes the port.
-    ///
-    /// # Errors
-    /// If somebody else has it.
-    pub async fn bind(options: ServeOptions) -> io::Result<Self> {
+impl Application for OrderService {
+    const NAME: &'static str = NAME;
+    const ABOUT: &'static str =
+        "Owns the orders: gRPC, a database of its own, and an outbox that tells others";
+    type Options = ServeOptions;
+    type Projection = UsersProjection;
+
+    fn migrations() -> &'static [EmbeddedMigrations] {
+        &MIGRATIONS
+    }
+
+    async fn bind(options: ServeOptions) -> io::Result<Self> {
         Ok(Self {
             server: Server::bind(options.server.clone()).await?,
             options,
         })
     }
 
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
+    fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
     }
 
-    /// Serves gRPC and follows the users until `shutdown`.
-    ///
-    /// # Errors
-    /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
-    /// calls are refused with a hint.
-    pub async fn run(
-        self,
-        shutdown: CancellationToken,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    async fn run(self, shutdown: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { server, options } = self;
         // Health, the sweep, the projection and the watches have connections of their own, so that a
         // crowd of calls keeps none of them waiting.
@@ -157,24 +154,5 @@ impl OrderService {
         server.serve(service, shutdown).await?;
         following.ended().await;
         Ok(())
-    }
-}
-
-impl Application for OrderService {
-    const NAME: &'static str = NAME;
-    const ABOUT: &'static str =
-        "Owns the orders: gRPC, a database of its own, and an outbox that tells others";
-    type Options = ServeOptions;
-    type Projection = UsersProjection;
-
-    fn migrations() -> &'static [EmbeddedMigrations] {
-        &MIGRATIONS
-    }
-
-    async fn serve(
-        options: ServeOptions,
-        shutdown: CancellationToken,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        Self::bind(options).await?.run(shutdown).await
     }
 }

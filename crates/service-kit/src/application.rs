@@ -1,4 +1,4 @@
-use std::process::ExitCode;
+use std::{io, net::SocketAddr, process::ExitCode};
 
 use anyhow::{Error, anyhow};
 use clap::{Args, Parser, Subcommand};
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A service, as [`run`] runs it.
-pub trait Application {
+pub trait Application: Sized {
     /// Its name on the command line.
     const NAME: &'static str;
     /// The first line of its `--help`.
@@ -26,14 +26,24 @@ pub trait Application {
     /// The schema of its database, in the order in which it is built; its own part is last.
     fn migrations() -> &'static [EmbeddedMigrations];
 
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// If somebody else has it.
+    fn bind(options: Self::Options) -> impl Future<Output = io::Result<Self>> + Send;
+
+    /// Where it listens.
+    fn local_addr(&self) -> SocketAddr;
+
     /// Serves gRPC and follows the projection until `shutdown`.
     ///
     /// # Errors
-    /// If it cannot listen.
-    fn serve(
-        options: Self::Options,
+    /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
+    /// calls are refused with a hint.
+    fn run(
+        self,
         shutdown: CancellationToken,
-    ) -> impl Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>> + Send;
+    ) -> impl Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
 }
 
 #[derive(Parser)]
@@ -80,8 +90,8 @@ async fn execute<A: Application>(command: Command<A>) -> anyhow::Result<ExitCode
     match command {
         Command::Serve(options) => {
             let shutdown = program::shutdown_signal()?;
-            let serving = A::serve(*options, shutdown);
-            serving.await.map_err(Error::from_boxed)?;
+            let service = A::bind(*options).await?;
+            service.run(shutdown).await.map_err(Error::from_boxed)?;
         }
         Command::Migrate(database) => {
             let names = migrate(database.url(), A::migrations())

@@ -95,7 +95,7 @@ async fn a_replay_with_repeated_and_outdated_records_leaves_the_newest_users() -
         let (.., version, deleted) = &live[&user.user_id];
         user.version == *version && !deleted
     });
-    let newer: Vec<User> = newer.map(|user| next_version(user)).collect();
+    let newer: Vec<User> = newer.map(next_version).collect();
     tell_all(&service, &newer).await?;
     let first = history.len() as i64;
     history.extend(newer);

@@ -125,7 +125,7 @@ async fn a_user_who_comes_while_pages_are_read_moves_none_of_them() -> Result<()
     }
     let first = list(&service, &live(), "").await?;
     service.user("e").await?;
-    let second = list(&service, &first.next_page_token, false).await?;
+    let second = list(&service, &live(), &first.next_page_token).await?;
     let pages = first.users.iter().chain(&second.users);
     let names: Vec<&str> = pages.map(|user| user.name.as_str()).collect();
     assert_eq!(names, ["a", "b", "c", "d", "e"]);
@@ -144,7 +144,7 @@ async fn deleted_users_are_listed_only_where_they_are_asked_for() -> Result<()> 
     assert_eq!(read_all(&service, &live()).await?.1, ["a", "c", "d"]);
     // Of a deleted user there is no name.
     assert_eq!(read_all(&service, &all()).await?.1, ["a", "", "c", "d"]);
-    let all = list(&service, "", true).await?.users;
+    let all = list(&service, &all(), "").await?.users;
     let deleted: Vec<bool> = all.iter().map(|user| user.delete_time.is_some()).collect();
     assert_eq!(deleted, [false, true, false]);
     service.stop().await
