@@ -23,15 +23,15 @@ const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let once = Cli::parse().once;
+    let cli = Cli::parse();
     let stop = match program::shutdown_signal() {
         Ok(stop) => stop,
         Err(err) => return program::report(Err(err.into())),
     };
-    program::report(run(once, &stop).await)
+    program::report(run(&cli, &stop).await)
 }
 
-async fn run(once: bool, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+async fn run(cli: &Cli, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     narrator::title("Starting a real Postgres, a real Apache Kafka, two services and the relay");
     let mut steps = narrator::Steps::default();
     let telling = async {
@@ -45,7 +45,7 @@ async fn run(once: bool, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
         () = stop.cancelled() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     steps.table();
-    if !once {
+    if !cli.once {
         narrator::invite(&system);
         stop.cancelled().await;
         narrator::title("Ending everything");

@@ -3,26 +3,21 @@
 mod decode;
 mod encode;
 
-use std::{pin::Pin, sync::Arc};
+use std::pin::Pin;
 
 use futures_util::{Stream, stream};
-use prost::Message as _;
 use proto::order::v1::{
     CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse,
     GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, WatchOrdersRequest,
     WatchOrdersResponse, order_service_server::OrderService,
 };
-use service_kit::{
-    Deadline, Paging, asked_deadline, idempotency::WriteContext, to_completion, traceparent,
-    with_token,
-};
+use service_kit::{Deadline, Paging, asked_deadline, idempotency::Mutation, with_token};
 use tonic::{Request, Response, Status};
 
 use crate::{
     error::Error,
     placing::{Placement, Placing},
     store::Store,
-    wakers::Wakers,
     watch::Watches,
 };
 
@@ -31,7 +26,6 @@ pub struct Orders {
     store: Store,
     placing: Placing,
     watches: Watches,
-    changes: Arc<Wakers>,
 }
 
 impl Orders {
@@ -39,7 +33,6 @@ impl Orders {
     pub fn new(placing: Placing, watches: Watches) -> Self {
         Self {
             store: placing.store.clone(),
-            changes: Arc::clone(&placing.changes),
             placing,
             watches,
         }
@@ -52,23 +45,16 @@ impl OrderService for Orders {
         &self,
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
         let Deadline(deadline) = Deadline::of(&request);
         let (new, token, key) = decode::create(request.get_ref(), request.metadata())?;
         let placement = Placement {
             new,
             token,
-            context: WriteContext {
-                request: key,
-                traceparent,
-            },
-            respond: |order| encode::created(order).encode_to_vec(),
+            mutation: Mutation::new(key, request.metadata(), encode::created),
             deadline,
         };
         let answer = self.placing.place(&placement).await?;
-        let answer = answer.into_message(encode::created).map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     async fn get_order(
@@ -112,27 +98,10 @@ impl OrderService for Orders {
         &self,
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
-        let (cancellation, request) = decode::cancel(request.get_ref())?;
-        let context = WriteContext {
-            request,
-            traceparent,
-        };
-        let (store, changes) = (self.store.clone(), Arc::clone(&self.changes));
-        let writing = async move {
-            let respond = |order: &_| encode::cancelled(order).encode_to_vec();
-            let answer = store.cancel_order(cancellation, context, respond).await?;
-            if let service_kit::idempotency::Answer::Done(order) = &answer {
-                changes.wake(order.user_id);
-            }
-            Ok::<_, Error>(answer)
-        };
-        let answer = to_completion(writing).await?;
-        let answer = answer
-            .into_message(encode::cancelled)
-            .map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        let (cancellation, key) = decode::cancel(request.get_ref())?;
+        let mutation = Mutation::new(key, request.metadata(), encode::cancelled);
+        let answer = self.store.cancel_order(cancellation, mutation).await?;
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     type WatchOrdersStream =

@@ -11,7 +11,6 @@
 //! **Invariant:** an order is validated against `users_cache`, and against nothing else. Nothing here
 //! knows where user-service is, unless it is told to ask it: see [`validation`].
 
-pub mod commands;
 pub mod config;
 pub mod consistency;
 pub mod domain;
@@ -30,7 +29,7 @@ use std::{error::Error, io, net::SocketAddr, sync::Arc};
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::order::v1::order_service_server::{OrderServiceServer, SERVICE_NAME};
 use service_kit::{
-    Checks, Server, Service,
+    Application, Checks, Server, Service,
     database::{self, CallDatabase},
     idempotency,
 };
@@ -38,8 +37,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
-    config::Config, consistency::Waiters, grpc::Orders, placing::Placing, store::Store,
-    users_projection::UsersProjection, wakers::Wakers, watch::Watches,
+    config::ServeOptions,
+    consistency::{WaitLimits, Waiters},
+    grpc::Orders,
+    placing::Placing,
+    store::Store,
+    users_projection::{OrdersTopic, UsersProjection},
+    wakers::Wakers,
+    watch::{WatchLimits, Watches},
 };
 
 /// The schema of this service's database, in the order in which it is built; its own part is last.
@@ -63,69 +68,72 @@ const MAX_REQUEST_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct OrderService {
     server: Server,
-    config: Config,
+    options: ServeOptions,
 }
 
-impl OrderService {
-    /// Takes the port.
-    ///
-    /// # Errors
-    /// If somebody else has it.
-    pub async fn bind(config: Config) -> io::Result<Self> {
+impl Application for OrderService {
+    const NAME: &'static str = NAME;
+    const ABOUT: &'static str =
+        "Owns the orders: gRPC, a database of its own, and an outbox that tells others";
+    type Options = ServeOptions;
+    type Projection = UsersProjection;
+
+    fn migrations() -> &'static [EmbeddedMigrations] {
+        &MIGRATIONS
+    }
+
+    async fn bind(options: ServeOptions) -> io::Result<Self> {
         Ok(Self {
-            server: Server::bind(config.server.clone()).await?,
-            config,
+            server: Server::bind(options.server.clone()).await?,
+            options,
         })
     }
 
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
+    fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
     }
 
-    /// Serves gRPC and follows the users until `shutdown`.
-    ///
-    /// # Errors
-    /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
-    /// calls are refused with a hint.
-    pub async fn run(
-        self,
-        shutdown: CancellationToken,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let Self { server, config } = self;
+    async fn run(self, shutdown: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Self { server, options } = self;
         // Health, the sweep, the projection and the watches have connections of their own, so that a
         // crowd of calls keeps none of them waiting.
-        let pool = database::pool(&config.database_url, BACKGROUND_CONNECTIONS);
-        let calls = database::pool(&config.database_url, config.database_pool_size);
-        let calls = CallDatabase::new(calls, config.max_calls);
+        let pool = database::pool(options.database.url(), BACKGROUND_CONNECTIONS);
+        let calls = options.calls.open(&options.database);
         let (arrivals, changes) = (Arc::new(Wakers::default()), Arc::new(Wakers::default()));
+        let OrdersTopic { orders_topic } = options.topic;
         let projection = UsersProjection {
-            orders_topic: config.orders_topic.clone(),
+            orders_topic: orders_topic.clone(),
             arrivals: Arc::clone(&arrivals),
             changes: Arc::clone(&changes),
         };
         let following = projection::follow(
-            config.users,
+            options.users.on(options.kafka),
             Arc::new(projection),
             pool.clone(),
             shutdown.clone(),
         );
         let state = following.state();
-        let looks = database::pool(&config.database_url, watch::MAX_LOOKS);
+        let looks = database::pool(options.database.url(), watch::MAX_LOOKS);
         let looks = CallDatabase::new(looks, watch::MAX_LOOKS);
-        let store = Store::new(calls, config.orders_topic.clone());
+        let writes = calls.writes();
+        let store = Store::new(calls, orders_topic.clone(), Arc::clone(&changes));
         let watches = Watches::new(
-            Store::new(looks, config.orders_topic),
-            Arc::clone(&changes),
-            config.watch_limits,
+            Store::new(looks, orders_topic, Arc::clone(&changes)),
+            changes,
+            WatchLimits {
+                max_watches: options.max_watches,
+                patience: options.watch_patience_ms,
+            },
             shutdown.clone(),
         );
         let placing = Placing {
             store,
-            waiters: Waiters::new(arrivals, config.max_waiters),
-            limits: config.wait_limits,
-            validation: config.validation,
-            changes,
+            waiters: Waiters::new(arrivals, options.max_waiters),
+            limits: WaitLimits {
+                token: options.token_wait_ms,
+                unknown_user: options.unknown_user_wait_ms,
+            },
+            validation: options.validation.into(),
         };
         let orders = Orders::new(placing, watches);
         let service = OrderServiceServer::new(orders)
@@ -141,6 +149,7 @@ impl OrderService {
                 migrations: &MIGRATIONS,
                 projection: move || state.borrow().check(),
             },
+            writes,
         };
         server.serve(service, shutdown).await?;
         following.ended().await;

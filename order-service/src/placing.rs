@@ -1,22 +1,18 @@
 //! What CreateOrder does: it waits for what the caller has seen, and places the order if there is
 //! such a user.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use proto::{Aggregate, ConsistencyToken};
-use service_kit::{
-    idempotency::{Answer, WriteContext},
-    to_completion,
-};
+use service_kit::idempotency::{Mutation, Response};
 use tokio::time::Instant;
 
 use crate::{
     consistency::{WaitLimits, Waiters},
     domain::{NewOrder, Order},
     error::Error,
-    store::Store,
+    store::{KnownBy, Store},
     validation::Validation,
-    wakers::Wakers,
 };
 
 /// What is kept of a caller's deadline to write the order after the wait.
@@ -32,20 +28,16 @@ pub struct Placing {
     pub limits: WaitLimits,
     /// How a user is known to exist.
     pub validation: Validation,
-    /// Tells those who follow a user's orders.
-    pub changes: Arc<Wakers>,
 }
 
 /// A request to place an order.
-pub struct Placement {
+pub struct Placement<R> {
     /// What is ordered.
     pub new: NewOrder,
     /// What the caller has seen.
     pub token: Option<ConsistencyToken>,
-    /// What surrounds the request.
-    pub context: WriteContext,
-    /// Encodes the answer, which is kept for repeats.
-    pub respond: fn(&Order) -> Vec<u8>,
+    /// Tells a repeat, and makes the response.
+    pub mutation: Mutation<Order, R>,
     /// When the caller gives up.
     pub deadline: Instant,
 }
@@ -56,7 +48,7 @@ impl Placing {
     /// # Errors
     /// If there is no such user as far as is known, what the caller has seen does not arrive in
     /// time, or as of [`Store::create_order`].
-    pub async fn place(&self, placement: &Placement) -> Result<Answer<Order>, Error> {
+    pub async fn place<R: Response>(&self, placement: &Placement<R>) -> Result<R, Error> {
         let user_id = placement.new.user_id;
         match &self.validation {
             Validation::Local => self.place_locally(placement).await,
@@ -65,20 +57,20 @@ impl Placing {
                     .has_arrived(placement.token.as_ref(), Instant::now())
                     .await?
                 {
-                    match self.write(placement, false).await {
+                    match self.write(placement, KnownBy::Cache).await {
                         Err(Error::UserUnknown(_)) => {}
                         result => return result,
                     }
                 }
                 match users.check(user_id, placement.deadline).await {
-                    Ok(()) => self.write(placement, true).await,
+                    Ok(()) => self.write(placement, KnownBy::UserService).await,
                     // Then the event is what is left to hope for.
                     Err(Error::UserServiceUnavailable(_)) => self.place_locally(placement).await,
                     Err(err) => self.repeat_or_refuse(placement, err).await,
                 }
             }
             Validation::Remote(users) => match users.check(user_id, placement.deadline).await {
-                Ok(()) => self.write(placement, true).await,
+                Ok(()) => self.write(placement, KnownBy::UserService).await,
                 Err(err) => self.repeat_or_refuse(placement, err).await,
             },
         }
@@ -86,17 +78,16 @@ impl Placing {
 
     /// The answer that the same request got before: it stays what it was, whatever has become of the
     /// user or of user-service.
-    async fn repeat_or_refuse(
+    async fn repeat_or_refuse<R: Response>(
         &self,
-        placement: &Placement,
+        placement: &Placement<R>,
         err: Error,
-    ) -> Result<Answer<Order>, Error> {
-        let (store, context) = (self.store.clone(), placement.context.clone());
-        let earlier = to_completion(async move { store.earlier_answer(context).await });
+    ) -> Result<R, Error> {
+        let earlier = self.store.earlier_response(placement.mutation.clone());
         earlier.await?.ok_or(err)
     }
 
-    async fn place_locally(&self, placement: &Placement) -> Result<Answer<Order>, Error> {
+    async fn place_locally<R: Response>(&self, placement: &Placement<R>) -> Result<R, Error> {
         let until = self.wait_until(self.limits.token, placement);
         if !self.has_arrived(placement.token.as_ref(), until).await? {
             // A repeat may have a newer token than the first try had.
@@ -104,7 +95,7 @@ impl Placing {
                 .repeat_or_refuse(placement, Error::ProjectionLagging)
                 .await;
         }
-        match self.write(placement, false).await {
+        match self.write(placement, KnownBy::Cache).await {
             // The event may be on its way: one short wait, then one more try.
             Err(Error::UserUnknown(user_id)) if !self.limits.unknown_user.is_zero() => {
                 let until = self.wait_until(self.limits.unknown_user, placement);
@@ -115,7 +106,7 @@ impl Placing {
                 {
                     return Err(Error::UserUnknown(user_id));
                 }
-                self.write(placement, false).await
+                self.write(placement, KnownBy::Cache).await
             }
             result => result,
         }
@@ -142,25 +133,18 @@ impl Placing {
     }
 
     /// The limit, or the caller's deadline less a margin, whichever is earlier.
-    fn wait_until(&self, limit: Duration, placement: &Placement) -> Instant {
+    fn wait_until<R>(&self, limit: Duration, placement: &Placement<R>) -> Instant {
         let limit = Instant::now() + limit;
         let deadline = placement.deadline.checked_sub(DEADLINE_MARGIN);
         deadline.map_or(limit, |deadline| deadline.min(limit))
     }
 
-    async fn write(&self, placement: &Placement, vouched: bool) -> Result<Answer<Order>, Error> {
-        let (new, context, respond) = (
-            placement.new.clone(),
-            placement.context.clone(),
-            placement.respond,
-        );
-        let (store, changes) = (self.store.clone(), Arc::clone(&self.changes));
-        to_completion(async move {
-            let user_id = new.user_id;
-            let answer = store.create_order(new, vouched, context, respond).await?;
-            changes.wake(user_id);
-            Ok(answer)
-        })
-        .await
+    async fn write<R: Response>(
+        &self,
+        placement: &Placement<R>,
+        known_by: KnownBy,
+    ) -> Result<R, Error> {
+        let (new, mutation) = (placement.new.clone(), placement.mutation.clone());
+        self.store.create_order(new, known_by, mutation).await
     }
 }

@@ -3,17 +3,19 @@
 mod cancellations;
 mod changes;
 
+use std::sync::Arc;
+
 use chrono::{DateTime, SubsecRound as _, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, QueryableByName,
     Selectable, SelectableHelper as _,
 };
-use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use proto::events;
 use service_kit::{
     CallError, TokenKey, check_etag,
     database::CallDatabase,
-    idempotency::{Answer, WriteContext},
+    idempotency::{Mutation, Response},
 };
 use uuid::Uuid;
 
@@ -21,6 +23,7 @@ use crate::{
     domain::{Amount, CachedUser, CancelReason, Cancellation, NewOrder, Order, State},
     error::Error,
     schema::{orders, users_cache},
+    wakers::Wakers,
 };
 
 pub use self::{
@@ -28,17 +31,32 @@ pub use self::{
     changes::{Changes, Position},
 };
 
+/// How a user is known to exist.
+#[derive(Clone, Copy, Debug)]
+pub enum KnownBy {
+    /// By `users_cache`.
+    Cache,
+    /// By user-service, which was asked a moment ago; `users_cache` need not know the user yet.
+    UserService,
+}
+
 /// The service's database.
 #[derive(Clone)]
 pub struct Store {
     database: CallDatabase,
     topic: String,
+    changes: Arc<Wakers>,
 }
 
 impl Store {
-    /// The store in `database`; events go to `topic`.
-    pub fn new(database: CallDatabase, topic: String) -> Self {
-        Self { database, topic }
+    /// The store in `database`; events go to `topic`, and `changes` wakes those who follow a user's
+    /// orders.
+    pub fn new(database: CallDatabase, topic: String, changes: Arc<Wakers>) -> Self {
+        Self {
+            database,
+            topic,
+            changes,
+        }
     }
 
     /// The key of this service's page and resume tokens.
@@ -49,58 +67,48 @@ impl Store {
         Ok(self.database.token_key().await?)
     }
 
-    /// Places an order. `respond` encodes the response, which is kept for repeats.
+    /// Places an order.
     ///
     /// # Errors
-    /// If the user was deleted, or is not known here unless `vouched` for, the request id was used
+    /// If the user was deleted, or is not known here and nobody vouches for it, the request id was used
     /// for something else, or the database fails.
-    pub async fn create_order(
+    pub async fn create_order<R: Response>(
         &self,
         new: NewOrder,
-        vouched: bool,
-        context: WriteContext,
-        respond: fn(&Order) -> Vec<u8>,
-    ) -> Result<Answer<Order>, Error> {
-        let mut conn = self.database.get().await?;
-        conn.transaction(async |conn| {
-            if let Some(response) = context.earlier_response(conn).await? {
-                return Ok(Answer::Repeated(response));
-            }
-            let user = match lock_cached_user(conn, new.user_id).await? {
-                None if vouched => cancellations::lock_unheard_user(conn, new.user_id).await?,
-                user => user,
+        known_by: KnownBy,
+        mutation: Mutation<Order, R>,
+    ) -> Result<R, Error> {
+        let (topic, traceparent) = (self.topic.clone(), mutation.traceparent.clone());
+        let write = async move |conn: &mut AsyncPgConnection| {
+            let user = match (lock_cached_user(conn, new.user_id).await?, known_by) {
+                (None, KnownBy::Cache) => return Err(Error::UserUnknown(new.user_id)),
+                (None, KnownBy::UserService) => {
+                    cancellations::lock_unheard_user(conn, new.user_id).await?
+                }
+                (user, _) => user,
             };
-            match user {
-                None if !vouched => return Err(Error::UserUnknown(new.user_id)),
-                Some(user) if user.deleted => return Err(Error::UserDeleted(new.user_id)),
-                _ => {}
+            if user.is_some_and(|user| user.deleted) {
+                return Err(Error::UserDeleted(new.user_id));
             }
             let order = insert(conn, &new).await?;
-            let event = event(&self.topic, events::ORDER_CREATED, &order)?;
-            outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
-            context.keep_response(conn, || respond(&order)).await?;
-            Ok(Answer::Done(order))
-        })
-        .await
+            let event = event(&topic, events::ORDER_CREATED, &order)?;
+            outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
+            Ok(order)
+        };
+        let changes = Arc::clone(&self.changes);
+        let mutation = mutation.then(move |order| changes.wake(order.user_id));
+        self.database.mutate(mutation, write).await
     }
 
-    /// The answer that the same request to place an order got before, if it did.
+    /// The response that the same request to place an order got before, if it did.
     ///
     /// # Errors
     /// If the request id was used for something else, or the database fails.
-    pub async fn earlier_answer(
+    pub async fn earlier_response<R: Response>(
         &self,
-        context: WriteContext,
-    ) -> Result<Option<Answer<Order>>, Error> {
-        if context.request.is_none() {
-            return Ok(None);
-        }
-        let mut conn = self.database.get().await?;
-        conn.transaction(async |conn| {
-            let response = context.earlier_response(conn).await?;
-            Ok(response.map(Answer::Repeated))
-        })
-        .await
+        mutation: Mutation<Order, R>,
+    ) -> Result<Option<R>, Error> {
+        Ok(self.database.earlier_response(mutation).await?)
     }
 
     /// Cancels an order.
@@ -108,18 +116,14 @@ impl Store {
     /// # Errors
     /// If there is no such order, it is cancelled already or is not the one that the caller has
     /// seen, the request id was used for something else, or the database fails.
-    pub async fn cancel_order(
+    pub async fn cancel_order<R: Response>(
         &self,
         cancellation: Cancellation,
-        context: WriteContext,
-        respond: fn(&Order) -> Vec<u8>,
-    ) -> Result<Answer<Order>, Error> {
+        mutation: Mutation<Order, R>,
+    ) -> Result<R, Error> {
         let Cancellation { order_id, etag } = cancellation;
-        let mut conn = self.database.get().await?;
-        conn.transaction(async |conn| {
-            if let Some(response) = context.earlier_response(conn).await? {
-                return Ok(Answer::Repeated(response));
-            }
+        let (topic, traceparent) = (self.topic.clone(), mutation.traceparent.clone());
+        let write = async move |conn: &mut AsyncPgConnection| {
             let row: Option<OrderRow> = orders::table
                 .find(order_id)
                 .select(OrderRow::as_select())
@@ -133,12 +137,13 @@ impl Store {
             }
             check_etag(&etag, before.version)?;
             let order = cancellations::cancel(conn, before, CancelReason::Requested).await?;
-            let event = event(&self.topic, events::ORDER_CANCELLED, &order)?;
-            outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
-            context.keep_response(conn, || respond(&order)).await?;
-            Ok(Answer::Done(order))
-        })
-        .await
+            let event = event(&topic, events::ORDER_CANCELLED, &order)?;
+            outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
+            Ok(order)
+        };
+        let changes = Arc::clone(&self.changes);
+        let mutation = mutation.then(move |order| changes.wake(order.user_id));
+        self.database.mutate(mutation, write).await
     }
 
     /// Reads an order.

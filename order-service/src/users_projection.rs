@@ -2,11 +2,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use chrono::DateTime;
+use clap::Args;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use outbox::Cause;
-use projection::{Poison, Projection, Rebuildable, Record, dead_letters};
+use program::kafka_name;
+use projection::{
+    Configurable, Poison, Projection, Rebuildable, Record, TopicOption, dead_letters,
+};
 use proto::events::{self, User};
 
 use crate::{
@@ -15,6 +18,7 @@ use crate::{
 };
 
 /// The projection into `users_cache`.
+#[derive(Debug)]
 pub struct UsersProjection {
     /// Where events of orders go.
     pub orders_topic: String,
@@ -24,10 +28,92 @@ pub struct UsersProjection {
     pub changes: Arc<Wakers>,
 }
 
-/// A user's new state, and, of a deletion, the event that told of it.
-pub struct UserChange {
-    user: User,
-    cause: Option<Cause>,
+/// Where events of orders go.
+#[derive(Args, Clone, Debug)]
+pub struct OrdersTopic {
+    /// The topic of this service's events
+    #[arg(long, env = "ORDERS_TOPIC", default_value = events::ORDERS_TOPIC, value_parser = kafka_name)]
+    pub(crate) orders_topic: String,
+}
+
+impl Configurable for UsersProjection {
+    const CONSUMER_GROUP: &'static str = "order_service_group";
+    const TOPIC: TopicOption = TopicOption {
+        option: "users-topic",
+        variable: "USERS_TOPIC",
+        default: events::USERS_TOPIC,
+        help: "The topic of the users that are followed",
+    };
+    /// A deleted user's open orders are cancelled, which makes events.
+    type Options = OrdersTopic;
+
+    /// Without those whom it would wake: whoever waits in a running server looks for himself now and
+    /// then.
+    fn from_options(OrdersTopic { orders_topic }: OrdersTopic) -> Self {
+        Self {
+            orders_topic,
+            arrivals: Arc::default(),
+            changes: Arc::default(),
+        }
+    }
+}
+
+/// What an event tells of a user.
+#[derive(Debug)]
+pub enum UserChange {
+    /// A user was created or changed.
+    Upserted {
+        /// Which user.
+        user_id: uuid::Uuid,
+        /// The new address.
+        email: String,
+        /// The new name.
+        name: String,
+        /// The new version.
+        version: i64,
+    },
+    /// A user was deleted.
+    Deleted {
+        /// Which user.
+        user_id: uuid::Uuid,
+        /// The last version.
+        version: i64,
+        /// The event, where it had a `ce_id`.
+        cause: Option<Cause>,
+    },
+}
+
+impl UserChange {
+    fn user_id(&self) -> uuid::Uuid {
+        let (Self::Upserted { user_id, .. } | Self::Deleted { user_id, .. }) = self;
+        *user_id
+    }
+
+    fn version(&self) -> i64 {
+        let (Self::Upserted { version, .. } | Self::Deleted { version, .. }) = self;
+        *version
+    }
+
+    fn email(&self) -> Option<&str> {
+        match self {
+            Self::Upserted { email, .. } => Some(email),
+            Self::Deleted { .. } => None,
+        }
+    }
+
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Upserted { name, .. } => Some(name),
+            Self::Deleted { .. } => None,
+        }
+    }
+
+    fn deletion(&self) -> Option<Deletion> {
+        match *self {
+            Self::Upserted { .. } => None,
+            Self::Deleted { user_id, cause, .. } => Some(Deletion { user_id, cause }),
+        }
+    }
 }
 
 /// A deletion that was news.
@@ -70,16 +156,9 @@ fn tombstone(record: &Record<'_>, event_type: &str) -> Result<Option<UserChange>
     let version = version.ok().filter(|version| *version >= 1);
     let version = version
         .ok_or_else(|| Poison::new("header", "ce_aggregateversion is no positive number"))?;
-    Ok(Some(UserChange {
-        user: User {
-            user_id,
-            email: String::new(),
-            name: String::new(),
-            version,
-            deleted: true,
-            create_time: DateTime::default(),
-            update_time: DateTime::default(),
-        },
+    Ok(Some(UserChange::Deleted {
+        user_id,
+        version,
         cause: cause(record)?,
     }))
 }
@@ -137,41 +216,47 @@ impl Projection for UsersProjection {
                 "it has a character with the number 0",
             ));
         }
-        let cause = if user.deleted { cause(record)? } else { None };
-        Ok(Some(UserChange { user, cause }))
+        Ok(Some(if user.deleted {
+            UserChange::Deleted {
+                user_id: user.user_id,
+                version: user.version,
+                cause: cause(record)?,
+            }
+        } else {
+            UserChange::Upserted {
+                user_id: user.user_id,
+                email: user.email,
+                name: user.name,
+                version: user.version,
+            }
+        }))
     }
 
     async fn apply(&self, conn: &mut AsyncPgConnection, users: &[UserChange]) -> QueryResult<()> {
-        fn column<'a, T>(users: &'a [UserChange], of: impl Fn(&'a User) -> T) -> Vec<T> {
-            users.iter().map(|change| of(&change.user)).collect()
+        fn column<'a, T>(users: &'a [UserChange], of: impl Fn(&'a UserChange) -> T) -> Vec<T> {
+            users.iter().map(of).collect()
         }
-        let gone = users.iter().filter(|change| change.user.deleted);
-        let keys: Vec<String> = gone.map(|c| c.user.user_id.to_string()).collect();
+        let deletions = users.iter().filter_map(UserChange::deletion);
+        let keys: Vec<String> = deletions.map(|d| d.user_id.to_string()).collect();
         if !keys.is_empty() {
             dead_letters::erase(conn, &keys).await?;
         }
         let deleted: Vec<Deleted> = diesel::sql_query(APPLY)
-            .bind::<Array<Uuid>, _>(column(users, |u| u.user_id))
-            .bind::<Array<Nullable<Text>>, _>(column(users, |u| (!u.deleted).then_some(&u.email)))
-            .bind::<Array<Nullable<Text>>, _>(column(users, |u| (!u.deleted).then_some(&u.name)))
-            .bind::<Array<BigInt>, _>(column(users, |u| u.version))
-            .bind::<Array<Bool>, _>(column(users, |u| u.deleted))
+            .bind::<Array<Uuid>, _>(column(users, UserChange::user_id))
+            .bind::<Array<Nullable<Text>>, _>(column(users, UserChange::email))
+            .bind::<Array<Nullable<Text>>, _>(column(users, UserChange::name))
+            .bind::<Array<BigInt>, _>(column(users, UserChange::version))
+            .bind::<Array<Bool>, _>(column(users, |user| user.deletion().is_some()))
             .load(conn)
             .await?;
         let versions: HashMap<uuid::Uuid, i64> = deleted
             .into_iter()
             .map(|row| (row.user_id, row.version))
             .collect();
-        let deletions: Vec<Deletion> = users
+        let news = users
             .iter()
-            .filter(|UserChange { user, .. }| {
-                user.deleted && versions.get(&user.user_id) == Some(&user.version)
-            })
-            .map(|UserChange { user, cause }| Deletion {
-                user_id: user.user_id,
-                cause: *cause,
-            })
-            .collect();
+            .filter(|user| versions.get(&user.user_id()) == Some(&user.version()));
+        let deletions: Vec<Deletion> = news.filter_map(UserChange::deletion).collect();
         if deletions.is_empty() {
             return Ok(());
         }
@@ -179,10 +264,10 @@ impl Projection for UsersProjection {
     }
 
     fn applied(&self, users: &[UserChange]) {
-        for UserChange { user, .. } in users {
-            self.arrivals.wake(user.user_id);
-            if user.deleted {
-                self.changes.wake(user.user_id);
+        for user in users {
+            self.arrivals.wake(user.user_id());
+            if user.deletion().is_some() {
+                self.changes.wake(user.user_id());
             }
         }
     }

@@ -1,8 +1,9 @@
 //! How CreateOrder knows that a user exists: from `users_cache`, and only if it is told to, by asking
 //! user-service. `docs/validation-modes.md` has what each costs.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use proto::user::v1::{GetUserRequest, user_service_client::UserServiceClient};
 use tokio::time::{Instant, timeout_at};
 use tonic::{
@@ -17,38 +18,61 @@ use crate::error::Error;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How CreateOrder knows that a user exists.
+#[derive(Args, Clone, Debug)]
+pub struct ValidationOptions {
+    /// Whom CreateOrder asks for a user
+    #[arg(long, env = "VALIDATION", default_value = "local")]
+    validation: Mode,
+    /// Where user-service is, as host:port; needed for validation that is not local
+    #[arg(
+        long,
+        env = "USER_SERVICE_ADDR",
+        required_if_eq_any = [("validation", "local-then-remote"), ("validation", "remote")],
+        value_parser = user_service
+    )]
+    user_service_addr: Option<Endpoint>,
+}
+
 /// Who is asked for a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// `users_cache` alone. Orders are taken while user-service is away.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    /// What was heard of users; orders are taken while user-service is away
     Local,
-    /// `users_cache`, and user-service for a user that is not there.
+    /// The same, and user-service for a user of whom nothing was heard
     LocalThenRemote,
-    /// user-service, every time.
+    /// user-service, every time
     Remote,
 }
 
-impl FromStr for Mode {
-    type Err = &'static str;
+fn user_service(addr: &str) -> Result<Endpoint, String> {
+    Endpoint::try_from(format!("http://{addr}"))
+        .ok()
+        // Without a port it would be that of web pages.
+        .filter(|endpoint| endpoint.uri().port_u16().is_some())
+        .ok_or_else(|| format!("{addr:?} isn't an address like user-service:50051"))
+}
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "local" => Ok(Self::Local),
-            "local-then-remote" => Ok(Self::LocalThenRemote),
-            "remote" => Ok(Self::Remote),
-            _ => Err("must be local, local-then-remote or remote"),
+impl From<ValidationOptions> for Validation {
+    fn from(options: ValidationOptions) -> Self {
+        let users = options.user_service_addr.map(RemoteUsers::new);
+        match (options.validation, users) {
+            (Mode::Local, _) => Self::Local,
+            (Mode::LocalThenRemote, Some(users)) => Self::LocalThenRemote(users),
+            (Mode::Remote, Some(users)) => Self::Remote(users),
+            (_, None) => unreachable!("clap requires the address"),
         }
     }
 }
 
-/// A [`Mode`], with what it needs.
+/// Who is asked for a user, with what that needs.
 #[derive(Clone, Debug)]
 pub enum Validation {
-    /// [`Mode::Local`]
+    /// `users_cache` alone. Orders are taken while user-service is away.
     Local,
-    /// [`Mode::LocalThenRemote`]
+    /// `users_cache`, and user-service for a user that is not there.
     LocalThenRemote(RemoteUsers),
-    /// [`Mode::Remote`]
+    /// user-service, every time.
     Remote(RemoteUsers),
 }
 

@@ -3,17 +3,19 @@
 mod decode;
 mod encode;
 
-use prost::Message as _;
 use proto::user::v1::{
     BatchGetUsersRequest, BatchGetUsersResponse, CreateUserRequest, CreateUserResponse,
     DeleteUserRequest, DeleteUserResponse, GetUserOrderSummaryRequest, GetUserOrderSummaryResponse,
     GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse, UpdateUserRequest,
     UpdateUserResponse, user_service_server::UserService,
 };
-use service_kit::{Paging, idempotency::WriteContext, to_completion, traceparent, with_token};
+use service_kit::{Paging, idempotency::Mutation, with_token};
 use tonic::{Request, Response, Status};
 
-use crate::{error::Error, store::Store};
+use crate::{
+    error::Error,
+    store::{DeletedUsers, Store},
+};
 
 /// The implementation of `user.v1.UserService`.
 pub struct Users {
@@ -33,23 +35,10 @@ impl UserService for Users {
         &self,
         request: Request<CreateUserRequest>,
     ) -> Result<Response<CreateUserResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
-        let (new, request) = decode::create(request.get_ref())?;
-        let (store, context) = (
-            self.store.clone(),
-            WriteContext {
-                request,
-                traceparent,
-            },
-        );
-        let writing = async move {
-            let respond = |user: &_| encode::created(user).encode_to_vec();
-            store.create_user(new, context, respond).await
-        };
-        let answer = to_completion(writing).await?;
-        let answer = answer.into_message(encode::created).map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        let (new, key) = decode::create(request.get_ref())?;
+        let mutation = Mutation::new(key, request.metadata(), encode::created);
+        let answer = self.store.create_user(new, mutation).await?;
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     async fn get_user(
@@ -80,12 +69,17 @@ impl UserService for Users {
             page_token,
             show_deleted,
         } = request.into_inner();
+        let deleted = if show_deleted {
+            DeletedUsers::Shown
+        } else {
+            DeletedUsers::Hidden
+        };
         let list = format!("users show_deleted={show_deleted}");
         let key = self.store.token_key().await?;
         let paging = Paging::new(key, list, page_size, &page_token).map_err(Error::from)?;
         let mut users = self
             .store
-            .users(paging.after(), paging.limit(), show_deleted)
+            .users(paging.after(), paging.limit(), deleted)
             .await?;
         let next_page_token = paging.cut(&mut users, |user| user.user_id);
         let users = users.iter().map(encode::user).collect();
@@ -99,46 +93,20 @@ impl UserService for Users {
         &self,
         request: Request<UpdateUserRequest>,
     ) -> Result<Response<UpdateUserResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
-        let (change, request) = decode::update(request.get_ref())?;
-        let (store, context) = (
-            self.store.clone(),
-            WriteContext {
-                request,
-                traceparent,
-            },
-        );
-        let writing = async move {
-            let respond = |user: &_| encode::updated(user).encode_to_vec();
-            store.update_user(change, context, respond).await
-        };
-        let answer = to_completion(writing).await?;
-        let answer = answer.into_message(encode::updated).map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        let (change, key) = decode::update(request.get_ref())?;
+        let mutation = Mutation::new(key, request.metadata(), encode::updated);
+        let answer = self.store.update_user(change, mutation).await?;
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     async fn delete_user(
         &self,
         request: Request<DeleteUserRequest>,
     ) -> Result<Response<DeleteUserResponse>, Status> {
-        let traceparent = traceparent(request.metadata());
-        let (deletion, request) = decode::delete(request.get_ref())?;
-        let (store, context) = (
-            self.store.clone(),
-            WriteContext {
-                request,
-                traceparent,
-            },
-        );
-        let writing = async move {
-            let respond = |user: &Option<_>| encode::deleted(user).encode_to_vec();
-            store.delete_user(deletion, context, respond).await
-        };
-        let answer = to_completion(writing).await?;
-        let answer = answer.into_message(encode::deleted).map_err(Error::from)?;
-        let token = answer.consistency_token.clone();
-        Ok(with_token(answer, &token))
+        let (deletion, key) = decode::delete(request.get_ref())?;
+        let mutation = Mutation::new(key, request.metadata(), encode::deleted);
+        let answer = self.store.delete_user(deletion, mutation).await?;
+        Ok(with_token(answer, |answer| &answer.consistency_token))
     }
 
     async fn get_user_order_summary(

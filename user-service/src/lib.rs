@@ -8,7 +8,6 @@
 //!
 //! **Invariant:** nothing here knows where order-service is.
 
-pub mod commands;
 pub mod config;
 pub mod domain;
 pub mod error;
@@ -21,15 +20,11 @@ use std::{error::Error, io, net::SocketAddr, sync::Arc};
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::user::v1::user_service_server::{SERVICE_NAME, UserServiceServer};
-use service_kit::{
-    Checks, Server, Service,
-    database::{self, CallDatabase},
-    idempotency,
-};
+use service_kit::{Application, Checks, Server, Service, database, idempotency};
 use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes};
 
-use crate::{config::Config, grpc::Users, orders_projection::OrdersProjection, store::Store};
+use crate::{config::ServeOptions, grpc::Users, orders_projection::OrdersProjection, store::Store};
 
 /// The schema of this service's database, in the order in which it is built; its own part is last.
 pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
@@ -52,49 +47,46 @@ const MAX_REQUEST_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct UserService {
     server: Server,
-    config: Config,
+    options: ServeOptions,
 }
 
-impl UserService {
-    /// Takes the port.
-    ///
-    /// # Errors
-    /// If somebody else has it.
-    pub async fn bind(config: Config) -> io::Result<Self> {
+impl Application for UserService {
+    const NAME: &'static str = NAME;
+    const ABOUT: &'static str =
+        "Owns the users: gRPC, a database of its own, and an outbox that tells others";
+    type Options = ServeOptions;
+    type Projection = OrdersProjection;
+
+    fn migrations() -> &'static [EmbeddedMigrations] {
+        &MIGRATIONS
+    }
+
+    async fn bind(options: ServeOptions) -> io::Result<Self> {
         Ok(Self {
-            server: Server::bind(config.server.clone()).await?,
-            config,
+            server: Server::bind(options.server.clone()).await?,
+            options,
         })
     }
 
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
+    fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
     }
 
-    /// Serves gRPC and follows the orders until `shutdown`.
-    ///
-    /// # Errors
-    /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
-    /// calls are refused with a hint.
-    pub async fn run(
-        self,
-        shutdown: CancellationToken,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let Self { server, config } = self;
+    async fn run(self, shutdown: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Self { server, options } = self;
         // Health, the sweep and the projection have connections of their own, so that a crowd of
         // calls keeps none of them waiting.
-        let pool = database::pool(&config.database_url, BACKGROUND_CONNECTIONS);
-        let calls = database::pool(&config.database_url, config.database_pool_size);
-        let calls = CallDatabase::new(calls, config.max_calls);
+        let pool = database::pool(options.database.url(), BACKGROUND_CONNECTIONS);
+        let calls = options.calls.open(&options.database);
         let following = projection::follow(
-            config.orders,
+            options.orders.on(options.kafka),
             Arc::new(OrdersProjection),
             pool.clone(),
             shutdown.clone(),
         );
         let state = following.state();
-        let users = Users::new(Store::new(calls, config.users_topic));
+        let writes = calls.writes();
+        let users = Users::new(Store::new(calls, options.users_topic));
         let service = UserServiceServer::new(users)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .accept_compressed(CompressionEncoding::Gzip);
@@ -108,6 +100,7 @@ impl UserService {
                 migrations: &MIGRATIONS,
                 projection: move || state.borrow().check(),
             },
+            writes,
         };
         server.serve(service, shutdown).await?;
         following.ended().await;

@@ -3,11 +3,27 @@
 use chrono::Datelike as _;
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
-use projection::{Poison, Projection, Rebuildable, Record};
+use projection::{Configurable, Poison, Projection, Rebuildable, Record, TopicOption};
 use proto::events::{self, Order, OrderState};
 
 /// The projection into `user_orders` and `user_order_summaries`.
+#[derive(Debug)]
 pub struct OrdersProjection;
+
+impl Configurable for OrdersProjection {
+    const CONSUMER_GROUP: &'static str = "user_service_group";
+    const TOPIC: TopicOption = TopicOption {
+        option: "orders-topic",
+        variable: "ORDERS_TOPIC",
+        default: events::ORDERS_TOPIC,
+        help: "The topic of the orders that are followed",
+    };
+    type Options = ();
+
+    fn from_options((): ()) -> Self {
+        Self
+    }
+}
 
 /// The newest version of each order wins. The summaries move by the difference between the order
 /// before and the order now, in the same statement. Before is what the row holds when it is locked,

@@ -9,12 +9,12 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, SelectableHelper as _, sql_types,
 };
-use diesel_async::{AsyncConnection as _, RunQueryDsl as _};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use proto::events;
 use service_kit::{
     CallError, TokenKey, check_etag,
     database::CallDatabase,
-    idempotency::{Answer, WriteContext},
+    idempotency::{Mutation, Response},
 };
 use uuid::Uuid;
 
@@ -24,6 +24,14 @@ use crate::{
     error::Error,
     schema::users,
 };
+
+/// Whether a list has users who were deleted.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub enum DeletedUsers {
+    Hidden,
+    Shown,
+}
 
 /// The service's database.
 #[derive(Clone)]
@@ -46,28 +54,23 @@ impl Store {
         Ok(self.database.token_key().await?)
     }
 
-    /// Makes a user. `respond` encodes the response, which is kept for repeats.
+    /// Makes a user.
     ///
     /// # Errors
     /// If the e-mail is taken, the request id was used for something else, or the database fails.
-    pub async fn create_user(
+    pub async fn create_user<R: Response>(
         &self,
         new: NewUser,
-        context: WriteContext,
-        respond: fn(&User) -> Vec<u8>,
-    ) -> Result<Answer<User>, Error> {
-        let mut conn = self.database.get().await?;
-        conn.transaction(async |conn| {
-            if let Some(response) = context.earlier_response(conn).await? {
-                return Ok(Answer::Repeated(response));
-            }
+        mutation: Mutation<User, R>,
+    ) -> Result<R, Error> {
+        let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
+        let write = async move |conn: &mut AsyncPgConnection| {
             let user = insert(conn, &new).await?;
-            let event = self.event(events::USER_CREATED, &user)?;
-            outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
-            context.keep_response(conn, || respond(&user)).await?;
-            Ok(Answer::Done(user))
-        })
-        .await
+            let event = store.event(events::USER_CREATED, &user)?;
+            outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
+            Ok(user)
+        };
+        self.database.mutate(mutation, write).await
     }
 
     /// Changes a user. What changes nothing makes no new version, and no event.
@@ -75,17 +78,13 @@ impl Store {
     /// # Errors
     /// If there is no such user or it was deleted, it is not the one that the caller has seen, the
     /// e-mail is taken, the request id was used for something else, or the database fails.
-    pub async fn update_user(
+    pub async fn update_user<R: Response>(
         &self,
         change: UserChange,
-        context: WriteContext,
-        respond: fn(&User) -> Vec<u8>,
-    ) -> Result<Answer<User>, Error> {
-        let mut conn = self.database.get().await?;
-        conn.transaction(async |conn| {
-            if let Some(response) = context.earlier_response(conn).await? {
-                return Ok(Answer::Repeated(response));
-            }
+        mutation: Mutation<User, R>,
+    ) -> Result<R, Error> {
+        let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
+        let write = async move |conn: &mut AsyncPgConnection| {
             let before = lock(conn, change.user_id).await?;
             let before = before.ok_or(Error::UserNotFound(change.user_id))?;
             if before.delete_time.is_some() {
@@ -95,13 +94,12 @@ impl Store {
             let user = changed(&before, &change);
             if user.version > before.version {
                 update(conn, &user).await?;
-                let event = self.event(events::USER_UPDATED, &user)?;
-                outbox::enqueue(conn, &event.with_traceparent(context.traceparent.clone())).await?;
+                let event = store.event(events::USER_UPDATED, &user)?;
+                outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             }
-            context.keep_response(conn, || respond(&user)).await?;
-            Ok(Answer::Done(user))
-        })
-        .await
+            Ok(user)
+        };
+        self.database.mutate(mutation, write).await
     }
 
     /// Deletes a user: its row stays, without e-mail and name. `None` if there was none, and that is
@@ -110,34 +108,29 @@ impl Store {
     /// # Errors
     /// If there is no such user or it is deleted already, it is not the one that the caller has
     /// seen, the request id was used for something else, or the database fails.
-    pub async fn delete_user(
+    pub async fn delete_user<R: Response>(
         &self,
         deletion: UserDeletion,
-        context: WriteContext,
-        respond: fn(&Option<User>) -> Vec<u8>,
-    ) -> Result<Answer<Option<User>>, Error> {
-        let mut conn = self.database.get().await?;
-        conn.transaction(async |conn| {
-            if let Some(response) = context.earlier_response(conn).await? {
-                return Ok(Answer::Repeated(response));
-            }
+        mutation: Mutation<Option<User>, R>,
+    ) -> Result<R, Error> {
+        let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
+        let write = async move |conn: &mut AsyncPgConnection| {
             let user = match lock(conn, deletion.user_id).await? {
                 Some(user) if user.delete_time.is_none() => {
                     check_etag(&deletion.etag, user.version)?;
                     let user = deleted(user);
                     update(conn, &user).await?;
-                    let event = self.event(events::USER_DELETED, &user)?;
-                    let event = event.with_traceparent(context.traceparent.clone());
+                    let event = store.event(events::USER_DELETED, &user)?;
+                    let event = event.with_traceparent(traceparent);
                     outbox::enqueue_all(conn, &[event.clone(), event.tombstone()]).await?;
                     Some(user)
                 }
                 gone if deletion.allow_missing => gone,
                 _ => return Err(Error::UserNotFound(deletion.user_id)),
             };
-            context.keep_response(conn, || respond(&user)).await?;
-            Ok(Answer::Done(user))
-        })
-        .await
+            Ok(user)
+        };
+        self.database.mutate(mutation, write).await
     }
 
     /// Reads a user.
@@ -183,15 +176,16 @@ impl Store {
         &self,
         after: Option<Uuid>,
         limit: i64,
-        show_deleted: bool,
+        deleted: DeletedUsers,
     ) -> Result<Vec<User>, Error> {
         let mut query = users::table.select(UserRow::as_select()).into_boxed();
         if let Some(after) = after {
             query = query.filter(users::user_id.gt(after));
         }
-        if !show_deleted {
-            query = query.filter(users::delete_time.is_null());
-        }
+        query = match deleted {
+            DeletedUsers::Shown => query,
+            DeletedUsers::Hidden => query.filter(users::delete_time.is_null()),
+        };
         let mut conn = self.database.get().await?;
         let rows = query
             .order(users::user_id)

@@ -83,10 +83,11 @@ impl Sql {
                        and data_type <> 'xid8'";
         let mut found = Columns::new();
         for row in self.0.query(query, &[&tables]).await? {
-            let mut kind = diesel_type(row.get(2))?.to_owned();
-            if row.get(3) {
-                kind = format!("Nullable<{kind}>");
-            }
+            let kind = diesel_type(row.get(2))?;
+            let kind = match row.get(3) {
+                true => format!("Nullable<{kind}>"),
+                false => kind.to_owned(),
+            };
             found.insert((row.get(0), row.get(1), kind));
         }
         let differences: Vec<_> = declared.symmetric_difference(&found).collect();

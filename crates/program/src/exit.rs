@@ -18,20 +18,6 @@ pub const EXIT_CODES: &str = "Exit codes:
   64  the options or the configuration can't be used; one line a mistake
   70  failed; the reason is on standard error";
 
-/// Reads the command line and the environment.
-///
-/// Ends the process with 64 where they can't be used, and with 0 after `--help` or `--version`.
-pub fn parse<C: clap::Parser>() -> C {
-    C::try_parse().unwrap_or_else(|err| {
-        let _ = err.print();
-        std::process::exit(if err.use_stderr() {
-            BAD_CONFIGURATION.into()
-        } else {
-            0
-        })
-    })
-}
-
 /// Prints a line, or returns an error of `io` from the function around it where `println!` would panic.
 /// [`report`](crate::report) knows which of them is no failure.
 #[macro_export]
@@ -75,6 +61,16 @@ pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
 pub(crate) fn end_with(mistakes: &ConfigError) -> ! {
     tell(mistakes);
     std::process::exit(BAD_CONFIGURATION.into())
+}
+
+/// Ends the process as clap does, with 64 for a mistake and with 0 after `--help` or `--version`.
+pub(crate) fn end_with_usage(err: &clap::Error) -> ! {
+    let _ = err.print();
+    std::process::exit(if err.use_stderr() {
+        BAD_CONFIGURATION.into()
+    } else {
+        0
+    })
 }
 
 fn tell(mistakes: &ConfigError) {

@@ -1,37 +1,54 @@
 //! Settings that say where Kafka is and what is there: what can't be right is told before a client
 //! that would try for ever is made.
 
-use crate::config::Problems;
+use clap::Args;
 
 /// Kafka's own limit for the name of a topic, which becomes the name of a folder.
 pub const MAX_TOPIC_NAME_CHARS: usize = 249;
 
-impl Problems {
-    /// The brokers in `text`, as `host:port`, separated by commas; without blanks around them.
-    pub fn brokers(&mut self, name: &str, text: &str) -> Option<String> {
-        let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
-        if brokers.iter().all(|broker| is_address(broker)) {
-            return Some(brokers.join(","));
-        }
-        self.add(
-            name,
-            format!("{text:?} isn't host:port, or several with commas between"),
-        );
-        None
-    }
+/// A value that may be left out. clap would take the `Option` itself for a property of the argument.
+pub type Optional<T> = Option<T>;
 
-    /// The name of a topic, or of something else for which Kafka has the same rule.
-    pub fn kafka_name(&mut self, name: &str, text: String) -> Option<String> {
-        if is_topic_name(&text) {
-            return Some(text);
-        }
-        self.add(
-            name,
-            format!(
-                "{text:?} isn't a name of 1 to {MAX_TOPIC_NAME_CHARS} letters, digits, '.', '_', '-'"
-            ),
-        );
-        None
+/// The Kafka to connect to.
+#[derive(Args, Clone, Debug)]
+pub struct KafkaOptions {
+    /// The Kafka brokers to connect to first, as host:port, separated by commas
+    #[arg(long, env = "KAFKA_BROKERS", value_parser = brokers)]
+    pub kafka_brokers: String,
+}
+
+/// Parses brokers, as `host:port`, separated by commas; drops the blanks around them.
+fn brokers(text: &str) -> Result<String, String> {
+    let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
+    if brokers.iter().all(|broker| is_address(broker)) {
+        return Ok(brokers.join(","));
+    }
+    Err(format!(
+        "{text:?} isn't host:port, or several with commas between"
+    ))
+}
+
+/// Parses the name of a topic, or of something else for which Kafka has the same rule.
+///
+/// # Errors
+/// If Kafka would not accept it.
+pub fn kafka_name(text: &str) -> Result<String, String> {
+    if is_topic_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{text:?} isn't a name of 1 to {MAX_TOPIC_NAME_CHARS} letters, digits, '.', '_', '-'"
+    ))
+}
+
+/// The same, where empty means none.
+///
+/// # Errors
+/// If Kafka would not accept it.
+pub fn optional_kafka_name(text: &str) -> Result<Optional<String>, String> {
+    match text {
+        "" => Ok(None),
+        name => kafka_name(name).map(Some),
     }
 }
 
@@ -72,16 +89,13 @@ mod tests {
 
     #[test]
     fn brokers_are_addresses() {
-        let mut problems = Problems::default();
-        for (text, brokers) in [
+        for (text, found) in [
             ("localhost:9092", "localhost:9092"),
             (" a.example:1 ,10.0.0.1:65535", "a.example:1,10.0.0.1:65535"),
             ("[::1]:9092", "[::1]:9092"),
         ] {
-            let found = problems.brokers("KAFKA_BROKERS", text);
-            assert_eq!(found.as_deref(), Some(brokers));
+            assert_eq!(brokers(text).as_deref(), Ok(found));
         }
-        assert!(problems.is_empty());
         for bad in [
             "",
             ",",
@@ -95,16 +109,14 @@ mod tests {
             "::1:9092",
             "kafka://a:1",
         ] {
-            assert_eq!(problems.brokers("KAFKA_BROKERS", bad), None, "{bad}");
+            assert!(brokers(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn names_are_those_that_kafka_takes() {
-        let mut problems = Problems::default();
         for good in ["a", "users.v1", "A_b-9", "...", &"x".repeat(249)] {
-            let found = problems.kafka_name("USERS_TOPIC", good.to_owned());
-            assert_eq!(found.as_deref(), Some(good));
+            assert_eq!(kafka_name(good).as_deref(), Ok(good));
         }
         for bad in [
             "",
@@ -117,8 +129,7 @@ mod tests {
             "a\n",
             &"x".repeat(250),
         ] {
-            let found = problems.kafka_name("USERS_TOPIC", bad.to_owned());
-            assert_eq!(found, None, "{bad}");
+            assert!(kafka_name(bad).is_err(), "{bad}");
         }
     }
 }

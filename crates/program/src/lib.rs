@@ -4,13 +4,20 @@
 mod config;
 mod exit;
 mod kafka;
+mod parse;
 mod shutdown;
 mod telemetry;
+mod values;
 mod visible;
 
-pub use config::{ConfigError, Problems};
-pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, complain, parse, print_line, report};
-pub use kafka::{MAX_TOPIC_NAME_CHARS, is_topic_char, is_topic_name};
+pub use config::{ConfigError, Problems, read_secret};
+pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, complain, print_line, report};
+pub use kafka::{
+    KafkaOptions, MAX_TOPIC_NAME_CHARS, Optional, is_topic_char, is_topic_name, kafka_name,
+    optional_kafka_name,
+};
+pub use parse::parse;
 pub use shutdown::shutdown_signal;
-pub use telemetry::{LogOptions, LogSettings};
+pub use telemetry::LogOptions;
+pub use values::{milliseconds, not_blank, number, seconds};
 pub use visible::visible;

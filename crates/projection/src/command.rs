@@ -3,25 +3,49 @@
 use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use diesel_async::AsyncPgConnection;
-use program::{complain, say, visible};
+use program::{KafkaOptions, complain, say, visible};
 use serde_json::{Value, json};
 
 use crate::{
-    Projection, RebuildOptions, Rebuildable, Redriven,
+    Configurable, Projection, RebuildOptions, Rebuildable, Redriven,
     dead_letters::{self, DeadLetter, Summary},
     drop_replaced,
     offsets::check_known,
+    options::{NameOption, SourceOptions},
     redrive,
 };
 
 /// Dead letters that `redrive --all` reads at a time.
 const PAGE: i64 = 100;
 
+/// The options of `dlq`.
+#[derive(Args, Debug)]
+pub struct DlqOptions<P: Configurable> {
+    #[command(flatten)]
+    name: NameOption<P>,
+    #[command(flatten)]
+    projection: P::Options,
+    #[command(subcommand)]
+    command: DlqCommand,
+}
+
+impl<P: Configurable> DlqOptions<P> {
+    /// Does it, and prints what has become of it.
+    ///
+    /// # Errors
+    /// If the database has no such projection, or fails.
+    pub async fn run(self, conn: &mut AsyncPgConnection) -> Result<ExitCode> {
+        let projection = P::from_options(self.projection);
+        let name = self.name.consumer_group;
+        self.command.run(conn, &projection, &name).await
+    }
+}
+
 /// What to do with the records that could not be applied.
 #[derive(Clone, Debug, Subcommand)]
-pub enum DlqCommand {
+enum DlqCommand {
     /// List them, the oldest first, without what they hold
     List {
         /// So many at most
@@ -60,11 +84,7 @@ pub enum DlqCommand {
 }
 
 impl DlqCommand {
-    /// Does it, for the projection of this name, and prints what has become of it.
-    ///
-    /// # Errors
-    /// If the database has no such projection, or fails.
-    pub async fn run<P: Projection>(
+    async fn run<P: Projection>(
         self,
         conn: &mut AsyncPgConnection,
         projection: &P,
@@ -241,9 +261,41 @@ fn text(bytes: &[u8]) -> String {
     }
 }
 
+/// The options of `projection`.
+#[derive(Args, Debug)]
+pub struct ProjectionOptions<P: Configurable> {
+    #[command(flatten)]
+    kafka: KafkaOptions,
+    #[command(flatten)]
+    source: SourceOptions<P>,
+    #[command(flatten)]
+    projection: P::Options,
+    #[command(subcommand)]
+    command: ProjectionCommand,
+}
+
+impl<P: Configurable + Rebuildable> ProjectionOptions<P> {
+    /// Does it, and prints what has become of it. `follower` is a second connection to the same
+    /// database.
+    ///
+    /// # Errors
+    /// As of [`status`](crate::status) and [`rebuild`](crate::rebuild).
+    pub async fn run(
+        self,
+        conn: &mut AsyncPgConnection,
+        follower: &mut AsyncPgConnection,
+    ) -> Result<()> {
+        let projection = P::from_options(self.projection);
+        let options = self.source.on(self.kafka);
+        self.command
+            .run(conn, follower, &projection, &options)
+            .await
+    }
+}
+
 /// What to do with a projection.
 #[derive(Clone, Debug, Subcommand)]
-pub enum ProjectionCommand {
+enum ProjectionCommand {
     /// Show how far it is behind its topic, and what became of the records
     Status {
         /// As JSON
@@ -260,11 +312,7 @@ pub enum ProjectionCommand {
 }
 
 impl ProjectionCommand {
-    /// Does it. `follower` is a second connection to the same database.
-    ///
-    /// # Errors
-    /// As of [`status`](crate::status) and [`rebuild`](crate::rebuild).
-    pub async fn run<P: Rebuildable>(
+    async fn run<P: Rebuildable>(
         self,
         conn: &mut AsyncPgConnection,
         follower: &mut AsyncPgConnection,

@@ -145,7 +145,7 @@ impl<P: Projection> Follower<P> {
             };
             if error.is_none()
                 && let Some(look) = lookout.news()
-                && let Some(end) = self.heed(look, consumer.context().has_joined())
+                && let Some(end) = self.heed(look, consumer.context())
             {
                 return Ok(end);
             }
@@ -175,7 +175,7 @@ impl<P: Projection> Follower<P> {
     }
 
     /// Takes notice of what the lookout has seen.
-    fn heed(&self, look: Look, has_joined: bool) -> Option<End> {
+    fn heed(&self, look: Look, assignment: &Assignment) -> Option<End> {
         let topic = &self.shared.options.topic;
         match look {
             Look::NoTopic => self.shared.fail(&format!("Kafka has no topic {topic}")),
@@ -184,7 +184,7 @@ impl<P: Projection> Follower<P> {
                 let what = format!("it ends before offset {end}, and {next} is next");
                 return Some(self.made_anew(&what));
             }
-            Look::Fine if has_joined => self.shared.succeed(),
+            Look::Fine if assignment.has_joined() => self.shared.succeed(),
             Look::Fine if self.shared.is_starting() => {}
             Look::Fine => self
                 .shared

@@ -69,19 +69,27 @@ async fn send(
     topic: &str,
     letter: &DeadLetter,
 ) -> Result<(), KafkaError> {
-    match send_copy(producer, topic, letter, false).await {
+    match send_copy(producer, topic, letter, Content::Whole).await {
         Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {
-            send_copy(producer, topic, letter, true).await
+            send_copy(producer, topic, letter, Content::LeftOut).await
         }
         sent => sent,
     }
+}
+
+/// What a copy has of the record.
+#[derive(Clone, Copy)]
+enum Content {
+    Whole,
+    /// Its key alone.
+    LeftOut,
 }
 
 async fn send_copy(
     producer: &FutureProducer,
     topic: &str,
     letter: &DeadLetter,
-    is_too_large: bool,
+    content: Content,
 ) -> Result<(), KafkaError> {
     let (partition, offset) = (
         letter.summary.partition.to_string(),
@@ -91,10 +99,9 @@ async fn send_copy(
     let mut add = |key: &str, value: Option<&[u8]>| {
         headers = headers.take().map(|all| all.insert(Header { key, value }));
     };
-    if is_too_large {
-        add("dlq_left_out", Some(&b"payload and headers: too large"[..]));
-    } else {
-        letter.headers().for_each(|(key, value)| add(key, value));
+    match content {
+        Content::Whole => letter.headers().for_each(|(key, value)| add(key, value)),
+        Content::LeftOut => add("dlq_left_out", Some(b"payload and headers: too large")),
     }
     for (key, value) in [
         ("dlq_topic", letter.summary.topic.as_str()),
@@ -108,7 +115,10 @@ async fn send_copy(
     let mut record = FutureRecord::<[u8], [u8]>::to(topic);
     record.headers = headers;
     record.key = letter.summary.key.as_deref();
-    record.payload = letter.payload.as_deref().filter(|_| !is_too_large);
+    record.payload = match content {
+        Content::Whole => letter.payload.as_deref(),
+        Content::LeftOut => None,
+    };
     producer
         .send(record, rdkafka::util::Timeout::Never)
         .await

@@ -11,8 +11,11 @@ use crate::metadata::CONSISTENCY_TOKEN;
 /// How long a browser need not ask again; more than two hours no browser believes.
 const MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// Reads a list of origins.
-pub(crate) fn origins(list: &str) -> Result<Vec<HeaderValue>, String> {
+/// The origins of web pages. clap would take the `Vec` itself for a property of the argument.
+pub(crate) type Origins = Vec<HeaderValue>;
+
+/// Parses a list of origins.
+pub(crate) fn origins(list: &str) -> Result<Origins, String> {
     let texts = list
         .split(',')
         .map(str::trim)

@@ -3,7 +3,7 @@
 mod calls;
 mod migrations;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::Path, time::Duration};
 
 use clap::Args;
 use diesel::{ConnectionError, result::DatabaseErrorKind};
@@ -11,11 +11,11 @@ use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _,
     pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod},
 };
-use program::Problems;
+use program::read_secret;
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::{
-    calls::{CallConnection, CallDatabase},
+    calls::{CallConnection, CallDatabase, CallOptions},
     migrations::{migrate, probe},
 };
 pub use diesel_async::pooled_connection::deadpool::PoolError;
@@ -39,27 +39,46 @@ const SESSION: &str = "set statement_timeout = '10s';
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseOptions {
     /// The address of the service's own database, as postgres://user:password@host:5432/name
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    database_url: Option<String>,
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        hide_env_values = true,
+        required_unless_present = "database_url_file",
+        conflicts_with = "database_url_file",
+        value_parser = database_url
+    )]
+    database_url: Option<SecretString>,
     /// A file that holds the address, instead
-    #[arg(long, env = "DATABASE_URL_FILE")]
-    database_url_file: Option<PathBuf>,
+    #[arg(long, env = "DATABASE_URL_FILE", value_parser = database_url_in_file)]
+    database_url_file: Option<SecretString>,
 }
 
 impl DatabaseOptions {
-    /// The URL, or a note of what is wrong with it.
-    pub fn check(self, problems: &mut Problems) -> Option<SecretString> {
-        let url = problems.secret("DATABASE_URL", self.database_url, self.database_url_file)?;
-        // Without the value, and without the parser's words: both may hold a password.
-        let reason = match check_url(url.expose_secret()) {
-            Ok(()) => return Some(url),
-            Err(reason) => reason,
-        };
-        problems.add("DATABASE_URL", reason);
-        None
+    /// The URL.
+    ///
+    /// # Panics
+    /// Never: clap requires one of the two.
+    pub fn url(&self) -> &SecretString {
+        let url = self
+            .database_url
+            .as_ref()
+            .or(self.database_url_file.as_ref());
+        url.unwrap_or_else(|| unreachable!("clap requires one of the two"))
     }
 }
 
+fn database_url(text: &str) -> Result<SecretString, &'static str> {
+    check_url(text)?;
+    Ok(text.into())
+}
+
+fn database_url_in_file(file: &str) -> Result<SecretString, String> {
+    let url = read_secret(Path::new(file))?;
+    check_url(url.expose_secret()).map_err(|reason| format!("the address in {file} {reason}"))?;
+    Ok(url)
+}
+
+/// Says what is wrong without the value and without the parser's words: both may hold a password.
 fn check_url(url: &str) -> Result<(), &'static str> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err("must begin with postgres://");

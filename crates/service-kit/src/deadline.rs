@@ -11,10 +11,8 @@ use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    call_error::CallError,
-    reason::Reason,
-    reasons::{MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
-    refusal::Refusal,
+    CallError, Reason, Refusal,
+    error::{MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
 };
 
 /// When the caller, or the server for it, gives up on a call. Handlers find it in the request's

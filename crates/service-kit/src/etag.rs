@@ -1,4 +1,4 @@
-use crate::call_error::CallError;
+use crate::CallError;
 
 /// The etag of a version; callers compare it and nothing else.
 pub fn etag(version: i64) -> String {

@@ -50,9 +50,18 @@ pub(crate) async fn check_health<P>(
         }
         tell_changes(&mut last, "database", &database);
         tell_changes(&mut last, PROJECTION, &projection);
-        set(&reporter, checks.service, database.is_ok()).await;
-        set(&reporter, PROJECTION, projection.is_ok()).await;
-        set(&reporter, "", database.is_ok() && projection.is_ok()).await;
+        let all = database.as_ref().and(projection.as_ref());
+        for (name, result) in [
+            (checks.service, database.as_ref()),
+            (PROJECTION, projection.as_ref()),
+            ("", all),
+        ] {
+            let status = match result {
+                Ok(()) => ServingStatus::Serving,
+                Err(_) => ServingStatus::NotServing,
+            };
+            reporter.set_service_status(name, status).await;
+        }
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = tokio::time::sleep(CHECK_INTERVAL) => {}
@@ -69,17 +78,9 @@ pub(crate) async fn check_health<P>(
 /// before anybody has looked.
 pub(crate) async fn say_not_serving(reporter: &HealthReporter, service: &str) {
     for name in [service, PROJECTION, ""] {
-        set(reporter, name, false).await;
+        let status = ServingStatus::NotServing;
+        reporter.set_service_status(name, status).await;
     }
-}
-
-async fn set(reporter: &HealthReporter, name: &str, serving: bool) {
-    let status = if serving {
-        ServingStatus::Serving
-    } else {
-        ServingStatus::NotServing
-    };
-    reporter.set_service_status(name, status).await;
 }
 
 /// Logs a state once, when it begins.

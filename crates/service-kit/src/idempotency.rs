@@ -1,22 +1,24 @@
 //! Requests that can be repeated: the first answer is kept, in the transaction that it tells of,
 //! and given again. See <https://google.aip.dev/155>.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, QueryableByName,
     sql_types,
 };
-use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _};
 use diesel_migrations::EmbeddedMigrations;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
 use crate::{
-    call_error::CallError,
-    database::{DatabaseError, Pool},
+    CallError,
+    database::{CallDatabase, DatabaseError, Pool},
+    metadata::traceparent,
     schema::request_ids,
 };
 
@@ -41,70 +43,149 @@ pub struct RequestKey {
     fingerprint: Vec<u8>,
 }
 
-/// What surrounds a request to write.
-#[derive(Clone, Debug, Default)]
-pub struct WriteContext {
+/// The response to a [`Mutation`].
+pub trait Response: Message + Default + 'static {}
+
+impl<M: Message + Default + 'static> Response for M {}
+
+/// Called right after the commit of a change.
+type Committed<T> = Arc<dyn Fn(&T) + Send + Sync>;
+
+/// A request to change a `T`, which is answered with an `R`.
+pub struct Mutation<T, R> {
     /// Tells a repeat from a new request; none if the caller gave no request id.
-    pub request: Option<RequestKey>,
+    request: Option<RequestKey>,
     /// The W3C trace context of the request.
     pub traceparent: Option<String>,
+    encode: fn(&T) -> R,
+    committed: Option<Committed<T>>,
 }
 
-/// The answer to a request to write.
-#[derive(Clone, Debug)]
-pub enum Answer<T> {
-    /// It was done now.
-    Done(T),
-    /// It was done before, with this response.
-    Repeated(Vec<u8>),
-}
-
-impl<T> Answer<T> {
-    /// The answer as a message: as `encode` makes it of what was done now, or as it was kept.
-    ///
-    /// # Errors
-    /// If what was kept is no such message, which would be a bug.
-    pub fn into_message<M: Message + Default>(
-        self,
-        encode: impl FnOnce(&T) -> M,
-    ) -> Result<M, CallError> {
-        match self {
-            Self::Done(done) => Ok(encode(&done)),
-            Self::Repeated(response) => M::decode(&*response).map_err(CallError::bug),
+impl<T, R> Clone for Mutation<T, R> {
+    fn clone(&self) -> Self {
+        Self {
+            request: self.request.clone(),
+            traceparent: self.traceparent.clone(),
+            encode: self.encode,
+            committed: self.committed.clone(),
         }
     }
 }
 
-impl WriteContext {
+impl<T, R: Response> Mutation<T, R> {
+    /// A request with this key and metadata; `encode` makes its response.
+    pub fn new(request: Option<RequestKey>, metadata: &MetadataMap, encode: fn(&T) -> R) -> Self {
+        Self {
+            request,
+            traceparent: traceparent(metadata),
+            encode,
+            committed: None,
+        }
+    }
+
+    /// Has `committed` called with what was changed, right after the commit.
+    #[must_use]
+    pub fn then(mut self, committed: impl Fn(&T) + Send + Sync + 'static) -> Self {
+        self.committed = Some(Arc::new(committed));
+        self
+    }
+
     /// The response that the same request got before, if it did. Keeps others with the same id
     /// waiting until the transaction of `conn` ends; call it as the first of its statements.
+    async fn earlier_response(&self, conn: &mut AsyncPgConnection) -> Result<Option<R>, CallError> {
+        let Some(request) = &self.request else {
+            return Ok(None);
+        };
+        let response = request.earlier_response(conn).await?;
+        let response = response.map(|response| R::decode(&*response));
+        response.transpose().map_err(CallError::bug)
+    }
+}
+
+/// An async closure whose future is `Send` for every `Argument`, which `AsyncFnOnce` can't express yet.
+/// Every async closure is one where its future allows it.
+pub trait SendAsyncFn<Argument, Output>: FnOnce(Argument) -> Self::Future {
+    /// What it returns.
+    type Future: Future<Output = Output> + Send;
+}
+
+impl<F, Argument, Output, Fut> SendAsyncFn<Argument, Output> for F
+where
+    F: FnOnce(Argument) -> Fut,
+    Fut: Future<Output = Output> + Send,
+{
+    type Future = Fut;
+}
+
+impl CallDatabase {
+    /// Makes the change that `mutation` asks for, and keeps its response, in one transaction. A repeat
+    /// changes nothing and gets the response that was kept.
+    ///
+    /// It runs to its end even when the caller goes away in the middle of it. tonic drops a handler when
+    /// its client cancels, and a transaction that is dropped between two of its statements costs a
+    /// connection. With this the client's leaving changes nothing: the write commits or fails as if it
+    /// had stayed.
     ///
     /// # Errors
-    /// If the id was used with another body, if the first try goes on for longer than we wait, or
-    /// if the database fails.
-    pub async fn earlier_response(
-        &self,
-        conn: &mut AsyncPgConnection,
-    ) -> Result<Option<Vec<u8>>, CallError> {
-        match &self.request {
-            Some(request) => request.earlier_response(conn).await,
-            None => Ok(None),
-        }
+    /// Those of `write`; if the request id was used with another body, or the first try goes on for
+    /// longer than we wait; the database's.
+    pub async fn mutate<T, R, E, F>(&self, mutation: Mutation<T, R>, write: F) -> Result<R, E>
+    where
+        for<'c> F: AsyncFnOnce(&'c mut AsyncPgConnection) -> Result<T, E>
+            + SendAsyncFn<&'c mut AsyncPgConnection, Result<T, E>>
+            + Send
+            + 'static,
+        T: Send + Sync + 'static,
+        R: Response,
+        E: From<CallError> + From<diesel::result::Error> + Send + 'static,
+    {
+        let database = self.clone();
+        self.run_to_completion(async move {
+            let mut conn = database.get().await?;
+            let (response, done) = conn
+                .transaction(async |conn| {
+                    if let Some(response) = mutation.earlier_response(conn).await? {
+                        return Ok((response, None));
+                    }
+                    let done = write(conn).await?;
+                    let response = (mutation.encode)(&done);
+                    if let Some(request) = &mutation.request {
+                        request.keep_response(conn, &response).await?;
+                    }
+                    Ok::<_, E>((response, Some(done)))
+                })
+                .await?;
+            if let (Some(done), Some(committed)) = (done, mutation.committed) {
+                committed(&done);
+            }
+            Ok(response)
+        })
+        .await
     }
 
-    /// Keeps the response, in the transaction of the write that it tells of.
+    /// The response that the same request got before, if it did.
     ///
     /// # Errors
-    /// The database's.
-    pub async fn keep_response(
+    /// If the request id was used with another body, if the first try goes on for longer than we wait,
+    /// or if the database fails.
+    pub async fn earlier_response<T, R>(
         &self,
-        conn: &mut AsyncPgConnection,
-        response: impl FnOnce() -> Vec<u8>,
-    ) -> QueryResult<()> {
-        match &self.request {
-            Some(request) => request.keep_response(conn, &response()).await,
-            None => Ok(()),
+        mutation: Mutation<T, R>,
+    ) -> Result<Option<R>, CallError>
+    where
+        T: 'static,
+        R: Response,
+    {
+        if mutation.request.is_none() {
+            return Ok(None);
         }
+        let database = self.clone();
+        self.run_to_completion(async move {
+            let mut conn = database.get().await?;
+            conn.transaction(async |conn| mutation.earlier_response(conn).await)
+                .await
+        })
+        .await
     }
 }
 
@@ -153,14 +234,14 @@ impl RequestKey {
     async fn keep_response(
         &self,
         conn: &mut AsyncPgConnection,
-        response: &[u8],
+        response: &impl Message,
     ) -> QueryResult<()> {
         diesel::insert_into(request_ids::table)
             .values((
                 request_ids::method.eq(self.method),
                 request_ids::request_id.eq(self.request_id),
                 request_ids::fingerprint.eq(&self.fingerprint),
-                request_ids::response.eq(response),
+                request_ids::response.eq(response.encode_to_vec()),
             ))
             .execute(conn)
             .await?;

@@ -6,10 +6,12 @@ use tonic::{Response, metadata::MetadataMap};
 pub const CONSISTENCY_TOKEN: &str = "x-consistency-token";
 
 /// An answer with its consistency token in the metadata too, where interceptors find it.
-pub fn with_token<T>(answer: T, token: &str) -> Response<T> {
-    let mut response = Response::new(answer);
+pub fn with_token<T>(answer: T, token: fn(&T) -> &str) -> Response<T> {
     // Tokens are URL-safe; that of nothing is empty.
-    if let Some(token) = token.parse().ok().filter(|_| !token.is_empty()) {
+    let token = Some(token(&answer)).filter(|token| !token.is_empty());
+    let token = token.and_then(|token| token.parse().ok());
+    let mut response = Response::new(answer);
+    if let Some(token) = token {
         response.metadata_mut().insert(CONSISTENCY_TOKEN, token);
     }
     response
@@ -24,7 +26,7 @@ pub fn token_in_metadata(metadata: &MetadataMap) -> &str {
 
 /// The W3C trace context of a call, where it has a valid one, to be passed on with what the call
 /// causes. See <https://www.w3.org/TR/trace-context/#traceparent-header>.
-pub fn traceparent(metadata: &MetadataMap) -> Option<String> {
+pub(crate) fn traceparent(metadata: &MetadataMap) -> Option<String> {
     let text = metadata.get("traceparent")?.to_str().ok()?;
     is_valid(text).then(|| text.to_owned())
 }

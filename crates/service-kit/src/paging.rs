@@ -1,6 +1,6 @@
 use uuid::Uuid;
 
-use crate::{call_error::CallError, token_key::TokenKey};
+use crate::{CallError, TokenKey};
 
 const DEFAULT_PAGE_SIZE: i32 = 50;
 const MAX_PAGE_SIZE: i32 = 1000;

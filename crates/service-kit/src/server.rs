@@ -1,10 +1,9 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Args;
-use http::HeaderValue;
-use program::Problems;
+use program::{milliseconds, number};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -12,7 +11,7 @@ use tonic_health::pb::{
 use tonic_web::GrpcWebLayer;
 
 use crate::{
-    browsers,
+    browsers::{self, Origins},
     deadline::CallLayer,
     health::{Checks, check_health, say_not_serving},
     idempotency,
@@ -33,55 +32,25 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 #[derive(Args, Clone, Debug)]
 pub struct ServerOptions {
     /// Where to listen, as 0.0.0.0:50051; port 0 takes a free one, which the log tells
-    #[arg(long, env = "LISTEN_ADDR")]
-    listen_addr: Option<String>,
-    /// Connections that may be open at once; the next ones wait until one is closed
-    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000")]
-    max_connections: String,
-    /// How long a call may take at most, in milliseconds; callers can ask for less
-    #[arg(long, env = "MAX_DEADLINE_MS", default_value = "10000")]
-    max_deadline_ms: String,
-    /// How long calls in flight may go on after SIGTERM, in milliseconds
-    #[arg(long, env = "DRAIN_TIMEOUT_MS", default_value = "10000")]
-    drain_timeout_ms: String,
-    /// Origins of web pages that may call by gRPC-Web, as scheme://host, separated by commas; * for any
-    #[arg(long, env = "GRPC_WEB_ORIGINS", default_value = "")]
-    grpc_web_origins: String,
-}
-
-/// [`ServerOptions`], checked.
-#[derive(Clone, Debug)]
-pub struct ServerSettings {
+    #[arg(long, env = "LISTEN_ADDR", value_parser = listen_addr)]
     listen_addr: SocketAddr,
+    /// Connections that may be open at once; the next ones wait until one is closed
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = number(1..=1_000_000_usize))]
     max_connections: usize,
-    max_deadline: Duration,
-    drain_timeout: Duration,
-    grpc_web_origins: Vec<HeaderValue>,
+    /// How long a call may take at most, in milliseconds; callers can ask for less
+    #[arg(long, env = "MAX_DEADLINE_MS", default_value = "10000", value_parser = milliseconds(1..=600_000))]
+    max_deadline_ms: Duration,
+    /// How long calls in flight may go on after SIGTERM, in milliseconds
+    #[arg(long, env = "DRAIN_TIMEOUT_MS", default_value = "10000", value_parser = milliseconds(0..=600_000))]
+    drain_timeout_ms: Duration,
+    /// Origins of web pages that may call by gRPC-Web, as scheme://host, separated by commas; * for any
+    #[arg(long, env = "GRPC_WEB_ORIGINS", default_value = "", hide_default_value = true, value_parser = browsers::origins)]
+    grpc_web_origins: Origins,
 }
 
-impl ServerOptions {
-    /// The settings, or notes of what is wrong with them.
-    pub fn check(self, problems: &mut Problems) -> Option<ServerSettings> {
-        let listen_addr = problems.required("LISTEN_ADDR", self.listen_addr);
-        let listen_addr = listen_addr.and_then(|text| {
-            let reason = |_| format!("{text:?} isn't an address like 0.0.0.0:50051");
-            problems.check("LISTEN_ADDR", text.parse().map_err(reason))
-        });
-        let max_connections =
-            problems.number("MAX_CONNECTIONS", &self.max_connections, 1..=1_000_000);
-        let max_deadline = problems.number("MAX_DEADLINE_MS", &self.max_deadline_ms, 1..=600_000);
-        let drain_timeout =
-            problems.number("DRAIN_TIMEOUT_MS", &self.drain_timeout_ms, 0..=600_000);
-        let grpc_web_origins = browsers::origins(&self.grpc_web_origins);
-        let grpc_web_origins = problems.check("GRPC_WEB_ORIGINS", grpc_web_origins);
-        Some(ServerSettings {
-            listen_addr: listen_addr?,
-            max_connections: max_connections?,
-            max_deadline: Duration::from_millis(max_deadline?),
-            drain_timeout: Duration::from_millis(drain_timeout?),
-            grpc_web_origins: grpc_web_origins?,
-        })
-    }
+fn listen_addr(text: &str) -> Result<SocketAddr, String> {
+    let reason = |_| format!("{text:?} isn't an address like 0.0.0.0:50051");
+    text.parse().map_err(reason)
 }
 
 /// What a server serves.
@@ -94,6 +63,8 @@ pub struct Service<P> {
     pub descriptors: &'static [u8],
     /// What its health depends on.
     pub checks: Checks<P>,
+    /// The writes of its calls, which go on without their callers.
+    pub writes: TaskTracker,
 }
 
 /// A gRPC server that listens already and does not yet serve.
@@ -101,7 +72,7 @@ pub struct Service<P> {
 pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
-    settings: ServerSettings,
+    options: ServerOptions,
 }
 
 impl Server {
@@ -109,19 +80,19 @@ impl Server {
     ///
     /// # Errors
     /// If somebody else has it.
-    pub async fn bind(settings: ServerSettings) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(settings.listen_addr)
+    pub async fn bind(options: ServerOptions) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(options.listen_addr)
             .await
             .map_err(|err| {
                 std::io::Error::new(
                     err.kind(),
-                    format!("can't listen on {}: {err}", settings.listen_addr),
+                    format!("can't listen on {}: {err}", options.listen_addr),
                 )
             })?;
         Ok(Self {
             local_addr: listener.local_addr()?,
             listener,
-            settings,
+            options,
         })
     }
 
@@ -130,7 +101,8 @@ impl Server {
         self.local_addr
     }
 
-    /// Serves `service` until `shutdown`; calls in flight then have the drain timeout to end.
+    /// Serves `service` until `shutdown`; calls in flight, and writes whose callers are gone, then have
+    /// the drain timeout to end.
     ///
     /// Health and reflection are served beside it, and answers that need not be kept any longer
     /// are swept.
@@ -150,6 +122,7 @@ impl Server {
             routes,
             descriptors,
             checks,
+            writes,
         } = service;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -176,21 +149,27 @@ impl Server {
             .max_connection_age(MAX_CONNECTION_AGE)
             // gRPC-Web comes over HTTP/1.1 as well.
             .accept_http1(true)
-            .layer(browsers::cors(&self.settings.grpc_web_origins))
+            .layer(browsers::cors(&self.options.grpc_web_origins))
             .layer(GrpcWebLayer::new())
             .layer(CallLayer {
                 domain,
-                max_deadline: self.settings.max_deadline,
+                max_deadline: self.options.max_deadline_ms,
             })
             .add_routes(routes)
             .serve_with_incoming_shutdown(
-                incoming(self.listener, self.settings.max_connections),
+                incoming(self.listener, self.options.max_connections),
                 shutdown.clone().cancelled_owned(),
             );
         tracing::info!(address = %self.local_addr, "ready");
         let drained = async {
             shutdown.cancelled().await;
-            tokio::time::sleep(self.settings.drain_timeout).await;
+            tokio::time::sleep(self.options.drain_timeout_ms).await;
+        };
+        let serving = async {
+            serving.await?;
+            writes.close();
+            writes.wait().await;
+            Ok::<_, tonic::transport::Error>(())
         };
         tokio::select! {
             result = serving => result?,

@@ -1,26 +1,14 @@
 //! Settings that can't be used: each is told on a line of its own, before anything is tried.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use anyhow::Result;
+use testkit::assert_told;
 
 /// Runs the program with no variables but these, to its end.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
-    Ok(Command::new(env!("CARGO_BIN_EXE_order-service"))
-        .args(arguments)
-        .env_clear()
-        .envs(variables.iter().copied())
-        .output()?)
-}
-
-/// Checks that the program ended with the code for it, and told of these settings and of no others.
-#[track_caller]
-fn assert_told(output: &Output, names: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(64), "{text}");
-    let lines = text.lines().filter_map(|line| line.strip_prefix("error: "));
-    let told: Vec<_> = lines.filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(told, names, "{text}");
+    let program = env!("CARGO_BIN_EXE_order-service");
+    testkit::run(program, arguments, variables)
 }
 
 #[test]

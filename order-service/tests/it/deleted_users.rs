@@ -11,8 +11,8 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::harness::{
-    CANCELLATIONS, EVENTS, ORDERS, TestService, assert_refusal, cancellation, insert_orders,
-    next_version, request, user,
+    CANCELLATIONS, EVENTS, ORDERS, TestService, assert_refusal, cancellation, deleted_version,
+    insert_orders, next_version, request, user,
 };
 
 const OPEN: &str = "select count(*) from orders where state = 'created'";
@@ -32,7 +32,7 @@ async fn orders_of(service: &TestService, user: &User) -> Result<Vec<Order>> {
 
 /// Tells that a user was deleted, and waits until that was heard; returns the event's id.
 async fn delete(service: &TestService, user: &User) -> Result<Uuid> {
-    let deleted = next_version(user, true);
+    let deleted = deleted_version(user);
     let event_id = service.tell(&deleted).await?;
     service.wait_for_version(&deleted).await?;
     Ok(event_id)
@@ -119,7 +119,7 @@ async fn a_deletion_that_comes_twice_or_too_late_cancels_nothing_more() -> Resul
     let service = TestService::start("twice").await?;
     let ada = service.known_user().await?;
     service.order(&ada).await?;
-    let deleted = next_version(&ada, true);
+    let deleted = deleted_version(&ada);
     let (key, payload) = (ada.user_id.to_string(), serde_json::to_vec(&deleted)?);
     let event_id = Uuid::now_v7();
     // Both of them are likely to be in one batch.
@@ -137,11 +137,11 @@ async fn a_deletion_that_comes_twice_or_too_late_cancels_nothing_more() -> Resul
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
     // Of a user of whom something newer is known, what is older means nothing.
     let bob = service.known_user().await?;
-    let newer = next_version(&next_version(&bob, false), false);
+    let newer = next_version(&next_version(&bob));
     service.tell(&newer).await?;
     service.wait_for_version(&newer).await?;
     service.order(&bob).await?;
-    service.tell(&next_version(&bob, true)).await?;
+    service.tell(&deleted_version(&bob)).await?;
     service.wait_until_seen(7).await?;
     assert_eq!(service.sql.count(OPEN).await?, 2);
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
@@ -153,7 +153,7 @@ async fn a_deletion_without_a_usable_id_cancels_without_a_cause() -> Result<()> 
     let service = TestService::start("no_cause").await?;
     let ada = service.known_user().await?;
     service.order(&ada).await?;
-    let payload = serde_json::to_vec(&next_version(&ada, true))?;
+    let payload = serde_json::to_vec(&deleted_version(&ada))?;
     let headers = [
         (header::SPEC_VERSION, "1.0"),
         (header::TYPE, "user_deleted"),
@@ -174,7 +174,7 @@ async fn a_chain_of_causes_is_counted_and_ends() -> Result<()> {
     for (depth, became) in [("7", "8"), ("8", "too long"), ("eight", "no number")] {
         let user = service.known_user().await?;
         service.order(&user).await?;
-        let payload = serde_json::to_vec(&next_version(&user, true))?;
+        let payload = serde_json::to_vec(&deleted_version(&user))?;
         let headers = [
             (header::SPEC_VERSION, "1.0"),
             (header::TYPE, "user_deleted"),
@@ -299,8 +299,8 @@ async fn an_order_that_comes_between_a_deletion_and_the_swap_of_a_rebuild_is_can
 -> Result<()> {
     let service = TestService::start("rebuilt").await?;
     let ada = service.known_user().await?;
-    service.tell(&next_version(&ada, true)).await?;
-    service.wait_for_version(&next_version(&ada, true)).await?;
+    service.tell(&deleted_version(&ada)).await?;
+    service.wait_for_version(&deleted_version(&ada)).await?;
     // Whoever reads the old table may place an order right behind the rebuild's own cancellations.
     let place = format!(
         "create function place() returns trigger language plpgsql as $$ begin

@@ -11,7 +11,7 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::{
-    harness::{TestService, cancellation, insert_orders, next_version, request, token_of, user},
+    harness::{TestService, cancellation, deleted_version, insert_orders, request, token_of, user},
     watch::{IMPATIENT, Watch, unread},
 };
 
@@ -56,8 +56,8 @@ async fn provoke_all() -> Result<BTreeMap<String, Status>> {
     let asking = service.replica(&["--validation=remote", &nowhere]).await?;
     let known = service.known_user().await?;
     let gone = service.known_user().await?;
-    service.tell(&next_version(&gone, true)).await?;
-    service.wait_for_version(&next_version(&gone, true)).await?;
+    service.tell(&deleted_version(&gone)).await?;
+    service.wait_for_version(&deleted_version(&gone)).await?;
     let order = service.order(&known).await?;
     service.cancel(cancellation(&order)).await?;
     insert_orders(&service.sql, &known, 3_000).await?;

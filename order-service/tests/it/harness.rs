@@ -1,15 +1,11 @@
 //! An order-service that runs in this process, with a database and a topic of its own, and what the
 //! tests do to it.
 
-use std::{fmt::Debug, net::SocketAddr, sync::Arc};
+use std::{fmt::Debug, ops::Deref, sync::Arc};
 
-use anyhow::{Context as _, Error, Result};
-use clap::Parser;
-use devstack::{Addresses, PATIENCE, Sql, eventually};
-use order_service::{
-    MIGRATIONS, OrderService, config::ServeOptions, users_projection::UsersProjection,
-};
-use program::Problems;
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Sql};
+use order_service::{OrderService, users_projection::UsersProjection};
 use projection::RebuildOptions;
 use proto::{
     Aggregate, ConsistencyToken,
@@ -22,15 +18,11 @@ use proto::{
 };
 use service_kit::{
     TokenKey,
-    database::{self, connect_once, migrate},
+    database::{self, connect_once},
 };
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use testkit::{RunningService, at_last};
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::ErrorDetails;
 use uuid::Uuid;
 
 /// Counts of the orders, and of the events that tell of them.
@@ -50,30 +42,15 @@ pub(crate) const WAIT_LONG: [&str; 3] = [
     "--max-deadline-ms=60000",
 ];
 
-/// The command line of `serve`; what is given later wins.
-#[derive(Parser)]
-#[command(args_override_self = true)]
-struct Serve {
-    #[command(flatten)]
-    options: ServeOptions,
-}
+/// An order-service; its name is also that of the topic of the users that it follows.
+pub(crate) struct TestService(RunningService);
 
-/// Where an order-service keeps what it knows. Replicas of it share that, and a restart finds it again.
-#[derive(Clone)]
-struct Place {
-    /// Of the topic of the users that it follows, and of its group.
-    name: String,
-    database_url: String,
-}
+impl Deref for TestService {
+    type Target = RunningService;
 
-/// An order-service, and the session that looks into its database.
-pub(crate) struct TestService {
-    pub(crate) sql: Sql,
-    place: Place,
-    addr: SocketAddr,
-    channel: Channel,
-    shutdown: CancellationToken,
-    running: JoinHandle<Result<()>>,
+    fn deref(&self) -> &RunningService {
+        &self.0
+    }
 }
 
 impl TestService {
@@ -90,87 +67,47 @@ impl TestService {
 
     /// Starts it with this topic of users, which is there.
     pub(crate) async fn start_on(name: String, options: &[&str]) -> Result<Self> {
-        let database_url = Addresses::shared().create_database(&name).await?;
-        migrate(&database_url.as_str().into(), &MIGRATIONS)
-            .await
-            .map_err(Error::from_boxed)?;
-        Self::start_at(Place { name, database_url }, options).await
+        let database_url = RunningService::create_database::<OrderService>(&name).await?;
+        Self::start_at(&name, &database_url, options).await
     }
 
     /// Starts another replica of it, with further options.
     pub(crate) async fn replica(&self, options: &[&str]) -> Result<Self> {
-        Self::start_at(self.place.clone(), options).await
+        Self::start_at(&self.name, &self.database_url, options).await
     }
 
     /// Ends it, and starts it anew.
     pub(crate) async fn restart(self) -> Result<Self> {
-        let place = self.place.clone();
+        let (name, database_url) = (self.name.clone(), self.database_url.clone());
         self.stop().await?;
-        Self::start_at(place, &[]).await
+        Self::start_at(&name, &database_url, &[]).await
     }
 
-    async fn start_at(place: Place, options: &[&str]) -> Result<Self> {
-        let usual = [
-            ["order-service", "--listen-addr=127.0.0.1:0"],
-            ["--database-url", &place.database_url],
-            ["--kafka-brokers", Addresses::shared().brokers()],
-            ["--orders-topic", ORDERS_TOPIC],
-            ["--users-topic", &place.name],
-            ["--consumer-group", &place.name],
-        ];
-        let arguments = usual.as_flattened().iter().chain(options);
-        let mut problems = Problems::default();
-        let options = Serve::try_parse_from(arguments)?.options;
-        let config = options.check(&mut problems);
-        let config = problems.into_result(config)?;
-        let service = OrderService::bind(config).await?;
-        let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
-        let running = service.run(shutdown.clone());
-        Ok(Self {
-            sql: Sql::connect(&place.database_url).await?,
-            place,
-            addr,
-            channel: Channel::from_shared(format!("http://{addr}"))?.connect_lazy(),
-            running: tokio::spawn(async { running.await.map_err(Error::from_boxed) }),
-            shutdown,
-        })
-    }
-
-    /// The key that signs its tokens.
-    pub(crate) async fn token_key(&self) -> Result<TokenKey> {
-        let pool = database::pool(&self.place.database_url.as_str().into(), 1);
-        Ok(TokenKey::load(&mut *pool.get().await?).await?)
+    async fn start_at(name: &str, database_url: &str, options: &[&str]) -> Result<Self> {
+        let topics = ["--orders-topic", ORDERS_TOPIC, "--users-topic", name];
+        let options = [&topics, options].concat();
+        let running = RunningService::start::<OrderService>(name, database_url, &options);
+        Ok(Self(running.await?))
     }
 
     /// Ends it, which takes no longer than the calls in flight.
     pub(crate) async fn stop(self) -> Result<()> {
-        self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.running)
-            .await
-            .context("it does not end")??
+        self.0.stop().await
     }
 
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
-    }
-
-    /// A connection of one's own.
-    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
-        Ok(Channel::from_shared(format!("http://{}", self.addr))?)
+    /// The key that signs its tokens.
+    pub(crate) async fn token_key(&self) -> Result<TokenKey> {
+        let pool = database::pool(&self.database_url.as_str().into(), 1);
+        Ok(TokenKey::load(&mut *pool.get().await?).await?)
     }
 
     /// The topic of the users that it follows, and the name under which it does.
     pub(crate) fn topic(&self) -> &str {
-        &self.place.name
+        &self.name
     }
 
     pub(crate) fn database_url(&self) -> &str {
-        &self.place.database_url
-    }
-
-    /// Another session with its database, for a transaction that stays open for a while.
-    pub(crate) async fn session(&self) -> Result<Sql> {
-        Sql::connect(&self.place.database_url).await
+        &self.database_url
     }
 
     pub(crate) fn orders(&self) -> OrderServiceClient<Channel> {
@@ -254,7 +191,7 @@ impl TestService {
             (header::TYPE, USER_DELETED),
             (header::AGGREGATE_VERSION, &*version),
         ];
-        let topic = &self.place.name;
+        let topic = &self.name;
         Addresses::shared()
             .write_record(topic, Some(key.as_bytes()), None, &headers)
             .await
@@ -262,7 +199,7 @@ impl TestService {
 
     /// Builds `users_cache` anew, as the subcommand does.
     pub(crate) async fn rebuild(&self) -> Result<()> {
-        let url = self.place.database_url.as_str().into();
+        let url = self.database_url.as_str().into();
         let (mut conn, mut follower) = (connect_once(&url).await?, connect_once(&url).await?);
         let projection = UsersProjection {
             orders_topic: ORDERS_TOPIC.to_owned(),
@@ -271,8 +208,8 @@ impl TestService {
         };
         let options = RebuildOptions {
             brokers: Addresses::shared().brokers().to_owned(),
-            name: self.place.name.clone(),
-            topic: self.place.name.clone(),
+            name: self.name.clone(),
+            topic: self.name.clone(),
         };
         projection::rebuild(&mut conn, &mut follower, &projection, &options).await?;
         Ok(())
@@ -285,7 +222,7 @@ impl TestService {
         payload: &[u8],
         headers: &[(&str, &str)],
     ) -> Result<()> {
-        let (topic, key) = (&self.place.name, Some(key.as_bytes()));
+        let (topic, key) = (&self.name, Some(key.as_bytes()));
         Addresses::shared()
             .write_record(topic, key, Some(payload), headers)
             .await
@@ -321,16 +258,6 @@ impl TestService {
                         and query ilike 'select%from%users_cache%'";
         self.sql.wait_for(looked, 1).await
     }
-}
-
-/// The first answer that does not ask for a repeat.
-async fn at_last<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
-    let answer = async || match call().await {
-        Err(status) if status.get_details_retry_info().is_some() => Ok(None),
-        result => Ok(Some(result)),
-    };
-    let answer = eventually("an answer", answer).await;
-    answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
 }
 
 /// The token of one who has seen this version of a user.
@@ -376,12 +303,20 @@ pub(crate) async fn insert_orders(sql: &Sql, user: &User, count: i32) -> Result<
     Ok(())
 }
 
-/// The next version of a user, changed or deleted.
-pub(crate) fn next_version(user: &User, deleted: bool) -> User {
+/// The next version of a user.
+pub(crate) fn next_version(user: &User) -> User {
     User {
         version: user.version + 1,
-        deleted,
+        deleted: false,
         ..user.clone()
+    }
+}
+
+/// The version after which there is none.
+pub(crate) fn deleted_version(user: &User) -> User {
+    User {
+        deleted: true,
+        ..next_version(user)
     }
 }
 
@@ -416,9 +351,5 @@ pub(crate) fn assert_refused<T: Debug>(
 /// Checks a refusal's code and reason; returns the other details.
 #[track_caller]
 pub(crate) fn assert_refusal(status: &Status, code: Code, reason: &str) -> ErrorDetails {
-    let details = status.get_error_details();
-    let info = details.error_info().expect("every error has an ErrorInfo");
-    assert_eq!((status.code(), info.reason.as_str()), (code, reason));
-    assert_eq!(info.domain, order_service::NAME);
-    details
+    testkit::assert_refusal(status, order_service::NAME, code, reason)
 }

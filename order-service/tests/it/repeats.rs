@@ -7,7 +7,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::harness::{
-    EVENTS, ORDERS, TestService, assert_refused, money, next_version, request, user,
+    EVENTS, ORDERS, TestService, assert_refused, deleted_version, money, request, user,
 };
 
 const KEPT_ANSWERS: &str = "select count(*) from request_ids";
@@ -26,7 +26,7 @@ async fn a_repeat_gets_the_first_answer_also_when_the_user_is_gone() -> Result<(
     let request = repeatable(user.user_id);
     let first = service.create(request.clone()).await?;
     assert_eq!(service.create(request.clone()).await?, first);
-    let deleted = next_version(&user, true);
+    let deleted = deleted_version(&user);
     service.tell(&deleted).await?;
     service.wait_for_version(&deleted).await?;
     // The order was cancelled meanwhile; its first answer stays what it was.

@@ -49,7 +49,7 @@ fn versions() -> Vec<User> {
         version.email = format!("u{number}@example.com");
         for _ in 0..number % 4 {
             history.push(version.clone());
-            version = next_version(&version, false);
+            version = next_version(&version);
             version.name = format!("{} {}", version.name, version.version);
         }
         version.deleted = number % 3 == 0;
@@ -95,7 +95,7 @@ async fn a_replay_with_repeated_and_outdated_records_leaves_the_newest_users() -
         let (.., version, deleted) = &live[&user.user_id];
         user.version == *version && !deleted
     });
-    let newer: Vec<User> = newer.map(|user| next_version(user, false)).collect();
+    let newer: Vec<User> = newer.map(next_version).collect();
     tell_all(&service, &newer).await?;
     let first = history.len() as i64;
     history.extend(newer);

@@ -10,8 +10,8 @@ use tonic::{Code, Request, metadata::MetadataValue};
 use uuid::Uuid;
 
 use crate::harness::{
-    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, next_version, request,
-    token_of, user,
+    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, deleted_version, next_version,
+    request, token_of, user,
 };
 
 /// An order of one who has seen this version of the user.
@@ -41,8 +41,8 @@ async fn a_call_waits_until_the_user_of_its_token_has_arrived() -> Result<()> {
 async fn an_older_version_than_the_tokens_is_not_enough_and_a_newer_one_is() -> Result<()> {
     let service = TestService::start_with("versions", &WAIT_LONG).await?;
     let first = service.known_user().await?;
-    let second = next_version(&first, false);
-    let third = next_version(&second, true);
+    let second = next_version(&first);
+    let third = deleted_version(&second);
     // Had the first version been enough, the order would be placed: the user lived then.
     let arriving = async {
         service.wait_for_waiting_call().await?;
@@ -58,7 +58,7 @@ async fn an_older_version_than_the_tokens_is_not_enough_and_a_newer_one_is() -> 
 async fn a_version_that_does_not_arrive_in_time_is_lag_and_worth_a_retry() -> Result<()> {
     let service = TestService::start_with("lag", &["--token-wait-ms=100"]).await?;
     let known = service.known_user().await?;
-    for late in [user(), next_version(&known, false)] {
+    for late in [user(), next_version(&known)] {
         let status = service.create(request_after(&late)).await;
         let status = status.expect_err("nothing has arrived");
         let details = assert_refusal(&status, Code::Unavailable, "PROJECTION_LAGGING");
@@ -69,7 +69,7 @@ async fn a_version_that_does_not_arrive_in_time_is_lag_and_worth_a_retry() -> Re
     }
     assert_eq!(service.sql.count(ORDERS).await?, 0);
     // As the hint says: once it has arrived, the same call succeeds.
-    let late = next_version(&known, false);
+    let late = next_version(&known);
     service.tell(&late).await?;
     service.wait_for_version(&late).await?;
     service.create(request_after(&late)).await?;
@@ -138,7 +138,7 @@ async fn a_token_in_the_metadata_is_waited_for_as_one_in_the_field() -> Result<(
 async fn the_token_in_the_field_counts_before_that_in_the_metadata() -> Result<()> {
     let service = TestService::start_with("field", &["--token-wait-ms=100"]).await?;
     let known = service.known_user().await?;
-    let late = next_version(&known, false);
+    let late = next_version(&known);
     let call = carrying(request_after(&known), &token_of(&late))?;
     service.orders().create_order(call).await?;
     let garbage = carrying(request_after(&known), "garbage")?;
@@ -173,7 +173,7 @@ async fn a_token_in_the_metadata_that_is_none_is_named_as_it_was_sent() -> Resul
 async fn the_token_of_an_update_waits_for_the_update() -> Result<()> {
     let service = TestService::start_with("update", &WAIT_LONG).await?;
     let first = service.known_user().await?;
-    let second = next_version(&first, false);
+    let second = next_version(&first);
     let arriving = async {
         service.wait_for_waiting_call().await?;
         assert_eq!(service.sql.count(ORDERS).await?, 0);
@@ -193,7 +193,7 @@ async fn the_token_of_a_deletion_says_deleted_and_never_unknown() -> Result<()> 
     let service = TestService::start_with("deletion", &options).await?;
     // Of one user nothing was heard so far, of the other the time before.
     for user in [user(), service.known_user().await?] {
-        let deleted = next_version(&user, true);
+        let deleted = deleted_version(&user);
         let arriving = async {
             service.wait_for_waiting_call().await?;
             service.tell(&user).await?;

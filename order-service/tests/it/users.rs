@@ -8,7 +8,8 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::harness::{
-    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, next_version, request, user,
+    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, deleted_version, next_version,
+    request, user,
 };
 
 const DEAD: &str = "select count(*) from dead_letters";
@@ -55,7 +56,7 @@ async fn a_deleted_user_can_not_order_and_a_retry_would_not_help() -> Result<()>
     let service = TestService::start("deleted").await?;
     let user = service.known_user().await?;
     service.order(&user).await?;
-    let deleted = next_version(&user, true);
+    let deleted = deleted_version(&user);
     service.tell(&deleted).await?;
     service.wait_for_version(&deleted).await?;
     let refused = service.create(request(user.user_id)).await;
@@ -73,8 +74,8 @@ async fn a_deleted_user_can_not_order_and_a_retry_would_not_help() -> Result<()>
 async fn a_stale_record_does_not_bring_a_deleted_user_back() -> Result<()> {
     let service = TestService::start("stale").await?;
     let first = service.known_user().await?;
-    let second = next_version(&first, false);
-    let deleted = next_version(&second, true);
+    let second = next_version(&first);
+    let deleted = deleted_version(&second);
     for record in [&second, &deleted, &second, &first, &deleted, &first] {
         service.tell(record).await?;
     }
@@ -177,7 +178,7 @@ async fn a_tombstone_tells_of_a_deletion_when_nothing_else_does() -> Result<()> 
     let user = service.known_user().await?;
     service.order(&user).await?;
     service.write_tombstone(&user, user.version + 1).await?;
-    service.wait_for_version(&next_version(&user, true)).await?;
+    service.wait_for_version(&deleted_version(&user)).await?;
     let refused = service.create(request(user.user_id)).await;
     assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
     let open = "select count(*) from orders where state = 'created'";

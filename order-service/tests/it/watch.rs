@@ -17,7 +17,8 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 use uuid::Uuid;
 
 use crate::harness::{
-    TestService, assert_refusal, assert_refused, cancellation, insert_orders, next_version, request,
+    TestService, assert_refusal, assert_refused, cancellation, deleted_version, insert_orders,
+    request,
 };
 
 /// What a caller of WatchOrders reads.
@@ -127,7 +128,7 @@ async fn a_watch_begins_with_every_order_and_goes_on_with_each_change() -> Resul
     // Both that are still open end with their user.
     let fourth = service.order(&ada).await?;
     assert_eq!(watch.next().await?, fourth);
-    service.tell(&next_version(&ada, true)).await?;
+    service.tell(&deleted_version(&ada)).await?;
     let ended = watch.take(2).await?;
     assert_eq!(ids(&ended)?, ids([&third, &fourth])?);
     for order in ended {

@@ -126,9 +126,9 @@ async fn refuse_a_second_call(refusals: &mut Refusals) -> Result<()> {
 
 /// What the database has to answer for, in a way that nobody gets over.
 async fn refuse_for_the_database(service: &TestService, refusals: &mut Refusals) -> Result<()> {
-    service.set_read_only(true).await?;
+    service.make_read_only().await?;
     refusals.add(service.create(request("dora")).await)?;
-    service.set_read_only(false).await?;
+    service.make_writable().await?;
     let other_schema = "alter table users rename column update_time to secret_column";
     service.sql.batch_execute(other_schema).await?;
     // Some connections may still be of the time before.

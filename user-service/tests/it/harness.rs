@@ -1,12 +1,10 @@
 //! A user-service that runs in this process, with a database and a topic of its own, and what the
 //! tests do to it.
 
-use std::{fmt::Debug, net::SocketAddr};
+use std::{fmt::Debug, ops::Deref};
 
-use anyhow::{Context as _, Error, Result};
-use clap::Parser;
-use devstack::{Addresses, PATIENCE, Sql, eventually};
-use program::Problems;
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, Sql};
 use prost_types::FieldMask;
 use proto::{
     events,
@@ -16,12 +14,11 @@ use proto::{
         user_service_client::UserServiceClient,
     },
 };
-use service_kit::database::migrate;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use testkit::RunningService;
+pub(crate) use testkit::at_last;
 use tonic::{Code, Status, transport::Channel};
-use tonic_types::{ErrorDetails, StatusExt as _};
-use user_service::{MIGRATIONS, UserService, config::ServeOptions};
+use tonic_types::ErrorDetails;
+use user_service::UserService;
 
 /// Counts of the users, and of the events that tell of them.
 pub(crate) const USERS: &str = "select count(*) from users";
@@ -35,26 +32,15 @@ pub(crate) const USERS_TOPIC: &str = "users.test";
 /// no reason to end a call.
 pub(crate) const CROWDED: &[&str] = &["--database-pool-size=4", "--max-deadline-ms=60000"];
 
-/// The command line of `serve`; what is given later wins.
-#[derive(Parser)]
-#[command(args_override_self = true)]
-struct Serve {
-    #[command(flatten)]
-    options: ServeOptions,
-}
+/// A user-service; its name is also that of the topic of the orders that it follows.
+pub(crate) struct TestService(RunningService);
 
-/// A user-service, and the session that looks into its database.
-pub(crate) struct TestService {
-    pub(crate) addr: SocketAddr,
-    pub(crate) sql: Sql,
-    pub(crate) shutdown: CancellationToken,
-    /// The topic of the orders that it follows.
-    pub(crate) orders_topic: String,
-    channel: Channel,
-    pub(crate) database_url: String,
-    /// With which it was started.
-    arguments: Vec<String>,
-    running: JoinHandle<Result<()>>,
+impl Deref for TestService {
+    type Target = RunningService;
+
+    fn deref(&self) -> &RunningService {
+        &self.0
+    }
 }
 
 /// A row of the outbox.
@@ -83,76 +69,26 @@ impl TestService {
 
     /// Starts it with this topic of orders, which is there.
     pub(crate) async fn start_on(name: String, options: &[&str]) -> Result<Self> {
-        let servers = Addresses::shared();
-        let database_url = servers.create_database(&name).await?;
-        migrate(&database_url.as_str().into(), &MIGRATIONS)
-            .await
-            .map_err(Error::from_boxed)?;
-        let usual = [
-            ["user-service", "--listen-addr=127.0.0.1:0"],
-            ["--database-url", &database_url],
-            ["--kafka-brokers", servers.brokers()],
-            ["--users-topic", USERS_TOPIC],
-            ["--orders-topic", &name],
-            ["--consumer-group", &name],
-        ];
-        let arguments = usual.as_flattened().iter().chain(options);
-        let arguments = arguments.map(|&text| text.to_owned()).collect();
-        Self::serve(database_url, name, arguments).await
-    }
-
-    async fn serve(
-        database_url: String,
-        orders_topic: String,
-        arguments: Vec<String>,
-    ) -> Result<Self> {
-        let mut problems = Problems::default();
-        let options = Serve::try_parse_from(&arguments)?.options;
-        let config = options.check(&mut problems);
-        let config = problems.into_result(config)?;
-        let service = UserService::bind(config).await?;
-        let (addr, shutdown) = (service.local_addr(), CancellationToken::new());
-        let running = service.run(shutdown.clone());
-        Ok(Self {
-            addr,
-            sql: Sql::connect(&database_url).await?,
-            running: tokio::spawn(async { running.await.map_err(Error::from_boxed) }),
-            shutdown,
-            orders_topic,
-            channel: Channel::from_shared(format!("http://{addr}"))?.connect_lazy(),
-            database_url,
-            arguments,
-        })
+        let database_url = RunningService::create_database::<UserService>(&name).await?;
+        let topics = ["--users-topic", USERS_TOPIC, "--orders-topic", &name];
+        let options = [&topics, options].concat();
+        let running = RunningService::start::<UserService>(&name, &database_url, &options);
+        Ok(Self(running.await?))
     }
 
     /// Ends it, and starts another one on the same database.
     pub(crate) async fn restart(self) -> Result<Self> {
-        let (database_url, orders_topic) = (self.database_url.clone(), self.orders_topic.clone());
-        let arguments = self.arguments.clone();
-        self.stop().await?;
-        Self::serve(database_url, orders_topic, arguments).await
+        Ok(Self(self.0.restart::<UserService>().await?))
     }
 
     /// Ends it, which takes no longer than the calls in flight.
     pub(crate) async fn stop(self) -> Result<()> {
-        self.shutdown.cancel();
-        self.ended().await
+        self.0.stop().await
     }
 
     /// Waits until it has ended.
     pub(crate) async fn ended(self) -> Result<()> {
-        tokio::time::timeout(PATIENCE, self.running)
-            .await
-            .context("it does not end")??
-    }
-
-    /// Whether it has ended; its process would be gone, and all calls with it.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.running.is_finished()
-    }
-
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.0.ended().await
     }
 
     pub(crate) fn users(&self) -> UserServiceClient<Channel> {
@@ -237,19 +173,26 @@ impl TestService {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Makes the database refuse all writes of new sessions, or no longer, and ends those that are
-    /// there, as a failover to a standby does.
-    pub(crate) async fn set_read_only(&self, read_only: bool) -> Result<()> {
-        let name: String = self
-            .sql
-            .query_one("select current_database()", &[])
-            .await?
-            .get(0);
-        let sql =
-            format!("alter database \"{name}\" set default_transaction_read_only = {read_only}");
+    /// Makes the database refuse all writes of new sessions, and ends those that are there, as a
+    /// failover to a standby does.
+    pub(crate) async fn make_read_only(&self) -> Result<()> {
+        self.restart_sessions_with("set default_transaction_read_only = on")
+            .await
+    }
+
+    /// Makes it take writes again, as another failover does.
+    pub(crate) async fn make_writable(&self) -> Result<()> {
+        self.restart_sessions_with("reset default_transaction_read_only")
+            .await
+    }
+
+    async fn restart_sessions_with(&self, setting: &str) -> Result<()> {
+        let name = self.sql.query_one("select current_database()", &[]).await?;
+        let name: String = name.get(0);
         self.sql
             .batch_execute("set transaction_read_only = off")
             .await?;
+        let sql = format!("alter database \"{name}\" {setting}");
         self.sql.batch_execute(&sql).await?;
         for pid in self.sessions().await? {
             self.sql
@@ -261,7 +204,7 @@ impl TestService {
 
     /// Keeps every call that needs the users waiting.
     pub(crate) async fn lock_users(&self) -> Result<UsersLock> {
-        let session = Sql::connect(&self.database_url).await?;
+        let session = self.session().await?;
         let sql = "begin; lock table users in access exclusive mode";
         session.batch_execute(sql).await?;
         Ok(UsersLock(session))
@@ -282,17 +225,6 @@ impl UsersLock {
     pub(crate) async fn release(self) -> Result<()> {
         Ok(self.0.batch_execute("rollback").await?)
     }
-}
-
-/// Calls as a client should: repeats what is refused with a RetryInfo, as when another call with
-/// its request id is in flight, or when too many want a connection at once.
-pub(crate) async fn at_last<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
-    let answer = async || match call().await {
-        Err(status) if status.get_details_retry_info().is_some() => Ok(None),
-        result => Ok(Some(result)),
-    };
-    let answer = eventually("an answer", answer).await;
-    answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
 }
 
 /// A good request to create a user of this name.
@@ -345,9 +277,5 @@ pub(crate) fn assert_refused<T: Debug>(
 /// Checks a refusal's code and reason; returns the other details.
 #[track_caller]
 pub(crate) fn assert_refusal(status: &Status, code: Code, reason: &str) -> ErrorDetails {
-    let details = status.get_error_details();
-    let info = details.error_info().expect("every error has an ErrorInfo");
-    assert_eq!((status.code(), info.reason.as_str()), (code, reason));
-    assert_eq!(info.domain, user_service::NAME);
-    details
+    testkit::assert_refusal(status, user_service::NAME, code, reason)
 }

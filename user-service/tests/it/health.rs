@@ -64,9 +64,9 @@ async fn health_follows_the_database_and_tells_the_calls_from_the_projection() -
 async fn a_database_that_is_read_only_is_not_serving() -> Result<()> {
     let service = TestService::start("standby").await?;
     wait_for(&service, [Serving; 3]).await?;
-    service.set_read_only(true).await?;
+    service.make_read_only().await?;
     wait_for(&service, [NotServing, NotServing, Serving]).await?;
-    service.set_read_only(false).await?;
+    service.make_writable().await?;
     wait_for(&service, [Serving; 3]).await?;
     service.stop().await
 }

@@ -1,16 +1,16 @@
 //! Records of orders that can't be applied: each kind goes aside as it was found, and the order right
 //! behind it is counted.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, NewRecord, PATIENCE, Sql};
+use devstack::{Addresses, NewRecord};
 use proto::events::{ORDER_CREATED, Order, header};
+use testkit::{Header, Kind, median};
 use uuid::Uuid;
 
 use crate::{harness::TestService, summaries::order};
 
-type Header = (&'static str, &'static str);
 const SPEC: Header = (header::SPEC_VERSION, "1.0");
 const CREATED: Header = (header::TYPE, ORDER_CREATED);
 
@@ -18,16 +18,6 @@ const CREATED: Header = (header::TYPE, ORDER_CREATED);
 const MANY: usize = 1_000;
 /// What the constraint of these tests refuses, and no other.
 const REFUSED_AMOUNT: &str = "13.00";
-
-/// A record that can't be applied.
-struct Kind {
-    what: &'static str,
-    /// None where it is passed over.
-    class: Option<&'static str>,
-    key: Option<Vec<u8>>,
-    payload: Option<Vec<u8>>,
-    headers: Vec<Header>,
-}
 
 fn kinds() -> Result<Vec<Kind>> {
     let good = new_order("19.90")?;
@@ -40,13 +30,7 @@ fn kinds() -> Result<Vec<Kind>> {
             ..good.clone()
         })
     };
-    let kind = |what, class, key, payload, headers: &[Header]| Kind {
-        what,
-        class,
-        key,
-        payload,
-        headers: headers.to_vec(),
-    };
+    let kind = Kind::new;
     let usual = [SPEC, CREATED];
     let random: Vec<u8> = (0..99_u8).map(|n| n.wrapping_mul(151) ^ 0xa5).collect();
     let in_no_state = String::from_utf8(payload()?)?.replace("created\"", "lost\"");
@@ -120,61 +104,6 @@ fn new_order(amount: &str) -> Result<Order> {
     order(&Uuid::nil().to_string(), amount, "EUR")
 }
 
-impl Kind {
-    fn record(&self) -> NewRecord<'_> {
-        NewRecord {
-            key: self.key.as_deref(),
-            payload: self.payload.as_deref(),
-            headers: &self.headers,
-            ..NewRecord::default()
-        }
-    }
-
-    /// Checks that it is set aside as it was, in the table and in the topic.
-    async fn check(
-        &self,
-        sql: &Sql,
-        class: &str,
-        offset: i64,
-        copy: &devstack::Record,
-    ) -> Result<()> {
-        let query =
-            "select key, payload, header_names, header_values, error_class, topic, partition
-                     from dead_letters where record_offset = $1";
-        let row = sql.query_opt(query, &[&offset]).await?;
-        let row = row.context("no dead letter")?;
-        let (names, values): (Vec<&str>, Vec<&[u8]>) = (self
-            .headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_bytes())))
-        .unzip();
-        assert_eq!(row.get::<_, Option<&[u8]>>(0), self.key.as_deref());
-        assert_eq!(row.get::<_, Option<&[u8]>>(1), self.payload.as_deref());
-        assert_eq!(row.get::<_, Vec<&str>>(2), names);
-        assert_eq!(row.get::<_, Vec<&[u8]>>(3), values);
-        assert_eq!(row.get::<_, &str>(4), class);
-
-        let key = String::from_utf8_lossy(self.key.as_deref().unwrap_or_default());
-        assert_eq!((&*copy.key, &copy.payload), (&*key, &self.payload));
-        let (own, added) = copy.headers.split_at(self.headers.len());
-        let own: Vec<_> = own.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-        assert_eq!(own, self.headers);
-        let (topic, offset) = (row.get::<_, String>(5), offset.to_string());
-        let partition = row.get::<_, i32>(6).to_string();
-        let origin = [
-            ("dlq_topic", &*topic),
-            ("dlq_partition", &*partition),
-            ("dlq_offset", &*offset),
-            ("dlq_class", class),
-        ];
-        for (name, value) in origin {
-            assert_eq!(copy.header(name), Some(value));
-        }
-        assert!(added.iter().any(|(name, _)| name == "dlq_error"));
-        Ok(())
-    }
-}
-
 /// A service with a topic of one partition that takes records without a key, and a topic for dead
 /// letters.
 async fn start() -> Result<(TestService, String)> {
@@ -194,32 +123,14 @@ async fn start() -> Result<(TestService, String)> {
 async fn time_to_hear(service: &TestService, before: &[NewRecord<'_>]) -> Result<Duration> {
     let order = new_order("19.90")?;
     let (key, payload) = (order.order_id.to_string(), serde_json::to_vec(&order)?);
-    let mut records = before.to_vec();
-    records.push(NewRecord {
+    let last = NewRecord {
         key: Some(key.as_bytes()),
         payload: Some(&payload),
         headers: &[SPEC, CREATED],
         ..NewRecord::default()
-    });
-    let started = Instant::now();
-    let servers = Addresses::shared();
-    servers
-        .write_records(&service.orders_topic, &records)
-        .await?;
-    let heard = format!("select count(*) from user_orders where order_id = '{key}'");
-    let hearing = async {
-        // Without a pause, which would be longer than what is measured.
-        while service.sql.count(&heard).await? == 0 {}
-        anyhow::Ok(started.elapsed())
     };
-    tokio::time::timeout(PATIENCE, hearing)
-        .await
-        .context("never heard")?
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+    let heard = format!("select count(*) from user_orders where order_id = '{key}'");
+    testkit::time_to_hear(service, before, last, &heard).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

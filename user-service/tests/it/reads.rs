@@ -9,24 +9,40 @@ use uuid::Uuid;
 
 use crate::harness::{TestService, assert_refused};
 
+/// A request for the users who are not deleted.
+fn live() -> ListUsersRequest {
+    ListUsersRequest::default()
+}
+
+/// A request for all users.
+fn all() -> ListUsersRequest {
+    ListUsersRequest {
+        show_deleted: true,
+        ..live()
+    }
+}
+
 async fn list(
     service: &TestService,
+    request: &ListUsersRequest,
     page_token: &str,
-    show_deleted: bool,
 ) -> Result<ListUsersResponse, Status> {
     let request = ListUsersRequest {
         page_size: 3,
         page_token: page_token.to_owned(),
-        show_deleted,
+        ..request.clone()
     };
     Ok(service.users().list_users(request).await?.into_inner())
 }
 
 /// The sizes of all pages, and the names on them.
-async fn read_all(service: &TestService, show_deleted: bool) -> Result<(Vec<usize>, Vec<String>)> {
+async fn read_all(
+    service: &TestService,
+    request: &ListUsersRequest,
+) -> Result<(Vec<usize>, Vec<String>)> {
     let (mut sizes, mut names, mut page_token) = (Vec::new(), Vec::new(), String::new());
     loop {
-        let page = list(service, &page_token, show_deleted).await?;
+        let page = list(service, request, &page_token).await?;
         sizes.push(page.users.len());
         names.extend(page.users.into_iter().map(|user| user.name));
         if page.next_page_token.is_empty() {
@@ -88,7 +104,7 @@ async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
 async fn pages_hold_every_user_exactly_once_the_oldest_first() -> Result<()> {
     let service = TestService::start("pages").await?;
     let mut names: Vec<String> = Vec::new();
-    assert_eq!(read_all(&service, false).await?, (vec![0], names.clone()));
+    assert_eq!(read_all(&service, &live()).await?, (vec![0], names.clone()));
     for (count, sizes) in [(6, vec![3, 3]), (7, vec![3, 3, 1])] {
         while names.len() < count {
             // Descending, so that an order by name would show.
@@ -96,7 +112,7 @@ async fn pages_hold_every_user_exactly_once_the_oldest_first() -> Result<()> {
             service.user(&name).await?;
             names.push(name);
         }
-        assert_eq!(read_all(&service, false).await?, (sizes, names.clone()));
+        assert_eq!(read_all(&service, &live()).await?, (sizes, names.clone()));
     }
     service.stop().await
 }
@@ -107,9 +123,9 @@ async fn a_user_who_comes_while_pages_are_read_moves_none_of_them() -> Result<()
     for name in ["a", "b", "c", "d"] {
         service.user(name).await?;
     }
-    let first = list(&service, "", false).await?;
+    let first = list(&service, &live(), "").await?;
     service.user("e").await?;
-    let second = list(&service, &first.next_page_token, false).await?;
+    let second = list(&service, &live(), &first.next_page_token).await?;
     let pages = first.users.iter().chain(&second.users);
     let names: Vec<&str> = pages.map(|user| user.name.as_str()).collect();
     assert_eq!(names, ["a", "b", "c", "d", "e"]);
@@ -125,10 +141,10 @@ async fn deleted_users_are_listed_only_where_they_are_asked_for() -> Result<()> 
             service.delete(&user).await?;
         }
     }
-    assert_eq!(read_all(&service, false).await?.1, ["a", "c", "d"]);
+    assert_eq!(read_all(&service, &live()).await?.1, ["a", "c", "d"]);
     // Of a deleted user there is no name.
-    assert_eq!(read_all(&service, true).await?.1, ["a", "", "c", "d"]);
-    let all = list(&service, "", true).await?.users;
+    assert_eq!(read_all(&service, &all()).await?.1, ["a", "", "c", "d"]);
+    let all = list(&service, &all(), "").await?.users;
     let deleted: Vec<bool> = all.iter().map(|user| user.delete_time.is_some()).collect();
     assert_eq!(deleted, [false, true, false]);
     service.stop().await
@@ -140,19 +156,19 @@ async fn a_page_token_that_is_damaged_or_of_another_list_is_refused() -> Result<
     for name in ["a", "b", "c", "d"] {
         service.user(name).await?;
     }
-    let token = list(&service, "", false).await?.next_page_token;
+    let token = list(&service, &live(), "").await?.next_page_token;
     let mut damaged = token.clone();
     let other = if &token[10..11] == "A" { "B" } else { "A" };
     damaged.replace_range(10..11, other);
-    for (page_token, show_deleted) in [
-        (damaged.as_str(), false),
-        (&token[..token.len() - 1], false),
-        ("1", false),
-        (&token, true),
+    for (page_token, request) in [
+        (damaged.as_str(), live()),
+        (&token[..token.len() - 1], live()),
+        ("1", live()),
+        (&token, all()),
     ] {
-        let page = list(&service, page_token, show_deleted).await;
+        let page = list(&service, &request, page_token).await;
         assert_refused(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
     }
-    assert_eq!(list(&service, &token, false).await?.users.len(), 1);
+    assert_eq!(list(&service, &live(), &token).await?.users.len(), 1);
     service.stop().await
 }

@@ -84,7 +84,7 @@ async fn tell_all(service: &TestService, orders: &[Order]) -> Result<()> {
     });
     let records: Vec<_> = records.collect();
     let servers = Addresses::shared();
-    servers.write_records(&service.orders_topic, &records).await
+    servers.write_records(&service.name, &records).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

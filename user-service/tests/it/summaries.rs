@@ -57,7 +57,7 @@ async fn write(service: &TestService, key: &str, payload: &str) -> Result<()> {
     let (key, payload) = (Some(key.as_bytes()), Some(payload.as_bytes()));
     let headers = [(header::SPEC_VERSION, "1.0"), (header::TYPE, ORDER_CREATED)];
     Addresses::shared()
-        .write_record(&service.orders_topic, key, payload, &headers)
+        .write_record(&service.name, key, payload, &headers)
         .await
 }
 
@@ -261,7 +261,7 @@ async fn tombstones_and_events_of_other_kinds_change_nothing() -> Result<()> {
         let key = Some(key.as_bytes());
         servers
             .write_record(
-                &service.orders_topic,
+                &service.name,
                 key,
                 payload,
                 &[(header::SPEC_VERSION, "1.0"), (header::TYPE, kind)],

@@ -210,11 +210,11 @@ async fn a_database_that_is_away_is_unavailable_and_worth_a_retry() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_read_only_is_unavailable_and_worth_a_retry() -> Result<()> {
     let service = TestService::start("read_only").await?;
-    service.set_read_only(true).await?;
+    service.make_read_only().await?;
     let refused = service.create(request("ada")).await;
     let details = assert_refused(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
     assert!(details.retry_info().is_some());
-    service.set_read_only(false).await?;
+    service.make_writable().await?;
     service.create_at_last(&request("ada")).await?;
     service.stop().await
 }

@@ -7,7 +7,8 @@ use devstack::{Addresses, NewRecord, eventually};
 use projection::{PartitionStatus, RebuildOptions, status};
 use rdkafka::{
     ClientConfig,
-    producer::{BaseProducer, BaseRecord, Producer as _},
+    error::KafkaResult,
+    producer::{BaseProducer, BaseRecord, Producer},
 };
 
 use crate::harness::{DEAD, Setup, TOTAL};
@@ -101,8 +102,11 @@ async fn status_counts_what_waits_and_tells_how_old_the_oldest_is() -> Result<()
     Ok(())
 }
 
-/// Writes a record in a transaction, which is then committed or not.
-fn write_in_transaction(setup: &Setup, is_committed: bool) -> Result<()> {
+/// Writes a record in a transaction, which `end` then commits or aborts.
+fn write_in_transaction(
+    setup: &Setup,
+    end: fn(&BaseProducer, Duration) -> KafkaResult<()>,
+) -> Result<()> {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", Addresses::shared().brokers())
         .set("transactional.id", &setup.name)
@@ -114,12 +118,7 @@ fn write_in_transaction(setup: &Setup, is_committed: bool) -> Result<()> {
     let sent = producer.send(record.payload("{}"));
     sent.map_err(|(err, _)| err)?;
     producer.flush(TIMEOUT)?;
-    if is_committed {
-        producer.commit_transaction(TIMEOUT)?;
-    } else {
-        producer.abort_transaction(TIMEOUT)?;
-    }
-    Ok(())
+    Ok(end(&producer, TIMEOUT)?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +128,7 @@ async fn offsets_without_a_record_are_not_waited_for() -> Result<()> {
     setup.write_at(0, began_ms).await?;
     setup.apply(1).await?;
     // Offset 1 and the marker of its end, which nobody sees.
-    write_in_transaction(&setup, false)?;
+    write_in_transaction(&setup, Producer::abort_transaction)?;
     let status = setup.status_with_end(3).await?;
     assert_eq!(status[0].next_offset, Some(1));
     assert_eq!((status[0].lag_records, status[0].lag_s), (0, 0.0));
@@ -138,7 +137,7 @@ async fn offsets_without_a_record_are_not_waited_for() -> Result<()> {
     assert_eq!(lags(&setup.status().await?), [1]);
     setup.apply(2).await?;
     // Offset 4 is a record, and 5 its marker.
-    write_in_transaction(&setup, true)?;
+    write_in_transaction(&setup, Producer::commit_transaction)?;
     assert_eq!(lags(&setup.status_with_end(6).await?), [2]);
     let running = setup.follow();
     setup.sql.wait_for(DEAD, 1).await?;

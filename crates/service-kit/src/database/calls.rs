@@ -3,11 +3,33 @@ use std::{
     sync::Arc,
 };
 
+use clap::Args;
 use diesel_async::AsyncPgConnection;
+use program::number;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
 
-use super::{Pool, PooledConnection};
-use crate::{call_error::CallError, token_key::TokenKey};
+use super::{DatabaseOptions, Pool, PooledConnection, pool};
+use crate::{CallError, TokenKey};
+
+/// How many calls may use the database.
+#[derive(Args, Clone, Debug)]
+pub struct CallOptions {
+    /// Connections to the database at most; more than its cores can use only queue there
+    #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "16", value_parser = number(1..=1_000_usize))]
+    database_pool_size: usize,
+    /// Calls that may use the database or wait for it at once; others are told at once to come later
+    #[arg(long, env = "MAX_CALLS", default_value = "256", value_parser = number(1..=100_000_usize))]
+    max_calls: usize,
+}
+
+impl CallOptions {
+    /// Opens the database for calls.
+    pub fn open(&self, database: &DatabaseOptions) -> CallDatabase {
+        let pool = pool(database.url(), self.database_pool_size);
+        CallDatabase::new(pool, self.max_calls)
+    }
+}
 
 /// The database as calls see it: with a limit on those that use it or wait for it, over all
 /// connections of all clients. It is here and not at the door, because calls that wait for events hold
@@ -21,6 +43,7 @@ pub struct CallDatabase {
     pool: Pool,
     places: Arc<Semaphore>,
     token_key: Arc<OnceCell<TokenKey>>,
+    writes: TaskTracker,
 }
 
 /// A connection, and its place among the calls that may have or want one.
@@ -36,10 +59,34 @@ impl CallDatabase {
             pool,
             places: Arc::new(Semaphore::new(max_calls)),
             token_key: Arc::default(),
+            writes: TaskTracker::new(),
         }
     }
 
-    /// A connection for one call.
+    /// The writes that go on, whether or not their callers are still there.
+    pub fn writes(&self) -> TaskTracker {
+        self.writes.clone()
+    }
+
+    /// Runs `write` to its end even when the caller goes away in the middle of it.
+    ///
+    /// # Panics
+    /// If `write` does.
+    pub(crate) async fn run_to_completion<T: Send + 'static>(
+        &self,
+        write: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        match self.writes.spawn(write).await {
+            Ok(result) => result,
+            Err(err) => match err.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    /// A connection for one call that reads; a write goes through [`mutate`](Self::mutate).
     ///
     /// # Errors
     /// [`CallError::Overloaded`] if there is no room, or the database's.

@@ -2,15 +2,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::{
-    database::{DatabaseError, PoolError},
+use super::{
+    Refusal, Violations,
     reasons::{
         DATABASE_UNAVAILABLE, DEADLINE_EXCEEDED, ETAG_MISMATCH, OVERLOADED, PAGE_TOKEN_INVALID,
         REQUEST_ID_REUSED, REQUEST_IN_FLIGHT,
     },
-    refusal::Refusal,
-    violations::Violations,
 };
+use crate::database::{DatabaseError, PoolError};
 
 /// A repeat is likely through by then.
 const IN_FLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);

@@ -4,10 +4,9 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
 
-use crate::{
-    reason::Reason,
+use super::{
+    Reason, Violations,
     reasons::{INTERNAL, VALIDATION_FAILED},
-    violations::Violations,
 };
 
 /// An error as a client sees it: a code for its retry policy, a reason for its code, a message for

@@ -1,0 +1,187 @@
+//! Reads the command line and the environment, and reports every mistake in them at once.
+//!
+//! clap stops at the first mistake. Here the argument that it names is replaced by one that accepts
+//! anything, and the command is parsed again, until only mistakes of the command line itself are left.
+
+use clap::{
+    Arg, ArgMatches, Command, Parser,
+    builder::{Resettable, ValueParser},
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use crate::{config::Problems, exit};
+
+/// An argument that is also a variable.
+struct Setting {
+    long: String,
+    variable: String,
+    /// The variables that can be given instead.
+    alternatives: Vec<String>,
+    /// It is given by its variable, empty, although it has no default that this could override.
+    is_empty: bool,
+}
+
+/// Why a setting cannot be used.
+struct Mistake {
+    variable: String,
+    reason: String,
+}
+
+/// Parses the command line and the environment.
+///
+/// Ends the process with 64 after one line for each mistake, and with 0 after `--help` or `--version`.
+///
+/// An empty variable counts as not set where its setting has no default. Where it is one of two
+/// alternatives it is a mistake: nothing says which of them is meant.
+pub fn parse<C: Parser>() -> C {
+    let settings = settings(&C::command());
+    let is_empty = |arg: &Arg| setting_of(&settings, arg).is_some_and(|setting| setting.is_empty);
+    let mut command = map_args(C::command(), &|arg| {
+        if is_empty(&arg) {
+            arg.env(Resettable::Reset)
+        } else {
+            arg
+        }
+    });
+    let mut mistakes: Vec<Mistake> = Vec::new();
+    // Each round finds a mistake in a setting that had none before, or is the last.
+    loop {
+        let err = match command.clone().try_get_matches_from(std::env::args_os()) {
+            Ok(mut matches) if mistakes.is_empty() => match C::from_arg_matches_mut(&mut matches) {
+                Ok(options) => return options,
+                Err(err) => exit::end_with_usage(&err.format(&mut command)),
+            },
+            Ok(matches) => report(mistakes, &C::command(), &matches),
+            Err(err) => err,
+        };
+        let known = mistakes.len();
+        for mistake in mistakes_in(&err, &settings) {
+            if mistakes.iter().all(|m| m.variable != mistake.variable) {
+                mistakes.push(mistake);
+            }
+        }
+        if mistakes.len() == known {
+            exit::end_with_usage(&err);
+        }
+        command = map_args(command, &|arg| match setting_of(&settings, &arg) {
+            Some(s) if mistakes.iter().any(|m| m.variable == s.variable) => lenient(&arg, s),
+            _ => arg,
+        });
+    }
+}
+
+/// Ends the process with every mistake, in the order in which the matched subcommand declares its
+/// settings.
+fn report(mistakes: Vec<Mistake>, command: &Command, matches: &ArgMatches) -> ! {
+    let mut declared = Vec::new();
+    let (mut command, mut matches) = (Some(command), Some(matches));
+    while let (Some(parent), Some(of_parent)) = (command, matches) {
+        declared.extend(settings_of(parent).map(|setting| setting.variable));
+        let (name, of_child) = of_parent.subcommand().unzip();
+        (command, matches) = (name.and_then(|name| parent.find_subcommand(name)), of_child);
+    }
+    let mut mistakes = mistakes;
+    mistakes.sort_by_key(|m| declared.iter().position(|variable| *variable == m.variable));
+    let mut problems = Problems::default();
+    for Mistake { variable, reason } in mistakes {
+        problems.add(variable, reason);
+    }
+    exit::end_with(&problems.into_error())
+}
+
+/// The settings that `err` is about; none if it is about the command line.
+fn mistakes_in(err: &clap::Error, settings: &[Setting]) -> Vec<Mistake> {
+    let arguments = match err.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => std::slice::from_ref(argument),
+        Some(ContextValue::Strings(arguments)) => arguments,
+        _ => return Vec::new(),
+    };
+    let named = |argument: &String| {
+        // As in `--listen-addr <LISTEN_ADDR>`.
+        let long = argument.strip_prefix("--")?.split(' ').next()?;
+        settings.iter().find(|setting| setting.long == long)
+    };
+    let found: Option<Vec<&Setting>> = arguments.iter().map(named).collect();
+    let mistake = |setting: &Setting| {
+        Some(Mistake {
+            variable: setting.variable.clone(),
+            reason: reason(err, setting)?,
+        })
+    };
+    // An argument without a variable makes it a mistake of the command line.
+    let mistakes = found.unwrap_or_default().into_iter().map(mistake);
+    mistakes.collect::<Option<_>>().unwrap_or_default()
+}
+
+/// Why a setting cannot be used. Says nothing of its value where a parser does not: it may be a secret.
+fn reason(err: &clap::Error, setting: &Setting) -> Option<String> {
+    let variable = &setting.variable;
+    match err.kind() {
+        ErrorKind::ValueValidation => Some(std::error::Error::source(err)?.to_string()),
+        ErrorKind::InvalidValue => match err.get(ContextKind::ValidValue) {
+            Some(ContextValue::Strings(valid)) if !valid.is_empty() => {
+                Some(format!("must be one of {}", valid.join(", ")))
+            }
+            _ => Some("must not be empty".to_owned()),
+        },
+        ErrorKind::MissingRequiredArgument => {
+            let or = |other| format!(" or {other}");
+            let others: String = setting.alternatives.iter().map(or).collect();
+            Some(format!("is missing: set {variable}{others}"))
+        }
+        ErrorKind::ArgumentConflict => {
+            let others = setting.alternatives.join(" and ");
+            Some(format!("is given twice, by {variable} and by {others}"))
+        }
+        _ => None,
+    }
+}
+
+/// The settings of a command and of its subcommands.
+fn settings(command: &Command) -> Vec<Setting> {
+    let of_subcommands = command.get_subcommands().flat_map(settings);
+    settings_of(command).chain(of_subcommands).collect()
+}
+
+fn settings_of(command: &Command) -> impl Iterator<Item = Setting> {
+    command.get_arguments().filter_map(|arg| {
+        let excludes = |one, other| command.get_arg_conflicts_with(one).contains(&other);
+        let alternatives = command.get_arguments();
+        let alternatives = alternatives.filter(|it| excludes(arg, it) || excludes(it, arg));
+        let alternatives: Vec<String> = alternatives.filter_map(variable).collect();
+        let value = std::env::var_os(arg.get_env()?);
+        Some(Setting {
+            long: arg.get_long()?.to_owned(),
+            variable: variable(arg)?,
+            is_empty: value.is_some_and(|value| value.is_empty())
+                && arg.get_default_values().is_empty()
+                && alternatives.is_empty(),
+            alternatives,
+        })
+    })
+}
+
+fn variable(arg: &Arg) -> Option<String> {
+    Some(arg.get_env()?.to_str()?.to_owned())
+}
+
+fn setting_of<'a>(settings: &'a [Setting], arg: &Arg) -> Option<&'a Setting> {
+    let long = arg.get_long()?;
+    settings.iter().find(|setting| setting.long == long)
+}
+
+fn map_args(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
+    let command = command.mut_args(change);
+    command.mut_subcommands(|subcommand| map_args(subcommand, change))
+}
+
+/// The argument of a setting, without any rule that it could break.
+fn lenient(arg: &Arg, setting: &Setting) -> Arg {
+    Arg::new(arg.get_id().clone())
+        .long(setting.long.clone())
+        .env(setting.variable.clone())
+        .value_name(setting.variable.clone())
+        .action(arg.get_action().clone())
+        .global(arg.is_global_set())
+        .value_parser(ValueParser::os_string())
+}

@@ -1,0 +1,12 @@
+//! Errors that calls are answered with: what is wrong, and what the caller sees of it.
+
+mod call_error;
+mod reason;
+mod reasons;
+mod refusal;
+mod violations;
+
+pub(crate) use self::reasons::{MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED};
+pub use self::{
+    call_error::CallError, reason::Reason, reasons::TABLE, refusal::Refusal, violations::Violations,
+};

@@ -1,0 +1,129 @@
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use devstack::{Addresses, NewRecord, PATIENCE, Sql};
+
+use crate::RunningService;
+
+/// A header's name and value.
+pub type Header = (&'static str, &'static str);
+
+/// A record that can't be applied.
+pub struct Kind {
+    /// What is wrong with it.
+    pub what: &'static str,
+    /// None where it is passed over.
+    pub class: Option<&'static str>,
+    key: Option<Vec<u8>>,
+    payload: Option<Vec<u8>>,
+    headers: Vec<Header>,
+}
+
+impl Kind {
+    /// A kind with this name and class; none where it is passed over.
+    pub fn new(
+        what: &'static str,
+        class: Option<&'static str>,
+        key: Option<Vec<u8>>,
+        payload: Option<Vec<u8>>,
+        headers: &[Header],
+    ) -> Self {
+        Self {
+            what,
+            class,
+            key,
+            payload,
+            headers: headers.to_vec(),
+        }
+    }
+
+    /// One of it.
+    pub fn record(&self) -> NewRecord<'_> {
+        NewRecord {
+            key: self.key.as_deref(),
+            payload: self.payload.as_deref(),
+            headers: &self.headers,
+            ..NewRecord::default()
+        }
+    }
+
+    /// Checks that it is set aside as it was, in the table and in the topic.
+    ///
+    /// # Errors
+    /// If there is none, or Postgres does not answer.
+    ///
+    /// # Panics
+    /// If it is another one.
+    pub async fn check(
+        &self,
+        sql: &Sql,
+        class: &str,
+        offset: i64,
+        copy: &devstack::Record,
+    ) -> Result<()> {
+        let query =
+            "select key, payload, header_names, header_values, error_class, topic, partition
+                     from dead_letters where record_offset = $1";
+        let row = sql.query_opt(query, &[&offset]).await?;
+        let row = row.context("no dead letter")?;
+        let (names, values): (Vec<&str>, Vec<&[u8]>) = (self
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes())))
+        .unzip();
+        assert_eq!(row.get::<_, Option<&[u8]>>(0), self.key.as_deref());
+        assert_eq!(row.get::<_, Option<&[u8]>>(1), self.payload.as_deref());
+        assert_eq!(row.get::<_, Vec<&str>>(2), names);
+        assert_eq!(row.get::<_, Vec<&[u8]>>(3), values);
+        assert_eq!(row.get::<_, &str>(4), class);
+
+        let key = String::from_utf8_lossy(self.key.as_deref().unwrap_or_default());
+        assert_eq!((&*copy.key, &copy.payload), (&*key, &self.payload));
+        let (own, added) = copy.headers.split_at(self.headers.len());
+        let own: Vec<_> = own.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(own, self.headers);
+        let (topic, offset) = (row.get::<_, String>(5), offset.to_string());
+        let partition = row.get::<_, i32>(6).to_string();
+        let origin = [
+            ("dlq_topic", &*topic),
+            ("dlq_partition", &*partition),
+            ("dlq_offset", &*offset),
+            ("dlq_class", class),
+        ];
+        for (name, value) in origin {
+            assert_eq!(copy.header(name), Some(value));
+        }
+        assert!(added.iter().any(|(name, _)| name == "dlq_error"));
+        Ok(())
+    }
+}
+
+/// Writes records, and behind them `last`; returns how long it took until `heard` counted something.
+///
+/// # Errors
+/// If it never did.
+pub async fn time_to_hear(
+    service: &RunningService,
+    before: &[NewRecord<'_>],
+    last: NewRecord<'_>,
+    heard: &str,
+) -> Result<Duration> {
+    let records = [before, &[last]].concat();
+    let started = Instant::now();
+    let servers = Addresses::shared();
+    servers.write_records(&service.name, &records).await?;
+    let hearing = async {
+        // Without a pause, which would be longer than what is measured.
+        while service.sql.count(heard).await? == 0 {}
+        anyhow::Ok(started.elapsed())
+    };
+    tokio::time::timeout(PATIENCE, hearing)
+        .await
+        .context("never heard")?
+}
+
+/// The one in the middle.
+pub fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
