@@ -33,10 +33,10 @@ const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let command = program::parse::<Cli>().command;
-    let stop = match program::shutdown_signal() {
+    let command = cli::parse::<Cli>().command;
+    let stop = match cli::shutdown_signal() {
         Ok(stop) => stop,
-        Err(err) => return program::report(Err(err.into())),
+        Err(err) => return cli::report(Err(err.into())),
     };
     let running = async {
         match command {
@@ -45,7 +45,7 @@ async fn main() -> ExitCode {
         }
     };
     tokio::select! {
-        result = running => program::report(result.map(|()| ExitCode::SUCCESS)),
+        result = running => cli::report(result.map(|()| ExitCode::SUCCESS)),
         // The guard of the servers' folder clears everything away.
         () = stop.cancelled() => ExitCode::from(INTERRUPTED),
     }

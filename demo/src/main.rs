@@ -24,11 +24,11 @@ const INTERRUPTED: u8 = 130;
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let stop = match program::shutdown_signal() {
+    let stop = match cli::shutdown_signal() {
         Ok(stop) => stop,
-        Err(err) => return program::report(Err(err.into())),
+        Err(err) => return cli::report(Err(err.into())),
     };
-    program::report(run(&cli, &stop).await)
+    cli::report(run(&cli, &stop).await)
 }
 
 async fn run(cli: &Cli, stop: &CancellationToken) -> anyhow::Result<ExitCode> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use program::{KafkaOptions, milliseconds, number};
+use cli::{KafkaOptions, milliseconds, number};
 use projection::FollowOptions;
 use service_kit::{
     ServerOptions,

@@ -3,10 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use clap::Args;
+use cli::kafka_name;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use outbox::Cause;
-use program::kafka_name;
 use projection::{
     Configurable, Poison, Projection, Rebuildable, Record, TopicOption, dead_letters,
 };

@@ -22,7 +22,7 @@ mod source;
 
 use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Duration};
 
-use program::{ConfigError, Problems};
+use cli::{ConfigError, Problems};
 use serde::Deserialize;
 
 pub(crate) use self::names::OWN_HEADERS;

@@ -23,7 +23,7 @@ mod tls;
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use program::Problems;
+use cli::Problems;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 

@@ -8,13 +8,13 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
+use cli::{LogOptions, complain, say, visible};
 use outbox_relay::{Dropped, Finding, Level, ParkedKey, Relay, ResetTo, config::Config};
-use program::{LogOptions, complain, say, visible};
 use uuid::Uuid;
 
 /// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
 #[derive(Parser)]
-#[command(version, after_help = program::EXIT_CODES)]
+#[command(version, after_help = cli::EXIT_CODES)]
 struct Cli {
     /// The configuration; outbox-relay/README.md has every setting
     #[arg(
@@ -119,16 +119,16 @@ enum ParkedCommand {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli: Cli = program::parse();
+    let cli: Cli = cli::parse();
     cli.log.clone().install();
-    program::report(run(cli).await)
+    cli::report(run(cli).await)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run => {
             let config = Config::load(&cli.config)?;
-            let shutdown = program::shutdown_signal()?;
+            let shutdown = cli::shutdown_signal()?;
             Relay::bind(config).await?.run(shutdown).await?;
         }
         Command::Healthcheck => return Ok(healthcheck(&cli.config).await),
@@ -151,7 +151,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 print_findings(&found)?;
             }
             if found.iter().any(|finding| finding.level == Level::Fail) {
-                return Ok(ExitCode::from(program::BAD_CONFIGURATION));
+                return Ok(ExitCode::from(cli::BAD_CONFIGURATION));
             }
         }
         Command::Parked { command } => parked(&cli.config, command).await?,

@@ -1,7 +1,7 @@
 //! The options of `serve`.
 
 use clap::Args;
-use program::{KafkaOptions, kafka_name};
+use cli::{KafkaOptions, kafka_name};
 use projection::FollowOptions;
 use proto::events;
 use service_kit::{

@@ -4,8 +4,8 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use cli::{KafkaOptions, complain, say, visible};
 use diesel_async::AsyncPgConnection;
-use program::{KafkaOptions, complain, say, visible};
 use serde_json::{Value, json};
 
 use crate::{

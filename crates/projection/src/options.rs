@@ -3,7 +3,7 @@
 use std::{marker::PhantomData, time::Duration};
 
 use clap::Args;
-use program::{KafkaOptions, Optional, kafka_name, not_blank, optional_kafka_name, seconds};
+use cli::{KafkaOptions, Optional, kafka_name, not_blank, optional_kafka_name, seconds};
 
 use crate::{Options, Projection, RebuildOptions};
 

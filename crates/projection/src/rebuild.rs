@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use cli::complain;
 use diesel::{
     QueryableByName,
     sql_types::{BigInt, Integer, Text},
@@ -22,7 +23,6 @@ use diesel::{
 use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
 };
-use program::complain;
 use rdkafka::consumer::BaseConsumer;
 
 pub use self::tables::drop_replaced;

@@ -2,8 +2,8 @@ use std::{io, net::SocketAddr, process::ExitCode};
 
 use anyhow::{Error, anyhow};
 use clap::{Args, Parser, Subcommand};
+use cli::LogOptions;
 use diesel_migrations::EmbeddedMigrations;
-use program::LogOptions;
 use projection::{Configurable, DlqOptions, ProjectionOptions, Rebuildable};
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +47,7 @@ pub trait Application: Sized {
 }
 
 #[derive(Parser)]
-#[command(name = A::NAME, about = A::ABOUT, version, after_help = program::EXIT_CODES)]
+#[command(name = A::NAME, about = A::ABOUT, version, after_help = cli::EXIT_CODES)]
 struct Cli<A: Application> {
     #[command(flatten)]
     log: LogOptions,
@@ -81,15 +81,15 @@ enum Command<A: Application> {
 
 /// Runs the subcommand that the command line names; returns the exit code.
 pub async fn run<A: Application>() -> ExitCode {
-    let Cli { log, command } = program::parse::<Cli<A>>();
+    let Cli { log, command } = cli::parse::<Cli<A>>();
     log.install();
-    program::report(execute(command).await)
+    cli::report(execute(command).await)
 }
 
 async fn execute<A: Application>(command: Command<A>) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(options) => {
-            let shutdown = program::shutdown_signal()?;
+            let shutdown = cli::shutdown_signal()?;
             let service = A::bind(*options).await?;
             service.run(shutdown).await.map_err(Error::from_boxed)?;
         }

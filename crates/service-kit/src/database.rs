@@ -6,12 +6,12 @@ mod migrations;
 use std::{path::Path, time::Duration};
 
 use clap::Args;
+use cli::read_secret;
 use diesel::{ConnectionError, result::DatabaseErrorKind};
 use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _,
     pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod},
 };
-use program::read_secret;
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::{

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
+use cli::Problems;
 use percent_encoding::percent_decode_str;
-use program::Problems;
 use secrecy::ExposeSecret as _;
 use tokio_postgres::{
     Config,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use program::Problems;
+use cli::Problems;
 use serde::Deserialize;
 
 use super::{

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use program::Problems;
+use cli::Problems;
 use serde::Deserialize;
 
 use super::names::{identifier, table_name, topic_expression, with_columns};

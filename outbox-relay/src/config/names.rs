@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use program::{MAX_TOPIC_NAME_CHARS, is_topic_char};
+use cli::{MAX_TOPIC_NAME_CHARS, is_topic_char};
 
 /// The headers that a record has by itself.
 pub(crate) const OWN_HEADERS: [&str; 8] = [

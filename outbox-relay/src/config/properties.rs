@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use program::Problems;
+use cli::Problems;
 use rdkafka::{ClientConfig, error::KafkaError};
 use secrecy::{ExposeSecret as _, SecretString};
 use toml::{Table, Value};

@@ -1,6 +1,6 @@
 use std::{fs, io, path::PathBuf};
 
-use program::Problems;
+use cli::Problems;
 use secrecy::SecretString;
 
 /// Something that nobody else may know. One that stands in a file is read for every use, so that a

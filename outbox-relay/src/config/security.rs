@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use program::Problems;
+use cli::Problems;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use program::{Problems, is_topic_char, is_topic_name};
+use cli::{Problems, is_topic_char, is_topic_name};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 

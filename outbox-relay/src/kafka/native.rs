@@ -28,7 +28,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use program::{MAX_TOPIC_NAME_CHARS, is_topic_name};
+use cli::{MAX_TOPIC_NAME_CHARS, is_topic_name};
 use tokio::time::Instant;
 
 pub(crate) use self::cluster::{Inspector, Permission, TopicFacts};

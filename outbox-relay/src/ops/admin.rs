@@ -15,8 +15,8 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use cli::visible;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use program::visible;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

@@ -28,7 +28,7 @@ pub(crate) async fn watch(config: SourceConfig, status: SharedStatus) -> Infalli
             }
             Err(err) => {
                 // Whoever ships, or would like to, mostly tells of the same database.
-                let error = program::chain(&err);
+                let error = cli::chain(&err);
                 tracing::debug!(source = %config.name, error, "the backlog can't be measured");
                 status.update(|status| status.not_measured(error, err.hint()));
             }

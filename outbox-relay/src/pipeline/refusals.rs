@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use program::MAX_TOPIC_NAME_CHARS;
+use cli::MAX_TOPIC_NAME_CHARS;
 
 use super::{
     error::SourceError,

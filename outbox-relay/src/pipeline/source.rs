@@ -154,7 +154,7 @@ impl Source {
         self.one_at_a_time = recovery.one_at_a_time;
         self.report(Trouble {
             reason: recovery.reason,
-            error: program::chain(err),
+            error: cli::chain(err),
             fix: recovery.hint,
         });
     }

@@ -37,7 +37,7 @@ pub(super) async fn keep_truncating(
         let warning = match result {
             Err(err) => Some(Warning {
                 reason: WarningReason::Truncation,
-                message: format!("truncation failed: {}", program::chain(&err)),
+                message: format!("truncation failed: {}", cli::chain(&err)),
                 hint: err.hint().to_owned(),
             }),
             Ok(()) => kept_for.as_ref().map(Warning::from),

@@ -4,8 +4,8 @@ use std::{
 };
 
 use clap::Args;
+use cli::number;
 use diesel_async::AsyncPgConnection;
-use program::number;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 

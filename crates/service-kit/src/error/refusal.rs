@@ -44,7 +44,7 @@ impl Refusal {
     /// An error that is ours. The caller gets a number to quote, under which the log has the rest.
     pub fn bug(err: &(dyn std::error::Error + 'static)) -> Self {
         let quote = Uuid::new_v4();
-        tracing::error!(%quote, error = %program::chain(err), "internal error");
+        tracing::error!(%quote, error = %cli::chain(err), "internal error");
         let message = format!("internal error; quote {quote} when you report it");
         let mut refusal = Self::new(INTERNAL, message);
         refusal.details.set_request_info(quote, "");

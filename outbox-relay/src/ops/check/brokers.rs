@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use program::is_topic_name;
+use cli::is_topic_name;
 
 use super::{Finding, Findings, Level, database::Outbox};
 use crate::{

@@ -39,10 +39,10 @@ pub(super) async fn check(source: &SourceConfig, found: &mut Findings<'_>) -> Op
         Err(err) => {
             let what = match &err {
                 DatabaseError::Refused { source, .. } => {
-                    format!("can't reach the database: {}", program::chain(source))
+                    format!("can't reach the database: {}", cli::chain(source))
                 }
                 DatabaseError::Url(what) => what.clone(),
-                DatabaseError::Failed(_) | DatabaseError::Silent(_) => program::chain(&err),
+                DatabaseError::Failed(_) | DatabaseError::Silent(_) => cli::chain(&err),
             };
             found.fail(what, err.hint());
             None
@@ -84,7 +84,7 @@ async fn look(
     match look_at_rows(&session, source, found).await {
         // That was told already, in better words.
         Err(DatabaseError::Failed(err)) if !is_whole && err.code().is_some() => {
-            let what = format!("its rows were not looked at: {}", program::chain(&err));
+            let what = format!("its rows were not looked at: {}", cli::chain(&err));
             found.unknown(what, "mend what is above first");
             Ok(None)
         }
@@ -128,11 +128,7 @@ async fn apply(
         Ok(rows) => rows,
         // It is this question alone that Postgres, or something like it, does not answer.
         Err(DatabaseError::Failed(err)) if err.code().is_some() => {
-            let what = format!(
-                "could not check that {}: {}",
-                rule.fine,
-                program::chain(&err)
-            );
+            let what = format!("could not check that {}: {}", rule.fine, cli::chain(&err));
             found.unknown(what, hints::for_postgres(&err));
             return Ok(false);
         }
@@ -238,7 +234,7 @@ async fn look_at_next_rows(
         Ok(0) => found.pass("no row waits that could not be read"),
         Ok(rows) => found.pass(format!("the next rows can be read, {rows} of them")),
         Err(ReadError::Database(err)) => return Err(err.into()),
-        Err(err) => found.fail(program::chain(&err), err.hint()),
+        Err(err) => found.fail(cli::chain(&err), err.hint()),
     }
     Ok(())
 }
