@@ -1,10 +1,8 @@
 //! Wakes calls that wait for something about a user.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -24,14 +22,14 @@ struct Waiting {
 impl Wakers {
     /// Wakes those who wait for this user.
     pub fn wake(&self, user_id: Uuid) {
-        if let Some(waiting) = self.lock().get(&user_id) {
+        if let Some(waiting) = self.by_user.lock().get(&user_id) {
             waiting.notify.notify_waiters();
         }
     }
 
     /// Has this call woken, as long as the entry is kept.
     pub fn listen(self: &Arc<Self>, user_id: Uuid) -> Listener {
-        let mut by_user = self.lock();
+        let mut by_user = self.by_user.lock();
         let waiting = by_user.entry(user_id).or_default();
         waiting.calls += 1;
         Listener {
@@ -39,10 +37,6 @@ impl Wakers {
             user_id,
             notify: Arc::clone(&waiting.notify),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Waiting>> {
-        self.by_user.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,7 +58,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let mut by_user = self.wakers.lock();
+        let mut by_user = self.wakers.by_user.lock();
         if let Some(waiting) = by_user.get_mut(&self.user_id) {
             waiting.calls -= 1;
             if waiting.calls == 0 {
@@ -83,8 +77,8 @@ mod tests {
         let wakers = Arc::new(Wakers::default());
         let (first, second) = (wakers.listen(Uuid::nil()), wakers.listen(Uuid::nil()));
         drop(first);
-        assert_eq!(wakers.lock().len(), 1);
+        assert_eq!(wakers.by_user.lock().len(), 1);
         drop(second);
-        assert_eq!(wakers.lock().len(), 0);
+        assert_eq!(wakers.by_user.lock().len(), 0);
     }
 }

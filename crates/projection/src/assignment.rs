@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext},
@@ -18,7 +19,7 @@ use rdkafka::{
 };
 
 use crate::{
-    following::{MAX_BACKOFF, MIN_BACKOFF, Shared},
+    following::{MAX_BACKOFF, Shared, backoff},
     offsets::Moves,
 };
 
@@ -94,7 +95,7 @@ impl Assignment {
 
     /// The next offset of each partition that is ours.
     pub(crate) fn positions(&self) -> Moves {
-        let positions = self.lock_positions();
+        let positions = self.positions.lock();
         let positions = positions.iter();
         positions
             .map(|(partition, at)| (*partition, (at.next, at.next)))
@@ -103,7 +104,7 @@ impl Assignment {
 
     /// The offsets were moved, in the database.
     pub(crate) fn moved(&self, moves: &Moves) {
-        let mut positions = self.lock_positions();
+        let mut positions = self.positions.lock();
         for (partition, (_, to)) in moves {
             let position = Position {
                 next: *to,
@@ -115,7 +116,7 @@ impl Assignment {
 
     /// Whether a record lies before those that were applied: its topic was made anew.
     pub(crate) fn is_backwards(&self, message: &BorrowedMessage<'_>) -> bool {
-        let position = self.lock_positions().get(&message.partition()).copied();
+        let position = self.positions.lock().get(&message.partition()).copied();
         position.is_some_and(|at| at.has_moved && message.offset() < at.next)
     }
 
@@ -134,16 +135,10 @@ impl Assignment {
         Ok(None)
     }
 
-    fn lock_positions(&self) -> MutexGuard<'_, BTreeMap<i32, Position>> {
-        self.positions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits for Kafka and the database as long as it takes; none if it is asked to end.
     fn next_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<i64> {
         let shared = &self.shared;
-        let mut backoff = MIN_BACKOFF;
+        let mut backoff = backoff();
         while !shared.shutdown.is_cancelled() {
             let topic = &shared.options.topic;
             let loaded = consumer
@@ -161,8 +156,7 @@ impl Assignment {
                 Ok(next) => return Some(next),
                 Err(reason) => shared.fail(&format!("can't load offsets: {reason}")),
             }
-            shared.pause(backoff);
-            backoff = (backoff * 2).min(MAX_BACKOFF);
+            shared.pause(backoff.next().unwrap_or(MAX_BACKOFF));
         }
         None
     }
@@ -187,7 +181,7 @@ impl Assignment {
                 next,
                 has_moved: false,
             };
-            self.lock_positions().insert(partition, position);
+            self.positions.lock().insert(partition, position);
         }
         consumer.incremental_assign(partitions)?;
         self.has_joined.store(true, Ordering::Release);
@@ -199,7 +193,7 @@ impl Assignment {
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
     ) -> Result<(), KafkaError> {
-        let mut positions = self.lock_positions();
+        let mut positions = self.positions.lock();
         for element in partitions.elements() {
             positions.remove(&element.partition());
         }

@@ -24,7 +24,7 @@ use crate::{
     assignment::Assignment,
     dead_letter_upkeep,
     decoded::Decoded,
-    following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State},
+    following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State, backoff},
     lookout::{Look, Lookout},
     rebuild::rebuild_name,
 };
@@ -217,7 +217,7 @@ impl<P: Projection> Follower<P> {
         let shared = &self.shared;
         let decoded = Decoded::of(&*self.projection, batch);
         let from = consumer.context().positions();
-        let mut backoff = MIN_BACKOFF;
+        let mut backoff = backoff();
         while !shared.shutdown.is_cancelled() {
             let applied = shared.runtime.block_on(async {
                 let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
@@ -242,8 +242,7 @@ impl<P: Projection> Follower<P> {
                 }
                 Err(reason) => {
                     shared.fail(&format!("can't apply records: {reason}"));
-                    shared.pause(backoff);
-                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                    shared.pause(backoff.next().unwrap_or(MAX_BACKOFF));
                 }
             }
         }

@@ -2,15 +2,27 @@
 
 use std::{thread, time::Duration};
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use diesel_async::{AsyncPgConnection, pooled_connection::deadpool::Pool};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::offsets::Offsets;
 
-/// The pause before another try; it doubles up to the second.
+/// The pause before another try: from the first up to the second.
 pub(crate) const MIN_BACKOFF: Duration = Duration::from_millis(100);
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Doubles from try to try. Jitter, which makes a pause up to twice as long, keeps replicas that lost the same server from
+/// coming back in step.
+pub(crate) fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(MIN_BACKOFF)
+        .with_max_delay(MAX_BACKOFF / 2)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
 
 /// What to follow, and as whom.
 #[derive(Clone, Debug)]

@@ -4,12 +4,9 @@
 //! the other, so that a question behind a fetch that waits for records takes as long as that one, and
 //! a record that comes meanwhile is late.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, thread, time::Duration};
 
+use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer as _},
@@ -67,8 +64,7 @@ impl Lookout {
 
     /// What was seen since the last time that this was asked.
     pub(crate) fn news(&self) -> Option<Look> {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        latest.take()
+        self.latest.lock().take()
     }
 }
 
@@ -81,7 +77,7 @@ fn keep_looking(
 ) {
     while !ended.is_cancelled() {
         let look = look(client, &shared.options.topic, assignment);
-        *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+        *latest.lock() = Some(look);
         let is_settled = look == Look::Fine && assignment.has_joined();
         let interval = if is_settled {
             INTERVAL

@@ -98,7 +98,8 @@ impl KafkaTable {
             );
         }
         let security = KafkaSecurity::check(self.tls, self.sasl, variable, problems);
-        let has_sasl = security.sasl.is_some();
+        let sasl = security.sasl.as_ref();
+        let properties = KafkaProperties::check(self.properties, self.sink, sasl, problems);
         Some(KafkaConfig {
             brokers,
             sink: self.sink,
@@ -107,7 +108,7 @@ impl KafkaTable {
             max_in_flight_bytes: self.max_in_flight_bytes,
             max_record_bytes: self.max_record_bytes,
             security,
-            properties: KafkaProperties::check(self.properties, self.sink, has_sasl, problems),
+            properties,
         })
     }
 }

@@ -7,7 +7,7 @@ use rdkafka::{ClientConfig, error::KafkaError};
 use secrecy::{ExposeSecret as _, SecretString};
 use toml::{Table, Value};
 
-use super::{Mechanism, SinkKind};
+use super::{Mechanism, Sasl, SinkKind};
 
 /// Properties that a setting of this file sets, and which.
 const SET_ELSEWHERE: [(&str, &str); 13] = [
@@ -65,7 +65,7 @@ impl KafkaProperties {
     pub(super) fn check(
         table: Table,
         sink: SinkKind,
-        has_sasl: bool,
+        sasl: Option<&Sasl>,
         problems: &mut Problems,
     ) -> Self {
         if sink != SinkKind::RdKafka && !table.is_empty() {
@@ -79,7 +79,7 @@ impl KafkaProperties {
         flatten("", table, &mut given, problems);
         let mut properties = Self::default();
         for (name, value) in given {
-            let checked = check_property(&name, value.expose_secret(), has_sasl);
+            let checked = check_property(&name, value.expose_secret(), sasl);
             if problems
                 .check(&format!("kafka.properties.{name}"), checked)
                 .is_some()
@@ -122,7 +122,7 @@ fn flatten(
 }
 
 /// Refuses what the relay sets itself, and what librdkafka does not accept.
-fn check_property(name: &str, value: &str, has_sasl: bool) -> Result<(), String> {
+fn check_property(name: &str, value: &str, sasl: Option<&Sasl>) -> Result<(), String> {
     if let Some((_, setting)) = SET_ELSEWHERE.iter().find(|(known, _)| *known == name) {
         return Err(format!("is set by {setting}"));
     }
@@ -131,7 +131,7 @@ fn check_property(name: &str, value: &str, has_sasl: bool) -> Result<(), String>
     }
     if MECHANISM.contains(&name) {
         let is_ours = |mechanism: &Mechanism| mechanism.name().eq_ignore_ascii_case(value);
-        if has_sasl || Mechanism::ALL.iter().any(is_ours) {
+        if sasl.is_some() || Mechanism::ALL.iter().any(is_ours) {
             return Err("is set by kafka.sasl.mechanism".into());
         }
     }

@@ -3,7 +3,6 @@
 use std::{
     panic::resume_unwind,
     sync::{
-        Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -13,6 +12,7 @@ use anyhow::{Context as _, Result};
 use devstack::{PATIENCE, eventually};
 use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
+use parking_lot::Mutex;
 use projection::{Poison, Projection, Record};
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,7 @@ impl<P: Projection> Faulty<P> {
     /// Lets this fault strike the next batch; the token tells when it has.
     pub(crate) fn strike(&self, fault: Fault) -> CancellationToken {
         let struck = CancellationToken::new();
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         *next = Some((fault, struck.clone()));
         struck
     }
@@ -63,7 +63,7 @@ impl<P: Projection> Faulty<P> {
     }
 
     fn take(&self, wanted: fn(&Fault) -> bool) -> Option<Fault> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         let (fault, struck) = next.take_if(|(fault, _)| wanted(fault))?;
         struck.cancel();
         Some(fault)
