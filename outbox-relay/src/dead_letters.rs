@@ -6,4 +6,7 @@ pub(crate) mod aside;
 mod parked;
 pub(crate) mod storage;
 
-pub use self::parked::{Dropped, Parked, ParkedKey};
+pub use self::{
+    parked::Parked,
+    storage::{Dropped, ParkedKey},
+};

@@ -2,48 +2,11 @@
 
 use uuid::Uuid;
 
-use super::storage;
+use super::storage::{self, Dropped, ParkedKey};
 use crate::{
     config::SourceConfig,
     postgres::session::{self, DatabaseError, Session},
 };
-
-/// A parked key, for an operator.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct ParkedKey {
-    /// The topic of its events.
-    pub topic: String,
-    /// The key.
-    pub key: String,
-    /// The seq of the event that was refused.
-    pub refused_seq: i64,
-    /// Its id.
-    pub refused_event_id: Uuid,
-    /// Why it was.
-    pub error: String,
-    /// How many events wait, that one among them.
-    pub events: i64,
-    /// Whether they are to be tried again.
-    pub retry: bool,
-}
-
-/// What came of dropping an event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Dropped {
-    /// There is no such event.
-    None,
-    /// It is a dead letter now.
-    One,
-    /// It is not the one that was refused, but waits behind that; it was not dropped.
-    Waits {
-        /// Its id, with which it would be.
-        event_id: Uuid,
-        /// The seq of the first event of its key.
-        behind_seq: i64,
-    },
-    /// These events share its seq; none was dropped.
-    Ambiguous(Vec<Uuid>),
-}
 
 /// What of a source is parked, for an operator. The relay need not run.
 #[derive(Debug)]

@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::{error::SqlState, types::ToSql};
 use uuid::Uuid;
 
-use super::parked::{Dropped, ParkedKey};
 use crate::{
     config::Mapping,
     postgres::{
@@ -26,6 +25,43 @@ const THE_EVENT: &str = "source = $1 and seq = $3 and event_id = $4";
 /// knows them by heart, so nobody else may write to them behind its back.
 const LEADS: &str = "exists (select from relay_checkpoints
     where source = $1 and epoch = $2 for share)";
+
+/// A parked key, for an operator.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ParkedKey {
+    /// The topic of its events.
+    pub topic: String,
+    /// The key.
+    pub key: String,
+    /// The seq of the event that was refused.
+    pub refused_seq: i64,
+    /// Its id.
+    pub refused_event_id: Uuid,
+    /// Why it was.
+    pub error: String,
+    /// How many events wait, that one among them.
+    pub events: i64,
+    /// Whether they are to be tried again.
+    pub retry: bool,
+}
+
+/// What came of dropping an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// There is no such event.
+    None,
+    /// It is a dead letter now.
+    One,
+    /// It is not the one that was refused, but waits behind that; it was not dropped.
+    Waits {
+        /// Its id, with which it would be.
+        event_id: Uuid,
+        /// The seq of the first event of its key.
+        behind_seq: i64,
+    },
+    /// These events share its seq; none was dropped.
+    Ambiguous(Vec<Uuid>),
+}
 
 /// Which event of a source it is. Two can have the same seq, because a sequence can be set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
