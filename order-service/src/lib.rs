@@ -64,7 +64,7 @@ const BACKGROUND_CONNECTIONS: usize = 3;
 /// Far above the largest request.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// A order-service that listens already and does not yet serve.
+/// An order-service that listens already and does not yet serve.
 #[derive(Debug)]
 pub struct OrderService {
     server: Server,
