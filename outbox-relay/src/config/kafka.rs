@@ -99,11 +99,13 @@ impl KafkaTable {
         }
         let security = KafkaSecurity::check(self.tls, self.sasl, variable, problems);
         let sasl = security.sasl.as_ref();
-        let properties = KafkaProperties::check(self.properties, self.sink, sasl, problems);
+        let delivery_timeout = Duration::from_millis(self.delivery_timeout_ms);
+        let properties =
+            KafkaProperties::check(self.properties, self.sink, sasl, delivery_timeout, problems);
         Some(KafkaConfig {
             brokers,
             sink: self.sink,
-            delivery_timeout: Duration::from_millis(self.delivery_timeout_ms),
+            delivery_timeout,
             max_in_flight_records: self.max_in_flight_records,
             max_in_flight_bytes: self.max_in_flight_bytes,
             max_record_bytes: self.max_record_bytes,

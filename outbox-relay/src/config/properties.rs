@@ -1,9 +1,9 @@
 //! The table `[kafka.properties]`: what the sink `rdkafka` passes to librdkafka.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use cli::Problems;
-use rdkafka::{ClientConfig, error::KafkaError};
+use rdkafka::{ClientConfig, error::KafkaError, producer::BaseProducer};
 use secrecy::{ExposeSecret as _, SecretString};
 use toml::{Table, Value};
 
@@ -30,13 +30,17 @@ const SET_ELSEWHERE: [(&str, &str); 13] = [
 ];
 
 /// Properties that the guarantees rest on.
-const FIXED: [&str; 7] = [
+const FIXED: [&str; 11] = [
     "acks",
     "batch.size",
+    "delivery.report.only.error",
     "enable.gapless.guarantee",
     "enable.idempotence",
+    "enabled_events",
     "partitioner",
     "request.required.acks",
+    "test.mock.broker.rtt",
+    "test.mock.num.brokers",
     "transactional.id",
 ];
 
@@ -66,6 +70,7 @@ impl KafkaProperties {
         table: Table,
         sink: SinkKind,
         sasl: Option<&Sasl>,
+        delivery_timeout: Duration,
         problems: &mut Problems,
     ) -> Self {
         if sink != SinkKind::RdKafka && !table.is_empty() {
@@ -79,7 +84,7 @@ impl KafkaProperties {
         flatten("", table, &mut given, problems);
         let mut properties = Self::default();
         for (name, value) in given {
-            let checked = check_property(&name, value.expose_secret(), sasl);
+            let checked = check_property(&name, value.expose_secret(), sasl, delivery_timeout);
             if problems
                 .check(&format!("kafka.properties.{name}"), checked)
                 .is_some()
@@ -122,7 +127,12 @@ fn flatten(
 }
 
 /// Refuses what the relay sets itself, and what librdkafka does not accept.
-fn check_property(name: &str, value: &str, sasl: Option<&Sasl>) -> Result<(), String> {
+fn check_property(
+    name: &str,
+    value: &str,
+    sasl: Option<&Sasl>,
+    delivery_timeout: Duration,
+) -> Result<(), String> {
     if let Some((_, setting)) = SET_ELSEWHERE.iter().find(|(known, _)| *known == name) {
         return Err(format!("is set by {setting}"));
     }
@@ -135,12 +145,24 @@ fn check_property(name: &str, value: &str, sasl: Option<&Sasl>) -> Result<(), St
             return Err("is set by kafka.sasl.mechanism".into());
         }
     }
+    // What the sink sets, as far as librdkafka compares other properties with it. It connects to no broker.
     let mut config = ClientConfig::new();
-    config.set(name, value);
-    match config.create_native_config() {
+    config
+        .set("enable.idempotence", "true")
+        .set(
+            "message.timeout.ms",
+            delivery_timeout.as_millis().to_string(),
+        )
+        .set("log_level", "0")
+        .set(name, value);
+    match config.create::<BaseProducer>() {
         Ok(_) => Ok(()),
         // The text may repeat the value.
-        Err(KafkaError::ClientConfig(_, text, _, _)) if !text.contains(value) => Err(text),
+        Err(KafkaError::ClientConfig(_, text, _, _) | KafkaError::ClientCreation(text))
+            if !text.contains(value) =>
+        {
+            Err(text)
+        }
         Err(_) => Err("librdkafka does not accept this value".into()),
     }
 }
@@ -195,7 +217,13 @@ mod tests {
              compression.type = 'hunter2'
              client.id = ['a']
              linger = { ms = 1 }
-             'linger.ms' = 2",
+             'linger.ms' = 2
+             max.in.flight = 100
+             retries = 0
+             queuing.strategy = 'lifo'
+             queue.buffering.max.ms = 60000
+             delivery.report.only.error = true
+             test.mock.num.brokers = 1",
         );
         let text = check(&text, &[]).unwrap_err();
         for part in [
@@ -209,6 +237,12 @@ mod tests {
             "kafka.properties.compression.type: librdkafka does not accept this value",
             "kafka.properties.client.id: is neither text",
             "kafka.properties.linger.ms: is given twice",
+            "kafka.properties.max.in.flight: `max.in.flight` must be set",
+            "kafka.properties.retries: ",
+            "kafka.properties.queuing.strategy: ",
+            "kafka.properties.queue.buffering.max.ms: ",
+            "kafka.properties.delivery.report.only.error: can't be changed",
+            "kafka.properties.test.mock.num.brokers: can't be changed",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
