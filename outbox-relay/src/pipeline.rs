@@ -3,7 +3,7 @@
 //! `source` leads, recovers (by the table in `recovery`) and pauses; `shipping` reads and sends while it leads; `route` makes a record of a row.
 //! `refusals` is what becomes of a record that Kafka rejects.
 //!
-//! SQL belongs to `postgres`, protocols to `kafka`.
+//! SQL belongs to `postgres` and `dead_letters`, protocols to `kafka`.
 
 mod error;
 mod keeping;

@@ -3,6 +3,8 @@
 //! clap stops at the first mistake. Here the argument that it names is replaced by one that accepts
 //! anything, and the command is parsed again, until only mistakes of the command line itself are left.
 
+use std::ffi::OsString;
+
 use clap::{
     Arg, ArgMatches, Command, Parser,
     builder::{Resettable, ValueParser},
@@ -34,7 +36,7 @@ struct Mistake {
 /// An empty variable counts as not set where its setting has no default. Where it is one of two
 /// alternatives it is a mistake: nothing says which of them is meant.
 pub fn parse<C: Parser>() -> C {
-    let settings = settings(&C::command());
+    let settings = settings(&C::command(), std::env::args_os().skip(1));
     let is_empty = |arg: &Arg| setting_of(&settings, arg).is_some_and(|setting| setting.is_empty);
     let mut command = map_args(C::command(), &|arg| {
         if is_empty(&arg) {
@@ -137,10 +139,15 @@ fn reason(err: &clap::Error, setting: &Setting) -> Option<String> {
     }
 }
 
-/// The settings of a command and of its subcommands.
-fn settings(command: &Command) -> Vec<Setting> {
-    let of_subcommands = command.get_subcommands().flat_map(settings);
-    settings_of(command).chain(of_subcommands).collect()
+/// The settings of a command, and of the subcommand that these arguments name: that of another one can have the same
+/// option.
+fn settings(command: &Command, mut arguments: impl Iterator<Item = OsString>) -> Vec<Setting> {
+    let mut found: Vec<Setting> = settings_of(command).collect();
+    let subcommand = arguments.find_map(|argument| command.find_subcommand(argument.to_str()?));
+    if let Some(subcommand) = subcommand {
+        found.extend(settings(subcommand, arguments));
+    }
+    found
 }
 
 fn settings_of(command: &Command) -> impl Iterator<Item = Setting> {
@@ -184,4 +191,26 @@ fn lenient(arg: &Arg, setting: &Setting) -> Arg {
         .action(arg.get_action().clone())
         .global(arg.is_global_set())
         .value_parser(ValueParser::os_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_of_another_subcommand_is_no_setting() {
+        let rows = Arg::new("rows").long("rows");
+        let command = Command::new("test")
+            .arg(Arg::new("log").long("log").env("LOG"))
+            .subcommand(Command::new("read").arg(rows.clone()))
+            .subcommand(Command::new("produce").arg(rows.env("ROWS")));
+        let of = |subcommand: &str| {
+            let arguments = ["--log", "debug", subcommand, "--rows", "x"];
+            let settings = settings(&command, arguments.into_iter().map(OsString::from));
+            let variables = settings.into_iter().map(|setting| setting.variable);
+            variables.collect::<Vec<_>>()
+        };
+        assert_eq!(of("read"), ["LOG"]);
+        assert_eq!(of("produce"), ["LOG", "ROWS"]);
+    }
 }

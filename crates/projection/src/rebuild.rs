@@ -23,7 +23,6 @@ use diesel::{
 use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
 };
-use rdkafka::consumer::BaseConsumer;
 
 pub use self::tables::drop_replaced;
 use self::{
@@ -34,7 +33,7 @@ use crate::{
     Projection,
     apply::{self, Outcome},
     offsets::{Moves, Offsets, check_known},
-    topic::Topic,
+    topic::{Topic, TopicConsumer},
 };
 
 /// A projection whose tables can be built anew.
@@ -186,7 +185,7 @@ impl<'a, P: Rebuildable> Run<'a, P> {
     async fn catch_up(
         &mut self,
         conn: &mut AsyncPgConnection,
-        consumer: &'a BaseConsumer,
+        consumer: &'a TopicConsumer,
         topic: &Topic,
     ) -> Result<()> {
         let mut told = Instant::now();
@@ -222,7 +221,7 @@ impl<'a, P: Rebuildable> Run<'a, P> {
     async fn apply_batch(
         &mut self,
         conn: &mut AsyncPgConnection,
-        consumer: &'a BaseConsumer,
+        consumer: &'a TopicConsumer,
     ) -> Result<()> {
         let Batch {
             messages,
@@ -275,7 +274,7 @@ impl<'a, P: Rebuildable> Run<'a, P> {
         &mut self,
         conn: &mut AsyncPgConnection,
         follower: &mut AsyncPgConnection,
-        consumer: &'a BaseConsumer,
+        consumer: &'a TopicConsumer,
         name: &str,
         tables: &[&str],
     ) -> Result<()> {

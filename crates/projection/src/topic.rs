@@ -4,16 +4,30 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rdkafka::{
-    ClientConfig, Message as _, Offset, TopicPartitionList,
+    ClientConfig, ClientContext, Message as _, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::KafkaError,
 };
 
 use crate::offsets::Moves;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Of a consumer that reads to the end of its partitions.
+pub(crate) struct UntilTheEnd;
+
+impl ClientContext for UntilTheEnd {
+    /// By default every end of a partition is logged as an error. `poll` returns errors as well.
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+impl ConsumerContext for UntilTheEnd {}
+
+pub(crate) type TopicConsumer = BaseConsumer<UntilTheEnd>;
 
 pub(crate) struct Topic {
     name: String,
@@ -103,7 +117,8 @@ impl Topic {
     /// If it does not come, or Kafka has no such offset.
     pub(crate) fn first_record(&self, partition: i32, offset: i64) -> Result<Option<(i64, i64)>> {
         let mut config = self.config.clone();
-        let consumer: BaseConsumer = config.set("enable.partition.eof", "true").create()?;
+        config.set("enable.partition.eof", "true");
+        let consumer: TopicConsumer = config.create_with_context(UntilTheEnd)?;
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
         consumer.assign(&partitions)?;
@@ -124,9 +139,10 @@ impl Topic {
     }
 
     /// A consumer of all these partitions, from these offsets on.
-    pub(crate) fn consumer_from(&self, from: &Moves) -> Result<BaseConsumer> {
+    pub(crate) fn consumer_from(&self, from: &Moves) -> Result<TopicConsumer> {
         let mut config = self.config.clone();
-        let consumer: BaseConsumer = config.set("enable.partition.eof", "true").create()?;
+        config.set("enable.partition.eof", "true");
+        let consumer: TopicConsumer = config.create_with_context(UntilTheEnd)?;
         let mut partitions = TopicPartitionList::new();
         for (partition, (next, _)) in from {
             partitions.add_partition_offset(&self.name, *partition, Offset::Offset(*next))?;

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result};
-use rdkafka::{Message as _, consumer::BaseConsumer, error::KafkaError, message::BorrowedMessage};
+use rdkafka::{Message as _, error::KafkaError, message::BorrowedMessage};
 
-use crate::{Projection, decoded::Decoded};
+use crate::{Projection, decoded::Decoded, topic::TopicConsumer};
 
 /// Records of a transaction at most: more than while serving, because nobody waits for the lock.
 const MAX_BATCH_RECORDS: usize = 10_000;
@@ -32,7 +32,7 @@ impl<C> Batch<'_, C> {
 /// Reads what is there, up to the bounds; waits for the first so long at most. It yields now and then,
 /// so that a batch is applied meanwhile.
 pub(super) async fn read_batch<'a, P: Projection>(
-    consumer: &'a BaseConsumer,
+    consumer: &'a TopicConsumer,
     projection: &P,
     mut timeout: Duration,
 ) -> Result<Batch<'a, P::Change>> {
