@@ -20,9 +20,9 @@ mod secret;
 mod security;
 mod source;
 
-use std::{collections::HashSet, env, fs, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::HashSet, env, net::SocketAddr, path::Path, time::Duration};
 
-use cli::{ConfigError, Problems};
+use cli::{ConfigError, Problems, read_text};
 use serde::Deserialize;
 
 pub(crate) use self::names::OWN_HEADERS;
@@ -150,6 +150,8 @@ struct File {
     source: Vec<SourceTable>,
 }
 
+/// Of the configuration.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const DEFAULT_ADMIN_ADDR: &str = "127.0.0.1:9600";
 
 impl Config {
@@ -186,7 +188,7 @@ impl Config {
         let name = path.display().to_string();
         let text = problems.check(
             &name,
-            fs::read_to_string(path).map_err(|err| {
+            read_text(path, MAX_FILE_BYTES).map_err(|err| {
                 format!("{err}; name the configuration with --config or OUTBOX_RELAY_CONFIG")
             }),
         )?;

@@ -1,10 +1,14 @@
 use std::{
     fmt::{self, Display},
     fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
 use secrecy::SecretString;
+
+/// Of a file that holds a secret.
+pub const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 /// Collects the mistakes of a configuration, so that all of them are reported at once.
 #[derive(Debug, Default)]
@@ -68,13 +72,28 @@ impl Problems {
 /// # Errors
 /// If the file cannot be read.
 pub fn read_secret(file: &Path) -> Result<SecretString, String> {
-    match fs::read_to_string(file) {
+    match read_text(file, MAX_SECRET_BYTES) {
         Ok(text) => Ok(text.trim_end().into()),
         Err(err) => Err(format!(
             "{}: {err}; name a file that can be read",
             file.display()
         )),
     }
+}
+
+/// The text in a file of at most so many bytes: a device has no end.
+///
+/// # Errors
+/// If the file cannot be read, is larger, or is not UTF-8.
+pub fn read_text(file: &Path, max_bytes: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let mut reader = fs::File::open(file)?.take(max_bytes + 1);
+    reader.read_to_string(&mut text)?;
+    if reader.limit() == 0 {
+        let reason = format!("the file is larger than {max_bytes} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(text)
 }
 
 impl Display for ConfigError {
@@ -88,6 +107,12 @@ impl std::error::Error for ConfigError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_refused() {
+        let refused = read_secret(Path::new("/dev/zero")).unwrap_err();
+        assert!(refused.contains("larger than 65536 bytes"), "{refused}");
+    }
 
     #[test]
     fn every_mistake_is_told() {

@@ -10,7 +10,7 @@ mod telemetry;
 mod values;
 mod visible;
 
-pub use config::{ConfigError, Problems, read_secret};
+pub use config::{ConfigError, MAX_SECRET_BYTES, Problems, read_secret, read_text};
 pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, complain, print_line, report};
 pub use kafka::{
     KafkaOptions, MAX_TOPIC_NAME_CHARS, Optional, is_topic_char, is_topic_name, kafka_name,

@@ -46,7 +46,9 @@ pub fn parse<C: Parser>() -> C {
         }
     });
     let mut mistakes: Vec<Mistake> = Vec::new();
-    // Each round finds a mistake in a setting that had none before, or is the last.
+    // Variables whose arguments break no rule any more.
+    let mut excused: Vec<String> = Vec::new();
+    // Each round finds a setting to excuse, or is the last.
     loop {
         let err = match command.clone().try_get_matches_from(std::env::args_os()) {
             Ok(mut matches) if mistakes.is_empty() => match C::from_arg_matches_mut(&mut matches) {
@@ -56,17 +58,28 @@ pub fn parse<C: Parser>() -> C {
             Ok(matches) => report(mistakes, &C::command(), &matches),
             Err(err) => err,
         };
-        let known = mistakes.len();
+        let (known, told) = (excused.len(), mistakes.len());
         for mistake in mistakes_in(&err, &settings) {
             if mistakes.iter().all(|m| m.variable != mistake.variable) {
+                excused.push(mistake.variable.clone());
                 mistakes.push(mistake);
             }
         }
-        if mistakes.len() == known {
-            exit::end_with_usage(&err);
+        // Of two that exclude each other clap names one as invalid, which may be told of already.
+        for setting in named(&err, ContextKind::PriorArg, &settings).unwrap_or_default() {
+            if !excused.contains(&setting.variable) {
+                let (variable, reason) = (setting.variable.clone(), reason(&err, setting));
+                excused.push(variable.clone());
+                if let Some(reason) = reason.filter(|_| mistakes.len() == told) {
+                    mistakes.push(Mistake { variable, reason });
+                }
+            }
+        }
+        if excused.len() == known {
+            end_with(mistakes, &settings, &err);
         }
         command = map_args(command, &|arg| match setting_of(&settings, &arg) {
-            Some(s) if mistakes.iter().any(|m| m.variable == s.variable) => lenient(&arg, s),
+            Some(s) if excused.contains(&s.variable) => lenient(&arg, s),
             _ => arg,
         });
     }
@@ -91,28 +104,55 @@ fn report(mistakes: Vec<Mistake>, command: &Command, matches: &ArgMatches) -> ! 
     exit::end_with(&problems.into_error())
 }
 
+/// Ends the process with a mistake of the command line, and with those of settings that were found before it.
+fn end_with(mut mistakes: Vec<Mistake>, settings: &[Setting], err: &clap::Error) -> ! {
+    mistakes.sort_by_key(|m| settings.iter().position(|s| s.variable == m.variable));
+    for Mistake { variable, reason } in mistakes {
+        exit::complain(format_args!("error: {variable}: {reason}"));
+    }
+    exit::end_with_usage(err)
+}
+
 /// The settings that `err` is about; none if it is about the command line.
 fn mistakes_in(err: &clap::Error, settings: &[Setting]) -> Vec<Mistake> {
-    let arguments = match err.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(argument)) => std::slice::from_ref(argument),
-        Some(ContextValue::Strings(arguments)) => arguments,
-        _ => return Vec::new(),
-    };
-    let named = |argument: &String| {
-        // As in `--listen-addr <LISTEN_ADDR>`.
-        let long = argument.strip_prefix("--")?.split(' ').next()?;
-        settings.iter().find(|setting| setting.long == long)
-    };
-    let found: Option<Vec<&Setting>> = arguments.iter().map(named).collect();
+    if err.kind() == ErrorKind::InvalidUtf8 {
+        let is_text =
+            |s: &&Setting| std::env::var_os(&s.variable).is_none_or(|v| v.to_str().is_some());
+        let broken = settings.iter().filter(|setting| !is_text(setting));
+        let mistake = |setting: &Setting| Mistake {
+            variable: setting.variable.clone(),
+            reason: "is not valid UTF-8".to_owned(),
+        };
+        return broken.map(mistake).collect();
+    }
     let mistake = |setting: &Setting| {
         Some(Mistake {
             variable: setting.variable.clone(),
             reason: reason(err, setting)?,
         })
     };
-    // An argument without a variable makes it a mistake of the command line.
-    let mistakes = found.unwrap_or_default().into_iter().map(mistake);
+    let found = named(err, ContextKind::InvalidArg, settings).unwrap_or_default();
+    let mistakes = found.into_iter().map(mistake);
     mistakes.collect::<Option<_>>().unwrap_or_default()
+}
+
+/// The settings of the arguments that `err` names; none if one of them is no setting.
+fn named<'a>(
+    err: &clap::Error,
+    kind: ContextKind,
+    settings: &'a [Setting],
+) -> Option<Vec<&'a Setting>> {
+    let arguments = match err.get(kind)? {
+        ContextValue::String(argument) => std::slice::from_ref(argument),
+        ContextValue::Strings(arguments) => arguments,
+        _ => return None,
+    };
+    let find = |argument: &String| {
+        // As in `--listen-addr <LISTEN_ADDR>`.
+        let long = argument.strip_prefix("--")?.split(' ').next()?;
+        settings.iter().find(|setting| setting.long == long)
+    };
+    arguments.iter().map(find).collect()
 }
 
 /// Why a setting cannot be used. Says nothing of its value where a parser does not: it may be a secret.

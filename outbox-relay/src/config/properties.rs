@@ -30,7 +30,7 @@ const SET_ELSEWHERE: [(&str, &str); 13] = [
 ];
 
 /// Properties that the guarantees rest on.
-const FIXED: [&str; 11] = [
+const FIXED: [&str; 12] = [
     "acks",
     "batch.size",
     "delivery.report.only.error",
@@ -41,6 +41,7 @@ const FIXED: [&str; 11] = [
     "request.required.acks",
     "test.mock.broker.rtt",
     "test.mock.num.brokers",
+    "topic.blacklist",
     "transactional.id",
 ];
 

@@ -1,6 +1,6 @@
-use std::{fs, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
-use cli::Problems;
+use cli::{MAX_SECRET_BYTES, Problems, read_text};
 use secrecy::SecretString;
 
 /// Something that nobody else may know. One that stands in a file is read for every use, so that a
@@ -21,7 +21,7 @@ impl Secret {
     pub fn read(&self) -> io::Result<SecretString> {
         match self {
             Self::Given(secret) => Ok(secret.clone()),
-            Self::File(file) => match fs::read_to_string(file) {
+            Self::File(file) => match read_text(file, MAX_SECRET_BYTES) {
                 Ok(text) => Ok(text.trim_end().into()),
                 Err(err) => {
                     let reason = format!("{}: {err}", file.display());

@@ -69,5 +69,20 @@ fn the_address_of_the_database_is_given_once_by_a_file_or_a_variable() -> Result
     assert_told(&run(&["migrate"], &empty)?, &["DATABASE_URL"]);
     let empty = [good, ("DATABASE_URL_FILE", "")];
     assert_told(&run(&["migrate"], &empty)?, &twice);
+    let by_flag = ["migrate", "--database-url-file=/nowhere/at/all"];
+    assert_told(
+        &run(&by_flag, &[good, ("LOG_LEVEL", "inof")])?,
+        &["LOG_LEVEL", twice[0], twice[1]],
+    );
+    Ok(())
+}
+
+#[test]
+fn a_mistake_of_the_command_line_hides_none_in_a_setting() -> Result<()> {
+    let output = run(&["serve", "--max-calls=x", "--frob"], &[])?;
+    assert_told(
+        &output,
+        &["MAX_CALLS", "unexpected argument '--frob' found"],
+    );
     Ok(())
 }
