@@ -70,7 +70,7 @@ impl Store {
     /// Places an order.
     ///
     /// # Errors
-    /// If the user was deleted, or is not known here and nobody vouches for it, the request id was used
+    /// If the user was deleted, or is not known here and user-service was not asked, the request id was used
     /// for something else, or the database fails.
     pub async fn create_order<R: Response>(
         &self,

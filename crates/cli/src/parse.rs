@@ -113,7 +113,7 @@ fn end_with(mut mistakes: Vec<Mistake>, settings: &[Setting], err: &clap::Error)
     exit::end_with_usage(err)
 }
 
-/// The settings that `err` is about; none if it is about the command line.
+/// Returns a mistake for each setting that `err` names. Empty if `err` is about the command line itself.
 fn mistakes_in(err: &clap::Error, settings: &[Setting]) -> Vec<Mistake> {
     if err.kind() == ErrorKind::InvalidUtf8 {
         let is_text =
@@ -136,7 +136,7 @@ fn mistakes_in(err: &clap::Error, settings: &[Setting]) -> Vec<Mistake> {
     mistakes.collect::<Option<_>>().unwrap_or_default()
 }
 
-/// The settings of the arguments that `err` names; none if one of them is no setting.
+/// Returns the settings of the arguments that `err` names, or `None` if one of them has no variable.
 fn named<'a>(
     err: &clap::Error,
     kind: ContextKind,

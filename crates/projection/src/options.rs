@@ -74,7 +74,7 @@ pub(crate) struct SourceOptions<P: Configurable> {
 pub struct FollowOptions<P: Configurable> {
     #[command(flatten)]
     source: SourceOptions<P>,
-    /// The topic that gets copies of records that could not be applied; none if empty. It has to exist
+    /// The topic that receives copies of records that could not be applied. It must exist; leave it empty for no copies
     #[arg(
         long,
         env = "DEAD_LETTER_TOPIC",

@@ -11,7 +11,7 @@ pub trait Projection: Send + Sync + 'static {
     /// Reads a record; `None` means that it is of no concern here.
     ///
     /// # Errors
-    /// [`Poison`] if the record can't be understood. It is then set aside.
+    /// [`Poison`] if the record can't be understood. It then becomes a dead letter.
     fn decode(&self, record: &Record<'_>) -> Result<Option<Self::Change>, Poison>;
 
     /// Applies changes, in the order of their records, inside of a transaction.

@@ -26,10 +26,10 @@ pub trait Application: Sized {
     /// The schema of its database, in the order in which it is built; its own part is last.
     fn migrations() -> &'static [EmbeddedMigrations];
 
-    /// Takes the port.
+    /// Binds the address.
     ///
     /// # Errors
-    /// If somebody else has it.
+    /// If the address can't be bound.
     fn bind(options: Self::Options) -> impl Future<Output = io::Result<Self>> + Send;
 
     /// Where it listens.

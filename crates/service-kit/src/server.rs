@@ -79,7 +79,7 @@ impl Server {
     /// Takes the port.
     ///
     /// # Errors
-    /// If somebody else has it.
+    /// If the address can't be bound.
     pub async fn bind(options: ServerOptions) -> std::io::Result<Self> {
         let listener = TcpListener::bind(options.listen_addr)
             .await
