@@ -116,7 +116,7 @@ impl Home {
         &self.changed
     }
 
-    /// A copy of an executable, in here: it stays as it is while the original is built anew, and the
+    /// Copies an executable into this folder, once: the copy stays as it is while the original is rebuilt, and the
     /// plain user can reach it.
     ///
     /// # Errors
@@ -124,6 +124,10 @@ impl Home {
     pub fn stage(&self, executable: &Path) -> Result<PathBuf> {
         let name = executable.file_name().context("an executable has a name")?;
         let copy = self.path.join("bin").join(name);
+        // It may be running, and then it can't be written to.
+        if copy.exists() {
+            return Ok(copy);
+        }
         fs::copy(executable, &copy).with_context(|| {
             format!(
                 "can't copy {}: run `cargo build --workspace` first",
@@ -186,5 +190,22 @@ impl PlainUser {
             uid: fields.next()?.parse().ok()?,
             gid: fields.next()?.parse().ok()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_runs_can_be_staged_again() -> Result<()> {
+        let home = Home::new()?;
+        let staged = home.stage(Path::new("/bin/sleep"))?;
+        let mut running = Command::new(&staged).arg("60").spawn()?;
+        let again = home.stage(Path::new("/bin/sleep"));
+        running.kill()?;
+        running.wait()?;
+        assert_eq!(again?, staged);
+        Ok(())
     }
 }
