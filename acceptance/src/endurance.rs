@@ -229,7 +229,7 @@ impl Watch<'_> {
             outbox_dead_tuples: tables.get(1),
             checkpoint_dead_tuples: tables.get(2),
             relay_peak_rss_mib: peak_rss_mib(relay)?,
-            relay_cpu_percent: (relay == last_relay).then(|| percent(used.shipper)),
+            relay_cpu_percent: (relay == last_relay).then(|| percent(used.publisher)),
             postgres_cpu_percent: percent(used.postgres),
         })
     }

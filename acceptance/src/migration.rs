@@ -1,4 +1,4 @@
-//! From Debezium to the relay, under load: the documented steps on an outbox that Debezium ships,
+//! From Debezium to the relay, under load: the documented steps on an outbox that Debezium publishes,
 //! what each costs those who write meanwhile, and an account of every event.
 
 mod judge;
@@ -24,20 +24,20 @@ use self::{
     writers::{Long, Writers},
 };
 
-/// How long whoever ships is left alone: before the first step, with the relay, and back again.
+/// How long whoever publishes is left alone: before the first step, with the relay, and back again.
 const STEADY: Duration = Duration::from_secs(5);
 // Names of stages.
-const BEFORE: &str = "Debezium ships";
+const BEFORE: &str = "Debezium publishes";
 const STOP: &str = "Debezium stops";
 const START: &str = "outbox-relay starts";
-const AFTER: &str = "outbox-relay ships";
+const AFTER: &str = "outbox-relay publishes";
 
-/// Written between the last step and the end of Debezium, so that both ship them.
+/// Written between the last step and the end of Debezium, so that both publish them.
 const SAMPLE: &str = "
     insert into outboxevent (id, aggregatetype, aggregateid, type, payload)
     values (gen_random_uuid(), 'sample', '42', 'OrderPlaced', '{\"total\":7.10,\"to\":\"Zo\\u00eb\"}'),
         (gen_random_uuid(), 'sample', '43', 'OrderForgotten', null)";
-/// A relay that is made to believe that everything until now was shipped.
+/// A relay that is made to believe that everything until now was published.
 const FROM_NOW: &str = "
     insert into relay_checkpoints (source, epoch, snapshot, max_seq, heartbeat_at, resigned)
     select 'shop', 0, pg_current_snapshot(), max(seq), clock_timestamp(), true from outboxevent";
@@ -45,7 +45,7 @@ const FROM_NOW: &str = "
 /// How to go from Debezium to the relay.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MigrationOptions {
-    /// Rows that Debezium has shipped before it begins
+    /// Rows that Debezium has published before it begins
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000))]
     rows: u64,
     /// Rows that are written each second, all the while
@@ -74,7 +74,7 @@ enum Mistake {
     StopEarly,
     /// The relay begins with what is written after its start
     FromNow,
-    /// The relay is started while Debezium still ships
+    /// The relay is started while Debezium still publishes
     BothAtOnce,
 }
 
@@ -101,8 +101,8 @@ async fn migrate(lab: &Lab, options: &MigrationOptions) -> Result<Report> {
     let installation = Installation::fetch(&lab.servers.home, &lab.topic.brokers).await?;
     let starting = shop.start_debezium(&installation);
     let debezium = step("starting Debezium", starting).await?;
-    let filling = shop.ship_backlog(options.rows);
-    step("letting Debezium ship a backlog", filling).await?;
+    let filling = shop.publish_backlog(options.rows);
+    step("letting Debezium publish a backlog", filling).await?;
     let writers = Writers::start(&shop.database_url, options.rate).await?;
     let mut migration = Migration {
         shop: &shop,
@@ -146,7 +146,7 @@ struct Migration<'a> {
 }
 
 impl Migration<'_> {
-    /// Returns the relay, where it ships in the end.
+    /// Returns the relay, where it publishes in the end.
     async fn run(&mut self) -> Result<Option<Relay>> {
         let making = self.shop.make_relay_tables();
         self.stages.run("relay.sql", making).await?;
@@ -211,7 +211,7 @@ impl Migration<'_> {
             Some(Mistake::StopEarly) => self.start(relay).await,
             Some(Mistake::BothAtOnce) => {
                 let relay = self.start(relay).await?;
-                self.stages.wait("both ship", STEADY).await?;
+                self.stages.wait("both publish", STEADY).await?;
                 self.stop_debezium().await?;
                 Ok(relay)
             }

@@ -109,7 +109,7 @@ async fn drain(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
     Ok(drains)
 }
 
-/// What it takes until a relay has shipped the first rows of such a backlog. It is the same for any
+/// What it takes until a relay has published the first rows of such a backlog. It is the same for any
 /// number of them, and would be most of what a small one costs.
 async fn starts(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
     let first = Backlog {
@@ -143,7 +143,7 @@ impl Point {
             payload_bytes: backlog.payload_bytes,
             headers: BASE_HEADERS + backlog.further_headers,
             events_per_s: Spread::of(drains, |drain| per(drain.rows, drain.seconds))?.median,
-            relay_us_per_event: us_per_event(|cpu| cpu.shipper)?,
+            relay_us_per_event: us_per_event(|cpu| cpu.publisher)?,
             postgres_us_per_event: us_per_event(|cpu| cpu.postgres)?,
             broker_us_per_event: us_per_event(|cpu| cpu.broker)?,
             peak_rss_mib: Spread::of(drains, |drain| drain.peak_rss_mib)?.max,

@@ -62,7 +62,7 @@ impl Tuning {
 }
 
 impl Connector {
-    /// Fetches it, and lets it ship one row, so that it knows where it was before the backlog comes.
+    /// Fetches it, and lets it publish one row, so that it knows where it was before the backlog comes.
     pub(crate) async fn prepare(lab: &Lab) -> Result<Self> {
         let installation = Installation::fetch(&lab.servers.home, &lab.topic.brokers).await?;
         let connector = Self { installation };
@@ -76,21 +76,17 @@ impl Connector {
             .await?;
             let keep = "select pg_create_logical_replication_slot($1, 'pgoutput')";
             sql.query(keep, &[&KEPT_SLOT]).await?;
-            connector
-                .start_anew(lab, Tuning::Drain)
-                .await?
-                .stop()
-                .await?;
+            connector.restart(lab, Tuning::Drain).await?.stop().await?;
             let kept = lab.servers.home.path().join(KEPT_OFFSETS);
             fs::copy(connector.installation.offsets(), kept)
                 .context("Connect has not stored where it is")?;
             Ok::<_, anyhow::Error>(())
         };
-        step("letting Debezium ship a first row", preparing).await?;
+        step("letting Debezium publish a first row", preparing).await?;
         Ok(connector)
     }
 
-    /// Lets it ship all rows that came after the first one.
+    /// Lets it publish all rows that came after the first one.
     pub(crate) async fn drain(&self, lab: &Lab, rows: u64, tuning: Tuning) -> Result<Drain> {
         let draining = async {
             lab.topic.recreate().await?;
@@ -109,8 +105,8 @@ impl Connector {
         };
         step(&format!("draining, {}", tuning.name()), draining).await
     }
-    /// Starts it with no memory, and waits until it ships what is written from now on.
-    pub(crate) async fn start_anew(&self, lab: &Lab, tuning: Tuning) -> Result<Connect> {
+    /// Starts it with no memory, and waits until it publishes what is written from now on.
+    pub(crate) async fn restart(&self, lab: &Lab, tuning: Tuning) -> Result<Connect> {
         lab.topic.recreate().await?;
         drop_slots(lab, &[SLOT]).await?;
         // There is none the first time.

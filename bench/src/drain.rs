@@ -1,4 +1,4 @@
-//! How fast a backlog is shipped.
+//! How fast a backlog is published.
 
 use std::time::{Duration, Instant};
 
@@ -17,29 +17,29 @@ pub(crate) struct Drain {
     pub(crate) rows: u64,
     /// From the last look at the topic that saw no record to the one that saw them all.
     pub(crate) seconds: f64,
-    /// What was used in that time, or from the start of the shipper.
+    /// What was used in that time, or from the start of the publisher.
     pub(crate) cpu: Cpu,
-    /// Of the shipper.
+    /// Of the publisher.
     pub(crate) peak_rss_mib: f64,
 }
 
 /// From when on CPU is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CpuFrom {
-    /// From the start of the shipper: the first page is read before the first record can be seen.
+    /// From the start of the publisher: the first page is read before the first record can be seen.
     Start,
     /// From just before the first record, which leaves the start of a JVM out.
     FirstRecord,
 }
 
-/// Lets the relay ship all rows of the outbox.
+/// Lets the relay publish all rows of the outbox.
 pub(crate) async fn by_relay(lab: &Lab, rows: u64, sink: &str) -> Result<Drain> {
     let draining = async {
         lab.topic.recreate().await?;
         let ends = look(lab).await?;
         let relay = Relay::start(lab, sink).await?;
         let drain = watch(lab, ends, rows, relay.pid(), CpuFrom::Start).await?;
-        relay.wait_shipped(rows).await?;
+        relay.wait_published(rows).await?;
         relay.stop().await?;
         check_total(lab, rows).await?;
         Ok(drain)
@@ -58,10 +58,10 @@ pub(crate) async fn watch(
     lab: &Lab,
     ends: Ends,
     rows: u64,
-    shipper: u32,
+    publisher: u32,
     cpu_from: CpuFrom,
 ) -> Result<Drain> {
-    let processes = lab.processes(shipper)?;
+    let processes = lab.processes(publisher)?;
     let watching = move || watch_blocking(&ends, rows, processes, cpu_from);
     tokio::task::spawn_blocking(watching).await?
 }
@@ -97,7 +97,7 @@ fn watch_blocking(
         rows,
         seconds: started_at.elapsed().as_secs_f64(),
         cpu: processes.cpu()?.since(cpu),
-        peak_rss_mib: peak_rss_mib(processes.shipper)?,
+        peak_rss_mib: peak_rss_mib(processes.publisher)?,
     })
 }
 

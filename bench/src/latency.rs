@@ -36,25 +36,25 @@ pub(crate) struct Latency {
     pub(crate) since_due_p50_ms: f64,
     pub(crate) since_due_p99_ms: f64,
     /// Of a core.
-    pub(crate) shipper_cpu_percent: f64,
+    pub(crate) publisher_cpu_percent: f64,
     pub(crate) postgres_cpu_percent: f64,
     pub(crate) broker_cpu_percent: f64,
 }
 
-/// Measures at `rate` commits a second for so many seconds, while `shipper` ships.
-pub(crate) async fn measure(lab: &Lab, shipper: u32, rate: u64, seconds: u64) -> Result<Latency> {
+/// Measures at `rate` commits a second for so many seconds, while `publisher` publishes.
+pub(crate) async fn measure(lab: &Lab, publisher: u32, rate: u64, seconds: u64) -> Result<Latency> {
     let what = format!("latency at {rate} commits a second");
-    step(&what, measure_at(lab, shipper, rate, seconds)).await
+    step(&what, measure_at(lab, publisher, rate, seconds)).await
 }
 
 /// Commits for a while, and measures nothing.
-pub(crate) async fn warm_up(lab: &Lab, shipper: u32) -> Result<()> {
-    let warming_up = measure_at(lab, shipper, FIRST_WARM_UP_RATE, FIRST_WARM_UP_S);
+pub(crate) async fn warm_up(lab: &Lab, publisher: u32) -> Result<()> {
+    let warming_up = measure_at(lab, publisher, FIRST_WARM_UP_RATE, FIRST_WARM_UP_S);
     step("warm-up", warming_up).await?;
     Ok(())
 }
 
-async fn measure_at(lab: &Lab, shipper: u32, rate: u64, seconds: u64) -> Result<Latency> {
+async fn measure_at(lab: &Lab, publisher: u32, rate: u64, seconds: u64) -> Result<Latency> {
     let measured_for = Duration::from_secs(seconds);
     let plan = Plan {
         change: Change::Event,
@@ -66,7 +66,7 @@ async fn measure_at(lab: &Lab, shipper: u32, rate: u64, seconds: u64) -> Result<
     let topic = lab.topic.clone();
     let consumer = tokio::task::spawn_blocking(move || topic.consumer_from_now()).await??;
     let consumer = Consumer::start(consumer, unix_us(SystemTime::now() + WARM_UP));
-    let processes = lab.processes(shipper)?;
+    let processes = lab.processes(publisher)?;
     let cpu_share = async {
         tokio::time::sleep(WARM_UP).await;
         let before = processes.cpu()?;
@@ -87,19 +87,19 @@ async fn measure_at(lab: &Lab, shipper: u32, rate: u64, seconds: u64) -> Result<
         max_ms: since_created.max() as f64 / 1_000.0,
         since_due_p50_ms: quantile_ms(since_due, 0.5),
         since_due_p99_ms: quantile_ms(since_due, 0.99),
-        shipper_cpu_percent: percent(cpu.shipper),
+        publisher_cpu_percent: percent(cpu.publisher),
         postgres_cpu_percent: percent(cpu.postgres),
         broker_cpu_percent: percent(cpu.broker),
     })
 }
 
-/// CPU of a shipper that has nothing to ship, in percent of a core.
-pub(crate) async fn idle_cpu_percent(shipper: u32) -> Result<f64> {
+/// CPU of a publisher that has nothing to publish, in percent of a core.
+pub(crate) async fn idle_cpu_percent(publisher: u32) -> Result<f64> {
     let looking = async {
         tokio::time::sleep(SETTLE_FOR).await;
-        let before = cpu_s(shipper)?;
+        let before = cpu_s(publisher)?;
         tokio::time::sleep(IDLE_FOR).await;
-        let used = cpu_s(shipper)? - before;
+        let used = cpu_s(publisher)? - before;
         Ok(used / IDLE_FOR.as_secs_f64() * 100.0)
     };
     step("idling", looking).await

@@ -83,7 +83,7 @@ impl DrainFigures {
             events_per_s: rate.median,
             events_per_s_min: rate.min,
             events_per_s_max: rate.max,
-            events_per_cpu_s: per_cpu_s(|run| run.cpu.shipper)?.median,
+            events_per_cpu_s: per_cpu_s(|run| run.cpu.publisher)?.median,
             events_per_postgres_cpu_s: per_cpu_s(|run| run.cpu.postgres)?.median,
             events_per_broker_cpu_s: per_cpu_s(|run| run.cpu.broker)?.median,
             peak_rss_mib: Spread::of(runs, |run| run.peak_rss_mib)?.max,

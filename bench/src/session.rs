@@ -158,18 +158,22 @@ async fn debezium_latency(
     options: &RelayOptions,
 ) -> Result<Vec<Latency>> {
     lab.empty().await?;
-    let running = connector.start_anew(lab, Tuning::Latency).await?;
+    let running = connector.restart(lab, Tuning::Latency).await?;
     let found = latency_at_rates(lab, running.pid(), options).await?;
     running.stop().await?;
     connector.forget(lab).await?;
     Ok(found)
 }
 
-async fn latency_at_rates(lab: &Lab, shipper: u32, options: &RelayOptions) -> Result<Vec<Latency>> {
-    latency::warm_up(lab, shipper).await?;
+async fn latency_at_rates(
+    lab: &Lab,
+    publisher: u32,
+    options: &RelayOptions,
+) -> Result<Vec<Latency>> {
+    latency::warm_up(lab, publisher).await?;
     let mut found = Vec::new();
     for rate in &options.rates {
-        found.push(latency::measure(lab, shipper, *rate, options.seconds).await?);
+        found.push(latency::measure(lab, publisher, *rate, options.seconds).await?);
     }
     Ok(found)
 }

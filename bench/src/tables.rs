@@ -63,7 +63,7 @@ fn drains(report: &Report) -> Table {
         "events/s: median",
         "min",
         "max",
-        "events per CPU-s: shipper",
+        "events per CPU-s: publisher",
         "Postgres",
         "broker",
         "peak RSS, MiB",
@@ -153,7 +153,7 @@ fn latencies(report: &Report) -> Table {
         "max",
         "since due: p50",
         "p99",
-        "% of a core: shipper",
+        "% of a core: publisher",
         "Postgres",
         "broker",
     ])];
@@ -172,7 +172,7 @@ fn latencies(report: &Report) -> Table {
             format!("{:.1}", found.max_ms),
             format!("{:.2}", found.since_due_p50_ms),
             format!("{:.2}", found.since_due_p99_ms),
-            format!("{:.1}", found.shipper_cpu_percent),
+            format!("{:.1}", found.publisher_cpu_percent),
             format!("{:.1}", found.postgres_cpu_percent),
             format!("{:.1}", found.broker_cpu_percent),
         ]);
@@ -219,7 +219,7 @@ fn curves(report: &Report) -> Table {
         heading: "What an event costs, by backlog, payload and headers".to_owned(),
         note: "Backlogs are drained by turns, small ones several times in each. CPU is the median of \
                the runs, of the rows behind the first 1,000: a start takes so much once, and what it \
-               takes until these are shipped is measured by itself; MB/s are those of payloads",
+               takes until these are published is measured by itself; MB/s are those of payloads",
         rows,
     }
 }

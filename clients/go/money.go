@@ -47,7 +47,7 @@ func digitsOf(decimal string) int {
 	return len(digits)
 }
 
-// money: amounts are exact to the last digit, or refused.
+// money: amounts are exact to the last digit, or rejected.
 func (s *scenario) money(ctx context.Context) (string, error) {
 	vectors, err := readMoneyVectors()
 	if err != nil {
@@ -79,16 +79,16 @@ func (s *scenario) money(ctx context.Context) (string, error) {
 	}
 	for _, vector := range vectors.Invalid {
 		_, err := send(vector)
-		refused, err := wantRefusal(err, codes.InvalidArgument, "VALIDATION_FAILED")
+		rejected, err := wantRejection(err, codes.InvalidArgument, "VALIDATION_FAILED")
 		if err != nil {
 			return "", fmt.Errorf("%+v: %w", vector, err)
 		}
 		slices.Sort(vector.Fields)
-		if !slices.Equal(refused.fields, vector.Fields) {
-			return "", fmt.Errorf("%+v: refused for %v", vector, refused.fields)
+		if !slices.Equal(rejected.fields, vector.Fields) {
+			return "", fmt.Errorf("%+v: rejected for %v", vector, rejected.fields)
 		}
 	}
-	return fmt.Sprintf("%d exact, %d refused", len(vectors.Valid), len(vectors.Invalid)), nil
+	return fmt.Sprintf("%d exact, %d rejected", len(vectors.Valid), len(vectors.Invalid)), nil
 }
 
 // moneyVector is one of the amounts on which the clients of all languages agree.

@@ -45,16 +45,16 @@ func (s *scenario) metadata(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Only a token that was read can be refused.
+	// Only a token that was read can be rejected.
 	garbled := "no token"
 	session.token.Store(&garbled)
 	_, err = following.orders.CreateOrder(ctx, newOrder(created.GetUser().GetUserId(), euros(19, 90)))
-	invalid, err := wantRefusal(err, codes.InvalidArgument, "VALIDATION_FAILED")
+	invalid, err := wantRejection(err, codes.InvalidArgument, "VALIDATION_FAILED")
 	if err != nil {
 		return "", err
 	}
 	if !slices.Equal(invalid.fields, []string{tokenKey}) {
-		return "", fmt.Errorf("refused for %v", invalid.fields)
+		return "", fmt.Errorf("rejected for %v", invalid.fields)
 	}
 	return "order " + ordered.GetOrder().GetOrderId() + ", the token carried by an interceptor", nil
 }
@@ -100,7 +100,7 @@ func (s *scenario) page(ctx context.Context) (string, error) {
 		{UserId: uuid.NewString(), PageSize: 2, PageToken: token},
 	} {
 		_, err := s.orders.ListOrders(ctx, foreign)
-		if _, err := wantRefusal(err, codes.InvalidArgument, "PAGE_TOKEN_INVALID"); err != nil {
+		if _, err := wantRejection(err, codes.InvalidArgument, "PAGE_TOKEN_INVALID"); err != nil {
 			return "", err
 		}
 	}
@@ -133,7 +133,7 @@ func (s *scenario) cancel(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("not cancelled on request: %v", order)
 	}
 	_, err = cancel()
-	if _, err := wantRefusal(err, codes.FailedPrecondition, "ORDER_CANCELLED"); err != nil {
+	if _, err := wantRejection(err, codes.FailedPrecondition, "ORDER_CANCELLED"); err != nil {
 		return "", err
 	}
 	return "order " + order.GetOrderId(), nil
@@ -160,7 +160,7 @@ func (s *scenario) repeat(ctx context.Context) (string, error) {
 	}
 	request.Amount = euros(19, 91)
 	_, err = s.orders.CreateOrder(ctx, request)
-	if _, err := wantRefusal(err, codes.InvalidArgument, "REQUEST_ID_REUSED"); err != nil {
+	if _, err := wantRejection(err, codes.InvalidArgument, "REQUEST_ID_REUSED"); err != nil {
 		return "", err
 	}
 	return "order " + first.GetOrder().GetOrderId(), nil

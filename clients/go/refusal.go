@@ -14,8 +14,8 @@ import (
 	userv1 "example.com/outbox/clients/go/gen/user/v1"
 )
 
-// refusal is what the services say of a call that they refuse: the parts of its google.rpc.Status.
-type refusal struct {
+// rejection is what the services say of a call that they reject: the parts of its google.rpc.Status.
+type rejection struct {
 	code          codes.Code
 	reason        string // what to branch on
 	domain        string
@@ -24,44 +24,44 @@ type refusal struct {
 	retryDelay    time.Duration
 }
 
-func readRefusal(err error) refusal {
-	refused := refusal{code: status.Code(err)}
+func readRejection(err error) rejection {
+	rejected := rejection{code: status.Code(err)}
 	for _, detail := range status.Convert(err).Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
-			refused.reason, refused.domain = detail.GetReason(), detail.GetDomain()
+			rejected.reason, rejected.domain = detail.GetReason(), detail.GetDomain()
 		case *errdetails.BadRequest:
 			for _, violation := range detail.GetFieldViolations() {
-				refused.fields = append(refused.fields, violation.GetField())
+				rejected.fields = append(rejected.fields, violation.GetField())
 			}
-			slices.Sort(refused.fields)
+			slices.Sort(rejected.fields)
 		case *errdetails.PreconditionFailure:
 			for _, violation := range detail.GetViolations() {
-				refused.preconditions = append(refused.preconditions, violation.GetType())
+				rejected.preconditions = append(rejected.preconditions, violation.GetType())
 			}
 		case *errdetails.RetryInfo:
-			refused.retryDelay = detail.GetRetryDelay().AsDuration()
+			rejected.retryDelay = detail.GetRetryDelay().AsDuration()
 		}
 	}
-	return refused
+	return rejected
 }
 
-// wantRefusal checks that a call was refused, and for this reason.
-func wantRefusal(err error, code codes.Code, reason string) (refusal, error) {
+// wantRejection checks that a call was rejected, and for this reason.
+func wantRejection(err error, code codes.Code, reason string) (rejection, error) {
 	if err == nil {
-		return refusal{}, fmt.Errorf("accepted, where %v %s was expected", code, reason)
+		return rejection{}, fmt.Errorf("accepted, where %v %s was expected", code, reason)
 	}
-	refused := readRefusal(err)
-	if refused.code != code || refused.reason != reason {
-		return refusal{}, fmt.Errorf("want %v %s, got reason %q: %w", code, reason, refused.reason, err)
+	rejected := readRejection(err)
+	if rejected.code != code || rejected.reason != reason {
+		return rejection{}, fmt.Errorf("want %v %s, got reason %q: %w", code, reason, rejected.reason, err)
 	}
-	return refused, nil
+	return rejected, nil
 }
 
-// refusals: a refusal says what is wrong, all at once, and when to try again.
-func (s *scenario) refusals(ctx context.Context) (string, error) {
+// rejections: a rejection says what is wrong, all at once, and when to try again.
+func (s *scenario) rejections(ctx context.Context) (string, error) {
 	_, err := s.users.CreateUser(ctx, &userv1.CreateUserRequest{Email: "nobody", RequestId: uuid.NewString()})
-	invalid, err := wantRefusal(err, codes.InvalidArgument, "VALIDATION_FAILED")
+	invalid, err := wantRejection(err, codes.InvalidArgument, "VALIDATION_FAILED")
 	if err != nil {
 		return "", err
 	}
@@ -69,7 +69,7 @@ func (s *scenario) refusals(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("not what is wrong: %+v", invalid)
 	}
 	_, err = s.orders.CreateOrder(ctx, newOrder(uuid.NewString(), euros(1, 0)))
-	unknown, err := wantRefusal(err, codes.FailedPrecondition, "USER_UNKNOWN")
+	unknown, err := wantRejection(err, codes.FailedPrecondition, "USER_UNKNOWN")
 	if err != nil {
 		return "", err
 	}

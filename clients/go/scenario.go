@@ -28,7 +28,7 @@ func (s *scenario) steps() []step {
 		{"page", s.page},
 		{"etag", s.etag},
 		{"cancel", s.cancel},
-		{"error", s.refusals},
+		{"error", s.rejections},
 		{"repeat", s.repeat},
 		{"money", s.money},
 		{"watch", s.watch},

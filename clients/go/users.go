@@ -57,7 +57,7 @@ func (s *scenario) etag(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("not what was asked for: %v", user)
 	}
 	_, err = rename("Ada Byron")
-	if _, err := wantRefusal(err, codes.Aborted, "ETAG_MISMATCH"); err != nil {
+	if _, err := wantRejection(err, codes.Aborted, "ETAG_MISMATCH"); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("etag %s became %s", read.GetEtag(), user.GetEtag()), nil
@@ -85,7 +85,7 @@ func (s *scenario) delete(ctx context.Context) (string, error) {
 	request := newOrder(userID, euros(1, 0))
 	request.ConsistencyToken = deleted.GetConsistencyToken()
 	_, err = s.orders.CreateOrder(ctx, request)
-	if _, err := wantRefusal(err, codes.FailedPrecondition, "USER_DELETED"); err != nil {
+	if _, err := wantRejection(err, codes.FailedPrecondition, "USER_DELETED"); err != nil {
 		return "", err
 	}
 	for began := time.Now(); order.GetState() != orderv1.OrderState_ORDER_STATE_CANCELLED; time.Sleep(50 * time.Millisecond) {

@@ -66,10 +66,10 @@ export class ConsistencyTokens {
     });
 }
 
-// Why a call was refused, read from the google.rpc.Status of its error. Branch on `reason`; show people `message`.
+// Why a call was rejected, read from the google.rpc.Status of its error. Branch on `reason`; show people `message`.
 // `fields` are those of the request that are wrong, all of them. `retryDelay` is in seconds: how long to wait before
 // another try, undefined if none would help.
-export function refusal(error) {
+export function rejection(error) {
   const { code, details: message, reason, domain, statusDetails = [] } = GoogleError.parseGRPCStatusDetails(error);
   const detail = (name) => statusDetails.find((each) => each.$type?.name === name);
   const delay = detail('RetryInfo')?.retryDelay;

@@ -5,7 +5,7 @@ import { randomUUID } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { ConsistencyTokens, connectOrders, connectUsers, refusal, toDecimal, toMoney } from './client.js';
+import { ConsistencyTokens, connectOrders, connectUsers, rejection, toDecimal, toMoney } from './client.js';
 
 const { USER_SERVICE_ADDR, ORDER_SERVICE_ADDR, USER_SERVICE_PID, ENDPOINTS_FILE } = process.env;
 const TEN_EUROS = toMoney('EUR', '10.00');
@@ -36,11 +36,11 @@ async function newOrder({ user, consistencyToken }, amount = TEN_EUROS) {
   return answer.order;
 }
 
-// What a call says that has to be refused.
-async function refused(call, code, reason) {
+// What a call says that has to be rejected.
+async function rejected(call, code, reason) {
   const answer = await call.catch((error) => ({ error }));
-  assert(answer.error, `accepted, not refused as ${reason}`);
-  const why = refusal(answer.error);
+  assert(answer.error, `accepted, not rejected as ${reason}`);
+  const why = rejection(answer.error);
   assert.deepEqual([why.code, why.reason], [code, reason], `${why.code} ${why.reason} (${why.message}), not ${reason}`);
   return why;
 }
@@ -71,9 +71,9 @@ const steps = {
     assert.equal(tokens.token, consistencyToken, 'the interceptor has seen no token');
     const { order } = await sessionOrders.createOrder(orderRequest(user.userId));
 
-    tokens.token = 'no token'; // Only one that was read can be refused.
+    tokens.token = 'no token'; // Only one that was read can be rejected.
     const call = sessionOrders.createOrder(orderRequest(user.userId));
-    const { fields } = await refused(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
+    const { fields } = await rejected(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
     assert.deepEqual(fields, ['x-consistency-token']);
     return `${order.orderId}, the token carried by an interceptor`;
   },
@@ -97,7 +97,7 @@ const steps = {
     const changed = lastToken.slice(0, middle) + (lastToken.at(middle) === 'A' ? 'B' : 'A') + lastToken.slice(middle + 1);
     const other = (await newUser()).user.userId;
     for (const request of [{ userId, pageToken: changed }, { userId: other, pageToken: lastToken }]) {
-      await refused(orders.listOrders({ ...request, pageSize: 2 }), 'INVALID_ARGUMENT', 'PAGE_TOKEN_INVALID');
+      await rejected(orders.listOrders({ ...request, pageSize: 2 }), 'INVALID_ARGUMENT', 'PAGE_TOKEN_INVALID');
     }
     return `${listed.length} orders on ${pages} pages`;
   },
@@ -112,7 +112,7 @@ const steps = {
       });
     const { user: updated } = await rename('Ada King');
     assert.deepEqual([updated.name, updated.email, updated.version], ['Ada King', created.email, '2']);
-    await refused(rename('Ada Byron'), 'ABORTED', 'ETAG_MISMATCH');
+    await rejected(rename('Ada Byron'), 'ABORTED', 'ETAG_MISMATCH');
     return `${created.etag} became ${updated.etag}`;
   },
 
@@ -124,16 +124,16 @@ const steps = {
       [order.state, order.cancelReason, order.version],
       ['ORDER_STATE_CANCELLED', 'CANCEL_REASON_REQUESTED', '2'],
     );
-    await refused(cancelOrder(), 'FAILED_PRECONDITION', 'ORDER_CANCELLED');
+    await rejected(cancelOrder(), 'FAILED_PRECONDITION', 'ORDER_CANCELLED');
     return orderId;
   },
 
   async error() {
     const call = users.createUser({ email: 'no e-mail', name: '', requestId: randomUUID() });
-    const bad = await refused(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
+    const bad = await rejected(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
     assert.deepEqual([bad.domain, bad.fields.sort()], ['user-service', ['email', 'name']]);
     const order = orders.createOrder(orderRequest(randomUUID()));
-    const unknown = await refused(order, 'FAILED_PRECONDITION', 'USER_UNKNOWN');
+    const unknown = await rejected(order, 'FAILED_PRECONDITION', 'USER_UNKNOWN');
     assert(unknown.retryDelay > 0 && unknown.preconditions.length > 0, JSON.stringify(unknown));
     return `${bad.fields.length} fields at once; try again in ${unknown.retryDelay} s`;
   },
@@ -143,7 +143,7 @@ const steps = {
     const first = await orders.createOrder(request);
     assert.deepEqual(await orders.createOrder(request), first);
     const call = orders.createOrder({ ...request, amount: toMoney('EUR', '11.00') });
-    await refused(call, 'INVALID_ARGUMENT', 'REQUEST_ID_REUSED');
+    await rejected(call, 'INVALID_ARGUMENT', 'REQUEST_ID_REUSED');
     return first.order.orderId;
   },
 
@@ -159,10 +159,10 @@ const steps = {
     }
     for (const { currency_code: currencyCode, units, nanos, fields } of invalid) {
       const call = newOrder(user, { currencyCode, units, nanos });
-      const bad = await refused(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
+      const bad = await rejected(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
       assert.deepEqual(bad.fields.sort(), fields.sort(), `${bad.fields} for ${currencyCode} ${units} ${nanos}`);
     }
-    return `${valid.length} amounts are exact, ${invalid.length} are refused`;
+    return `${valid.length} amounts are exact, ${invalid.length} are rejected`;
   },
 
   async watch() {
@@ -194,7 +194,7 @@ const steps = {
     const { user, consistencyToken } = await users.deleteUser({ userId, etag, requestId: randomUUID() });
     assert(user.deleteTime && user.email === '' && user.name === '', JSON.stringify(user));
     const call = orders.createOrder(orderRequest(userId, TEN_EUROS, consistencyToken));
-    await refused(call, 'FAILED_PRECONDITION', 'USER_DELETED');
+    await rejected(call, 'FAILED_PRECONDITION', 'USER_DELETED');
 
     const deadline = Date.now() + DELETE_TIMEOUT_MS;
     let current;
@@ -231,7 +231,7 @@ async function run(step) {
     return ['ok', await steps[step]()];
   } catch (error) {
     if (error instanceof Skipped) return ['skipped', error.message];
-    const { code, reason, message } = refusal(error);
+    const { code, reason, message } = rejection(error);
     return ['failed', code ? `${code} ${reason}: ${message}` : error.message];
   }
 }

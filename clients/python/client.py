@@ -50,13 +50,13 @@ class ConsistencyTokens(grpc.UnaryUnaryClientInterceptor):
 
 
 def token_of(call: grpc.Call) -> str | None:
-    """The consistency token in the metadata of an answer; refusals have none."""
+    """The consistency token in the metadata of an answer; rejections have none."""
     return dict(call.initial_metadata() or ()).get(TOKEN_KEY)
 
 
 @dataclass
-class Refusal:
-    """Why a call was refused. Branch on `reason`; show people `message`."""
+class Rejection:
+    """Why a call was rejected. Branch on `reason`; show people `message`."""
 
     code: grpc.StatusCode
     message: str
@@ -69,7 +69,7 @@ class Refusal:
     """In seconds: how long to wait before another try; None if none would help."""
 
 
-def refusal(error: grpc.RpcError) -> Refusal:
+def rejection(error: grpc.RpcError) -> Rejection:
     """Reads the google.rpc.Status of an error."""
     status = rpc_status.from_call(error)
 
@@ -82,7 +82,7 @@ def refusal(error: grpc.RpcError) -> Refusal:
     bad = detail(error_details_pb2.BadRequest)
     preconditions = detail(error_details_pb2.PreconditionFailure)
     retry = detail(error_details_pb2.RetryInfo)
-    return Refusal(
+    return Rejection(
         code=error.code(),
         message=error.details(),
         reason=info.reason,

@@ -15,7 +15,7 @@ from money.v1.money_pb2 import Money
 from order.v1 import order_pb2, order_pb2_grpc
 from user.v1 import user_pb2, user_pb2_grpc
 
-from client import SERVICE_CONFIG, ConsistencyTokens, Refusal, connect, refusal, to_decimal, to_money, token_of
+from client import SERVICE_CONFIG, ConsistencyTokens, Rejection, connect, rejection, to_decimal, to_money, token_of
 
 USER_ADDR, ORDER_ADDR = os.environ["USER_SERVICE_ADDR"], os.environ["ORDER_SERVICE_ADDR"]
 TEN_EUROS = to_money("EUR", Decimal("10.00"))
@@ -54,15 +54,15 @@ def new_order(user: user_pb2.CreateUserResponse, amount: Money = TEN_EUROS) -> o
     return orders.CreateOrder(order_request(user.user.user_id, amount, user.consistency_token)).order
 
 
-def refused(call, request, code: grpc.StatusCode, reason: str) -> Refusal:
-    """What a call says that has to be refused."""
+def rejected(call, request, code: grpc.StatusCode, reason: str) -> Rejection:
+    """What a call says that has to be rejected."""
     try:
         answer = call(request)
     except grpc.RpcError as error:
-        why = refusal(error)
+        why = rejection(error)
         assert (why.code, why.reason) == (code, reason), f"{why.code} {why.reason} ({why.message}), not {reason}"
         return why
-    raise AssertionError(f"accepted, not refused as {reason}: {answer}")
+    raise AssertionError(f"accepted, not rejected as {reason}: {answer}")
 
 
 def create() -> str:
@@ -91,9 +91,9 @@ def metadata() -> str:
     assert tokens.token == user.consistency_token, "the interceptor has seen no token"
     placed = session_orders.CreateOrder(order_request(user.user.user_id)).order
 
-    tokens.token = "no token"  # Only one that was read can be refused.
+    tokens.token = "no token"  # Only one that was read can be rejected.
     request = order_request(user.user.user_id)
-    bad = refused(session_orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
+    bad = rejected(session_orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
     assert bad.fields == ["x-consistency-token"], bad
     return f"{placed.order_id}, the token carried by an interceptor"
 
@@ -113,7 +113,7 @@ def page() -> str:
     changed = last_token[:middle] + ("A" if last_token[middle] != "A" else "B") + last_token[middle + 1 :]
     for user_id, token in (user.user.user_id, changed), (new_user().user.user_id, last_token):
         request = order_pb2.ListOrdersRequest(user_id=user_id, page_size=2, page_token=token)
-        refused(orders.ListOrders, request, grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID")
+        rejected(orders.ListOrders, request, grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID")
     return f"{len(listed)} orders on {pages} pages"
 
 
@@ -127,7 +127,7 @@ def etag() -> str:
 
     updated = users.UpdateUser(rename("Ada King")).user
     assert (updated.name, updated.email, updated.version) == ("Ada King", created.email, 2), updated
-    refused(users.UpdateUser, rename("Ada Byron"), grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    rejected(users.UpdateUser, rename("Ada Byron"), grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
     return f"{created.etag} became {updated.etag}"
 
 
@@ -140,16 +140,16 @@ def cancel() -> str:
     cancelled = orders.CancelOrder(request()).order
     assert cancelled.state == order_pb2.ORDER_STATE_CANCELLED, cancelled
     assert cancelled.cancel_reason == order_pb2.CANCEL_REASON_REQUESTED and cancelled.version == 2, cancelled
-    refused(orders.CancelOrder, request(), grpc.StatusCode.FAILED_PRECONDITION, "ORDER_CANCELLED")
+    rejected(orders.CancelOrder, request(), grpc.StatusCode.FAILED_PRECONDITION, "ORDER_CANCELLED")
     return placed.order_id
 
 
 def error() -> str:
     request = user_pb2.CreateUserRequest(email="no e-mail", name="", request_id=request_id())
-    bad = refused(users.CreateUser, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
+    bad = rejected(users.CreateUser, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
     assert (bad.domain, sorted(bad.fields)) == ("user-service", ["email", "name"]), bad
     request = order_request(str(uuid.uuid4()))
-    unknown = refused(orders.CreateOrder, request, grpc.StatusCode.FAILED_PRECONDITION, "USER_UNKNOWN")
+    unknown = rejected(orders.CreateOrder, request, grpc.StatusCode.FAILED_PRECONDITION, "USER_UNKNOWN")
     assert unknown.retry_delay and unknown.retry_delay > 0 and unknown.preconditions, unknown
     return f"{len(bad.fields)} fields at once; try again in {unknown.retry_delay} s"
 
@@ -159,7 +159,7 @@ def repeat() -> str:
     first, second = orders.CreateOrder(request), orders.CreateOrder(request)
     assert first == second, f"{second}, not {first}"
     request.amount.units += 1
-    refused(orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    rejected(orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
     return first.order.order_id
 
 
@@ -177,9 +177,9 @@ def money() -> str:
         assert returned == amount, f"{returned}, not {vector}"
     for vector in vectors["invalid"]:
         request = order_request(user.user.user_id, of(vector))
-        bad = refused(orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
+        bad = rejected(orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
         assert sorted(bad.fields) == sorted(vector["fields"]), f"{bad.fields} for {vector}"
-    return f"{len(vectors['valid'])} amounts are exact, {len(vectors['invalid'])} are refused"
+    return f"{len(vectors['valid'])} amounts are exact, {len(vectors['invalid'])} are rejected"
 
 
 def watch() -> str:
@@ -210,7 +210,7 @@ def delete() -> str:
     deleted = answer.user
     assert deleted.HasField("delete_time") and not deleted.email and not deleted.name, deleted
     request = order_request(user_id, token=answer.consistency_token)
-    refused(orders.CreateOrder, request, grpc.StatusCode.FAILED_PRECONDITION, "USER_DELETED")
+    rejected(orders.CreateOrder, request, grpc.StatusCode.FAILED_PRECONDITION, "USER_DELETED")
 
     deadline = time.monotonic() + DELETE_TIMEOUT_S
     while (current := orders.GetOrder(order_pb2.GetOrderRequest(order_id=placed.order_id)).order) == placed:
@@ -249,7 +249,7 @@ def run(step) -> str:
     except Skipped as why:
         result, detail = "skipped", str(why)
     except grpc.RpcError as err:
-        why = refusal(err)
+        why = rejection(err)
         result, detail = "failed", f"{why.code.name} {why.reason}: {why.message}"
     except Exception as err:
         result, detail = "failed", f"{type(err).__name__}: {err}"

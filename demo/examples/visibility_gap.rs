@@ -14,16 +14,17 @@ const USERS: usize = 200;
 #[tokio::main]
 async fn main() -> Result<()> {
     // Without the short wait of order-service itself, which would hide what is measured.
-    for (title, unknown_user_wait_ms) in [("no wait in order-service", "0"), ("as shipped", "250")]
+    for (title, unknown_user_wait_ms) in
+        [("no wait in order-service", "0"), ("as published", "250")]
     {
         let system = System::start_with(&[("UNKNOWN_USER_WAIT_MS", unknown_user_wait_ms)]).await?;
         // The first calls open connections.
         measure(&system, "warm").await?;
-        let (mut took, refused) = measure(&system, "run").await?;
+        let (mut took, rejected) = measure(&system, "run").await?;
         took.sort();
         let at = |percent: usize| took[(took.len() - 1) * percent / 100].as_secs_f64() * 1e3;
         println!(
-            "{title}: {refused} of {USERS} first tries refused; accepted after p50 {:.1} ms, \
+            "{title}: {rejected} of {USERS} first tries rejected; accepted after p50 {:.1} ms, \
              p99 {:.1} ms, at most {:.1} ms",
             at(50),
             at(99),
@@ -37,7 +38,7 @@ async fn main() -> Result<()> {
 /// From the answer to CreateUser to the answer of the CreateOrder that is accepted.
 async fn measure(system: &System, run: &str) -> Result<(Vec<Duration>, usize)> {
     let mut took = Vec::new();
-    let mut refused = 0;
+    let mut rejected = 0;
     for number in 0..USERS {
         let created = system
             .create_user(&format!("{run}{number}@example.com"), "N")
@@ -48,7 +49,7 @@ async fn measure(system: &System, run: &str) -> Result<(Vec<Duration>, usize)> {
             match system.create_order(&user_id, "").await {
                 Ok(_) => break,
                 Err(status) if status.code() == Code::FailedPrecondition => {
-                    refused += usize::from(attempt == 0);
+                    rejected += usize::from(attempt == 0);
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 Err(status) => return Err(status.into()),
@@ -56,5 +57,5 @@ async fn measure(system: &System, run: &str) -> Result<(Vec<Duration>, usize)> {
         }
         took.push(started.elapsed());
     }
-    Ok((took, refused))
+    Ok((took, rejected))
 }

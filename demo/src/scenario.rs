@@ -24,13 +24,13 @@ pub(crate) async fn run(system: &mut System, told: &mut Steps) -> Result<()> {
     )
     .await?;
     told.step(
-        "An unknown user is refused, and told why",
-        refuse_unknown(system),
+        "An unknown user is rejected, and told why",
+        reject_unknown(system),
     )
     .await?;
     told.step(
         "Everything that is wrong is told at once",
-        refuse_invalid(system),
+        reject_invalid(system),
     )
     .await?;
     told.step(
@@ -75,7 +75,7 @@ async fn order_at_once(system: &System, user_ids: &mut Vec<String>) -> Result<St
     Ok(text)
 }
 
-async fn refuse_unknown(system: &System) -> Result<String> {
+async fn reject_unknown(system: &System) -> Result<String> {
     let nobody = Uuid::now_v7().to_string();
     let Err(status) = system.create_order(&nobody, "").await else {
         bail!("an order for a user that does not exist was accepted");
@@ -96,7 +96,7 @@ async fn refuse_unknown(system: &System) -> Result<String> {
     Ok(format!("{:?} {reason}", status.code()))
 }
 
-async fn refuse_invalid(system: &System) -> Result<String> {
+async fn reject_invalid(system: &System) -> Result<String> {
     let request = CreateUserRequest {
         email: "no address".into(),
         ..Default::default()
@@ -149,7 +149,7 @@ async fn kill_relay(system: &mut System, user_ids: &[String]) -> Result<String> 
     ));
     ensure!(
         orders.lost >= ORDERS_WITHOUT_RELAY,
-        "somebody else shipped them: {orders}"
+        "somebody else published them: {orders}"
     );
     system.stack.outbox_relay.release().await;
     say("the relay is started again");
@@ -163,7 +163,7 @@ async fn kill_relay(system: &mut System, user_ids: &[String]) -> Result<String> 
 }
 
 async fn nothing_lost(system: &System) -> Result<String> {
-    let (users, orders) = system.wait_until_shipped().await?;
+    let (users, orders) = system.wait_until_published().await?;
     say(format!("users:  {users}"));
     say(format!("orders: {orders}"));
     ensure!(

@@ -179,7 +179,7 @@ impl System {
     ///
     /// # Errors
     /// If that does not come about.
-    pub async fn wait_until_shipped(&self) -> Result<(Audit, Audit)> {
+    pub async fn wait_until_published(&self) -> Result<(Audit, Audit)> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let (users, orders) = self.audit().await?;
@@ -187,7 +187,7 @@ impl System {
                 return Ok((users, orders));
             }
             if tokio::time::Instant::now() > deadline {
-                bail!("still not shipped after {PATIENCE:?}: users {users}; orders {orders}");
+                bail!("still not published after {PATIENCE:?}: users {users}; orders {orders}");
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 
-use crate::{error::Error, store::Store, wakers::Wakers};
+use crate::{error::Error, store::Store, subscribers::Subscribers};
 
 /// How often a waiter looks by itself, should it not be woken: another replica's projection may be
 /// the one that applies the event.
@@ -23,15 +23,15 @@ pub struct WaitLimits {
 /// The calls that wait for a user's version; the projection wakes them.
 #[derive(Debug)]
 pub struct Waiters {
-    wakers: Arc<Wakers>,
+    subscribers: Arc<Subscribers>,
     places: Semaphore,
 }
 
 impl Waiters {
     /// Room for `max_waiters` calls; more than that are told at once that the version is not here.
-    pub fn new(wakers: Arc<Wakers>, max_waiters: usize) -> Self {
+    pub fn new(subscribers: Arc<Subscribers>, max_waiters: usize) -> Self {
         Self {
-            wakers,
+            subscribers,
             places: Semaphore::new(max_waiters),
         }
     }
@@ -57,7 +57,7 @@ impl Waiters {
         let Ok(_place) = self.places.try_acquire() else {
             return Ok(false);
         };
-        let listener = self.wakers.listen(user_id);
+        let listener = self.subscribers.listen(user_id);
         loop {
             let mut arrived = std::pin::pin!(listener.notify().notified());
             // From here on no arrival is missed; one before is seen by the look that follows.

@@ -1,8 +1,8 @@
-//! Everything that a call can be refused for, and what the caller then sees.
+//! Everything that a call can be rejected for, and what the caller then sees.
 
 use std::time::Duration;
 
-use service_kit::{CallError, Refusal, database::PoolError};
+use service_kit::{CallError, Rejection, database::PoolError};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -34,7 +34,7 @@ const LAG_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// A service that was restarted is mostly back by then.
 const RESTART_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Why a call is refused.
+/// Why a call is rejected.
 #[derive(Debug)]
 pub enum Error {
     /// There is no order with this id.
@@ -55,23 +55,23 @@ pub enum Error {
     WatchEnded,
     /// The caller does not read what is sent.
     WatchTooSlow,
-    /// What any call can be refused for.
+    /// What any call can be rejected for.
     Call(CallError),
 }
 
 impl From<Error> for Status {
     fn from(err: Error) -> Self {
-        let refusal = match err {
+        let rejection = match err {
             Error::OrderNotFound(id) => {
-                Refusal::new(ORDER_NOT_FOUND, format!("there is no order {id}"))
+                Rejection::new(ORDER_NOT_FOUND, format!("there is no order {id}"))
                     .about("order.v1.Order", id)
             }
             Error::OrderCancelled(id) => {
-                Refusal::new(ORDER_CANCELLED, format!("order {id} is cancelled already"))
+                Rejection::new(ORDER_CANCELLED, format!("order {id} is cancelled already"))
                     .requires("ORDER_OPEN", format!("orders/{id}"))
             }
             // Either there is no such user, or the event is still on its way.
-            Error::UserUnknown(id) => Refusal::new(
+            Error::UserUnknown(id) => Rejection::new(
                 USER_UNKNOWN,
                 format!(
                     "order-service has not heard of user {id}; if it was created a moment ago, \
@@ -80,37 +80,39 @@ impl From<Error> for Status {
             )
             .requires("USER_KNOWN", format!("users/{id}"))
             .retry_after(LAG_RETRY_DELAY),
-            Error::UserDeleted(id) => Refusal::new(USER_DELETED, format!("user {id} was deleted"))
-                .requires("USER_LIVE", format!("users/{id}")),
-            Error::ProjectionLagging => Refusal::new(
+            Error::UserDeleted(id) => {
+                Rejection::new(USER_DELETED, format!("user {id} was deleted"))
+                    .requires("USER_LIVE", format!("users/{id}"))
+            }
+            Error::ProjectionLagging => Rejection::new(
                 PROJECTION_LAGGING,
                 "what consistency_token names has not arrived here in time; retry",
             )
             .retry_after(LAG_RETRY_DELAY),
             Error::UserServiceUnavailable(error) => {
                 tracing::warn!(%error, "user-service unavailable");
-                Refusal::new(
+                Rejection::new(
                     USER_SERVICE_UNAVAILABLE,
                     "user-service has to be asked for the user, and does not answer; retry",
                 )
                 .retry_after(RESTART_RETRY_DELAY)
             }
-            Error::BadResumeToken => Refusal::new(
+            Error::BadResumeToken => Rejection::new(
                 RESUME_TOKEN_INVALID,
                 "resume_token is not of this user's orders; begin again without one",
             ),
-            Error::WatchEnded => Refusal::new(
+            Error::WatchEnded => Rejection::new(
                 WATCH_ENDED,
                 "the server ends this stream; go on with the last resume_token",
             )
             .retry_after(RESTART_RETRY_DELAY),
-            Error::WatchTooSlow => Refusal::new(
+            Error::WatchTooSlow => Rejection::new(
                 WATCH_TOO_SLOW,
                 "the stream was not read for too long; go on with the last resume_token",
             ),
             Error::Call(err) => err.into(),
         };
-        refusal.into_status(NAME)
+        rejection.into_status(NAME)
     }
 }
 

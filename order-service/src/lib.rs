@@ -19,9 +19,9 @@ pub mod grpc;
 pub mod placing;
 mod schema;
 pub mod store;
+pub mod subscribers;
 pub mod users_projection;
 pub mod validation;
-pub mod wakers;
 pub mod watch;
 
 use std::{error::Error, io, net::SocketAddr, sync::Arc};
@@ -42,8 +42,8 @@ use crate::{
     grpc::Orders,
     placing::Placing,
     store::Store,
+    subscribers::Subscribers,
     users_projection::{OrdersTopic, UsersProjection},
-    wakers::Wakers,
     watch::{WatchLimits, Watches},
 };
 
@@ -99,7 +99,10 @@ impl Application for OrderService {
         // crowd of calls keeps none of them waiting.
         let pool = database::pool(options.database.url(), BACKGROUND_CONNECTIONS);
         let calls = options.calls.open(&options.database);
-        let (arrivals, changes) = (Arc::new(Wakers::default()), Arc::new(Wakers::default()));
+        let (arrivals, changes) = (
+            Arc::new(Subscribers::default()),
+            Arc::new(Subscribers::default()),
+        );
         let OrdersTopic { orders_topic } = options.topic;
         let projection = UsersProjection {
             orders_topic: orders_topic.clone(),

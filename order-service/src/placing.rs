@@ -66,19 +66,19 @@ impl Placing {
                     Ok(()) => self.write(placement, KnownBy::UserService).await,
                     // Then the event is what is left to hope for.
                     Err(Error::UserServiceUnavailable(_)) => self.place_locally(placement).await,
-                    Err(err) => self.repeat_or_refuse(placement, err).await,
+                    Err(err) => self.repeat_or_reject(placement, err).await,
                 }
             }
             Validation::Remote(users) => match users.check(user_id, placement.deadline).await {
                 Ok(()) => self.write(placement, KnownBy::UserService).await,
-                Err(err) => self.repeat_or_refuse(placement, err).await,
+                Err(err) => self.repeat_or_reject(placement, err).await,
             },
         }
     }
 
     /// The answer that the same request got before: it stays what it was, whatever has become of the
     /// user or of user-service.
-    async fn repeat_or_refuse<R: Response>(
+    async fn repeat_or_reject<R: Response>(
         &self,
         placement: &Placement<R>,
         err: Error,
@@ -92,7 +92,7 @@ impl Placing {
         if !self.has_arrived(placement.token.as_ref(), until).await? {
             // A repeat may have a newer token than the first try had.
             return self
-                .repeat_or_refuse(placement, Error::ProjectionLagging)
+                .repeat_or_reject(placement, Error::ProjectionLagging)
                 .await;
         }
         match self.write(placement, KnownBy::Cache).await {

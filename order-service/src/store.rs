@@ -23,7 +23,7 @@ use crate::{
     domain::{Amount, CachedUser, CancelReason, Cancellation, NewOrder, Order, State},
     error::Error,
     schema::{orders, users_cache},
-    wakers::Wakers,
+    subscribers::Subscribers,
 };
 
 pub use self::{
@@ -45,13 +45,13 @@ pub enum KnownBy {
 pub struct Store {
     database: CallDatabase,
     topic: String,
-    changes: Arc<Wakers>,
+    changes: Arc<Subscribers>,
 }
 
 impl Store {
     /// The store in `database`; events go to `topic`, and `changes` wakes those who follow a user's
     /// orders.
-    pub fn new(database: CallDatabase, topic: String, changes: Arc<Wakers>) -> Self {
+    pub fn new(database: CallDatabase, topic: String, changes: Arc<Subscribers>) -> Self {
         Self {
             database,
             topic,
@@ -235,7 +235,7 @@ async fn cached_user(
 }
 
 /// What is known of a user, which stays so until the transaction ends: an order of a user whose
-/// deletion arrives at the same moment is either refused here, or seen and cancelled there.
+/// deletion arrives at the same moment is either rejected here, or seen and cancelled there.
 async fn lock_cached_user(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,

@@ -14,7 +14,7 @@ use proto::events::{self, User};
 
 use crate::{
     store::{Deletion, cancel_orders_of_deleted, cancel_what_deleted_users_left_open},
-    wakers::Wakers,
+    subscribers::Subscribers,
 };
 
 /// The projection into `users_cache`.
@@ -23,9 +23,9 @@ pub struct UsersProjection {
     /// Where events of orders go.
     pub orders_topic: String,
     /// Wakes those who wait for a user.
-    pub arrivals: Arc<Wakers>,
+    pub arrivals: Arc<Subscribers>,
     /// Wakes those who follow a user's orders.
-    pub changes: Arc<Wakers>,
+    pub changes: Arc<Subscribers>,
 }
 
 /// Where events of orders go.

@@ -18,7 +18,7 @@ use crate::{
     domain::Order,
     error::Error,
     store::{Changes, Position, Store},
-    wakers::Wakers,
+    subscribers::Subscribers,
 };
 
 /// How often a stream looks by itself.
@@ -45,7 +45,7 @@ pub struct WatchLimits {
 /// The streams of WatchOrders.
 pub struct Watches {
     store: Store,
-    changes: Arc<Wakers>,
+    changes: Arc<Subscribers>,
     places: Arc<Semaphore>,
     looks: Arc<Semaphore>,
     patience: Duration,
@@ -76,7 +76,7 @@ impl Watches {
     /// whose orders were changed here.
     pub fn new(
         store: Store,
-        changes: Arc<Wakers>,
+        changes: Arc<Subscribers>,
         limits: WatchLimits,
         shutdown: CancellationToken,
     ) -> Self {
@@ -109,7 +109,7 @@ impl Watches {
         let task = Task {
             store: self.store.clone(),
             looks: Arc::clone(&self.looks),
-            wakers: Arc::clone(&self.changes),
+            subscribers: Arc::clone(&self.changes),
             user_id,
             patience: self.patience,
             end: deadline.filter(|_| is_callers).unwrap_or(max_age),
@@ -133,7 +133,7 @@ impl Watches {
 struct Task {
     store: Store,
     looks: Arc<Semaphore>,
-    wakers: Arc<Wakers>,
+    subscribers: Arc<Subscribers>,
     user_id: Uuid,
     patience: Duration,
     end: Instant,
@@ -146,7 +146,7 @@ struct Task {
 impl Task {
     /// Hands changes over until something ends it, and says what.
     async fn follow(self, mut position: Position) -> Error {
-        let listener = self.wakers.listen(self.user_id);
+        let listener = self.subscribers.listen(self.user_id);
         loop {
             let mut woken = std::pin::pin!(listener.notify().notified());
             // What changes from here on wakes; what did before is seen by the look that follows.

@@ -67,9 +67,9 @@ set lock_timeout = 0;
 create index concurrently if not exists outboxevent_seq_idx on outboxevent (seq);
 create index concurrently if not exists outboxevent_xid_idx on outboxevent (xid, seq);
 
--- 4. The defaults. From here on each new row has both: the constraint, which looks at no row that is there, refuses one that a
+-- 4. The defaults. From here on each new row has both: the constraint, which looks at no row that is there, rejects one that a
 -- writer inserts with null. Every row without them was committed before this statement had its
--- lock: those are for whatever has shipped this table until now, and the relay never looks at them.
+-- lock: those are for whatever has published this table until now, and the relay never looks at them.
 set lock_timeout = '2s';
 alter table outboxevent
     alter column xid set default pg_current_xact_id(),

@@ -11,7 +11,7 @@ end
 $$;
 
 grant usage on schema app, public to outbox_relay;
--- What is shipped.
+-- What is published.
 grant select on app.events to outbox_relay;
 -- For `outbox-relay check`, which sees whether the numbers are behind the rows. Put in the column's name if it isn't `seq`.
 do $$
@@ -25,5 +25,5 @@ end
 $$;
 -- How far it has come.
 grant select, insert, update on public.relay_checkpoints to outbox_relay;
--- What Kafka refuses.
+-- What Kafka rejects.
 grant select, insert, update, delete on public.relay_parked, public.relay_dead_letters to outbox_relay;

@@ -9,7 +9,7 @@ end
 $$;
 
 grant usage on schema public to outbox_relay;
--- What is shipped is read by the parent's name ...
+-- What is published is read by the parent's name ...
 grant select on outbox to outbox_relay;
 -- ... and emptied by partitions: it can't change a row, add one, or remove one alone.
 grant select, truncate on
@@ -19,7 +19,7 @@ to outbox_relay;
 grant select on sequence outbox_seq to outbox_relay;
 -- How far it has come.
 grant select, insert, update on relay_checkpoints to outbox_relay;
--- What Kafka refuses.
+-- What Kafka rejects.
 grant select, insert, update, delete on relay_parked, relay_dead_letters to outbox_relay;
 -- For `outbox-relay reset` after a restore from a dump.
 grant execute on function outbox_adopt_foreign_rows() to outbox_relay;

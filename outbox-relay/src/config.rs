@@ -57,7 +57,7 @@ pub struct KafkaConfig {
     pub brokers: String,
     /// How records are sent.
     pub sink: SinkKind,
-    /// A record that is not acknowledged after so long counts as lost, and shipping begins anew
+    /// A record that is not acknowledged after so long counts as lost, and publishing begins anew
     /// from the checkpoint. Longer lengthens a failover by as much; shorter makes a busy broker
     /// look like a dead one.
     pub delivery_timeout: Duration,
@@ -85,10 +85,10 @@ pub enum SinkKind {
     RdKafka,
 }
 
-/// What to do with a record that Kafka refuses for good.
+/// What to do with a record that Kafka rejects for good.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum OnRefusal {
+pub enum OnRejection {
     /// Stop the source in front of it, and try again for as long as it takes.
     #[default]
     Halt,
@@ -98,7 +98,7 @@ pub enum OnRefusal {
     DeadLetter,
 }
 
-impl OnRefusal {
+impl OnRejection {
     /// As it is configured.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -113,7 +113,7 @@ impl OnRefusal {
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
     /// Names the source in logs, in its checkpoint and in its lock. Two relays with the same name
-    /// and database share the work: one ships, the other stands by.
+    /// and database share the work: one publishes, the other stands by.
     pub name: String,
     /// The database with the outbox.
     pub database_url: DatabaseUrl,
@@ -126,12 +126,12 @@ pub struct SourceConfig {
     /// The longest pause between two looks at an idle outbox. It bounds the latency of the first
     /// event after a quiet time; shorter costs the database more empty looks.
     pub max_poll_interval: Duration,
-    /// What to do with a record that Kafka refuses for good.
-    pub on_refusal: OnRefusal,
+    /// What to do with a record that Kafka rejects for good.
+    pub on_rejection: OnRejection,
     /// The topic for dead letters, beside their table.
     pub dead_letter_topic: Option<String>,
     /// How long rows stay after they were written, at least; their partitions are emptied then, if all
-    /// of them were shipped.
+    /// of them were published.
     pub retention: Duration,
     /// How often it is looked whether a partition can be emptied.
     pub rotation_interval: Duration,
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_setting_is_refused() {
+    fn a_misspelt_setting_is_rejected() {
         let err = check("kafka.broker = 'x'", &[]).unwrap_err();
         assert!(err.contains("unknown field `broker`"), "{err}");
     }

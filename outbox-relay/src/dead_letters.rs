@@ -2,8 +2,8 @@
 //!
 //! `aside` keeps them for the leader, `parked` is what operators see of them and do about them, `storage` has the SQL.
 
-pub(crate) mod aside;
 mod parked;
+pub(crate) mod rejections;
 pub(crate) mod storage;
 
 pub use self::{

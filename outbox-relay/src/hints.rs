@@ -9,13 +9,13 @@ pub(crate) const SILENT_POSTGRES: &str =
 pub(crate) const TABLES: &str = "make the tables as crates/outbox/migrations does, or mend \
     what the configuration says of your own; `outbox-relay check` says what is missing";
 pub(crate) const KAFKA_AWAY: &str = "look whether the brokers run, and whether kafka.brokers names \
-    them; shipping goes on by itself";
+    them; publishing goes on by itself";
 pub(crate) const NOT_KAFKA: &str = "look whether the brokers run, and whether kafka.brokers names \
     them: host and port of a listener that speaks Kafka, in the way that is configured";
-pub(crate) const LETTERS_REFUSED: &str = "create it, allow Describe and Write on it, or take \
+pub(crate) const LETTERS_REJECTED: &str = "create it, allow Describe and Write on it, or take \
     dead_letter_topic out of the configuration";
-pub(crate) const REFUSED: &str = "create the topic, raise the limit that is named, allow \
-    Describe and Write on it, or repair the row; or set on_refusal to park_key or dead_letter";
+pub(crate) const REJECTED: &str = "create the topic, raise the limit that is named, allow \
+    Describe and Write on it, or repair the row; or set on_rejection to park_key or dead_letter";
 pub(crate) const SHARED_EVENT_ID: &str = "give each event an id of its own: as the outbox's \
     owner, set event_id to gen_random_uuid() in one of these rows";
 pub(crate) const ROW: &str = "repair the row, or delete it; what is behind it follows";
@@ -27,7 +27,7 @@ const UNREACHABLE: &str =
 pub(crate) fn for_other_table(source: &str) -> String {
     format!(
         "give what is another outbox a source.name of its own, or, if this table has taken the other's \
-         place, run `outbox-relay reset --source {source}`, which ships every row that it holds"
+         place, run `outbox-relay reset --source {source}`, which publishes every row that it holds"
     )
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn for_other_table(source: &str) -> String {
 pub(crate) fn for_foreign_rows(source: &str, mapping: &Mapping) -> String {
     if mapping.is_own() {
         return format!(
-            "run `outbox-relay reset --source {source}`, which gives them ids of this one, and ships every row that \
+            "run `outbox-relay reset --source {source}`, which gives them ids of this one, and publishes every row that \
              the outbox still holds once more"
         );
     }
@@ -93,6 +93,6 @@ pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
         SqlState::READ_ONLY_SQL_TRANSACTION => {
             "give the primary in database_url: this Postgres is a standby, or takes no writes"
         }
-        _ => "look into Postgres' log; shipping goes on by itself when it is gone",
+        _ => "look into Postgres' log; publishing goes on by itself when it is gone",
     }
 }

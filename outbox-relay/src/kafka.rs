@@ -28,5 +28,5 @@ pub(crate) use self::{
     latency::{Latency, Sampling},
     native::{Inspector, Permission, TopicFacts},
     rdkafka::MAX_BATCH_BYTES,
-    sink::TEND_INTERVAL,
+    sink::MAINTENANCE_INTERVAL,
 };

@@ -1,7 +1,7 @@
-//! Ships the committed rows of Postgres outbox tables to Kafka: every one of them, none that was
+//! Publishes the committed rows of Postgres outbox tables to Kafka: every one of them, none that was
 //! not committed, in order per key.
 //!
-//! - `pipeline` is one source's life; `pipeline/shipping.rs` is the place to begin reading.
+//! - `pipeline` is one source's life; `pipeline/publisher.rs` is the place to begin reading.
 //! - [`postgres`] says what is due and fetches it, elects the leader and keeps its checkpoint.
 //! - [`kafka`] sends records, and counts what is acknowledged.
 //! - `dead_letters` keeps what Kafka rejects.
@@ -39,7 +39,7 @@ pub use crate::{
     tls::{Identity, TlsFiles},
 };
 
-/// A relay that listens for questions already and does not yet ship.
+/// A relay that listens for questions already and does not yet publish.
 #[derive(Debug)]
 pub struct Relay {
     config: Config,
@@ -56,10 +56,10 @@ impl Relay {
         let admin_addr = config.admin_addr;
         let listener = TcpListener::bind(admin_addr).await.map_err(|err| {
             let mut problems = Problems::default();
-            let fix = "set another address, or end what listens there";
+            let hint = "set another address, or end what listens there";
             problems.add(
                 "admin_addr",
-                format!("can't listen on {admin_addr}: {err}; {fix}"),
+                format!("can't listen on {admin_addr}: {err}; {hint}"),
             );
             problems.into_error()
         })?;
@@ -75,7 +75,7 @@ impl Relay {
         self.admin_addr
     }
 
-    /// Ships every source until `shutdown`; then what is in flight is flushed and the checkpoints
+    /// Publishes every source until `shutdown`; then what is in flight is flushed and the checkpoints
     /// are written, within a few seconds.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ impl Relay {
 }
 
 /// Makes the next leader of a source begin further back, so that rows which the outbox still holds are
-/// shipped once more. Returns the seq behind which it begins.
+/// published once more. Returns the seq behind which it begins.
 ///
 /// # Errors
 /// If the database can't be reached, or a relay leads the source.

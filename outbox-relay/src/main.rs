@@ -1,4 +1,4 @@
-//! `outbox-relay`: ships committed outbox rows from Postgres to Kafka.
+//! `outbox-relay`: publishes committed outbox rows from Postgres to Kafka.
 
 use std::{
     io::IsTerminal as _,
@@ -12,7 +12,7 @@ use cli::{LogOptions, complain, say, visible};
 use outbox_relay::{Dropped, Finding, Level, ParkedKey, Relay, ResetTo, config::Config};
 use uuid::Uuid;
 
-/// Ships committed outbox rows from Postgres to Kafka: every one, in order per key.
+/// Publishes committed outbox rows from Postgres to Kafka: every one, in order per key.
 #[derive(Parser)]
 #[command(version, after_help = cli::EXIT_CODES)]
 struct Cli {
@@ -32,7 +32,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Ship, until SIGTERM
+    /// Publish, until SIGTERM
     Run,
     /// Ask the running relay whether all is well; ends with 0 if so, with 1 if not
     Healthcheck,
@@ -50,12 +50,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show and free the keys that wait because Kafka refused an event of theirs
+    /// Show and free the keys that wait because Kafka rejected an event of theirs
     Parked {
         #[command(subcommand)]
         command: ParkedCommand,
     },
-    /// Ship rows that the outbox still holds once more: all of them, as after a restore from a dump, or
+    /// Publish rows that the outbox still holds once more: all of them, as after a restore from a dump, or
     /// those from a seq or a time on
     Reset {
         #[command(flatten)]
@@ -97,21 +97,21 @@ enum ParkedCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Try again, within a second: what was refused, and what waits behind it
+    /// Try again, within a second: what was rejected, and what waits behind it
     Retry {
         #[command(flatten)]
         source: Source,
         #[command(flatten)]
         keys: Keys,
     },
-    /// Move the refused event of a key to relay_dead_letters; those behind it are shipped
+    /// Move the rejected event of a key to relay_dead_letters; those behind it are published
     Drop {
         #[command(flatten)]
         source: Source,
         /// The event, by its seq in the list
         #[arg(long, allow_negative_numbers = true)]
         seq: i64,
-        /// Its id, where several events share the seq, or where it only waits behind the refused one
+        /// Its id, where several events share the seq, or where it only waits behind the rejected one
         #[arg(long)]
         event_id: Option<Uuid>,
     },
@@ -170,7 +170,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let config = Config::load(&cli.config)?;
             let seq = outbox_relay::reset(config.source(&source)?, to).await?;
             say!(
-                "{source}: the relay ships everything behind seq {seq} that the outbox still holds"
+                "{source}: the relay publishes everything behind seq {seq} that the outbox still holds"
             );
         }
     }
@@ -218,7 +218,7 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                 let ParkedKey {
                     topic,
                     key,
-                    refused_seq,
+                    rejected_seq,
                     error,
                     events,
                     retry,
@@ -227,7 +227,7 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                 let state = if retry { ", to be tried again" } else { "" };
                 let (topic, key, error) = (visible(&topic), visible(&key), visible(&error));
                 let events = counted(events, "event");
-                say!("{topic} {key}: {events} from seq {refused_seq}{state}; {error}");
+                say!("{topic} {key}: {events} from seq {rejected_seq}{state}; {error}");
             }
         }
         ParkedCommand::Retry {
@@ -245,13 +245,13 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
             match parked.drop_event(*seq, *event_id).await? {
                 Dropped::One => say!(
                     "seq {seq} of {source} is in relay_dead_letters now; if it was its key's first, those behind it \
-                     are shipped"
+                     are published"
                 ),
                 Dropped::Waits {
                     event_id,
                     behind_seq,
                 } => anyhow::bail!(
-                    "seq {seq} of {source} was not refused, but waits behind seq {behind_seq}; to drop it all the same, add \
+                    "seq {seq} of {source} was not rejected, but waits behind seq {behind_seq}; to drop it all the same, add \
                      --event-id {event_id}"
                 ),
                 Dropped::None => anyhow::bail!("no event of {source} with seq {seq} is parked"),

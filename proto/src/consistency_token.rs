@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_issued_is_refused() {
+    fn what_nobody_issued_is_rejected() {
         let good = ConsistencyToken {
             aggregate: Aggregate::Order,
             id: Uuid::nil(),

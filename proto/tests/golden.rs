@@ -103,7 +103,7 @@ fn a_field_of_a_later_release_is_ignored() -> Result<()> {
 }
 
 #[test]
-fn a_payload_without_its_version_is_refused() {
+fn a_payload_without_its_version_is_rejected() {
     let broken = ORDER_CREATED.replace(r#""version":1,"#, "");
     assert!(serde_json::from_str::<Order>(&broken).is_err());
 }

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn what_is_no_address_is_rejected() {
         let long = format!("{}@example.com", "x".repeat(250));
         for bad in [
             "",

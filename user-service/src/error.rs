@@ -1,6 +1,6 @@
-//! Everything that a call can be refused for, and what the caller then sees.
+//! Everything that a call can be rejected for, and what the caller then sees.
 
-use service_kit::{CallError, Refusal, database::PoolError};
+use service_kit::{CallError, Rejection, database::PoolError};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -17,7 +17,7 @@ service_kit::reasons! {
         "", "sum up the orders of ListOrders";
 }
 
-/// Why a call is refused.
+/// Why a call is rejected.
 #[derive(Debug)]
 pub enum Error {
     /// There is no user with this id.
@@ -28,32 +28,33 @@ pub enum Error {
     TotalOutOfRange(String),
     /// Another user has the e-mail address.
     EmailTaken,
-    /// What any call can be refused for.
+    /// What any call can be rejected for.
     Call(CallError),
 }
 
 impl From<Error> for Status {
     fn from(err: Error) -> Self {
-        let refusal = match err {
+        let rejection = match err {
             Error::UserNotFound(id) => {
-                Refusal::new(USER_NOT_FOUND, format!("there is no user {id}"))
+                Rejection::new(USER_NOT_FOUND, format!("there is no user {id}"))
                     .about("user.v1.User", id)
             }
-            Error::UserDeleted(id) => Refusal::new(USER_DELETED, format!("user {id} was deleted"))
-                .requires("USER_LIVE", format!("users/{id}")),
-            Error::TotalOutOfRange(currency) => Refusal::new(
+            Error::UserDeleted(id) => {
+                Rejection::new(USER_DELETED, format!("user {id} was deleted"))
+                    .requires("USER_LIVE", format!("users/{id}"))
+            }
+            Error::TotalOutOfRange(currency) => Rejection::new(
                 TOTAL_OUT_OF_RANGE,
                 format!(
                     "the total in {currency} is more than 2^63 units, which no answer can hold"
                 ),
             ),
             // Says nothing of whose it is.
-            Error::EmailTaken => {
-                Refusal::new(EMAIL_TAKEN, "another user has this e-mail").about("user.v1.User", "")
-            }
+            Error::EmailTaken => Rejection::new(EMAIL_TAKEN, "another user has this e-mail")
+                .about("user.v1.User", ""),
             Error::Call(err) => err.into(),
         };
-        refusal.into_status(NAME)
+        rejection.into_status(NAME)
     }
 }
 

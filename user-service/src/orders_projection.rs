@@ -92,7 +92,7 @@ impl Projection for OrdersProjection {
             let reason = "amount is no decimal number of at most 10^15";
             return Err(Poison::new("payload", reason));
         }
-        // The table would refuse it, and with it its whole batch, which is then tried in parts.
+        // The table would reject it, and with it its whole batch, which is then tried in parts.
         if order.currency.len() != 3 || !order.currency.bytes().all(|b| b.is_ascii_uppercase()) {
             return Err(Poison::new(
                 "payload",

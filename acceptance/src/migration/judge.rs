@@ -26,7 +26,7 @@ struct Payload {
 
 /// Who wrote a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shipper {
+enum Publisher {
     Debezium,
     Relay,
 }
@@ -34,7 +34,7 @@ enum Shipper {
 /// What was told of an event so far.
 struct Told {
     partition: i32,
-    by: Vec<Shipper>,
+    by: Vec<Publisher>,
 }
 
 /// What was found.
@@ -54,7 +54,7 @@ pub(super) struct Verdict {
     pub(super) altered: usize,
     /// Records of the relay of rows that are none of its business.
     pub(super) of_rows_without_seq: usize,
-    /// Repeats of what the same shipper had written before, or else the other one.
+    /// Repeats of what the same publisher had written before, or else the other one.
     pub(super) repeated_by_debezium_of_its_own: usize,
     pub(super) repeated_by_debezium_of_the_relay: usize,
     pub(super) repeated_by_relay_of_its_own: usize,
@@ -125,13 +125,13 @@ pub(super) fn judge(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Ar
     let mut highest: HashMap<&str, i64> = HashMap::new();
     let (mut auditor, mut arrivals) = (Auditor::default(), Vec::new());
     for record in records {
-        let shipper = match record.header("ce_id") {
-            Some(_) => Shipper::Relay,
-            None => Shipper::Debezium,
+        let publisher = match record.header("ce_id") {
+            Some(_) => Publisher::Relay,
+            None => Publisher::Debezium,
         };
-        match shipper {
-            Shipper::Debezium => verdict.records_by_debezium += 1,
-            Shipper::Relay => verdict.records_by_relay += 1,
+        match publisher {
+            Publisher::Debezium => verdict.records_by_debezium += 1,
+            Publisher::Relay => verdict.records_by_relay += 1,
         }
         let id = record.header("id").context("a record without an id")?;
         let Some(row) = by_id.get(id) else {
@@ -140,24 +140,24 @@ pub(super) fn judge(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Ar
         };
         let payload = record.payload.as_deref().unwrap_or_default();
         let is_as_committed = record.key == row.key && payload == row.payload.as_bytes();
-        verdict.of_rows_without_seq += usize::from(shipper == Shipper::Relay && !row.has_seq);
+        verdict.of_rows_without_seq += usize::from(publisher == Publisher::Relay && !row.has_seq);
         let Payload { version, at_ms } = serde_json::from_str(&row.payload)?;
         let newest = highest.entry(&row.key).or_default();
         if let Some(told) = told.get_mut(id) {
             let is_moved = told.partition != record.partition;
             verdict.altered += usize::from(is_moved || !is_as_committed);
             verdict.steps_back += usize::from(version < *newest);
-            let is_own = told.by.contains(&shipper);
-            *match (shipper, is_own) {
-                (Shipper::Debezium, true) => &mut verdict.repeated_by_debezium_of_its_own,
-                (Shipper::Debezium, false) => &mut verdict.repeated_by_debezium_of_the_relay,
-                (Shipper::Relay, true) => &mut verdict.repeated_by_relay_of_its_own,
-                (Shipper::Relay, false) => &mut verdict.repeated_by_relay_of_debezium,
+            let is_own = told.by.contains(&publisher);
+            *match (publisher, is_own) {
+                (Publisher::Debezium, true) => &mut verdict.repeated_by_debezium_of_its_own,
+                (Publisher::Debezium, false) => &mut verdict.repeated_by_debezium_of_the_relay,
+                (Publisher::Relay, true) => &mut verdict.repeated_by_relay_of_its_own,
+                (Publisher::Relay, false) => &mut verdict.repeated_by_relay_of_debezium,
             } += 1;
-            told.by.push(shipper);
+            told.by.push(publisher);
         } else {
             verdict.altered += usize::from(!is_as_committed);
-            let (partition, by) = (record.partition, vec![shipper]);
+            let (partition, by) = (record.partition, vec![publisher]);
             told.insert(&row.id, Told { partition, by });
             let now_ms = record.timestamp_ms.unwrap_or_default();
             arrivals.push(Arrival {
@@ -200,9 +200,9 @@ mod tests {
         (1..=versions).map(row).collect()
     }
 
-    fn record(shipper: Shipper, version: i64) -> Record {
+    fn record(publisher: Publisher, version: i64) -> Record {
         let mut headers = vec![("id".to_owned(), format!("id-{version}"))];
-        if shipper == Shipper::Relay {
+        if publisher == Publisher::Relay {
             headers.push(("ce_id".to_owned(), format!("id-{version}")));
         }
         Record {
@@ -217,8 +217,8 @@ mod tests {
 
     /// Of three rows; these versions by Debezium, then those by the relay.
     fn verdict(by_debezium: &[i64], by_relay: &[i64]) -> Verdict {
-        let debezium = by_debezium.iter().map(|v| record(Shipper::Debezium, *v));
-        let relay = by_relay.iter().map(|v| record(Shipper::Relay, *v));
+        let debezium = by_debezium.iter().map(|v| record(Publisher::Debezium, *v));
+        let relay = by_relay.iter().map(|v| record(Publisher::Relay, *v));
         let records: Vec<Record> = debezium.chain(relay).collect();
         judge(&committed(3), &records).unwrap().0
     }
@@ -249,12 +249,12 @@ mod tests {
             (not_ours.of_rows_without_seq, not_ours.is_clean()),
             (1, false)
         );
-        let mut altered = record(Shipper::Debezium, 1);
+        let mut altered = record(Publisher::Debezium, 1);
         altered.payload = Some(b"{}".to_vec());
         let records = [
             altered,
-            record(Shipper::Relay, 2),
-            record(Shipper::Relay, 3),
+            record(Publisher::Relay, 2),
+            record(Publisher::Relay, 3),
         ];
         let (altered, _) = judge(&committed(3), &records).unwrap();
         assert_eq!((altered.altered, altered.is_clean()), (1, false));

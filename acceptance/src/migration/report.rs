@@ -22,7 +22,7 @@ pub(super) struct Report {
     /// The longest time without a new event, from the end of Debezium on.
     pub(super) longest_pause_ms: i64,
     pub(super) verdict: Verdict,
-    /// The same events, as each shipped them.
+    /// The same events, as each published them.
     pub(super) sample: Vec<Sample>,
 }
 
@@ -59,7 +59,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n{}", self.stages())?;
         writeln!(f, "{}", self.events())?;
-        writeln!(f, "Events as each shipped them")?;
+        writeln!(f, "Events as each published them")?;
         for sample in &self.sample {
             writeln!(
                 f,
@@ -103,7 +103,7 @@ impl Report {
         }));
         Table {
             heading: format!(
-                "What it cost: {} rows a second, behind {} that were shipped, and transactions of {} ms in the way",
+                "What it cost: {} rows a second, behind {} that were published, and transactions of {} ms in the way",
                 self.rows_per_s, self.backlog_rows, self.long_ms
             ),
             note: "The longest of all transactions that writers had open meanwhile; a step that found no moment for its \

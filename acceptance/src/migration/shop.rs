@@ -1,4 +1,4 @@
-//! A database with an outbox that Debezium ships, its topics, and those who ship.
+//! A database with an outbox that Debezium publishes, its topics, and those who publish.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const SECTIONS_URL: &str = "postgres://outbox_relay:secret@localhost:5432/shop";
 
 /// Where the events go that are judged: `outbox.event.` and the type of aggregate.
 pub(super) const TOPIC: &str = "outbox.event.order";
-/// Where events go that are shipped by both and compared by eye.
+/// Where events go that are published by both and compared by eye.
 pub(super) const SAMPLE_TOPIC: &str = "outbox.event.sample";
 /// Versions of each key of the backlog.
 const BACKLOG_VERSIONS: u64 = 10;
@@ -113,8 +113,8 @@ impl<'a> Shop<'a> {
         self.sql.wait_for(&query, 1).await
     }
 
-    /// Writes rows and waits until Debezium has shipped them.
-    pub(super) async fn ship_backlog(&self, rows: u64) -> Result<()> {
+    /// Writes rows and waits until Debezium has published them.
+    pub(super) async fn publish_backlog(&self, rows: u64) -> Result<()> {
         let keys = rows.div_ceil(BACKLOG_VERSIONS);
         let write = format!(
             "do $$ begin
@@ -131,7 +131,7 @@ impl<'a> Shop<'a> {
         self.sql.batch_execute(&write).await?;
         let written = self.sql.count("select count(*) from outboxevent").await?;
         let ends = self.ends().await?;
-        eventually("a backlog that Debezium has shipped", async || {
+        eventually("a backlog that Debezium has published", async || {
             Ok((ends.total()? >= u64::try_from(written)?).then_some(()))
         })
         .await

@@ -103,7 +103,7 @@ pub(super) async fn measure(options: &CallsOptions) -> Result<Figures> {
     Ok(figures)
 }
 
-/// Callers that wait for their answers: nobody is refused.
+/// Callers that wait for their answers: nobody is rejected.
 async fn capacity(system: &Arc<System>, user_id: &str, time: Duration) -> Result<Histogram<u64>> {
     let end = Instant::now() + time;
     let callers = (0..CALLERS).map(|_| {

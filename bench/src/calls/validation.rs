@@ -43,14 +43,14 @@ struct Outcome {
     orders: u64,
     accepted_percent: f64,
     latency: Spread,
-    refused: BTreeMap<String, u64>,
+    rejected: BTreeMap<String, u64>,
 }
 
 /// What is counted while it goes on.
 struct Count {
     latency: Histogram<u64>,
     accepted: u64,
-    refused: BTreeMap<String, u64>,
+    rejected: BTreeMap<String, u64>,
 }
 
 impl Count {
@@ -58,7 +58,7 @@ impl Count {
         Ok(Self {
             latency: Histogram::new_with_max(60_000_000, 3)?,
             accepted: 0,
-            refused: BTreeMap::new(),
+            rejected: BTreeMap::new(),
         })
     }
 
@@ -68,7 +68,7 @@ impl Count {
             orders,
             accepted_percent: self.accepted as f64 / orders.max(1) as f64 * 100.0,
             latency: Spread::of(&self.latency),
-            refused: self.refused.clone(),
+            rejected: self.rejected.clone(),
         }
     }
 }
@@ -153,7 +153,7 @@ async fn under(
                 Err(status) => {
                     let info = status.get_error_details().error_info().cloned();
                     let reason = info.map_or_else(|| status.code().to_string(), |info| info.reason);
-                    *count.refused.entry(reason).or_default() += 1;
+                    *count.rejected.entry(reason).or_default() += 1;
                 }
             }
             anyhow::Ok(())
@@ -174,7 +174,7 @@ async fn under(
 /// For people, in Markdown.
 pub(super) fn table(figures: &[Figures]) -> String {
     let mut text = String::from(
-        "| validation | user-service is | known users: accepted | p50, ms | p99 | new users: accepted at once | p50, ms | p99 | refused |\n\
+        "| validation | user-service is | known users: accepted | p50, ms | p99 | new users: accepted at once | p50, ms | p99 | rejected |\n\
          |---|---|---:|---:|---:|---:|---:|---:|---|\n",
     );
     for Figures {
@@ -184,11 +184,11 @@ pub(super) fn table(figures: &[Figures]) -> String {
         new,
     } in figures
     {
-        let mut refused = known.refused.clone();
-        for (reason, count) in &new.refused {
-            *refused.entry(reason.clone()).or_default() += count;
+        let mut rejected = known.rejected.clone();
+        for (reason, count) in &new.rejected {
+            *rejected.entry(reason.clone()).or_default() += count;
         }
-        let refused: Vec<_> = refused
+        let rejected: Vec<_> = rejected
             .iter()
             .map(|(reason, count)| format!("{count} {reason}"))
             .collect();
@@ -201,7 +201,7 @@ pub(super) fn table(figures: &[Figures]) -> String {
             new.accepted_percent,
             new.latency.p50_ms,
             new.latency.p99_ms,
-            refused.join(", "),
+            rejected.join(", "),
         );
     }
     text

@@ -67,7 +67,7 @@ fn produce_blocking(options: &ProduceOptions) -> Result<()> {
         .flush(TIMEOUT)
         .context("not acknowledged in time")?;
     let failed = deliveries.failed.load(Ordering::Relaxed);
-    ensure!(failed == 0, "{failed} records were refused");
+    ensure!(failed == 0, "{failed} records were rejected");
     let seconds = started_at.elapsed().as_secs_f64();
     Limit::tell(deliveries.acknowledged(), seconds)
 }

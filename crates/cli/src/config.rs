@@ -109,9 +109,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_an_end_is_refused() {
-        let refused = read_secret(Path::new("/dev/zero")).unwrap_err();
-        assert!(refused.contains("larger than 65536 bytes"), "{refused}");
+    fn a_file_without_an_end_is_rejected() {
+        let rejected = read_secret(Path::new("/dev/zero")).unwrap_err();
+        assert!(rejected.contains("larger than 65536 bytes"), "{rejected}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn kafka_name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "{text:?} isn't a name of 1 to {MAX_TOPIC_NAME_CHARS} letters, digits, '.', '_', '-'"
+        "{text:?} isn't a name of 1 to {MAX_TOPIC_NAME_CHARS} dead_letters, digits, '.', '_', '-'"
     ))
 }
 

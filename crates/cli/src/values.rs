@@ -52,12 +52,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_in_its_range_or_refused_with_it() {
+    fn a_number_is_in_its_range_or_rejected_with_it() {
         assert_eq!(number(1..=100)("16"), Ok(16));
         assert_eq!(seconds(1..=100)(" 16 "), Ok(Duration::from_secs(16)));
         for bad in ["", "0", "101", "-1", "1 s", "many"] {
-            let refused = milliseconds(1..=100)(bad);
-            assert!(refused.is_err_and(|reason| reason.contains("from 1 to 100")));
+            let rejected = milliseconds(1..=100)(bad);
+            assert!(rejected.is_err_and(|reason| reason.contains("from 1 to 100")));
         }
     }
 }

@@ -89,7 +89,7 @@ impl Kafka {
     /// Makes a topic. One that exists is left as it is.
     ///
     /// # Errors
-    /// If the broker refuses.
+    /// If the broker rejects.
     pub async fn create_topic(
         &self,
         name: &str,

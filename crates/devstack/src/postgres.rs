@@ -52,7 +52,7 @@ impl Postgres {
             .args([format!("-D{}", data.display()), format!("-p{port}")])
             .args(["-clisten_addresses=127.0.0.1", "-cunix_socket_directories="])
             .args(["-cmax_connections=300", "-cmax_prepared_transactions=20"])
-            // The log would quote the values of a row that a constraint refuses.
+            // The log would quote the values of a row that a constraint rejects.
             .args(["-clog_error_verbosity=terse"])
             // The fast shutdown: SIGTERM would wait for every client to leave.
             .stopped_by(Signal::INT);

@@ -61,7 +61,7 @@ pub struct NewRecord<'a> {
 /// Writes records, those of a partition in this order, and waits until the brokers have them.
 ///
 /// # Errors
-/// If they refuse one.
+/// If they reject one.
 pub(crate) async fn write_records(
     brokers: &str,
     topic: &str,

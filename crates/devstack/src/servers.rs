@@ -124,7 +124,7 @@ impl Addresses {
     /// A new, empty database; the result is its URL, as the superuser.
     ///
     /// # Errors
-    /// If the server refuses.
+    /// If the server rejects.
     pub async fn create_database(&self, name: &str) -> Result<String> {
         let client = Sql::connect(&self.postgres_url).await?;
         client
@@ -140,7 +140,7 @@ impl Addresses {
     /// A new, compacted topic.
     ///
     /// # Errors
-    /// If the broker refuses.
+    /// If the broker rejects.
     pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
         kafka::create_topic(&self.brokers, name, partitions, 1, &COMPACTED).await
     }
@@ -148,7 +148,7 @@ impl Addresses {
     /// A new topic for dead letters, which are kept for a week.
     ///
     /// # Errors
-    /// If the broker refuses.
+    /// If the broker rejects.
     pub async fn create_dead_letter_topic(&self, name: &str) -> Result<()> {
         kafka::create_topic(&self.brokers, name, 1, 1, &DEAD_LETTERS).await
     }
@@ -156,7 +156,7 @@ impl Addresses {
     /// Deletes a topic. It is gone some time after this returns.
     ///
     /// # Errors
-    /// If the broker refuses.
+    /// If the broker rejects.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
         kafka::delete_topic(&self.brokers, name).await
     }
@@ -164,7 +164,7 @@ impl Addresses {
     /// Gives a topic these configs, and no others.
     ///
     /// # Errors
-    /// If the broker refuses.
+    /// If the broker rejects.
     pub async fn alter_topic(&self, name: &str, configs: &[(&str, &str)]) -> Result<()> {
         kafka::alter_topic(&self.brokers, name, configs).await
     }
@@ -188,7 +188,7 @@ impl Addresses {
     /// Forgets the records of a partition before an offset, as a retention does.
     ///
     /// # Errors
-    /// If the broker refuses.
+    /// If the broker rejects.
     pub async fn delete_records_before(
         &self,
         topic: &str,
@@ -201,7 +201,7 @@ impl Addresses {
     /// Gives a topic more partitions, so many in all.
     ///
     /// # Errors
-    /// If the broker refuses.
+    /// If the broker rejects.
     pub async fn add_partitions(&self, name: &str, in_all: usize) -> Result<()> {
         kafka::add_partitions(&self.brokers, name, in_all).await
     }
@@ -209,7 +209,7 @@ impl Addresses {
     /// Writes a record, and waits until the broker has it.
     ///
     /// # Errors
-    /// If it refuses it.
+    /// If it rejects it.
     pub async fn write_record(
         &self,
         topic: &str,
@@ -229,7 +229,7 @@ impl Addresses {
     /// Writes records, those of a partition in this order, and waits until the broker has them.
     ///
     /// # Errors
-    /// If it refuses one.
+    /// If it rejects one.
     pub async fn write_records(&self, topic: &str, records: &[NewRecord<'_>]) -> Result<()> {
         write_records(&self.brokers, topic, records).await
     }

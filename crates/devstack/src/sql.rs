@@ -35,7 +35,7 @@ impl Sql {
     /// Connects, and lets the connection run in the background.
     ///
     /// # Errors
-    /// There is no server, or it refuses.
+    /// There is no server, or it rejects.
     pub async fn connect(url: &str) -> Result<Self> {
         let connecting = tokio_postgres::connect(url, NoTls);
         let (client, connection) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)

@@ -27,7 +27,7 @@ pub struct Stack {
     pub user_service: Process,
     /// Owns the orders.
     pub order_service: Process,
-    /// Ships the events of both.
+    /// Publishes the events of both.
     pub outbox_relay: Process,
     names: Names,
     home: Arc<Home>,

@@ -115,10 +115,10 @@ impl Lab {
         Sql::connect(&self.database_url).await
     }
 
-    /// The processes to look at while `shipper` ships.
-    pub fn processes(&self, shipper: u32) -> Result<Processes> {
+    /// The processes to look at while `publisher` publishes.
+    pub fn processes(&self, publisher: u32) -> Result<Processes> {
         Ok(Processes {
-            shipper,
+            publisher,
             postgres: self.servers.postgres.process.pid().context("no Postgres")?,
             broker: self.servers.kafka.process.pid().context("no broker")?,
         })

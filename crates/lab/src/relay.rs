@@ -28,7 +28,7 @@ pub struct Configured {
 #[derive(Deserialize)]
 struct Status {
     role: String,
-    shipped: u64,
+    published: u64,
     in_flight: u64,
     error: Option<String>,
 }
@@ -79,7 +79,7 @@ impl Configured {
 }
 
 impl Relay {
-    /// Starts it with no memory of what was shipped before.
+    /// Starts it with no memory of what was published before.
     pub async fn start(lab: &Lab, sink: &str) -> Result<Self> {
         let forget = "delete from relay_checkpoints";
         lab.sql().await?.batch_execute(forget).await?;
@@ -98,7 +98,7 @@ impl Relay {
         self.pid
     }
 
-    /// Waits until it ships.
+    /// Waits until it publishes.
     pub async fn wait_ready(&self) -> Result<()> {
         eventually("a relay that leads", async || {
             Ok(self.leads().await.then_some(()))
@@ -106,22 +106,22 @@ impl Relay {
         .await
     }
 
-    /// Whether it ships. It may not answer yet.
+    /// Whether it publishes. It may not answer yet.
     pub async fn leads(&self) -> bool {
         (self.status().await).is_ok_and(|status| status.role == "leader")
     }
 
-    /// Waits until it says itself that it has shipped so many, and nothing is on its way.
-    pub async fn wait_shipped(&self, rows: u64) -> Result<()> {
-        eventually(&format!("{rows} rows shipped"), async || {
+    /// Waits until it says itself that it has published so many, and nothing is on its way.
+    pub async fn wait_published(&self, rows: u64) -> Result<()> {
+        eventually(&format!("{rows} rows published"), async || {
             let status = self.status().await?;
-            let shipped = status.shipped;
+            let published = status.published;
             ensure!(
-                shipped <= rows && status.error.is_none(),
-                "the relay has shipped {shipped} of {rows} rows, and says {:?}",
+                published <= rows && status.error.is_none(),
+                "the relay has published {published} of {rows} rows, and says {:?}",
                 status.error
             );
-            Ok((shipped == rows && status.in_flight == 0).then_some(()))
+            Ok((published == rows && status.in_flight == 0).then_some(()))
         })
         .await
     }

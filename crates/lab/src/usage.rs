@@ -8,8 +8,8 @@ use serde::Serialize;
 /// Whose CPU is counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Processes {
-    /// The relay, or whatever ships in its place.
-    pub shipper: u32,
+    /// The relay, or whatever publishes in its place.
+    pub publisher: u32,
     /// The parent of all processes of Postgres.
     pub postgres: u32,
     /// The broker.
@@ -19,7 +19,7 @@ pub struct Processes {
 /// CPU seconds, of user and system together.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Cpu {
-    pub shipper: f64,
+    pub publisher: f64,
     /// All its processes, those that ended included.
     pub postgres: f64,
     pub broker: f64,
@@ -29,7 +29,7 @@ impl Processes {
     /// What they have used since they were started.
     pub fn cpu(&self) -> Result<Cpu> {
         Ok(Cpu {
-            shipper: cpu_s(self.shipper)?,
+            publisher: cpu_s(self.publisher)?,
             postgres: family_cpu_s(self.postgres)?,
             broker: cpu_s(self.broker)?,
         })
@@ -40,7 +40,7 @@ impl Cpu {
     /// What was used since `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
-            shipper: self.shipper - earlier.shipper,
+            publisher: self.publisher - earlier.publisher,
             postgres: self.postgres - earlier.postgres,
             broker: self.broker - earlier.broker,
         }

@@ -6,7 +6,7 @@ use crate::{event::Event, schema::outbox};
 /// Rows of one statement at most, far below the 65,535 values that Postgres takes.
 const MAX_ROWS: usize = 1_000;
 
-/// Writes `event` as part of the transaction that `conn` is in: it will be shipped if and only if
+/// Writes `event` as part of the transaction that `conn` is in: it will be published if and only if
 /// that transaction commits.
 ///
 /// Call it after the statement that changes the aggregate. Two transactions that change the same

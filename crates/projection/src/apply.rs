@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It is applied, or set aside, and the offsets are behind it.
-    Applied { set_aside: usize },
+    Applied { dead_lettered: usize },
     /// Somebody else has moved the offsets; nothing is applied.
     Overtaken,
 }
@@ -46,7 +46,7 @@ pub(crate) async fn apply<P: Projection>(
     decoded: &Decoded<P::Change>,
 ) -> diesel::QueryResult<Outcome> {
     let mut from = from.clone();
-    let mut all_set_aside = 0;
+    let mut all_dead_lettered = 0;
     let mut parts = vec![messages];
     while let Some(part) = parts.pop() {
         let of_part;
@@ -59,16 +59,16 @@ pub(crate) async fn apply<P: Projection>(
         let mut outcome = transact(projection, offsets, conn, &from, part, decoded).await;
         if let Some(poison) = outcome.as_ref().err().and_then(poison::in_change) {
             let [message] = part else {
-                // One of them is refused: halves find it, and keep the others, in a few transactions.
+                // One of them is rejected: halves find it, and keep the others, in a few transactions.
                 let (first, second) = part.split_at(part.len() / 2);
                 parts.extend([second, first]);
                 continue;
             };
-            let refused = Decoded::refused(message, poison);
-            outcome = transact(projection, offsets, conn, &from, part, &refused).await;
+            let rejected = Decoded::rejected(message, poison);
+            outcome = transact(projection, offsets, conn, &from, part, &rejected).await;
         }
         match outcome? {
-            Outcome::Applied { set_aside } => all_set_aside += set_aside,
+            Outcome::Applied { dead_lettered } => all_dead_lettered += dead_lettered,
             Outcome::Overtaken => return Ok(Outcome::Overtaken),
         }
         for (partition, (_, to)) in moves(&from, part) {
@@ -76,7 +76,7 @@ pub(crate) async fn apply<P: Projection>(
         }
     }
     Ok(Outcome::Applied {
-        set_aside: all_set_aside,
+        dead_lettered: all_dead_lettered,
     })
 }
 
@@ -102,14 +102,14 @@ async fn transact<P: Projection>(
 ) -> diesel::QueryResult<Outcome> {
     let Decoded {
         changes,
-        aside,
+        dead_letters,
         counts,
     } = decoded;
-    let aside = aside.iter().map(|(index, poison)| {
+    let dead_letters = dead_letters.iter().map(|(index, poison)| {
         let record = Record::of(&messages[*index]);
         (record, poison)
     });
-    let aside: Vec<_> = aside.collect();
+    let dead_letters: Vec<_> = dead_letters.collect();
     let moves = moves(from, messages);
     let result = conn
         .transaction(async |conn| {
@@ -117,8 +117,8 @@ async fn transact<P: Projection>(
             if !offsets.compare_and_set(conn, &moves, counts).await? {
                 return Err(Rollback::Overtaken);
             }
-            for (record, poison) in &aside {
-                dead_letters::set_aside(conn, offsets, record, poison).await?;
+            for (record, poison) in &dead_letters {
+                dead_letters::dead_lettered(conn, offsets, record, poison).await?;
             }
             if !changes.is_empty() {
                 projection.apply(conn, changes).await?;
@@ -131,18 +131,18 @@ async fn transact<P: Projection>(
         Err(Rollback::Overtaken) => return Ok(Outcome::Overtaken),
         Err(Rollback::Database(err)) => return Err(err),
     }
-    for (record, poison) in &aside {
+    for (record, poison) in &dead_letters {
         tracing::error!(
             projection = offsets.projection,
             topic = offsets.topic,
             partition = record.partition(),
             offset = record.offset(),
             %poison,
-            "record set aside in dead_letters",
+            "record moved to dead_letters",
         );
     }
     projection.applied(changes);
     Ok(Outcome::Applied {
-        set_aside: aside.len(),
+        dead_lettered: dead_letters.len(),
     })
 }

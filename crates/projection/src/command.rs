@@ -1,4 +1,4 @@
-//! The subcommands `dlq` and `projection` of a service that follows a topic.
+//! The subcommands `dead-letters` and `projection` of a service that follows a topic.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -20,18 +20,18 @@ use crate::{
 /// Dead letters that `redrive --all` reads at a time.
 const PAGE: i64 = 100;
 
-/// The options of `dlq`.
+/// The options of `dead-letters`.
 #[derive(Args, Debug)]
-pub struct DlqOptions<P: Configurable> {
+pub struct DeadLettersOptions<P: Configurable> {
     #[command(flatten)]
     name: NameOption<P>,
     #[command(flatten)]
     projection: P::Options,
     #[command(subcommand)]
-    command: DlqCommand,
+    command: DeadLettersCommand,
 }
 
-impl<P: Configurable> DlqOptions<P> {
+impl<P: Configurable> DeadLettersOptions<P> {
     /// Does it, and prints what has become of it.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl<P: Configurable> DlqOptions<P> {
 
 /// What to do with the records that could not be applied.
 #[derive(Clone, Debug, Subcommand)]
-enum DlqCommand {
+enum DeadLettersCommand {
     /// List them, the oldest first, without what they hold
     List {
         /// So many at most
@@ -83,7 +83,7 @@ enum DlqCommand {
     },
 }
 
-impl DlqCommand {
+impl DeadLettersCommand {
     async fn run<P: Projection>(
         self,
         conn: &mut AsyncPgConnection,
@@ -93,33 +93,33 @@ impl DlqCommand {
         check_known(conn, name).await?;
         match self {
             Self::List { limit, after, json } => {
-                let letters = dead_letters::list(conn, name, after, limit).await?;
-                for letter in &letters {
+                let dead_letters = dead_letters::list(conn, name, after, limit).await?;
+                for dead_letter in &dead_letters {
                     say!(
                         "{}",
                         if json {
-                            summary(letter).to_string()
+                            summary(dead_letter).to_string()
                         } else {
-                            line(letter)
+                            line(dead_letter)
                         }
                     );
                 }
-                if letters.is_empty() && !json {
+                if dead_letters.is_empty() && !json {
                     complain(format_args!("no dead letters of {name}"));
                 }
                 Ok(ExitCode::SUCCESS)
             }
             Self::Show { id, json } => {
-                let Some(letter) = dead_letters::find(conn, name, id).await? else {
+                let Some(dead_letter) = dead_letters::find(conn, name, id).await? else {
                     complain(format_args!("there is no dead letter {id} of {name}"));
                     return Ok(ExitCode::FAILURE);
                 };
                 say!(
                     "{}",
                     if json {
-                        whole(&letter).to_string()
+                        whole(&dead_letter).to_string()
                     } else {
-                        page(&letter)
+                        page(&dead_letter)
                     }
                 );
                 Ok(ExitCode::SUCCESS)
@@ -154,14 +154,14 @@ async fn redrive_these<P: Projection>(
             Redriven::Applied => {
                 say!("{id}\tapplied");
             }
-            Redriven::Refused(poison) => {
-                say!("{id}\tstill refused: {poison}");
+            Redriven::Rejected(poison) => {
+                say!("{id}\tstill rejected: {poison}");
                 code = ExitCode::FAILURE;
             }
             Redriven::Erased => {
                 say!(
                     "{id}\twhat it held is erased; a rebuild finds the record if its topic has it \
-                     still, and `dlq drop` forgets it"
+                     still, and `dead-letters drop` forgets it"
                 );
                 code = ExitCode::FAILURE;
             }
@@ -182,8 +182,11 @@ async fn redrive_all<P: Projection>(
     let mut code = ExitCode::SUCCESS;
     let mut after = 0;
     loop {
-        let letters = dead_letters::list(conn, name, after, PAGE).await?;
-        let ids: Vec<i64> = letters.iter().map(|letter| letter.dead_letter_id).collect();
+        let dead_letters = dead_letters::list(conn, name, after, PAGE).await?;
+        let ids: Vec<i64> = dead_letters
+            .iter()
+            .map(|dead_letter| dead_letter.dead_letter_id)
+            .collect();
         let Some(last) = ids.last() else {
             return Ok(code);
         };
@@ -194,24 +197,27 @@ async fn redrive_all<P: Projection>(
     }
 }
 
-fn line(letter: &Summary) -> String {
-    let erased = letter.erased_at.map_or("", |_| "\terased");
+fn line(dead_letter: &Summary) -> String {
+    let erased = dead_letter.erased_at.map_or("", |_| "\terased");
     format!(
         "{}\t{}\t{}[{}]@{}\tkey {}\t{}: {}{erased}",
-        letter.dead_letter_id,
-        letter.set_aside_at.format("%Y-%m-%dT%H:%M:%SZ"),
-        letter.topic,
-        letter.partition,
-        letter.record_offset,
-        letter.key.as_deref().map_or_else(|| "-".to_owned(), text),
-        letter.error_class,
-        letter.error,
+        dead_letter.dead_letter_id,
+        dead_letter.dead_lettered_at.format("%Y-%m-%dT%H:%M:%SZ"),
+        dead_letter.topic,
+        dead_letter.partition,
+        dead_letter.record_offset,
+        dead_letter
+            .key
+            .as_deref()
+            .map_or_else(|| "-".to_owned(), text),
+        dead_letter.error_class,
+        dead_letter.error,
     )
 }
 
-fn page(letter: &DeadLetter) -> String {
-    let mut page = line(&letter.summary).replace('\t', "\n");
-    for (name, value) in letter.headers() {
+fn page(dead_letter: &DeadLetter) -> String {
+    let mut page = line(&dead_letter.summary).replace('\t', "\n");
+    for (name, value) in dead_letter.headers() {
         let _ = write!(
             page,
             "\nheader {}: {}",
@@ -219,7 +225,7 @@ fn page(letter: &DeadLetter) -> String {
             value.map_or_else(String::new, text)
         );
     }
-    let payload = letter.payload.as_deref();
+    let payload = dead_letter.payload.as_deref();
     let _ = write!(
         page,
         "\npayload {}",
@@ -228,28 +234,28 @@ fn page(letter: &DeadLetter) -> String {
     page
 }
 
-fn summary(letter: &Summary) -> Value {
+fn summary(dead_letter: &Summary) -> Value {
     json!({
-        "id": letter.dead_letter_id,
-        "set_aside_at": letter.set_aside_at,
-        "topic": letter.topic,
-        "partition": letter.partition,
-        "offset": letter.record_offset,
-        "key": letter.key.as_deref().map(text),
-        "class": letter.error_class,
-        "error": letter.error,
-        "erased_at": letter.erased_at,
+        "id": dead_letter.dead_letter_id,
+        "dead_lettered_at": dead_letter.dead_lettered_at,
+        "topic": dead_letter.topic,
+        "partition": dead_letter.partition,
+        "offset": dead_letter.record_offset,
+        "key": dead_letter.key.as_deref().map(text),
+        "class": dead_letter.error_class,
+        "error": dead_letter.error,
+        "erased_at": dead_letter.erased_at,
     })
 }
 
-fn whole(letter: &DeadLetter) -> Value {
-    let mut value = summary(&letter.summary);
-    let headers = letter.headers();
+fn whole(dead_letter: &DeadLetter) -> Value {
+    let mut value = summary(&dead_letter.summary);
+    let headers = dead_letter.headers();
     let headers: Vec<_> = headers
         .map(|(name, value)| json!({ "name": name, "value": value.map(text) }))
         .collect();
     value["headers"] = headers.into();
-    value["payload"] = letter.payload.as_deref().map(text).into();
+    value["payload"] = dead_letter.payload.as_deref().map(text).into();
     value
 }
 
@@ -339,7 +345,7 @@ impl ProjectionCommand {
                         p.lag_s,
                         p.applied,
                         p.skipped,
-                        p.set_aside
+                        p.dead_lettered
                     );
                 }
             }

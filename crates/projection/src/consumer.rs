@@ -25,8 +25,8 @@ use crate::{
     dead_letter_upkeep,
     decoded::Decoded,
     following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State, backoff},
-    lookout::{Look, Lookout},
     rebuild::rebuild_name,
+    topic_monitor::{Look, TopicMonitor},
 };
 
 /// Records of a batch at most. More per transaction is faster in a rebuild and keeps the offset's
@@ -121,7 +121,7 @@ impl<P: Projection> Follower<P> {
 
     fn consume(&self) -> Result<End, KafkaError> {
         let consumer = Assignment::consumer(&self.shared)?;
-        let lookout = Lookout::start(&self.shared, consumer.context())?;
+        let topic_monitor = TopicMonitor::start(&self.shared, consumer.context())?;
         loop {
             if self.shared.shutdown.is_cancelled() {
                 return Ok(End::Shutdown);
@@ -129,7 +129,7 @@ impl<P: Projection> Follower<P> {
             let (batch, interruption) = next_batch(&consumer);
             if !batch.is_empty() {
                 match self.apply_until_done(&consumer, &batch) {
-                    Some(Outcome::Applied { set_aside: 0 }) => {}
+                    Some(Outcome::Applied { dead_lettered: 0 }) => {}
                     Some(Outcome::Applied { .. }) => self.dead_letters.notify_one(),
                     Some(Outcome::Overtaken) => return Ok(End::Overtaken),
                     None => return Ok(End::Shutdown),
@@ -140,11 +140,11 @@ impl<P: Projection> Follower<P> {
                 None => None,
                 Some(Interruption::Error(err)) => Some(err),
                 Some(Interruption::Backwards(offset)) => {
-                    return Ok(self.made_anew(&format!("it went back to offset {offset}")));
+                    return Ok(self.recreated(&format!("it went back to offset {offset}")));
                 }
             };
             if error.is_none()
-                && let Some(look) = lookout.news()
+                && let Some(look) = topic_monitor.news()
                 && let Some(end) = self.heed(look, consumer.context())
             {
                 return Ok(end);
@@ -152,7 +152,7 @@ impl<P: Projection> Follower<P> {
             match error {
                 None => {}
                 Some(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
-                    return Ok(self.made_anew("it no longer has the offset that is stored"));
+                    return Ok(self.recreated("it no longer has the offset that is stored"));
                 }
                 // librdkafka mends these by itself, and tells of them one after the other.
                 Some(KafkaError::MessageConsumption(
@@ -174,15 +174,15 @@ impl<P: Projection> Follower<P> {
         }
     }
 
-    /// Takes notice of what the lookout has seen.
+    /// Takes notice of what the topic_monitor has seen.
     fn heed(&self, look: Look, assignment: &Assignment) -> Option<End> {
         let topic = &self.shared.options.topic;
         match look {
             Look::NoTopic => self.shared.fail(&format!("Kafka has no topic {topic}")),
             Look::NoConnection => self.shared.fail("no connection to Kafka"),
-            Look::MadeAnew { next, end } => {
+            Look::Recreated { next, end } => {
                 let what = format!("it ends before offset {end}, and {next} is next");
-                return Some(self.made_anew(&what));
+                return Some(self.recreated(&what));
             }
             Look::Fine if assignment.has_joined() => self.shared.succeed(),
             Look::Fine if self.shared.is_starting() => {}
@@ -194,7 +194,7 @@ impl<P: Projection> Follower<P> {
     }
 
     /// What a person has to decide: nothing here knows whether the records are the same ones.
-    fn made_anew(&self, what: &str) -> End {
+    fn recreated(&self, what: &str) -> End {
         let Options { topic, name, .. } = &self.shared.options;
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let (of_name, of_topic) = (quoted(name), quoted(topic));

@@ -28,11 +28,11 @@ pub(crate) async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), Str
     let mut producer = None;
     loop {
         let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-        let letters = dead_letters::pending(&mut conn, name, BATCH).await;
-        let letters = letters.map_err(|err| err.to_string())?;
+        let dead_letters = dead_letters::pending(&mut conn, name, BATCH).await;
+        let dead_letters = dead_letters.map_err(|err| err.to_string())?;
         // Nothing of Kafka's is waited for with a connection in the hands.
         drop(conn);
-        if letters.is_empty() || shared.shutdown.is_cancelled() {
+        if dead_letters.is_empty() || shared.shutdown.is_cancelled() {
             return Ok(());
         }
         // Rare as they are, nobody keeps a producer for them.
@@ -40,12 +40,12 @@ pub(crate) async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), Str
             Some(producer) => producer,
             None => producer.insert(connect(&shared.options.brokers).map_err(|e| e.to_string())?),
         };
-        let mut ids = Vec::with_capacity(letters.len());
-        for letter in &letters {
-            send(producer, topic, letter)
+        let mut ids = Vec::with_capacity(dead_letters.len());
+        for dead_letter in &dead_letters {
+            send(producer, topic, dead_letter)
                 .await
                 .map_err(|err| err.to_string())?;
-            ids.push(letter.summary.dead_letter_id);
+            ids.push(dead_letter.summary.dead_letter_id);
         }
         let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
         let marked = dead_letters::mark_in_topic(&mut conn, &ids).await;
@@ -67,11 +67,11 @@ fn connect(brokers: &str) -> Result<FutureProducer, KafkaError> {
 async fn send(
     producer: &FutureProducer,
     topic: &str,
-    letter: &DeadLetter,
+    dead_letter: &DeadLetter,
 ) -> Result<(), KafkaError> {
-    match send_copy(producer, topic, letter, Content::Whole).await {
+    match send_copy(producer, topic, dead_letter, Content::Whole).await {
         Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {
-            send_copy(producer, topic, letter, Content::LeftOut).await
+            send_copy(producer, topic, dead_letter, Content::LeftOut).await
         }
         sent => sent,
     }
@@ -88,35 +88,37 @@ enum Content {
 async fn send_copy(
     producer: &FutureProducer,
     topic: &str,
-    letter: &DeadLetter,
+    dead_letter: &DeadLetter,
     content: Content,
 ) -> Result<(), KafkaError> {
     let (partition, offset) = (
-        letter.summary.partition.to_string(),
-        letter.summary.record_offset.to_string(),
+        dead_letter.summary.partition.to_string(),
+        dead_letter.summary.record_offset.to_string(),
     );
     let mut headers = Some(OwnedHeaders::new());
     let mut add = |key: &str, value: Option<&[u8]>| {
         headers = headers.take().map(|all| all.insert(Header { key, value }));
     };
     match content {
-        Content::Whole => letter.headers().for_each(|(key, value)| add(key, value)),
+        Content::Whole => dead_letter
+            .headers()
+            .for_each(|(key, value)| add(key, value)),
         Content::LeftOut => add("dlq_left_out", Some(b"payload and headers: too large")),
     }
     for (key, value) in [
-        ("dlq_topic", letter.summary.topic.as_str()),
+        ("dlq_topic", dead_letter.summary.topic.as_str()),
         ("dlq_partition", &partition),
         ("dlq_offset", &offset),
-        ("dlq_class", &letter.summary.error_class),
-        ("dlq_error", &letter.summary.error),
+        ("dlq_class", &dead_letter.summary.error_class),
+        ("dlq_error", &dead_letter.summary.error),
     ] {
         add(key, Some(value.as_bytes()));
     }
     let mut record = FutureRecord::<[u8], [u8]>::to(topic);
     record.headers = headers;
-    record.key = letter.summary.key.as_deref();
+    record.key = dead_letter.summary.key.as_deref();
     record.payload = match content {
-        Content::Whole => letter.payload.as_deref(),
+        Content::Whole => dead_letter.payload.as_deref(),
         Content::LeftOut => None,
     };
     producer

@@ -32,7 +32,7 @@ pub struct Summary {
     /// What is wrong with it. It holds nothing of the payload.
     pub error: String,
     /// When it was set aside.
-    pub set_aside_at: DateTime<Utc>,
+    pub dead_lettered_at: DateTime<Utc>,
     /// When it was erased what the record held, if it was: payload and headers, and its key if that
     /// was for its age.
     pub erased_at: Option<DateTime<Utc>>,
@@ -63,8 +63,8 @@ const ERASE_OLDER_THAN: &str = "
         erased_at = now()
     where dead_letter_id in (
         select dead_letter_id from dead_letters
-        where erased_at is null and set_aside_at < now() - make_interval(secs => $1)
-        order by set_aside_at limit $2 for update skip locked)";
+        where erased_at is null and dead_lettered_at < now() - make_interval(secs => $1)
+        order by dead_lettered_at limit $2 for update skip locked)";
 
 impl DeadLetter {
     /// The record's headers, in their order.
@@ -84,7 +84,7 @@ impl DeadLetter {
 }
 
 /// Sets a record aside, untouched. It may have been before, when a projection is rebuilt.
-pub(crate) async fn set_aside(
+pub(crate) async fn dead_lettered(
     conn: &mut AsyncPgConnection,
     offsets: &Offsets<'_>,
     record: &Record<'_>,
@@ -173,8 +173,8 @@ pub(crate) async fn lock(
 /// # Errors
 /// The database's.
 pub async fn discard(conn: &mut AsyncPgConnection, projection: &str, id: i64) -> QueryResult<bool> {
-    let letter = of(projection).filter(dead_letters::dead_letter_id.eq(id));
-    Ok(diesel::delete(letter).execute(conn).await? > 0)
+    let dead_letter = of(projection).filter(dead_letters::dead_letter_id.eq(id));
+    Ok(diesel::delete(dead_letter).execute(conn).await? > 0)
 }
 
 /// Erases what the dead letters with these keys hold, whatever projection has set them aside; the rows

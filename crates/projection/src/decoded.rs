@@ -10,7 +10,7 @@ use crate::{Projection, offsets::Counts, poison::Poison, record::Record};
 pub(crate) struct Decoded<C> {
     pub(crate) changes: Vec<C>,
     /// The messages that can't be applied, by their places in the batch.
-    pub(crate) aside: Vec<(usize, Poison)>,
+    pub(crate) dead_letters: Vec<(usize, Poison)>,
     pub(crate) counts: BTreeMap<i32, Counts>,
 }
 
@@ -18,7 +18,7 @@ impl<C> Default for Decoded<C> {
     fn default() -> Self {
         Self {
             changes: Vec::new(),
-            aside: Vec::new(),
+            dead_letters: Vec::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -36,11 +36,11 @@ impl<C> Decoded<C> {
         decoded
     }
 
-    /// A message that the database has refused.
-    pub(crate) fn refused(message: &BorrowedMessage<'_>, poison: Poison) -> Self {
+    /// A message that the database has rejected.
+    pub(crate) fn rejected(message: &BorrowedMessage<'_>, poison: Poison) -> Self {
         let mut decoded = Self::default();
-        decoded.count(message).set_aside += 1;
-        decoded.aside.push((0, poison));
+        decoded.count(message).dead_lettered += 1;
+        decoded.dead_letters.push((0, poison));
         decoded
     }
 
@@ -58,8 +58,8 @@ impl<C> Decoded<C> {
             }
             Ok(None) => self.count(message).skipped += 1,
             Err(poison) => {
-                self.aside.push((index, poison));
-                self.count(message).set_aside += 1;
+                self.dead_letters.push((index, poison));
+                self.count(message).dead_lettered += 1;
             }
         }
     }

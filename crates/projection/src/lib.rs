@@ -9,7 +9,6 @@ mod dead_letter_upkeep;
 pub mod dead_letters;
 mod decoded;
 mod following;
-mod lookout;
 mod offsets;
 mod options;
 mod poison;
@@ -20,9 +19,10 @@ mod redrive;
 mod schema;
 mod status;
 mod topic;
+mod topic_monitor;
 
 pub use self::{
-    command::{DlqOptions, ProjectionOptions},
+    command::{DeadLettersOptions, ProjectionOptions},
     consumer::follow,
     following::{Following, Options, State},
     options::{Configurable, FollowOptions, TopicOption},

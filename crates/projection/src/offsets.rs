@@ -13,7 +13,7 @@ pub(crate) type Moves = BTreeMap<i32, (i64, i64)>;
 pub(crate) struct Counts {
     pub(crate) applied: i64,
     pub(crate) skipped: i64,
-    pub(crate) set_aside: i64,
+    pub(crate) dead_lettered: i64,
 }
 
 /// What of the topic a projection has applied.
@@ -124,9 +124,9 @@ impl Offsets<'_> {
         let moved = diesel::sql_query(
             "update projection_offsets as o set next_offset = m.new, updated_at = now(),
                  applied = o.applied + m.applied, skipped = o.skipped + m.skipped,
-                 set_aside = o.set_aside + m.set_aside
+                 dead_lettered = o.dead_lettered + m.dead_lettered
              from unnest($3::integer[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-                 $8::bigint[]) as m (partition, expected, new, applied, skipped, set_aside)
+                 $8::bigint[]) as m (partition, expected, new, applied, skipped, dead_lettered)
              where o.projection = $1 and o.topic = $2 and o.partition = m.partition
                and o.next_offset = m.expected",
         )
@@ -137,7 +137,7 @@ impl Offsets<'_> {
         .bind::<Array<BigInt>, _>(moves.values().map(|(_, to)| *to).collect::<Vec<_>>())
         .bind::<Array<BigInt>, _>(count(|counts| counts.applied))
         .bind::<Array<BigInt>, _>(count(|counts| counts.skipped))
-        .bind::<Array<BigInt>, _>(count(|counts| counts.set_aside))
+        .bind::<Array<BigInt>, _>(count(|counts| counts.dead_lettered))
         .execute(conn)
         .await?;
         Ok(moved == moves.len())

@@ -10,7 +10,7 @@ const MAX_REASON_CHARS: usize = 300;
 
 /// How Postgres begins or goes on when a value is one that it can't hold: SQLSTATE class 22, and an
 /// index entry that is too large. diesel keeps no SQLSTATE for these, so that only the text can tell.
-const REFUSED_VALUES: [&str; 10] = [
+const REJECTED_VALUES: [&str; 10] = [
     "out of range",
     "numeric field overflow",
     "value overflows numeric format",
@@ -63,7 +63,7 @@ impl Poison {
     }
 }
 
-/// The poison in a change that the database refuses for what it is; none where the fault may lie
+/// The poison in a change that the database rejects for what it is; none where the fault may lie
 /// elsewhere and pass.
 pub(crate) fn in_change(err: &diesel::result::Error) -> Option<Poison> {
     use DatabaseErrorKind as Kind;
@@ -87,7 +87,7 @@ pub(crate) fn in_change(err: &diesel::result::Error) -> Option<Poison> {
             Some(Poison::new("constraint", name.unwrap_or("unnamed")))
         }
         // The message may quote the value, so that no more is kept than what was looked for.
-        Kind::Unknown => REFUSED_VALUES
+        Kind::Unknown => REJECTED_VALUES
             .into_iter()
             .find(|text| info.message().contains(text))
             .map(|text| Poison::new("value", text)),

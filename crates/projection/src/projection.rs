@@ -20,7 +20,7 @@ pub trait Projection: Send + Sync + 'static {
     /// compaction removes what was overwritten: let a row win only over an older version of itself.
     ///
     /// # Errors
-    /// The database's. Where a constraint or a column's type refuses a change, the record is set
+    /// The database's. Where a constraint or a column's type rejects a change, the record is set
     /// aside; everything else is tried again.
     fn apply(
         &self,

@@ -14,7 +14,7 @@ pub enum Redriven {
     /// meanwhile, it has changed nothing.
     Applied,
     /// It still can't be applied, and stays.
-    Refused(Poison),
+    Rejected(Poison),
     /// What it held was erased, so that nothing can be applied. It stays.
     Erased,
     /// There is none with this number.
@@ -39,18 +39,18 @@ pub async fn redrive<P: Projection>(
             // Before everything else, as the follower does: from here on it applies nothing that this
             // statement does not see.
             offsets::lock(conn, name).await?;
-            let Some(letter) = dead_letters::lock(conn, name, id).await? else {
+            let Some(dead_letter) = dead_letters::lock(conn, name, id).await? else {
                 return Ok(Redriven::Missing);
             };
-            if letter.summary.erased_at.is_some() {
+            if dead_letter.summary.erased_at.is_some() {
                 return Ok(Redriven::Erased);
             }
-            match projection.decode(&letter.record()) {
+            match projection.decode(&dead_letter.record()) {
                 Ok(Some(change)) => projection.apply(conn, &[change]).await?,
                 Ok(None) => {}
                 Err(poison) => {
                     dead_letters::judge(conn, id, &poison).await?;
-                    return Ok(Redriven::Refused(poison));
+                    return Ok(Redriven::Rejected(poison));
                 }
             }
             dead_letters::discard(conn, name, id).await?;
@@ -61,7 +61,7 @@ pub async fn redrive<P: Projection>(
         Err(err) => match poison::in_change(&err) {
             Some(poison) => {
                 dead_letters::judge(conn, id, &poison).await?;
-                Ok(Redriven::Refused(poison))
+                Ok(Redriven::Rejected(poison))
             }
             None => Err(err),
         },

@@ -11,7 +11,7 @@ diesel::table! {
         header_values -> Array<Nullable<Binary>>,
         error_class -> Text,
         error -> Text,
-        set_aside_at -> Timestamptz,
+        dead_lettered_at -> Timestamptz,
         in_topic -> Bool,
         erased_at -> Nullable<Timestamptz>,
     }

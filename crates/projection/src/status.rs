@@ -31,7 +31,7 @@ pub struct PartitionStatus {
     /// Records of no concern.
     pub skipped: i64,
     /// Records that went to the dead letters.
-    pub set_aside: i64,
+    pub dead_lettered: i64,
 }
 
 #[derive(QueryableByName)]
@@ -45,7 +45,7 @@ struct Row {
     #[diesel(sql_type = BigInt)]
     skipped: i64,
     #[diesel(sql_type = BigInt)]
-    set_aside: i64,
+    dead_lettered: i64,
 }
 
 /// Compares a projection's offsets with its topic.
@@ -59,7 +59,7 @@ pub async fn status(
     check_known(conn, &options.name).await?;
     let topic = Topic::new(&options.brokers, &options.topic)?;
     let rows: Vec<Row> = diesel::sql_query(
-        "select partition, next_offset, applied, skipped, set_aside from projection_offsets
+        "select partition, next_offset, applied, skipped, dead_lettered from projection_offsets
          where projection = $1 and topic = $2",
     )
     .bind::<Text, _>(&options.name)
@@ -88,7 +88,7 @@ pub async fn status(
             },
             applied: row.map_or(0, |row| row.applied),
             skipped: row.map_or(0, |row| row.skipped),
-            set_aside: row.map_or(0, |row| row.set_aside),
+            dead_lettered: row.map_or(0, |row| row.dead_lettered),
         });
     }
     Ok(all)

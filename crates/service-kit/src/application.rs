@@ -4,7 +4,7 @@ use anyhow::{Error, anyhow};
 use clap::{Args, Parser, Subcommand};
 use cli::LogOptions;
 use diesel_migrations::EmbeddedMigrations;
-use projection::{Configurable, DlqOptions, ProjectionOptions, Rebuildable};
+use projection::{Configurable, DeadLettersOptions, ProjectionOptions, Rebuildable};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -39,7 +39,7 @@ pub trait Application: Sized {
     ///
     /// # Errors
     /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
-    /// calls are refused with a hint.
+    /// calls are rejected with a hint.
     fn run(
         self,
         shutdown: CancellationToken,
@@ -62,11 +62,11 @@ enum Command<A: Application> {
     /// Bring the schema of the database up to date
     Migrate(DatabaseOptions),
     /// Look after records that could not be applied
-    Dlq {
+    DeadLetters {
         #[command(flatten)]
         database: DatabaseOptions,
         #[command(flatten)]
-        options: DlqOptions<A::Projection>,
+        options: DeadLettersOptions<A::Projection>,
     },
     /// Look after the tables that are made from the other service's events
     Projection {
@@ -99,7 +99,7 @@ async fn execute<A: Application>(command: Command<A>) -> anyhow::Result<ExitCode
                 .map_err(|err| anyhow!("can't migrate: {err}"))?;
             println!("{} migrations run", names.len());
         }
-        Command::Dlq { database, options } => {
+        Command::DeadLetters { database, options } => {
             let mut conn = connect_once(database.url()).await?;
             return options.run(&mut conn).await;
         }

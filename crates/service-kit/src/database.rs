@@ -134,7 +134,7 @@ pub enum DatabaseError {
     #[error("the database can't be reached")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Everything else: a bug, here or in the schema.
-    #[error("the database refused a statement")]
+    #[error("the database rejected a statement")]
     Failed(#[source] diesel::result::Error),
 }
 
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_no_connection_could_use_is_refused() {
+    fn an_address_that_no_connection_could_use_is_rejected() {
         for good in [
             "postgres://a:b@localhost:5432/c",
             "postgresql://a@[::1]/c?connect_timeout=1",

@@ -11,7 +11,7 @@ use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    CallError, Reason, Refusal,
+    CallError, Reason, Rejection,
     error::{MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
 };
 
@@ -112,7 +112,7 @@ where
 }
 
 fn deadline_exceeded(domain: &'static str) -> Status {
-    Refusal::from(CallError::DeadlineExceeded).into_status(domain)
+    Rejection::from(CallError::DeadlineExceeded).into_status(domain)
 }
 
 /// Adds the details that tonic's own errors lack, and mends the code of some.
@@ -124,31 +124,34 @@ fn explain(mut answer: Response<Body>, domain: &'static str) -> Response<Body> {
         return answer;
     }
     let message = status.message();
-    let refusal = match status.code() {
+    let rejection = match status.code() {
         // tonic's word for a message over the limit; every other gRPC server says the other.
-        Code::OutOfRange => Refusal::new(MESSAGE_TOO_LARGE, message),
+        Code::OutOfRange => Rejection::new(MESSAGE_TOO_LARGE, message),
         // A path that nobody has; for everything else tonic finds words.
         Code::Unimplemented if message.is_empty() => {
             let message = "there is no such method; list them with server reflection";
-            Refusal::new(UNIMPLEMENTED, message)
+            Rejection::new(UNIMPLEMENTED, message)
         }
-        Code::Unimplemented => Refusal::new(UNIMPLEMENTED, message),
+        Code::Unimplemented => Rejection::new(UNIMPLEMENTED, message),
         // Bytes that are no such message, which tonic takes for a fault of its own.
         Code::Internal
             if ["decode", "EOF decoding", "decompressing"]
                 .into_iter()
                 .any(|text| message.contains(text)) =>
         {
-            Refusal::new(MALFORMED_MESSAGE, message)
+            Rejection::new(MALFORMED_MESSAGE, message)
         }
         // The limit holds for what a message unpacks to, too.
         Code::ResourceExhausted if message.contains("decompressing") => {
-            Refusal::new(MESSAGE_TOO_LARGE, message)
+            Rejection::new(MESSAGE_TOO_LARGE, message)
         }
-        code => Refusal::new(Reason { code, ..TRANSPORT }, message),
+        code => Rejection::new(Reason { code, ..TRANSPORT }, message),
     };
     // The other headers stay: they say, for example, which compression would be understood.
-    match refusal.into_status(domain).add_header(answer.headers_mut()) {
+    match rejection
+        .into_status(domain)
+        .add_header(answer.headers_mut())
+    {
         Ok(()) => answer,
         Err(status) => status.into_http(),
     }

@@ -18,7 +18,7 @@ mod token_key;
 
 pub use application::{Application, run};
 pub use deadline::{Deadline, asked_deadline};
-pub use error::{CallError, Reason, Refusal, TABLE, Violations};
+pub use error::{CallError, Reason, Rejection, TABLE, Violations};
 pub use etag::{check_etag, etag};
 pub use health::{Checks, PROJECTION};
 pub use metadata::{CONSISTENCY_TOKEN, token_in_metadata, with_token};

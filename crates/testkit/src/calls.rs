@@ -2,7 +2,7 @@ use devstack::eventually;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// Calls as a client should: repeats what is refused with a RetryInfo, as when another call with
+/// Calls as a client should: repeats what is rejected with a RetryInfo, as when another call with
 /// its request id is in flight, or when too many want a connection at once.
 ///
 /// # Errors
@@ -16,13 +16,13 @@ pub async fn at_last<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, 
     answer.unwrap_or_else(|err| Err(Status::unknown(err.to_string())))
 }
 
-/// Checks that the service `domain` has refused a call with this code and this reason; returns the
+/// Checks that the service `domain` has rejected a call with this code and this reason; returns the
 /// other details.
 ///
 /// # Panics
 /// If it has not.
 #[track_caller]
-pub fn assert_refusal(status: &Status, domain: &str, code: Code, reason: &str) -> ErrorDetails {
+pub fn assert_rejection(status: &Status, domain: &str, code: Code, reason: &str) -> ErrorDetails {
     let details = status.get_error_details();
     let info = details.error_info().expect("every error has an ErrorInfo");
     assert_eq!((status.code(), info.reason.as_str()), (code, reason));

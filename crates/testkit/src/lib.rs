@@ -6,7 +6,7 @@ mod poison;
 mod service;
 
 pub use self::{
-    calls::{assert_refusal, at_last},
+    calls::{assert_rejection, at_last},
     command::{assert_told, run},
     poison::{Header, Kind, median, time_to_hear},
     service::RunningService,

@@ -170,7 +170,7 @@ async fn make_records(system: &System) -> Result<()> {
     let sql = Sql::connect(&system.stack.names().orders_database_url).await?;
     let cancelled = "select count(*) from orders where cancel_reason = 'user_deleted'";
     sql.wait_for(cancelled, 1).await?;
-    system.wait_until_shipped().await?;
+    system.wait_until_published().await?;
     Ok(())
 }
 

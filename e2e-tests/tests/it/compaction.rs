@@ -212,11 +212,11 @@ async fn assert_unknown(system: &System, user_id: &str) -> Result<()> {
     };
     let user = system.users().get_user(request).await?.into_inner().user;
     assert!(user.context("a user")?.delete_time.is_some());
-    let refused = system.create_order(user_id, "").await;
-    let refused = refused.err().context("a deleted user has ordered")?;
-    let info = refused.get_details_error_info().context("no ErrorInfo")?;
+    let rejected = system.create_order(user_id, "").await;
+    let rejected = rejected.err().context("a deleted user has ordered")?;
+    let info = rejected.get_details_error_info().context("no ErrorInfo")?;
     assert_eq!(
-        (refused.code(), &*info.reason),
+        (rejected.code(), &*info.reason),
         (Code::FailedPrecondition, "USER_UNKNOWN")
     );
     Ok(())

@@ -11,7 +11,7 @@ fn migrate(service: &str, url: &str) -> Result<Output> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_refuses_the_database_of_the_other() -> Result<()> {
+async fn a_service_rejects_the_database_of_the_other() -> Result<()> {
     for [owner, other] in [
         ["user-service", "order-service"],
         ["order-service", "user-service"],
@@ -20,9 +20,9 @@ async fn a_service_refuses_the_database_of_the_other() -> Result<()> {
         let url = Addresses::shared().create_database(&name).await?;
         let migrated = migrate(owner, &url)?;
         ensure!(migrated.status.success(), "{migrated:?}");
-        let refused = migrate(other, &url)?;
-        let told = String::from_utf8_lossy(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(70), "{told}");
+        let rejected = migrate(other, &url)?;
+        let told = String::from_utf8_lossy(&rejected.stderr);
+        assert_eq!(rejected.status.code(), Some(70), "{told}");
         assert!(told.contains("belongs to another service"), "{told}");
         assert_eq!(told.lines().count(), 1, "{told}");
         // What is its own, it takes again.

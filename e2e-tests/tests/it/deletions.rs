@@ -51,13 +51,13 @@ async fn a_deleted_user_leaves_no_open_order_no_data_and_a_tombstone() -> Result
     }
     let deleted = system.delete_user(&user_id).await?;
     // Whoever has seen the deletion is told of it, and of nothing else.
-    let refused = system
+    let rejected = system
         .create_order(&user_id, &deleted.consistency_token)
         .await;
-    let refused = refused.err().context("a deleted user has ordered")?;
-    let info = refused.get_details_error_info().context("no ErrorInfo")?;
+    let rejected = rejected.err().context("a deleted user has ordered")?;
+    let info = rejected.get_details_error_info().context("no ErrorInfo")?;
     assert_eq!(
-        (refused.code(), &*info.reason),
+        (rejected.code(), &*info.reason),
         (Code::FailedPrecondition, "USER_DELETED")
     );
     // What the deletion's token names has arrived, and with it the end of the orders.

@@ -25,11 +25,11 @@ const USERS_LATER: &str = "
         set default ((date_part('epoch', clock_timestamp())::bigint / 600 + 3) % 8)::smallint;
     update outbox set created_at = created_at - interval '1 hour';
     update request_ids set created_at = created_at - interval '1 day';
-    update dead_letters set set_aside_at = set_aside_at - interval '7 days'";
+    update dead_letters set dead_lettered_at = dead_lettered_at - interval '7 days'";
 const ORDERS_LATER: &str =
-    "update dead_letters set set_aside_at = set_aside_at - interval '7 days'";
+    "update dead_letters set dead_lettered_at = dead_lettered_at - interval '7 days'";
 
-/// A user who orders, changes, is refused, and is in answers that are kept for repeats; returns the id.
+/// A user who orders, changes, is rejected, and is in answers that are kept for repeats; returns the id.
 async fn make_user(system: &System, person: &Person) -> Result<String> {
     let create = CreateUserRequest {
         email: person.email("first"),
@@ -201,11 +201,11 @@ async fn a_deleted_user_leaves_no_e_mail_and_no_name_anywhere() -> Result<()> {
     );
 
     let deleted = system.delete_user(&user_id).await?;
-    let refused = system
+    let rejected = system
         .create_order(&user_id, &deleted.consistency_token)
         .await;
     assert_eq!(
-        refused.err().map(|err| err.code()),
+        rejected.err().map(|err| err.code()),
         Some(Code::FailedPrecondition)
     );
     // With the deletion, and not later: what is set aside under the user's id.

@@ -14,7 +14,7 @@ const HEAD: &str = "\
 
 Every error is a `google.rpc.Status`: a code for retry policies, a message for the person who reads the log, and details
 for programs, in the trailer `grpc-status-details-bin`. One detail is always there: `google.rpc.ErrorInfo`, with a `reason`
-from the tables below and the service as its `domain`. Branch on `reason`; messages change. (What is refused before it is
+from the tables below and the service as its `domain`. Branch on `reason`; messages change. (What is rejected before it is
 known to be a call, as headers over 16 KiB, gets an HTTP status, 431, and no details.)
 
 Where an error may pass by itself, `google.rpc.RetryInfo` says after how long the call is worth repeating. For UNAVAILABLE

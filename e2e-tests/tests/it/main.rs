@@ -56,7 +56,7 @@ async fn at_last<T>(what: &str, call: impl AsyncFn() -> Result<Response<T>, Stat
 /// Every order that a caller was told of is there, every row has its record, nothing else is told,
 /// the order holds, and user-service has counted everything once.
 async fn assert_nothing_lost(system: &System, accepted: &[String]) -> Result<()> {
-    let (users, orders) = system.wait_until_shipped().await?;
+    let (users, orders) = system.wait_until_published().await?;
     assert!(users.is_clean(), "users: {users}");
     assert!(orders.is_clean(), "orders: {orders}");
     let placed = system.order_ids().await?;

@@ -40,7 +40,7 @@ async fn a_new_user_orders_at_once_with_the_token_and_soon_without() -> Result<(
 
 /// While the projection lags, only a call with the token waits for it; the wait for a user that is not known is shorter.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_users_lag_a_token_waits_and_a_call_without_one_is_refused() -> Result<()> {
+async fn while_users_lag_a_token_waits_and_a_call_without_one_is_rejected() -> Result<()> {
     let variables = [("TOKEN_WAIT_MS", "30000"), ("UNKNOWN_USER_WAIT_MS", "50")];
     let system = System::start_on_shared_servers_with("lag", &variables).await?;
     system.stack.outbox_relay.suspend();
@@ -49,15 +49,15 @@ async fn while_users_lag_a_token_waits_and_a_call_without_one_is_refused() -> Re
     // A client gives a call 10 s; the relay goes on well before.
     let with_token = system.create_order(&user_id, &created.consistency_token);
     let without = async {
-        let refused = system.create_order(&user_id, "").await.err();
-        let status = refused.context("an order for a user that is not known")?;
+        let rejected = system.create_order(&user_id, "").await.err();
+        let status = rejected.context("an order for a user that is not known")?;
         let reason = status.get_details_error_info().map(|info| info.reason);
         assert_eq!(reason.as_deref(), Some("USER_UNKNOWN"), "{status:?}");
         system.stack.outbox_relay.resume();
         Ok(())
     };
-    let (placed, refused) = tokio::join!(with_token, without);
-    refused.and(placed.map(drop).map_err(anyhow::Error::from))?;
+    let (placed, rejected) = tokio::join!(with_token, without);
+    rejected.and(placed.map(drop).map_err(anyhow::Error::from))?;
     system.stop().await;
     Ok(())
 }

@@ -76,13 +76,13 @@ async fn calls_say_when_to_retry_while_postgres_is_away_and_do_as_they_say() -> 
         user_id: user_id.clone(),
         ..ListOrdersRequest::default()
     };
-    for refused in [
+    for rejected in [
         system.create_user("late@example.com", "L").await.err(),
         system.create_order(user_id, "").await.err(),
         system.users().get_user(get_user).await.err(),
         system.orders().list_orders(list_orders).await.err(),
     ] {
-        let status = refused.context("an answer without Postgres")?;
+        let status = rejected.context("an answer without Postgres")?;
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| info.reason.as_str());

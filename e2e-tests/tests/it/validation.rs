@@ -31,8 +31,8 @@ async fn new_user(system: &System, number: usize) -> Result<(String, String)> {
 }
 
 #[track_caller]
-fn assert_refused(answer: Result<CreateOrderResponse, Status>, code: Code, reason: &str) {
-    let status = answer.expect_err("it was not refused");
+fn assert_rejected(answer: Result<CreateOrderResponse, Status>, code: Code, reason: &str) {
+    let status = answer.expect_err("it was not rejected");
     let info = status.get_details_error_info().expect("no ErrorInfo");
     assert_eq!((status.code(), &*info.reason), (code, reason));
 }
@@ -50,12 +50,12 @@ async fn a_user_of_whom_nothing_was_heard_orders_at_once_where_user_service_is_a
         // The answer is for this order, and not kept: only events write what is known of users.
         assert_eq!(system.count("users_cache").await?, 0, "{mode}");
         let nobody = Uuid::now_v7().to_string();
-        let refused = system.create_order(&nobody, "").await;
-        assert_refused(refused, Code::FailedPrecondition, "USER_UNKNOWN");
+        let rejected = system.create_order(&nobody, "").await;
+        assert_rejected(rejected, Code::FailedPrecondition, "USER_UNKNOWN");
         let gone = system.delete_user(&user_id).await?;
         for token in ["", &token, &gone.consistency_token] {
-            let refused = system.create_order(&user_id, token).await;
-            assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+            let rejected = system.create_order(&user_id, token).await;
+            assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
         }
         assert_eq!(system.count("orders").await?, 2, "{mode}");
         assert_eq!(system.count("users_cache").await?, 0, "{mode}");
@@ -94,11 +94,11 @@ async fn known_users_order_while_user_service_is_away_unless_it_is_always_asked(
         let answer = system.create_order(&user_id, "").await;
         let nobody = system.create_order(&Uuid::now_v7().to_string(), "").await;
         if mode == "remote" {
-            assert_refused(answer, Code::Unavailable, "USER_SERVICE_UNAVAILABLE");
-            assert_refused(nobody, Code::Unavailable, "USER_SERVICE_UNAVAILABLE");
+            assert_rejected(answer, Code::Unavailable, "USER_SERVICE_UNAVAILABLE");
+            assert_rejected(nobody, Code::Unavailable, "USER_SERVICE_UNAVAILABLE");
         } else {
             answer?;
-            assert_refused(nobody, Code::FailedPrecondition, "USER_UNKNOWN");
+            assert_rejected(nobody, Code::FailedPrecondition, "USER_UNKNOWN");
         }
         // What was answered once is answered again, in every mode.
         let again = system.orders().create_order(repeatable.clone()).await?;
@@ -112,8 +112,8 @@ async fn known_users_order_while_user_service_is_away_unless_it_is_always_asked(
         // Also when the user is gone meanwhile.
         let deleting = async || Ok(system.delete_user(&user_id).await.ok());
         let gone = eventually("a deletion", deleting).await?;
-        let refused = system.create_order(&user_id, &gone.consistency_token).await;
-        assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+        let rejected = system.create_order(&user_id, &gone.consistency_token).await;
+        assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
         let again = system.orders().create_order(repeatable).await?;
         assert_eq!(again.get_ref(), first.get_ref(), "{mode}");
         system.stop().await;

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_positive_exact_amount_is_refused() {
+    fn what_is_no_positive_exact_amount_is_rejected() {
         for (code, units, nanos) in [
             ("EUR", 0, 0),
             ("EUR", -1, 0),
@@ -186,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_input_is_read_exactly_or_refused(units: i64, nanos: i32, code in "EUR|JPY|KWD|CLF") {
+        fn any_input_is_read_exactly_or_rejected(units: i64, nanos: i32, code in "EUR|JPY|KWD|CLF") {
             if let Ok(amount) = Amount::from_units(&code, units, nanos) {
                 prop_assert_eq!(amount.to_units(), (units, nanos));
                 prop_assert!(amount.minor() > 0);

@@ -99,7 +99,7 @@ pub(super) async fn lock_unheard_user(
 
 /// Cancels the open orders of deleted users, and tells of it in events to `topic`, each with the
 /// deletion as its cause. Call it in the transaction that writes the deletions into `users_cache`,
-/// behind that: what it does not see then, [`create_order`](super::Store::create_order) refuses.
+/// behind that: what it does not see then, [`create_order`](super::Store::create_order) rejects.
 ///
 /// # Errors
 /// The database's.

@@ -12,7 +12,7 @@ use tonic::{Code, Request};
 use uuid::Uuid;
 
 use crate::harness::{
-    CANCELLATIONS, EVENTS, ORDERS_TOPIC, TestService, assert_refused, cancellation, request,
+    CANCELLATIONS, EVENTS, ORDERS_TOPIC, TestService, assert_rejected, cancellation, request,
 };
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -111,8 +111,8 @@ async fn a_cancelled_order_can_not_be_cancelled_again() -> Result<()> {
             etag: etag.to_owned(),
             ..cancellation(&placed)
         };
-        let refused = service.cancel(again).await;
-        let details = assert_refused(refused, Code::FailedPrecondition, "ORDER_CANCELLED");
+        let rejected = service.cancel(again).await;
+        let details = assert_rejected(rejected, Code::FailedPrecondition, "ORDER_CANCELLED");
         let conditions = details.precondition_failure().context("no condition")?;
         let condition = &conditions.violations[0];
         assert_eq!(condition.r#type, "ORDER_OPEN");
@@ -138,7 +138,7 @@ async fn an_order_is_cancelled_only_as_the_caller_has_seen_it() -> Result<()> {
             etag: etag.to_owned(),
             ..cancellation(&seen)
         };
-        assert_refused(service.cancel(stale).await, Code::Aborted, "ETAG_MISMATCH");
+        assert_rejected(service.cancel(stale).await, Code::Aborted, "ETAG_MISMATCH");
     }
     assert_eq!(read(&service, &seen).await?.as_ref(), Some(&now));
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 0);
@@ -159,8 +159,8 @@ async fn an_order_that_can_not_be_meant_is_named() -> Result<()> {
         order_id: order_id.clone(),
         ..CancelOrderRequest::default()
     };
-    let refused = service.cancel(unknown).await;
-    let details = assert_refused(refused, Code::NotFound, "ORDER_NOT_FOUND");
+    let rejected = service.cancel(unknown).await;
+    let details = assert_rejected(rejected, Code::NotFound, "ORDER_NOT_FOUND");
     let resource = details.resource_info().context("no ResourceInfo")?;
     assert_eq!(resource.resource_type, "order.v1.Order");
     assert_eq!(resource.resource_name, order_id);
@@ -169,8 +169,8 @@ async fn an_order_that_can_not_be_meant_is_named() -> Result<()> {
         etag: "1".into(),
         request_id: "1".into(),
     };
-    let refused = service.cancel(all_bad).await;
-    let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+    let rejected = service.cancel(all_bad).await;
+    let details = assert_rejected(rejected, Code::InvalidArgument, "VALIDATION_FAILED");
     let violations = details.bad_request().context("no BadRequest")?;
     let violations = &violations.field_violations;
     let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
@@ -227,7 +227,7 @@ async fn a_request_id_cancels_nothing_else_than_it_did_first() -> Result<()> {
         ..first
     };
     for reused in [other_order, other_etag] {
-        assert_refused(
+        assert_rejected(
             service.cancel(reused).await,
             Code::InvalidArgument,
             "REQUEST_ID_REUSED",
@@ -249,8 +249,8 @@ async fn of_many_who_cancel_at_once_one_wins_and_all_others_are_told() -> Result
     let answers = join_all((0..32).map(|_| service.cancel_at_last(&seen))).await;
     let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     assert_eq!((won.len(), lost.len()), (1, 31));
-    for refused in lost {
-        assert_refused(refused, Code::FailedPrecondition, "ORDER_CANCELLED");
+    for rejected in lost {
+        assert_rejected(rejected, Code::FailedPrecondition, "ORDER_CANCELLED");
     }
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
     let order = read(&service, &placed).await?.context("an order")?;

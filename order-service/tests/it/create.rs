@@ -8,7 +8,7 @@ use proto::{
 };
 use tonic::{Code, Request};
 
-use crate::harness::{EVENTS, ORDERS, ORDERS_TOPIC, TestService, assert_refused, money, request};
+use crate::harness::{EVENTS, ORDERS, ORDERS_TOPIC, TestService, assert_rejected, money, request};
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -136,7 +136,7 @@ async fn every_bad_field_of_a_request_is_named_and_nothing_is_written() -> Resul
     };
     let amount_fields = ["amount.currency_code", "amount.units", "amount.nanos"];
     for (bad, amount_fields) in [(all_bad, &amount_fields[..]), (no_amount, &["amount"])] {
-        let details = assert_refused(
+        let details = assert_rejected(
             service.create(bad).await,
             Code::InvalidArgument,
             "VALIDATION_FAILED",

@@ -11,7 +11,7 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::harness::{
-    CANCELLATIONS, EVENTS, ORDERS, TestService, assert_refusal, cancellation, deleted_version,
+    CANCELLATIONS, EVENTS, ORDERS, TestService, assert_rejection, cancellation, deleted_version,
     insert_orders, next_version, request, user,
 };
 
@@ -230,7 +230,7 @@ async fn no_order_that_is_placed_while_its_user_is_deleted_stays_open() -> Resul
                     continue;
                 };
                 if status.get_details_retry_info().is_none() {
-                    assert_refusal(&status, Code::FailedPrecondition, "USER_DELETED");
+                    assert_rejection(&status, Code::FailedPrecondition, "USER_DELETED");
                     return Ok(());
                 }
             }
@@ -268,7 +268,7 @@ async fn a_deletion_and_a_cancellation_at_once_end_an_order_once() -> Result<()>
             match service.cancel(cancellation(order)).await {
                 Ok(_) => {}
                 Err(status) => {
-                    assert_refusal(&status, Code::FailedPrecondition, "ORDER_CANCELLED");
+                    assert_rejection(&status, Code::FailedPrecondition, "ORDER_CANCELLED");
                 }
             }
             Ok(())

@@ -15,7 +15,7 @@ use crate::{
     watch::{IMPATIENT, Watch, unread},
 };
 
-/// What a refusal has besides its ErrorInfo, in the words of the table.
+/// What a rejection has besides its ErrorInfo, in the words of the table.
 fn details(status: &Status) -> BTreeSet<&'static str> {
     let details = status.get_error_details();
     let info = details.error_info();
@@ -48,7 +48,7 @@ fn promised(reason: &Reason) -> BTreeSet<&'static str> {
     names.collect()
 }
 
-/// Every refusal that the service has of its own, by its reason.
+/// Every rejection that the service has of its own, by its reason.
 async fn provoke_all() -> Result<BTreeMap<String, Status>> {
     let options = ["--token-wait-ms=100", "--unknown-user-wait-ms=0"];
     let service = TestService::start_with("errors", &[&options[..], &IMPATIENT].concat()).await?;
@@ -76,7 +76,7 @@ async fn provoke_all() -> Result<BTreeMap<String, Status>> {
         started.map(drop)
     };
     let mut ended = Watch::start(asking.orders(), &gone, "").await?;
-    let refused = [
+    let rejected = [
         service.orders().get_order(id).await.map(drop),
         service.create(request(Uuid::now_v7())).await.map(drop),
         service.create(request(gone.user_id)).await.map(drop),
@@ -89,8 +89,8 @@ async fn provoke_all() -> Result<BTreeMap<String, Status>> {
     asking.stop().await?;
     let ended = ended.until_end().await?.1;
     let mut by_reason = BTreeMap::new();
-    for refused in refused.into_iter().chain([Err(ended)]) {
-        let status = refused.expect_err("it was not refused");
+    for rejected in rejected.into_iter().chain([Err(ended)]) {
+        let status = rejected.expect_err("it was not rejected");
         let info = status.get_details_error_info().context("no ErrorInfo")?;
         by_reason.insert(info.reason, status);
     }
@@ -100,12 +100,12 @@ async fn provoke_all() -> Result<BTreeMap<String, Status>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_row_of_the_table_is_met_as_it_says() -> Result<()> {
-    let refusals = provoke_all().await?;
+    let rejections = provoke_all().await?;
     let names: BTreeSet<&str> = TABLE.iter().map(|reason| reason.name).collect();
-    let met: BTreeSet<&str> = refusals.keys().map(String::as_str).collect();
+    let met: BTreeSet<&str> = rejections.keys().map(String::as_str).collect();
     assert_eq!(met, names);
     for reason in TABLE {
-        let status = &refusals[reason.name];
+        let status = &rejections[reason.name];
         assert_eq!(status.code(), reason.code, "{}", reason.name);
         assert_eq!(details(status), promised(reason), "{}", reason.name);
         assert!(!status.message().is_empty(), "{}", reason.name);

@@ -122,7 +122,7 @@ impl TestService {
         Ok(response.into_inner())
     }
 
-    /// Calls as a client should: repeats what is refused with a RetryInfo, as when another call
+    /// Calls as a client should: repeats what is rejected with a RetryInfo, as when another call
     /// with this request id is in flight, or when too many want a connection at once.
     pub(crate) async fn create_at_last(
         &self,
@@ -338,18 +338,18 @@ pub(crate) fn request(user_id: Uuid) -> CreateOrderRequest {
     }
 }
 
-/// Checks that a call was refused with this code and this reason; returns the other details.
+/// Checks that a call was rejected with this code and this reason; returns the other details.
 #[track_caller]
-pub(crate) fn assert_refused<T: Debug>(
+pub(crate) fn assert_rejected<T: Debug>(
     result: Result<T, Status>,
     code: Code,
     reason: &str,
 ) -> ErrorDetails {
-    assert_refusal(&result.expect_err("it was not refused"), code, reason)
+    assert_rejection(&result.expect_err("it was not rejected"), code, reason)
 }
 
-/// Checks a refusal's code and reason; returns the other details.
+/// Checks a rejection's code and reason; returns the other details.
 #[track_caller]
-pub(crate) fn assert_refusal(status: &Status, code: Code, reason: &str) -> ErrorDetails {
-    testkit::assert_refusal(status, order_service::NAME, code, reason)
+pub(crate) fn assert_rejection(status: &Status, code: Code, reason: &str) -> ErrorDetails {
+    testkit::assert_rejection(status, order_service::NAME, code, reason)
 }

@@ -66,7 +66,7 @@ fn kinds() -> Result<Vec<Kind>> {
             &usual,
         ),
         kind(
-            "a value that a constraint refuses",
+            "a value that a constraint rejects",
             Some("constraint"),
             key(),
             Some(named("Nobody")?),
@@ -98,13 +98,13 @@ fn kinds() -> Result<Vec<Kind>> {
 }
 
 /// A service with a topic of one partition that takes records without a key, and a topic for dead
-/// letters.
+/// dead_letters.
 async fn start() -> Result<(TestService, String)> {
     let (name, servers) = (Addresses::unique_name("kinds"), Addresses::shared());
     let dead_letters = format!("{name}.dlq");
     servers.create_dead_letter_topic(&name).await?;
     servers.create_dead_letter_topic(&dead_letters).await?;
-    let options = ["--dead-letter-topic", &dead_letters];
+    let options = ["--dead-dead_letter-topic", &dead_letters];
     let service = TestService::start_on(name, &options).await?;
     let narrow = "alter table users_cache alter column name type varchar(50);
         alter table users_cache add constraint users_cache_somebody check (name <> 'Nobody')";
@@ -150,14 +150,17 @@ async fn each_kind_goes_aside_untouched_and_the_next_user_is_heard() -> Result<(
         median(alone)
     );
     let aside = || kinds.iter().filter_map(|kind| Some((kind, kind.class?)));
-    let counts = "select applied, skipped, set_aside from projection_offsets";
+    let counts = "select applied, skipped, dead_lettered from projection_offsets";
     let counts = service.sql.query_one(counts, &[]).await?;
     let counts: (i64, i64, i64) = (counts.get(0), counts.get(1), counts.get(2));
-    let (all, set_aside) = (kinds.len() as i64, aside().count() as i64);
-    assert_eq!(counts, (first + 2 * all, all - set_aside, set_aside));
+    let (all, dead_lettered) = (kinds.len() as i64, aside().count() as i64);
+    assert_eq!(
+        counts,
+        (first + 2 * all, all - dead_lettered, dead_lettered)
+    );
 
     let copied = "select count(*) from dead_letters where in_topic";
-    service.sql.wait_for(copied, set_aside).await?;
+    service.sql.wait_for(copied, dead_lettered).await?;
     let copies = Addresses::shared().read_topic(&dead_letters).await?;
     assert_eq!(copies.len(), aside().count());
     for (index, kind) in kinds.iter().enumerate() {
@@ -172,13 +175,13 @@ async fn each_kind_goes_aside_untouched_and_the_next_user_is_heard() -> Result<(
             checked.context(kind.what)?;
         }
     }
-    let refused_by = "select count(*) from dead_letters where error = 'users_cache_somebody'";
-    assert_eq!(service.sql.count(refused_by).await?, 1);
+    let rejected_by = "select count(*) from dead_letters where error = 'users_cache_somebody'";
+    assert_eq!(service.sql.count(rejected_by).await?, 1);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_record_in_the_middle_of_many_goes_aside_alone() -> Result<()> {
+async fn a_rejected_record_in_the_middle_of_many_goes_aside_alone() -> Result<()> {
     let (service, _) = start().await?;
     time_to_hear(&service, &[]).await?;
     let mut users: Vec<User> = (0..MANY).map(|_| user()).collect();
@@ -189,15 +192,15 @@ async fn a_refused_record_in_the_middle_of_many_goes_aside_alone() -> Result<()>
     users[MANY / 2].name = "Nobody".into();
     let behind = time_to_hear_all(&service, &users).await?;
     println!(
-        "a user is heard of behind {MANY} others after {alone:.0?}, with one refused {behind:.0?}"
+        "a user is heard of behind {MANY} others after {alone:.0?}, with one rejected {behind:.0?}"
     );
     let heard = service
         .sql
         .count("select count(*) from users_cache")
         .await?;
     assert_eq!(heard as usize, 1 + (MANY + 1) + (MANY - 1 + 1));
-    let refused_by = "select count(*) from dead_letters where error = 'users_cache_somebody'";
-    assert_eq!(service.sql.count(refused_by).await?, 1);
+    let rejected_by = "select count(*) from dead_letters where error = 'users_cache_somebody'";
+    assert_eq!(service.sql.count(rejected_by).await?, 1);
     service.stop().await
 }
 

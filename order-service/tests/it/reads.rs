@@ -5,7 +5,7 @@ use proto::order::v1::{GetOrderRequest, ListOrdersRequest, ListOrdersResponse};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{TestService, assert_refused};
+use crate::harness::{TestService, assert_rejected};
 
 async fn list(
     service: &TestService,
@@ -42,7 +42,7 @@ async fn an_unknown_order_is_not_found_and_named() -> Result<()> {
         order_id: order_id.clone(),
     };
     let result = service.orders().get_order(id).await;
-    let details = assert_refused(result, Code::NotFound, "ORDER_NOT_FOUND");
+    let details = assert_rejected(result, Code::NotFound, "ORDER_NOT_FOUND");
     let resource = details.resource_info().context("no ResourceInfo")?;
     assert_eq!(resource.resource_type, "order.v1.Order");
     assert_eq!(resource.resource_name, order_id);
@@ -58,7 +58,7 @@ async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
     let get = service.orders().get_order(id).await.map(drop);
     let list = list(&service, "1", "").await.map(drop);
     for (result, field) in [(get, "order_id"), (list, "user_id")] {
-        let details = assert_refused(result, Code::InvalidArgument, "VALIDATION_FAILED");
+        let details = assert_rejected(result, Code::InvalidArgument, "VALIDATION_FAILED");
         let violations = details.bad_request().context("no BadRequest")?;
         assert_eq!(violations.field_violations[0].field, field);
     }
@@ -86,7 +86,7 @@ async fn pages_hold_every_order_exactly_once_of_all_or_of_one_user() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_token_of_another_list_is_refused() -> Result<()> {
+async fn a_page_token_of_another_list_is_rejected() -> Result<()> {
     let service = TestService::start("tokens").await?;
     let user = service.known_user().await?;
     for _ in 0..4 {
@@ -102,7 +102,7 @@ async fn a_page_token_of_another_list_is_refused() -> Result<()> {
         ("", &"1".to_owned()),
     ] {
         let page = list(&service, user_id, page_token).await;
-        assert_refused(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
+        assert_rejected(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
     }
     // The same user, written in another way, is the same list.
     let page = list(&service, &ada.to_uppercase(), &of_ada).await?;

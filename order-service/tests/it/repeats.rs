@@ -7,7 +7,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::harness::{
-    EVENTS, ORDERS, TestService, assert_refused, deleted_version, money, request, user,
+    EVENTS, ORDERS, TestService, assert_rejected, deleted_version, money, request, user,
 };
 
 const KEPT_ANSWERS: &str = "select count(*) from request_ids";
@@ -59,7 +59,7 @@ async fn a_repeat_may_have_a_token_and_other_letters() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_with_another_body_is_refused() -> Result<()> {
+async fn a_request_id_with_another_body_is_rejected() -> Result<()> {
     let service = TestService::start("reused").await?;
     let (ada, bob) = (service.known_user().await?, service.known_user().await?);
     let first = repeatable(ada.user_id);
@@ -73,7 +73,7 @@ async fn a_request_id_with_another_body_is_refused() -> Result<()> {
         ..first
     };
     for other in [other_amount, other_user] {
-        assert_refused(
+        assert_rejected(
             service.create(other).await,
             Code::InvalidArgument,
             "REQUEST_ID_REUSED",
@@ -96,11 +96,11 @@ async fn repeats_at_once_make_one_order_and_get_one_answer() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<()> {
-    let service = TestService::start_with("refused", &["--unknown-user-wait-ms=0"]).await?;
+async fn a_rejected_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<()> {
+    let service = TestService::start_with("rejected", &["--unknown-user-wait-ms=0"]).await?;
     let user = user();
     let request = repeatable(user.user_id);
-    assert_refused(
+    assert_rejected(
         service.create(request.clone()).await,
         Code::FailedPrecondition,
         "USER_UNKNOWN",

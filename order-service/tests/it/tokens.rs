@@ -10,8 +10,8 @@ use tonic::{Code, Request, metadata::MetadataValue};
 use uuid::Uuid;
 
 use crate::harness::{
-    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, deleted_version, next_version,
-    request, token_of, user,
+    ORDERS, TestService, WAIT_LONG, assert_rejected, assert_rejection, deleted_version,
+    next_version, request, token_of, user,
 };
 
 /// An order of one who has seen this version of the user.
@@ -48,9 +48,9 @@ async fn an_older_version_than_the_tokens_is_not_enough_and_a_newer_one_is() -> 
         service.wait_for_waiting_call().await?;
         service.tell(&third).await
     };
-    let (refused, arrived) = tokio::join!(service.create(request_after(&second)), arriving);
+    let (rejected, arrived) = tokio::join!(service.create(request_after(&second)), arriving);
     arrived?;
-    assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
     service.stop().await
 }
 
@@ -61,7 +61,7 @@ async fn a_version_that_does_not_arrive_in_time_is_lag_and_worth_a_retry() -> Re
     for late in [user(), next_version(&known)] {
         let status = service.create(request_after(&late)).await;
         let status = status.expect_err("nothing has arrived");
-        let details = assert_refusal(&status, Code::Unavailable, "PROJECTION_LAGGING");
+        let details = assert_rejection(&status, Code::Unavailable, "PROJECTION_LAGGING");
         let retry = details.retry_info().context("no RetryInfo")?;
         assert_eq!(retry.retry_delay, Some(Duration::from_millis(250)));
         let pushback = status.metadata().get("grpc-retry-pushback-ms");
@@ -83,9 +83,9 @@ async fn a_call_for_whose_wait_there_is_no_room_is_told_at_once() -> Result<()> 
     let options = [&WAIT_LONG[..], &["--max-waiters=0"]].concat();
     let service = TestService::start_with("room", &options).await?;
     let lagging = timeout(at_once, service.create(request_after(&user()))).await?;
-    assert_refused(lagging, Code::Unavailable, "PROJECTION_LAGGING");
+    assert_rejected(lagging, Code::Unavailable, "PROJECTION_LAGGING");
     let unknown = timeout(at_once, service.create(request(Uuid::now_v7()))).await?;
-    assert_refused(unknown, Code::FailedPrecondition, "USER_UNKNOWN");
+    assert_rejected(unknown, Code::FailedPrecondition, "USER_UNKNOWN");
     // Who need not wait needs no room.
     let known = service.known_user().await?;
     service.create(request_after(&known)).await?;
@@ -144,8 +144,8 @@ async fn the_token_in_the_field_counts_before_that_in_the_metadata() -> Result<(
     let garbage = carrying(request_after(&known), "garbage")?;
     service.orders().create_order(garbage).await?;
     let call = carrying(request_after(&late), &token_of(&known))?;
-    let refused = service.orders().create_order(call).await;
-    assert_refused(refused, Code::Unavailable, "PROJECTION_LAGGING");
+    let rejected = service.orders().create_order(call).await;
+    assert_rejected(rejected, Code::Unavailable, "PROJECTION_LAGGING");
     service.stop().await
 }
 
@@ -158,8 +158,8 @@ async fn a_token_in_the_metadata_that_is_none_is_named_as_it_was_sent() -> Resul
         let mut call = Request::new(request(user.user_id));
         let value = MetadataValue::try_from(bad)?;
         call.metadata_mut().insert(CONSISTENCY_TOKEN, value);
-        let refused = service.orders().create_order(call).await;
-        let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+        let rejected = service.orders().create_order(call).await;
+        let details = assert_rejected(rejected, Code::InvalidArgument, "VALIDATION_FAILED");
         let violations = details.bad_request().context("no BadRequest")?;
         let violations = &violations.field_violations;
         let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
@@ -199,9 +199,9 @@ async fn the_token_of_a_deletion_says_deleted_and_never_unknown() -> Result<()> 
             service.tell(&user).await?;
             service.tell(&deleted).await
         };
-        let (refused, arrived) = tokio::join!(service.create(request_after(&deleted)), arriving);
+        let (rejected, arrived) = tokio::join!(service.create(request_after(&deleted)), arriving);
         arrived?;
-        assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+        assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
     }
     service.stop().await
 }
@@ -216,7 +216,7 @@ async fn who_waits_keeps_the_place_and_the_next_one_is_told_at_once() -> Result<
     let after = async {
         service.wait_for_waiting_call().await?;
         let told = timeout(at_once, service.create(request_after(&second))).await?;
-        assert_refused(told, Code::Unavailable, "PROJECTION_LAGGING");
+        assert_rejected(told, Code::Unavailable, "PROJECTION_LAGGING");
         service.tell(&first).await
     };
     let (created, arrived) = tokio::join!(service.create(request_after(&first)), after);

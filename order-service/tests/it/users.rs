@@ -8,20 +8,20 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::harness::{
-    ORDERS, TestService, WAIT_LONG, assert_refusal, assert_refused, deleted_version, next_version,
-    request, user,
+    ORDERS, TestService, WAIT_LONG, assert_rejected, assert_rejection, deleted_version,
+    next_version, request, user,
 };
 
 const DEAD: &str = "select count(*) from dead_letters";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_user_is_refused_with_a_hint_that_it_may_pass() -> Result<()> {
+async fn an_unknown_user_is_rejected_with_a_hint_that_it_may_pass() -> Result<()> {
     for wait in ["--unknown-user-wait-ms=0", "--unknown-user-wait-ms=100"] {
         let service = TestService::start_with("unknown", &[wait]).await?;
         let user_id = Uuid::now_v7();
         let status = service.create(request(user_id)).await;
         let status = status.expect_err("nobody knows this user");
-        let details = assert_refusal(&status, Code::FailedPrecondition, "USER_UNKNOWN");
+        let details = assert_rejection(&status, Code::FailedPrecondition, "USER_UNKNOWN");
         let conditions = details.precondition_failure().context("no condition")?;
         let condition = &conditions.violations[0];
         assert_eq!(condition.r#type, "USER_KNOWN");
@@ -59,8 +59,8 @@ async fn a_deleted_user_can_not_order_and_a_retry_would_not_help() -> Result<()>
     let deleted = deleted_version(&user);
     service.tell(&deleted).await?;
     service.wait_for_version(&deleted).await?;
-    let refused = service.create(request(user.user_id)).await;
-    let details = assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    let rejected = service.create(request(user.user_id)).await;
+    let details = assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
     let conditions = details.precondition_failure().context("no condition")?;
     let condition = &conditions.violations[0];
     assert_eq!(condition.r#type, "USER_LIVE");
@@ -80,8 +80,8 @@ async fn a_stale_record_does_not_bring_a_deleted_user_back() -> Result<()> {
         service.tell(record).await?;
     }
     service.wait_until_seen(7).await?;
-    let refused = service.create(request(first.user_id)).await;
-    assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    let rejected = service.create(request(first.user_id)).await;
+    assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
     // Of a deleted user nothing is kept that says who it was.
     let kept = "select count(*) from users_cache
                 where version = 3 and deleted and email is null and name is null";
@@ -122,11 +122,14 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_are_heard() -> 
     service.wait_for_version(&user).await?;
     service.order(&user).await?;
     assert_eq!(service.sql.count(DEAD).await?, 5);
-    let letters = "select error_class, convert_from(payload, 'UTF8') from dead_letters
+    let dead_letters = "select error_class, convert_from(payload, 'UTF8') from dead_letters
                    order by record_offset";
-    let letters = service.sql.query(letters, &[]).await?;
-    let letters: Vec<_> = letters.iter().map(|row| (row.get(0), row.get(1))).collect();
-    assert_eq!(letters, poison);
+    let dead_letters = service.sql.query(dead_letters, &[]).await?;
+    let dead_letters: Vec<_> = dead_letters
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    assert_eq!(dead_letters, poison);
     let told = "select count(*) from dead_letters where error like '%secret%'";
     assert_eq!(service.sql.count(told).await?, 0);
     service.stop().await
@@ -160,9 +163,9 @@ async fn records_that_are_no_events_of_users_go_aside_and_unknown_types_are_pass
     service.tell(&user).await?;
     service.wait_for_version(&user).await?;
     service.order(&user).await?;
-    let letters = "select error_class from dead_letters order by record_offset";
-    let letters = service.sql.query(letters, &[]).await?;
-    let classes: Vec<String> = letters.iter().map(|row| row.get(0)).collect();
+    let dead_letters = "select error_class from dead_letters order by record_offset";
+    let dead_letters = service.sql.query(dead_letters, &[]).await?;
+    let classes: Vec<String> = dead_letters.iter().map(|row| row.get(0)).collect();
     assert_eq!(
         classes,
         ["header", "header", "header", "version", "payload"]
@@ -179,8 +182,8 @@ async fn a_tombstone_tells_of_a_deletion_when_nothing_else_does() -> Result<()> 
     service.order(&user).await?;
     service.write_tombstone(&user, user.version + 1).await?;
     service.wait_for_version(&deleted_version(&user)).await?;
-    let refused = service.create(request(user.user_id)).await;
-    assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+    let rejected = service.create(request(user.user_id)).await;
+    assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
     let open = "select count(*) from orders where state = 'created'";
     assert_eq!(service.sql.count(open).await?, 0);
     service.stop().await

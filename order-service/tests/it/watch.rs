@@ -17,7 +17,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 use uuid::Uuid;
 
 use crate::harness::{
-    TestService, assert_refusal, assert_refused, cancellation, deleted_version, insert_orders,
+    TestService, assert_rejected, assert_rejection, cancellation, deleted_version, insert_orders,
     request,
 };
 
@@ -262,7 +262,7 @@ async fn what_another_replica_writes_arrives_too() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_was_changed_or_is_another_users_is_refused() -> Result<()> {
+async fn a_token_that_was_changed_or_is_another_users_is_rejected() -> Result<()> {
     let service = TestService::start("foreign").await?;
     let (ada, bob) = (service.known_user().await?, service.known_user().await?);
     let order = service.create(request(ada.user_id)).await?;
@@ -286,8 +286,8 @@ async fn a_token_that_was_changed_or_is_another_users_is_refused() -> Result<()>
         "garbage",
         "%",
     ] {
-        let refused = Watch::start(service.orders(), &ada, bad).await.map(drop);
-        assert_refused(refused, Code::InvalidArgument, "RESUME_TOKEN_INVALID");
+        let rejected = Watch::start(service.orders(), &ada, bad).await.map(drop);
+        assert_rejected(rejected, Code::InvalidArgument, "RESUME_TOKEN_INVALID");
     }
     drop((of_ada, of_bob));
     service.stop().await
@@ -300,8 +300,8 @@ async fn a_user_id_that_is_none_is_a_bad_field() -> Result<()> {
         user_id: "1".into(),
         ..WatchOrdersRequest::default()
     };
-    let refused = service.orders().watch_orders(request).await.map(drop);
-    let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+    let rejected = service.orders().watch_orders(request).await.map(drop);
+    let details = assert_rejected(rejected, Code::InvalidArgument, "VALIDATION_FAILED");
     let violations = details.bad_request().context("no BadRequest")?;
     assert_eq!(violations.field_violations[0].field, "user_id");
     service.stop().await
@@ -312,8 +312,8 @@ async fn a_watch_for_which_there_is_no_room_is_told_so() -> Result<()> {
     let service = TestService::start_with("room", &["--max-watches=1"]).await?;
     let ada = service.known_user().await?;
     let first = watch(&service, &ada, "").await?;
-    let refused = Watch::start(service.orders(), &ada, "").await.map(drop);
-    let details = assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
+    let rejected = Watch::start(service.orders(), &ada, "").await.map(drop);
+    let details = assert_rejected(rejected, Code::ResourceExhausted, "OVERLOADED");
     assert!(details.retry_info().is_some());
     // Who leaves makes room.
     drop(first);
@@ -372,7 +372,7 @@ async fn a_caller_that_does_not_read_is_told_so_and_can_go_on() -> Result<()> {
     insert_orders(&service.sql, &ada, ORDERS as i32).await?;
     let mut slow = unread(&service, &ada).await?;
     let (received, end) = slow.until_end().await?;
-    let details = assert_refusal(&end, Code::ResourceExhausted, "WATCH_TOO_SLOW");
+    let details = assert_rejection(&end, Code::ResourceExhausted, "WATCH_TOO_SLOW");
     assert!(details.retry_info().is_none());
     assert!((1..ORDERS).contains(&received.len()), "{}", received.len());
     let resuming = async || Ok(Watch::start(service.orders(), &ada, &slow.token).await.ok());
@@ -393,7 +393,7 @@ async fn an_open_watch_ends_with_the_server_and_does_not_hold_it_up() -> Result<
     assert_nothing_else(&service, &ada, &mut [&mut watch]).await?;
     service.stop().await?;
     let (received, end) = watch.until_end().await?;
-    let details = assert_refusal(&end, Code::Unavailable, "WATCH_ENDED");
+    let details = assert_rejection(&end, Code::Unavailable, "WATCH_ENDED");
     assert!(details.retry_info().is_some());
     assert_eq!(received, []);
     Ok(())
@@ -442,7 +442,7 @@ async fn the_orders_of_a_restored_dump_are_followed_from_the_beginning() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_from_before_a_restored_dump_is_refused() -> Result<()> {
+async fn a_token_from_before_a_restored_dump_is_rejected() -> Result<()> {
     let service = TestService::start("before").await?;
     let ada = service.known_user().await?;
     service.order(&ada).await?;
@@ -453,7 +453,7 @@ async fn a_token_from_before_a_restored_dump_is_refused() -> Result<()> {
     for position in [behind.clone(), format!("1:1:;{behind};25;{order_id}")] {
         let token = key.sign(&purpose, position.as_bytes());
         let (_, end) = watch(&service, &ada, &token).await?.until_end().await?;
-        assert_refusal(&end, Code::InvalidArgument, "RESUME_TOKEN_INVALID");
+        assert_rejection(&end, Code::InvalidArgument, "RESUME_TOKEN_INVALID");
     }
     service.stop().await
 }

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_less_than_asked_for_is_refused() {
+    fn what_would_be_less_than_asked_for_is_rejected() {
         for (query, reason) in [
             ("sslmode=allow", "isn't one of"),
             ("sslrootcert=/ca.pem", "sslmode=prefer can do without TLS"),
@@ -215,9 +215,9 @@ mod tests {
             ("channel_binding=require", "can't be kept"),
             ("sslmod=verify-full", "isn't a Postgres URL"),
         ] {
-            let refused = parse(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();
-            assert!(refused.contains(reason), "{query}: {refused}");
-            assert!(!refused.contains("hunter2"), "{refused}");
+            let rejected = parse(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();
+            assert!(rejected.contains(reason), "{query}: {rejected}");
+            assert!(!rejected.contains("hunter2"), "{rejected}");
         }
     }
 }

@@ -127,7 +127,7 @@ fn flatten(
     }
 }
 
-/// Refuses what the relay sets itself, and what librdkafka does not accept.
+/// Rejects what the relay sets itself, and what librdkafka does not accept.
 fn check_property(
     name: &str,
     value: &str,

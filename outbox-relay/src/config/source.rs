@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::{
-    DatabaseUrl, OnRefusal, SourceConfig,
+    DatabaseUrl, OnRejection, SourceConfig,
     mapping::{ColumnsTable, MappingTable},
 };
 
@@ -28,7 +28,7 @@ pub(super) struct SourceTable {
     #[serde(default = "default_max_poll_interval_ms")]
     max_poll_interval_ms: u64,
     #[serde(default)]
-    on_refusal: OnRefusal,
+    on_rejection: OnRejection,
     dead_letter_topic: Option<String>,
     #[serde(default = "default_retention_s")]
     retention_s: u64,
@@ -133,7 +133,7 @@ impl SourceTable {
             database_url,
             content_type: self.content_type,
             max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
-            on_refusal: self.on_refusal,
+            on_rejection: self.on_rejection,
             dead_letter_topic: self.dead_letter_topic,
             retention: Duration::from_secs(self.retention_s),
             rotation_interval: ROTATION_INTERVAL,

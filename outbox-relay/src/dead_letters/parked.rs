@@ -44,7 +44,7 @@ impl Parked {
     }
 
     /// Moves a parked event among the dead letters; those behind it follow by themselves. Without its id it has to be the
-    /// one of its key that was refused, and the only one with that seq.
+    /// one of its key that was rejected, and the only one with that seq.
     ///
     /// # Errors
     /// The database's.

@@ -33,10 +33,10 @@ pub struct ParkedKey {
     pub topic: String,
     /// The key.
     pub key: String,
-    /// The seq of the event that was refused.
-    pub refused_seq: i64,
+    /// The seq of the event that was rejected.
+    pub rejected_seq: i64,
     /// Its id.
-    pub refused_event_id: Uuid,
+    pub rejected_event_id: Uuid,
     /// Why it was.
     pub error: String,
     /// How many events wait, that one among them.
@@ -52,7 +52,7 @@ pub enum Dropped {
     None,
     /// It is a dead letter now.
     One,
-    /// It is not the one that was refused, but waits behind that; it was not dropped.
+    /// It is not the one that was rejected, but waits behind that; it was not dropped.
     Waits {
         /// Its id, with which it would be.
         event_id: Uuid,
@@ -83,7 +83,7 @@ impl From<&Row<'_>> for EventRef {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum InTopic {
     Sent,
-    Refused,
+    Rejected,
 }
 
 /// What of a source is stored aside. Only its leader writes here, but for the wishes of operators.
@@ -122,7 +122,7 @@ impl<'a> Storage<'a> {
         Ok(row.get(0))
     }
 
-    /// Copies events out of the outbox, to wait: `error` is why the first of a key was refused.
+    /// Copies events out of the outbox, to wait: `error` is why the first of a key was rejected.
     pub(super) async fn park(
         &self,
         events: &[EventRef],
@@ -140,8 +140,8 @@ impl<'a> Storage<'a> {
         self.store(&sql, events, &error).await.map(drop)
     }
 
-    /// Copies refused events out of the outbox, each with why it was; returns how many.
-    pub(super) async fn bury(
+    /// Copies rejected events out of the outbox, each with why it was; returns how many.
+    pub(super) async fn add_dead_letters(
         &self,
         events: &[EventRef],
         errors: &[String],
@@ -161,7 +161,7 @@ impl<'a> Storage<'a> {
         self.store(&sql, events, &errors).await
     }
 
-    /// `$1` to `$5` are the source, the epoch, the events in two columns, and why they were refused.
+    /// `$1` to `$5` are the source, the epoch, the events in two columns, and why they were rejected.
     async fn store(
         &self,
         sql: &str,
@@ -188,7 +188,7 @@ impl<'a> Storage<'a> {
         Err(CheckpointError::Gone)
     }
 
-    /// A parked event was refused once more.
+    /// A parked event was rejected once more.
     pub(super) async fn park_again(
         &self,
         event: EventRef,
@@ -211,13 +211,13 @@ impl<'a> Storage<'a> {
             format!("update relay_dead_letters set in_topic = $5 where {THE_EVENT} and {LEADS}");
         let in_topic = match in_topic {
             InTopic::Sent => "sent",
-            InTopic::Refused => "refused",
+            InTopic::Rejected => "rejected",
         };
         // If it isn't there, an operator has deleted it meanwhile.
         self.change(&sql, event, Some(in_topic)).await.map(drop)
     }
 
-    /// The parked event was shipped after all.
+    /// The parked event was published after all.
     pub(super) async fn unpark(&self, event: EventRef) -> Result<(), CheckpointError> {
         let sql =
             format!("delete from relay_parked where {THE_EVENT} and $5::text is null and {LEADS}");
@@ -279,7 +279,7 @@ fn parked_keys(source: &str) -> String {
     )
 }
 
-/// Parked events that are to be tried again: those of keys whose first event is, or was shipped
+/// Parked events that are to be tried again: those of keys whose first event is, or was published
 /// or dropped meanwhile.
 pub(crate) async fn parked_page(
     reader: &Reader,
@@ -309,10 +309,10 @@ pub(crate) async fn pending_page(
 ) -> Result<Page, ReadError> {
     let sql = format!(
         "select {COLUMNS} from (
-             select {with_own_headers}, coalesce(letter.headers, '{{}}') || jsonb_build_object(
+             select {with_own_headers}, coalesce(dead_letter.headers, '{{}}') || jsonb_build_object(
                  'dead_letter_topic', topic, 'dead_letter_seq', seq::text, 'dead_letter_error', error
              ) as headers
-             from relay_dead_letters as letter
+             from relay_dead_letters as dead_letter
              where source = {} and in_topic = 'pending' order by seq, event_id limit {max_rows}
          ) as pending",
         quoted(source),
@@ -323,12 +323,15 @@ pub(crate) async fn pending_page(
 
 /// How many parked keys and dead letters a source has.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct SetAside {
+pub(crate) struct RejectionCounts {
     pub(crate) parked_keys: i64,
     pub(crate) dead_letters: i64,
 }
 
-pub(crate) async fn count(session: &Session, source: &str) -> Result<SetAside, DatabaseError> {
+pub(crate) async fn count(
+    session: &Session,
+    source: &str,
+) -> Result<RejectionCounts, DatabaseError> {
     let sql = format!(
         "select ({} select count(*) from parked_key),
              (select count(*) from (
@@ -336,7 +339,7 @@ pub(crate) async fn count(session: &Session, source: &str) -> Result<SetAside, D
         parked_keys("$1")
     );
     let row = session.query_one(&sql, &[&source]).await?;
-    Ok(SetAside {
+    Ok(RejectionCounts {
         parked_keys: row.get(0),
         dead_letters: row.get(1),
     })
@@ -351,8 +354,8 @@ pub(super) async fn list(session: &Session, source: &str) -> Result<Vec<ParkedKe
     let parked = rows.iter().map(|row| ParkedKey {
         topic: row.get(0),
         key: row.get(1),
-        refused_seq: row.get(2),
-        refused_event_id: row.get(3),
+        rejected_seq: row.get(2),
+        rejected_event_id: row.get(3),
         error: row.get::<_, Option<String>>(4).unwrap_or_default(),
         events: row.get(5),
         retry: row.get(6),

@@ -8,7 +8,7 @@
 //! - `login` says who asks, by `scram` or with the password itself.
 //!
 //! **Invariant:** batches bear the producer id and epoch that belong to the source's name. A
-//! successor gets a higher epoch, and from its first record on a partition the broker refuses there
+//! successor gets a higher epoch, and from its first record on a partition the broker rejects there
 //! whatever its predecessor still sends. No transaction is ever begun.
 
 mod cluster;
@@ -46,7 +46,7 @@ use crate::{config::KafkaConfig, kafka::record::Record, postgres::lease::Lease};
 /// Batches are sent when together they have this size, or when their page ends. Larger ones cost the
 /// broker less, and make acknowledgements wait.
 const REQUEST_BYTES: usize = 512 * 1024;
-/// Why a record is refused whose topic nobody made.
+/// Why a record is rejected whose topic nobody made.
 const NO_SUCH_TOPIC: &str = "there is no such topic";
 /// Memory that the batches of all partitions keep for the next ones, together.
 const KEPT_BYTES: usize = 2 * 1024 * 1024;
@@ -73,7 +73,7 @@ pub struct KafkaSink {
 }
 
 impl KafkaSink {
-    /// Connects, and takes the source's name: from here on the broker refuses whoever had it.
+    /// Connects, and takes the source's name: from here on the broker rejects whoever had it.
     ///
     /// # Errors
     /// If no broker answers, or none of them is new enough.
@@ -119,11 +119,11 @@ impl KafkaSink {
     async fn fetch_topic(&mut self, name: &str) -> Result<Topic, SinkError> {
         if !is_topic_name(name) {
             let shown: String = name.chars().take(MAX_TOPIC_NAME_CHARS).collect();
-            return Err(SinkError::refused(&shown, "no topic can have this name"));
+            return Err(SinkError::rejected(&shown, "no topic can have this name"));
         }
         let layout = self.cluster.layouts(&[name]).await?.remove(name);
         let Some(layout) = layout.filter(|layout| !layout.leaders.is_empty()) else {
-            return Err(SinkError::refused(name, NO_SUCH_TOPIC));
+            return Err(SinkError::rejected(name, NO_SUCH_TOPIC));
         };
         let max_batch_bytes = self.fetch_limit(name).await?;
         Ok(Topic::new(name, max_batch_bytes, layout.leaders))
@@ -226,7 +226,7 @@ impl KafkaSink {
             Registration::Fenced(producer) => self.producer = producer,
             Registration::NotAllowed => return Err(SinkError::Fenced),
         }
-        self.topics.begin_anew();
+        self.topics.restart();
         self.registered_at = Instant::now();
         Ok(())
     }
@@ -311,8 +311,8 @@ impl Sink for KafkaSink {
         self.send_gathered().await
     }
 
-    async fn tend(&mut self) -> Result<(), SinkError> {
-        if self.tended_at.elapsed() < self.options.tend_interval {
+    async fn maintain(&mut self) -> Result<(), SinkError> {
+        if self.tended_at.elapsed() < self.options.maintenance_interval {
             return Ok(());
         }
         if self.is_fenced && self.registered_at.elapsed() > RENEWAL_INTERVAL {

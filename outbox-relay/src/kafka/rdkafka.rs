@@ -37,7 +37,7 @@ const LINGER_MS: &str = "0.2";
 pub(crate) const MAX_BATCH_BYTES: usize = 1_000_000;
 /// Pause before another try when librdkafka's queue is full, by its bound on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
-/// Why a record is refused whose topic is not among those that the brokers show.
+/// Why a record is rejected whose topic is not among those that the brokers show.
 const NOT_SEEN: &str = "there is no such topic, or it may not be seen";
 /// How exactly the age of what is on its way is known.
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
@@ -117,8 +117,8 @@ impl RdKafkaSink {
         })
     }
 
-    /// Refuses what librdkafka would only let time out, a topic that is not there, and what the
-    /// broker would refuse when records behind it are on their way already.
+    /// Rejects what librdkafka would only let time out, a topic that is not there, and what the
+    /// broker would reject when records behind it are on their way already.
     async fn check(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
         let bytes = batch_bytes(record);
         if self
@@ -159,7 +159,7 @@ impl RdKafkaSink {
             .map_err(|err| SinkError::Unavailable(err.to_string()))?
             .map_err(unavailable)?;
         if metadata.topics().iter().all(|known| known.name() != topic) {
-            return Err(SinkError::refused(topic, NOT_SEEN));
+            return Err(SinkError::rejected(topic, NOT_SEEN));
         }
         let options = AdminOptions::new().request_timeout(Some(METADATA_TIMEOUT));
         let resource = [ResourceSpecifier::Topic(topic)];
@@ -226,7 +226,7 @@ impl Sink for RdKafkaSink {
         Ok(())
     }
 
-    async fn tend(&mut self) -> Result<(), SinkError> {
+    async fn maintain(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
@@ -319,7 +319,7 @@ impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
         use RDKafkaErrorCode as Code;
         tracing::debug!(%error, reason, "librdkafka");
-        // An idle relay would not notice by itself that nobody is there to ship to.
+        // An idle relay would not notice by itself that nobody is there to publish to.
         if let Some(Code::Fatal | Code::AllBrokersDown | Code::SSL | Code::Authentication) =
             error.rdkafka_error_code()
         {
@@ -354,7 +354,7 @@ fn classify(err: &KafkaError, topic: &str) -> SinkError {
             | Code::InvalidTopic
             | Code::TopicAuthorizationFailed
             | Code::PolicyViolation,
-        ) => SinkError::refused(topic, err),
+        ) => SinkError::rejected(topic, err),
         _ => SinkError::Unavailable(err.to_string()),
     }
 }

@@ -32,17 +32,17 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// When the sink is of no use any more.
-    fn tend(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
+    fn maintain(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// What became of the records; stays valid beside [`send`](Self::send).
     fn acknowledgements(&self) -> &Acknowledgements;
 
-    /// Whether the broker itself refuses what a predecessor of this sink still sends.
+    /// Whether the broker itself rejects what a predecessor of this sink still sends.
     fn is_fenced(&self) -> bool;
 }
 
 /// How often a relay's sink asks its cluster whether anything has changed.
-pub(crate) const TEND_INTERVAL: Duration = Duration::from_secs(30);
+pub(crate) const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What a sink is made with.
 #[derive(Clone, Debug)]
@@ -54,8 +54,8 @@ pub struct SinkOptions {
     /// Where the source stands.
     pub start: Cursor,
     /// How often the cluster is asked whether anything has changed, while nothing fails.
-    pub tend_interval: Duration,
-    /// Names the source towards the brokers, the same for all relays that could ship it. Kafka
+    pub maintenance_interval: Duration,
+    /// Names the source towards the brokers, the same for all relays that could publish it. Kafka
     /// calls it a transactional id.
     pub producer_name: String,
 }
@@ -67,15 +67,15 @@ pub enum SinkError {
     #[error("Kafka doesn't take records: {0}")]
     Unavailable(String),
     /// A record will not be taken, however often it is tried.
-    #[error("a record of topic {topic} is refused: {reason}")]
-    Refused {
+    #[error("a record of topic {topic} is rejected: {reason}")]
+    Rejected {
         /// Where the record was to go.
         topic: String,
         /// What the broker says.
         reason: String,
     },
-    /// Another relay has become the leader, and the broker refuses this one.
-    #[error("Kafka refuses this relay: another one ships this source now")]
+    /// Another relay has become the leader, and the broker rejects this one.
+    #[error("Kafka rejects this relay: another one publishes this source now")]
     Fenced,
 }
 
@@ -86,11 +86,11 @@ impl SinkError {
             false => "the topic's max.message.bytes",
         };
         let reason = format!("it takes {bytes} bytes, and the limit is {limit}, by {whose}");
-        Self::refused(topic, reason)
+        Self::rejected(topic, reason)
     }
 
-    pub(crate) fn refused(topic: &str, reason: impl Display) -> Self {
-        Self::Refused {
+    pub(crate) fn rejected(topic: &str, reason: impl Display) -> Self {
+        Self::Rejected {
             topic: topic.to_owned(),
             reason: reason.to_string(),
         }

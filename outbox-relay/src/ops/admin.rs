@@ -53,7 +53,7 @@ async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, St
         for (separator, text) in [
             (", behind ", source.leader.as_deref()),
             (": ", source.error.as_deref()),
-            ("; ", source.fix),
+            ("; ", source.hint),
         ] {
             if let Some(text) = text {
                 line = line + separator + text;

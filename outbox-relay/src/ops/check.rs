@@ -25,7 +25,7 @@ pub struct Finding {
     /// What was found.
     pub what: String,
     /// What to do about it.
-    pub fix: Option<String>,
+    pub hint: Option<String>,
 }
 
 /// Whether something is as it should be.
@@ -53,7 +53,7 @@ impl fmt::Display for Finding {
         // What a server or a driver says can have several lines.
         let what = self.what.replace('\n', " ");
         write!(f, "{level:<7}  {}: {what}", self.subject)?;
-        self.fix.iter().try_for_each(|fix| write!(f, "; {fix}"))
+        self.hint.iter().try_for_each(|hint| write!(f, "; {hint}"))
     }
 }
 
@@ -72,20 +72,20 @@ impl Findings<'_> {
         self.add(Level::Note, what.into(), None);
     }
 
-    fn unknown(&mut self, what: impl Into<String>, fix: impl Into<String>) {
-        self.add(Level::Unknown, what.into(), Some(fix.into()));
+    fn unknown(&mut self, what: impl Into<String>, hint: impl Into<String>) {
+        self.add(Level::Unknown, what.into(), Some(hint.into()));
     }
 
-    fn fail(&mut self, what: impl Into<String>, fix: impl Into<String>) {
-        self.add(Level::Fail, what.into(), Some(fix.into()));
+    fn fail(&mut self, what: impl Into<String>, hint: impl Into<String>) {
+        self.add(Level::Fail, what.into(), Some(hint.into()));
     }
 
-    fn add(&mut self, level: Level, what: String, fix: Option<String>) {
+    fn add(&mut self, level: Level, what: String, hint: Option<String>) {
         self.all.push(Finding {
             level,
             subject: self.subject.to_owned(),
             what,
-            fix,
+            hint,
         });
     }
 }

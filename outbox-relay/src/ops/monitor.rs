@@ -6,7 +6,7 @@ use std::{convert::Infallible, time::Duration};
 
 use crate::{
     config::SourceConfig,
-    dead_letters::storage::{self, SetAside},
+    dead_letters::storage::{self, RejectionCounts},
     ops::status::{Role, SharedStatus},
     postgres::{
         backlog::{Backlog, Measured},
@@ -23,11 +23,11 @@ pub(crate) async fn watch(config: SourceConfig, status: SharedStatus) -> Infalli
     loop {
         status.tick();
         match measure(&mut backlog, &config, &status).await {
-            Ok((measured, set_aside)) => {
-                status.update(|status| status.measured(measured, set_aside));
+            Ok((measured, dead_lettered)) => {
+                status.update(|status| status.measured(measured, dead_lettered));
             }
             Err(err) => {
-                // Whoever ships, or would like to, mostly tells of the same database.
+                // Whoever publishes, or would like to, mostly tells of the same database.
                 let error = cli::chain(&err);
                 tracing::debug!(source = %config.name, error, "the backlog can't be measured");
                 status.update(|status| status.not_measured(error, err.hint()));
@@ -42,16 +42,16 @@ async fn measure(
     kept: &mut Option<Backlog>,
     config: &SourceConfig,
     status: &SharedStatus,
-) -> Result<(Measured, SetAside), DatabaseError> {
+) -> Result<(Measured, RejectionCounts), DatabaseError> {
     let backlog = match kept.take() {
         Some(backlog) => backlog,
         None => Backlog::connect(config).await?,
     };
     let mut measured = backlog.measure(config).await?;
-    let set_aside = storage::count(backlog.session(), &config.name).await?;
+    let dead_lettered = storage::count(backlog.session(), &config.name).await?;
     if status.get().role == Role::Standby {
         measured.leader = backlog.leader(config).await?;
     }
     *kept = Some(backlog);
-    Ok((measured, set_aside))
+    Ok((measured, dead_lettered))
 }

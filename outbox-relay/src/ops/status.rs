@@ -18,7 +18,7 @@ pub(crate) use self::{
     warning::{Warning, WarningReason},
 };
 use crate::{
-    dead_letters::storage::SetAside,
+    dead_letters::storage::RejectionCounts,
     kafka::{Counts, Histogram},
     postgres::backlog::{Measured, Pending},
 };
@@ -38,19 +38,19 @@ pub(crate) struct SourceStatus {
     /// The number of its leadership, once it has led.
     pub(crate) epoch: Option<i64>,
     /// Records acknowledged since the program started.
-    pub(crate) shipped: u64,
+    pub(crate) published: u64,
     /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
-    /// Keys that wait because Kafka refused an event of theirs.
+    /// Keys that wait because Kafka rejected an event of theirs.
     pub(crate) parked_keys: usize,
-    /// What keeps it from shipping, while something does.
-    pub(crate) trouble: Option<Trouble>,
+    /// What keeps it from publishing, while something does.
+    pub(crate) failure: Option<Failure>,
     /// What did so last, and when it began to.
-    last_trouble: Option<(Trouble, Instant)>,
-    /// How often shipping began anew, by [`Reason`].
+    last_failure: Option<(Failure, Instant)>,
+    /// How often publishing began anew, by [`Reason`].
     restarts: [u64; Reason::ALL.len()],
-    /// Records that Kafka refused for good, by what became of them.
-    pub(crate) refused: Refused,
+    /// Records that Kafka rejected for good, by what became of them.
+    pub(crate) rejected: Rejected,
     /// When the checkpoint was stored last.
     pub(crate) checkpoint_at: Option<Instant>,
     /// Partitions that were emptied; none where nobody empties them.
@@ -63,25 +63,25 @@ pub(crate) struct SourceStatus {
     dead_letters: i64,
     /// Since when it gives no answer, and why.
     unmeasured: Option<(Instant, Warning)>,
-    /// The newest row of some time ago, which is not shipped yet, and when that was.
+    /// The newest row of some time ago, which is not published yet, and when that was.
     waiting: Option<(i64, Instant)>,
     /// Since when rows are due and the checkpoint has not moved.
     stuck_since: Option<Instant>,
     ticks: VecDeque<Tick>,
 }
 
-/// What keeps a source from shipping.
+/// What keeps a source from publishing.
 #[derive(Clone, Debug)]
-pub(crate) struct Trouble {
+pub(crate) struct Failure {
     pub(crate) reason: Reason,
     pub(crate) error: String,
     /// What to do about it.
-    pub(crate) fix: Option<&'static str>,
+    pub(crate) hint: Option<&'static str>,
 }
 
-/// Records that Kafka refused for good, by what became of them.
+/// Records that Kafka rejected for good, by what became of them.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
-pub(crate) struct Refused {
+pub(crate) struct Rejected {
     pub(crate) halted: u64,
     pub(crate) parked: u64,
     pub(crate) dead_lettered: u64,
@@ -91,7 +91,7 @@ pub(crate) struct Refused {
 #[derive(Clone, Debug)]
 struct Tick {
     at: Instant,
-    shipped: u64,
+    published: u64,
     commit_to_ack: Counts,
     page_read: Counts,
 }
@@ -137,12 +137,12 @@ impl SharedStatus {
         self.lock().role = Role::Leader;
     }
 
-    /// What kept the source from shipping is gone.
-    pub(crate) fn overcome(&self) {
-        let trouble = self.lock().trouble.take();
-        if let Some(trouble) = trouble {
-            let reason = trouble.reason.name();
-            tracing::info!(source = self.name(), reason, "overcome, ships again");
+    /// What kept the source from publishing is gone.
+    pub(crate) fn recovered(&self) {
+        let failure = self.lock().failure.take();
+        if let Some(failure) = failure {
+            let reason = failure.reason.name();
+            tracing::info!(source = self.name(), reason, "recovered, publishes again");
         }
     }
 
@@ -166,7 +166,7 @@ impl SharedStatus {
         }
         let tick = Tick {
             at: Instant::now(),
-            shipped: status.shipped,
+            published: status.published,
             commit_to_ack,
             page_read,
         };
@@ -183,13 +183,13 @@ impl SourceStatus {
         Self {
             role: Role::Starting,
             epoch: None,
-            shipped: 0,
+            published: 0,
             in_flight: 0,
             parked_keys: 0,
-            trouble: None,
-            last_trouble: None,
+            failure: None,
+            last_failure: None,
             restarts: Default::default(),
-            refused: Refused::default(),
+            rejected: Rejected::default(),
             checkpoint_at: None,
             truncations: None,
             truncation_warning: None,
@@ -202,19 +202,19 @@ impl SourceStatus {
         }
     }
 
-    /// Shipping begins anew, for this reason.
-    pub(crate) fn begin_anew(&mut self, trouble: Trouble) {
+    /// Publishing begins anew, for this reason.
+    pub(crate) fn restart(&mut self, failure: Failure) {
         self.role = Role::Starting;
         self.in_flight = 0;
         self.stuck_since = None;
         self.truncation_warning = None;
-        self.restarts[trouble.reason as usize] += 1;
-        self.last_trouble = Some((trouble.clone(), Instant::now()));
-        self.trouble = Some(trouble);
+        self.restarts[failure.reason as usize] += 1;
+        self.last_failure = Some((failure.clone(), Instant::now()));
+        self.failure = Some(failure);
     }
 
     /// Takes over what was measured in the database.
-    pub(crate) fn measured(&mut self, measured: Measured, set_aside: SetAside) {
+    pub(crate) fn measured(&mut self, measured: Measured, dead_lettered: RejectionCounts) {
         let now = Instant::now();
         let Pending {
             newest_seq,
@@ -229,8 +229,8 @@ impl SourceStatus {
         });
         let is_stuck = stands_still && self.role == Role::Leader && measured.pending.rows > 0;
         self.stuck_since = is_stuck.then(|| self.stuck_since.unwrap_or(now));
-        self.parked_keys = usize::try_from(set_aside.parked_keys).unwrap_or(0);
-        self.dead_letters = set_aside.dead_letters;
+        self.parked_keys = usize::try_from(dead_lettered.parked_keys).unwrap_or(0);
+        self.dead_letters = dead_lettered.dead_letters;
         self.unmeasured = None;
         let stored_at = measured.checkpoint_age.and_then(|age| now.checked_sub(age));
         self.checkpoint_at = self.checkpoint_at.max(stored_at);
@@ -248,9 +248,9 @@ impl SourceStatus {
         self.unmeasured = Some((since.unwrap_or_else(Instant::now), warning));
     }
 
-    /// Whether all is well: it ships, or stands by for one that does.
+    /// Whether all is well: it publishes, or stands by for one that does.
     fn is_ready(&self) -> bool {
-        self.trouble.is_none()
+        self.failure.is_none()
             && self.stalled_for().is_none()
             && matches!(self.role, Role::Leader | Role::Standby)
     }
@@ -281,7 +281,7 @@ impl SourceStatus {
         (at.elapsed() < MEASURED_FOR).then(|| (measured, at.elapsed()))
     }
 
-    /// The age of the oldest row that is not shipped, in seconds. Where rows don't tell when they were written
+    /// The age of the oldest row that is not published, in seconds. Where rows don't tell when they were written
     /// it is at least as old as this.
     fn oldest_pending_age_s(&self, pending: &Pending) -> f64 {
         let waiting = self.waiting.filter(|_| pending.rows > 0);
@@ -289,14 +289,14 @@ impl SourceStatus {
         pending.oldest_age_s.unwrap_or_else(seen)
     }
 
-    /// Records shipped a second, since the last tick but one.
+    /// Records published a second, since the last tick but one.
     #[expect(clippy::cast_precision_loss)]
-    fn shipped_per_s(&self) -> f64 {
+    fn published_per_s(&self) -> f64 {
         let Some(tick) = self.ticks.iter().rev().take(2).next_back() else {
             return 0.0;
         };
-        let shipped = self.shipped.saturating_sub(tick.shipped);
-        shipped as f64 / tick.at.elapsed().as_secs_f64().max(1.0)
+        let published = self.published.saturating_sub(tick.published);
+        published as f64 / tick.at.elapsed().as_secs_f64().max(1.0)
     }
 
     fn state(&self) -> State {
@@ -305,12 +305,12 @@ impl SourceStatus {
             .map_or(0, |(measured, _)| measured.pending.rows);
         match self.role {
             Role::Stopped => State::Stopped,
-            _ if self.trouble.as_ref().is_some_and(|t| t.reason.halts()) => State::Halted,
-            _ if self.trouble.is_some() || self.stalled_for().is_some() => State::Stalled,
+            _ if self.failure.as_ref().is_some_and(|t| t.reason.halts()) => State::Halted,
+            _ if self.failure.is_some() || self.stalled_for().is_some() => State::Stalled,
             Role::Starting => State::Starting,
             Role::Standby => State::Standby,
             Role::Leader if self.parked_keys > 0 => State::Parked,
-            Role::Leader if pending > 0 || self.shipped_per_s() > 0.0 => State::Shipping,
+            Role::Leader if pending > 0 || self.published_per_s() > 0.0 => State::Publishing,
             Role::Leader => State::Idle,
         }
     }
@@ -337,7 +337,7 @@ mod tests {
         let stall = |status: &mut SourceStatus| {
             status.role = Role::Leader;
             for _ in 0..2 {
-                status.measured(measured(3, "1:1: 0"), SetAside::default());
+                status.measured(measured(3, "1:1: 0"), RejectionCounts::default());
             }
             let since = status.stuck_since.unwrap();
             status.stuck_since = since.checked_sub(STALLED_AFTER);
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!((view.state, view.ready), (State::Stalled, false));
         assert!(view.error.unwrap().starts_with("3 rows are due"));
         for moved in [measured(3, "2:2: 3"), measured(0, "2:2: 3")] {
-            shared.update(|status| status.measured(moved, SetAside::default()));
+            shared.update(|status| status.measured(moved, RejectionCounts::default()));
             let view = shared.view();
             assert!(view.ready && view.error.is_none());
             shared.update(stall);
@@ -357,7 +357,7 @@ mod tests {
             status.role = Role::Standby;
             let mut measured = measured(3, "1:1: 0");
             measured.leader = Some("another".into());
-            status.measured(measured, SetAside::default());
+            status.measured(measured, RejectionCounts::default());
         });
         let view = shared.view();
         assert_eq!(view.state, State::Standby);
@@ -381,7 +381,7 @@ mod tests {
                 pending,
                 ..Measured::default()
             };
-            status.measured(measured, SetAside::default());
+            status.measured(measured, RejectionCounts::default());
             if let Some((_, since)) = &mut status.waiting {
                 *since = since.checked_sub(Duration::from_secs(5)).unwrap();
             }
@@ -399,23 +399,23 @@ mod tests {
         let shared = SharedStatus::new("test");
         for (reason, state) in [
             (Reason::Kafka, State::Stalled),
-            (Reason::Refused, State::Halted),
+            (Reason::Rejected, State::Halted),
         ] {
             shared.update(|status| {
-                status.begin_anew(Trouble {
+                status.restart(Failure {
                     reason,
                     error: "so it is".into(),
-                    fix: None,
+                    hint: None,
                 });
             });
             assert_eq!(shared.view().state, state);
         }
         shared.update(|status| {
-            (status.role, status.trouble, status.parked_keys) = (Role::Leader, None, 1);
+            (status.role, status.failure, status.parked_keys) = (Role::Leader, None, 1);
         });
         let view = shared.view();
         assert_eq!((view.state, view.ready), (State::Parked, true));
         assert_eq!(view.last_error.as_deref(), Some("so it is"));
-        assert_eq!((view.restarts["kafka"], view.restarts["refused"]), (1, 1));
+        assert_eq!((view.restarts["kafka"], view.restarts["rejected"]), (1, 1));
     }
 }

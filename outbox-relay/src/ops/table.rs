@@ -11,8 +11,8 @@ struct Source {
     state: String,
     leader: Option<String>,
     epoch: Option<i64>,
-    shipped_per_s: f64,
-    shipped: u64,
+    published_per_s: f64,
+    published: u64,
     in_flight: u64,
     pending_rows: Option<i64>,
     pending_is_estimate: bool,
@@ -20,7 +20,7 @@ struct Source {
     commit_to_ack: Times,
     parked_keys: usize,
     error: Option<String>,
-    fix: Option<String>,
+    hint: Option<String>,
     warnings: Vec<Warning>,
 }
 
@@ -43,7 +43,7 @@ const HEAD: [&str; 11] = [
     "STATE",
     "EPOCH",
     "EVENTS/S",
-    "SHIPPED",
+    "PUBLISHED",
     "BACKLOG",
     "OLDEST",
     "P50",
@@ -52,7 +52,7 @@ const HEAD: [&str; 11] = [
     "PARKED",
 ];
 
-/// The table, and a line for each source with whatever keeps it from shipping.
+/// The table, and a line for each source with whatever keeps it from publishing.
 ///
 /// # Errors
 /// If this is not what a relay says.
@@ -72,8 +72,8 @@ pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
     for source in &sources {
         if let Some(error) = &source.error {
             text += &format!("\n{}: {error}\n", source.source);
-            if let Some(fix) = &source.fix {
-                text += &format!("  {fix}\n");
+            if let Some(hint) = &source.hint {
+                text += &format!("  {hint}\n");
             }
         }
         for Warning { message, hint } in &source.warnings {
@@ -94,8 +94,8 @@ fn row(source: &Source) -> [String; HEAD.len()] {
         source.source.clone(),
         source.state.clone(),
         source.epoch.map_or_else(none, |epoch| epoch.to_string()),
-        format!("{:.0}", source.shipped_per_s),
-        source.shipped.to_string(),
+        format!("{:.0}", source.published_per_s),
+        source.published.to_string(),
         backlog.unwrap_or_else(none),
         oldest_s.map_or_else(none, length),
         source.commit_to_ack.p50_s.map_or_else(none, length),
@@ -126,10 +126,10 @@ mod tests {
     #[test]
     fn columns_stand_below_their_heads_and_errors_below_all() {
         let text = status_table(
-            r#"[{"source":"orders","state":"shipping","epoch":3,"shipped_per_s":41.7,
-                 "shipped":1234,"pending_rows":12000,"pending_is_estimate":true,
+            r#"[{"source":"orders","state":"publishing","epoch":3,"published_per_s":41.7,
+                 "published":1234,"pending_rows":12000,"pending_is_estimate":true,
                  "oldest_pending_age_s":7300,"commit_to_ack":{"p50_s":0.0023,"p99_s":null}},
-                {"source":"b","state":"stalled","error":"no Kafka","fix":"start it","new":1}]"#,
+                {"source":"b","state":"stalled","error":"no Kafka","hint":"start it","new":1}]"#,
         )
         .unwrap();
         let lines: Vec<&str> = text.lines().collect();

@@ -27,14 +27,14 @@ pub(super) enum SourceError {
     #[error(transparent)]
     Sink(#[from] SinkError),
     #[error("event {event_id} (seq {seq}) of key {key:?} is in the way")]
-    Refused {
+    Rejected {
         event_id: uuid::Uuid,
         seq: i64,
         key: String,
         source: SinkError,
     },
     #[error(
-        "the checkpoint {checkpoint} is ahead of the database: was it restored from a dump? If so, run `outbox-relay reset --source {name}`, which ships every row that \
+        "the checkpoint {checkpoint} is ahead of the database: was it restored from a dump? If so, run `outbox-relay reset --source {name}`, which publishes every row that \
          the outbox still holds once more"
     )]
     CheckpointFromTheFuture { name: String, checkpoint: String },

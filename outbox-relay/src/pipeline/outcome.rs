@@ -31,7 +31,7 @@ pub(super) enum Cause {
     /// One of the records in flight; nobody knows which.
     OneOfMany,
     /// This event, which is parked or a dead letter now.
-    SetAside { event_id: Uuid },
+    Rejected { event_id: Uuid },
 }
 
 impl fmt::Display for Restart {
@@ -39,10 +39,10 @@ impl fmt::Display for Restart {
         match self.cause {
             Cause::OneOfMany => write!(
                 f,
-                "one of {} records on their way was refused; they are sent one by one now",
+                "one of {} records on their way was rejected; they are sent one by one now",
                 self.one_at_a_time
             )?,
-            Cause::SetAside { event_id } => write!(f, "event {event_id} was set aside")?,
+            Cause::Rejected { event_id } => write!(f, "event {event_id} was set aside")?,
         }
         write!(f, ": {}", self.rejection)
     }

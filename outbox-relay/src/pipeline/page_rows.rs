@@ -5,7 +5,7 @@ const FIRST_PAGE_ROWS: usize = 1_000;
 /// The size that pages aim at.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
 
-/// While rows are sent one by one, no more are read than those: each of them may be refused and end
+/// While rows are sent one by one, no more are read than those: each of them may be rejected and end
 /// the try, and a source that halts tries again and again.
 pub(super) fn first_page_rows(one_by_one: u64) -> usize {
     match usize::try_from(one_by_one) {

@@ -51,11 +51,11 @@ impl Recovery {
                 ..Self::from_sink(err)
             },
             SourceError::DeadLetterTopic(_) => {
-                Self::new(Reason::Refused, Some(hints::LETTERS_REFUSED))
+                Self::new(Reason::Rejected, Some(hints::LETTERS_REJECTED))
             }
-            SourceError::Refused { .. } => Self {
+            SourceError::Rejected { .. } => Self {
                 one_at_a_time: 1,
-                ..Self::new(Reason::Refused, Some(hints::REFUSED))
+                ..Self::new(Reason::Rejected, Some(hints::REJECTED))
             },
             // The error says what to do.
             SourceError::CheckpointFromTheFuture { .. } | SourceError::ForeignRows { .. } => {
@@ -76,7 +76,7 @@ impl Recovery {
             | CheckpointError::Timeless => Self::new(Reason::Checkpoint, None),
             CheckpointError::Gone => Self::new(Reason::OneByOne, None),
             CheckpointError::SharedEventId => {
-                Self::new(Reason::Refused, Some(hints::SHARED_EVENT_ID))
+                Self::new(Reason::Rejected, Some(hints::SHARED_EVENT_ID))
             }
         }
     }
@@ -86,7 +86,7 @@ impl Recovery {
             DatabaseError::Failed(err) => Some(hints::for_postgres(err)),
             DatabaseError::Silent(_) => Some(hints::SILENT_POSTGRES),
             // The error says what to do.
-            DatabaseError::Refused { .. } | DatabaseError::Url(_) => None,
+            DatabaseError::Rejected { .. } | DatabaseError::Url(_) => None,
         };
         Self::new(Reason::Database, hint)
     }
@@ -97,10 +97,10 @@ impl Recovery {
             ReadError::Database(_) | ReadError::Silent(_) | ReadError::Layout(_) => {
                 Self::new(Reason::Database, hint)
             }
-            ReadError::Row { .. } => Self::new(Reason::Refused, hint),
+            ReadError::Row { .. } => Self::new(Reason::Rejected, hint),
             ReadError::Unreadable { .. } => Self {
                 one_at_a_time: 1,
-                ..Self::new(Reason::Refused, hint)
+                ..Self::new(Reason::Rejected, hint)
             },
         }
     }
@@ -108,7 +108,7 @@ impl Recovery {
     fn from_sink(err: &SinkError) -> Self {
         match err {
             SinkError::Unavailable(_) => Self::new(Reason::Kafka, Some(hints::KAFKA_AWAY)),
-            SinkError::Refused { .. } => Self::new(Reason::Kafka, None),
+            SinkError::Rejected { .. } => Self::new(Reason::Kafka, None),
             SinkError::Fenced => Self::new(Reason::Fenced, None),
         }
     }
@@ -127,13 +127,13 @@ mod tests {
         SinkError::Unavailable("away".into())
     }
 
-    fn refused() -> SinkError {
-        SinkError::refused("t", "too large")
+    fn rejected() -> SinkError {
+        SinkError::rejected("t", "too large")
     }
 
     #[test]
     fn each_error_has_its_recovery() {
-        use Reason::{Checkpoint, Database, Fenced, Kafka, LostLead, OneByOne, Refused};
+        use Reason::{Checkpoint, Database, Fenced, Kafka, LostLead, OneByOne, Rejected};
         let silent = || DatabaseError::Silent(Duration::ZERO);
         let table = [
             (
@@ -180,7 +180,7 @@ mod tests {
             (CheckpointError::Gone.into(), OneByOne, None),
             (
                 CheckpointError::SharedEventId.into(),
-                Refused,
+                Rejected,
                 Some(hints::SHARED_EVENT_ID),
             ),
             (
@@ -191,7 +191,7 @@ mod tests {
             (ReadError::Layout("?").into(), Database, Some(hints::TABLES)),
             (
                 ReadError::Row { seq: 1, what: "?" }.into(),
-                Refused,
+                Rejected,
                 Some(hints::ROW),
             ),
             (
@@ -199,21 +199,21 @@ mod tests {
                 Kafka,
                 Some(hints::KAFKA_AWAY),
             ),
-            (SourceError::Opening(refused()), Kafka, None),
+            (SourceError::Opening(rejected()), Kafka, None),
             (SourceError::Opening(SinkError::Fenced), Fenced, None),
             (
                 SourceError::Sink(unavailable()),
                 Kafka,
                 Some(hints::KAFKA_AWAY),
             ),
-            (SourceError::Sink(refused()), Kafka, None),
+            (SourceError::Sink(rejected()), Kafka, None),
             (SourceError::Sink(SinkError::Fenced), Fenced, None),
             (
-                SourceError::DeadLetterTopic(refused()),
-                Refused,
-                Some(hints::LETTERS_REFUSED),
+                SourceError::DeadLetterTopic(rejected()),
+                Rejected,
+                Some(hints::LETTERS_REJECTED),
             ),
-            (halt(), Refused, Some(hints::REFUSED)),
+            (halt(), Rejected, Some(hints::REJECTED)),
             (
                 SourceError::CheckpointFromTheFuture {
                     name: "s".into(),
@@ -248,11 +248,11 @@ mod tests {
     }
 
     fn halt() -> SourceError {
-        SourceError::Refused {
+        SourceError::Rejected {
             event_id: Uuid::nil(),
             seq: 1,
             key: "k".into(),
-            source: refused(),
+            source: rejected(),
         }
     }
 
@@ -281,7 +281,7 @@ mod tests {
         assert!(Recovery::from(&SourceError::Sink(unavailable())).halves_in_flight);
         for err in [
             SourceError::Opening(unavailable()),
-            SourceError::Sink(refused()),
+            SourceError::Sink(rejected()),
             SourceError::Sink(SinkError::Fenced),
             SourceError::FlushTimeout(Duration::ZERO),
         ] {
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(Recovery::from(&halt()).one_at_a_time, 1);
         for err in [
             SourceError::Sink(unavailable()),
-            SourceError::DeadLetterTopic(refused()),
+            SourceError::DeadLetterTopic(rejected()),
             CheckpointError::Gone.into(),
         ] {
             assert_eq!(Recovery::from(&err).one_at_a_time, 0, "{err:?}");

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_no_strings_are_refused() {
+    fn headers_that_are_no_strings_are_rejected() {
         let mut router = Router::new("/users", "application/json");
         for json in [r#"{"a":1}"#, r#"{"a":"x"} 1"#, "[]", "1", ""] {
             assert!(
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_a_record_has_by_itself_are_refused() {
+    fn headers_that_a_record_has_by_itself_are_rejected() {
         let mut router = Router::new("/users", "application/json");
         for name in OWN_HEADERS {
             let json = format!(r#"{{"a":"1","{name}":"x","b":"2"}}"#);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn times_that_have_no_form_are_refused() {
+    fn times_that_have_no_form_are_rejected() {
         let mut router = Router::new("/users", "application/json");
         // Infinity as the reader has it, minus infinity, and the year 10000.
         for created_at_us in [i64::MAX, i64::MIN, 253_402_300_800_000_000] {

@@ -10,14 +10,14 @@ use uuid::Uuid;
 use super::{
     error::SourceError,
     outcome::{Cause, Outcome, Restart},
+    publisher::{FLUSH_TIMEOUT, HEALTHY_AFTER, Publisher, ensure_no_foreign_rows},
     recovery::Recovery,
-    shipping::{FLUSH_TIMEOUT, HEALTHY_AFTER, Shipping, ensure_no_foreign_rows},
 };
 use crate::{
     config::{KafkaConfig, SinkKind, SourceConfig},
-    dead_letters::aside::Aside,
-    kafka::{KafkaSink, RdKafkaSink, Sink, SinkError, SinkOptions, TEND_INTERVAL},
-    ops::status::{Reason, Role, SharedStatus, Trouble},
+    dead_letters::rejections::Rejections,
+    kafka::{KafkaSink, MAINTENANCE_INTERVAL, RdKafkaSink, Sink, SinkError, SinkOptions},
+    ops::status::{Failure, Reason, Role, SharedStatus},
     pipeline::route::Router,
     postgres::{
         leader::{Candidate, Election},
@@ -37,7 +37,7 @@ const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 /// With fewer records in flight than this even a slow broker answers within the delivery timeout.
 const MIN_IN_FLIGHT_RECORDS: usize = 64;
 
-/// Ships `config`'s outbox to Kafka until `shutdown`.
+/// Publishes `config`'s outbox to Kafka until `shutdown`.
 pub(crate) async fn run(
     config: SourceConfig,
     kafka: KafkaConfig,
@@ -49,7 +49,7 @@ pub(crate) async fn run(
         one_at_a_time: 0,
         backoff: backoff(),
         last_warning: None,
-        last_refused: None,
+        last_rejected: None,
         config,
         kafka,
         status,
@@ -80,13 +80,13 @@ struct Source {
     /// Halved when the broker was too slow for what was in flight, so that a slow one is not given
     /// the same again and again, timing out every time.
     max_in_flight: usize,
-    /// Rows that the next attempt publishes one at a time, to find the one that was refused.
+    /// Rows that the next attempt publishes one at a time, to find the one that was rejected.
     one_at_a_time: u64,
     backoff: ExponentialBackoff,
     /// What was logged last, and when: what is still so needs no further line.
     last_warning: Option<(String, Instant)>,
     /// The event that halted the source last, which is counted once.
-    last_refused: Option<Uuid>,
+    last_rejected: Option<Uuid>,
     status: SharedStatus,
     shutdown: CancellationToken,
 }
@@ -95,7 +95,7 @@ impl Source {
     /// Leads, recovers and pauses, until the end.
     async fn run(&mut self) {
         while !self.shutdown.is_cancelled() {
-            let (started, shipped) = (Instant::now(), self.status.get().shipped);
+            let (started, published) = (Instant::now(), self.status.get().published);
             let shutdown = self.shutdown.clone();
             let led = tokio::select! {
                 led = Box::pin(self.lead()) => led,
@@ -108,7 +108,7 @@ impl Source {
             if was_healthy {
                 self.max_in_flight = self.kafka.max_in_flight_records;
             }
-            if was_healthy || self.status.get().shipped > shipped {
+            if was_healthy || self.status.get().published > published {
                 self.reset_backoff();
             }
             match led {
@@ -128,15 +128,15 @@ impl Source {
 
     /// Publishes what follows one at a time.
     fn prepare_restart(&mut self, restart: &Restart) {
-        if let Cause::SetAside { .. } = restart.cause {
-            // One row less that can be refused.
+        if let Cause::Rejected { .. } = restart.cause {
+            // One row less that can be rejected.
             self.reset_backoff();
         }
         self.one_at_a_time = restart.one_at_a_time;
-        self.report(Trouble {
+        self.report(Failure {
             reason: Reason::OneByOne,
             error: restart.to_string(),
-            fix: None,
+            hint: None,
         });
     }
 
@@ -146,50 +146,50 @@ impl Source {
         if recovery.halves_in_flight {
             self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
         }
-        if let SourceError::Refused { event_id, .. } = err
-            && self.last_refused.replace(*event_id) != Some(*event_id)
+        if let SourceError::Rejected { event_id, .. } = err
+            && self.last_rejected.replace(*event_id) != Some(*event_id)
         {
-            self.status.update(|status| status.refused.halted += 1);
+            self.status.update(|status| status.rejected.halted += 1);
         }
         self.one_at_a_time = recovery.one_at_a_time;
-        self.report(Trouble {
+        self.report(Failure {
             reason: recovery.reason,
             error: cli::chain(err),
-            fix: recovery.hint,
+            hint: recovery.hint,
         });
     }
 
     /// Shows what keeps the source from publishing, and logs it, unless it was logged just now.
-    fn report(&mut self, trouble: Trouble) {
-        let (name, error, fix) = (&self.config.name, &trouble.error, trouble.fix);
+    fn report(&mut self, failure: Failure) {
+        let (name, error, hint) = (&self.config.name, &failure.error, failure.hint);
         let told = (self.last_warning.as_ref())
             .is_some_and(|(told, at)| told == error && at.elapsed() < REMINDER_INTERVAL);
         if told {
-            tracing::debug!(source = %name, error, "shipping begins anew");
-        } else if trouble.reason.halts() {
-            tracing::error!(source = %name, error, fix, "halted");
+            tracing::debug!(source = %name, error, "publishing begins anew");
+        } else if failure.reason.halts() {
+            tracing::error!(source = %name, error, hint, "halted");
         } else {
-            tracing::warn!(source = %name, error, fix, "shipping begins anew");
+            tracing::warn!(source = %name, error, hint, "publishing begins anew");
         }
         if !told {
             self.last_warning = Some((error.clone(), Instant::now()));
         }
-        self.status.update(|status| status.begin_anew(trouble));
+        self.status.update(|status| status.restart(failure));
     }
 
-    /// Waits to be the leader, then ships until the end or an error.
+    /// Waits to be the leader, then publishes until the end or an error.
     async fn lead(&self) -> Result<Outcome, SourceError> {
         let Some(election) = self.elect().await? else {
             return Ok(Outcome::Shutdown);
         };
         let epoch = election.leadership.epoch();
-        if self.status.get().trouble.is_none() {
+        if self.status.get().failure.is_none() {
             tracing::info!(source = %self.config.name, epoch, "leading");
         }
         let options = SinkOptions {
             kafka: self.kafka.clone(),
             max_in_flight: self.max_in_flight,
-            tend_interval: TEND_INTERVAL,
+            maintenance_interval: MAINTENANCE_INTERVAL,
             producer_name: election.producer_name.clone(),
             start: election.cursor.clone(),
         };
@@ -206,7 +206,7 @@ impl Source {
         }
     }
 
-    /// Opens the sink, and ships with it.
+    /// Opens the sink, and publishes with it.
     async fn lead_with<S: Sink>(
         &self,
         election: &Election,
@@ -222,9 +222,9 @@ impl Source {
             ensure_no_foreign_rows(&reader, &self.config).await?;
             let mut sink = opening.await.map_err(SourceError::Opening)?;
             if let Some(topic) = &self.config.dead_letter_topic {
-                // A letter that is refused there is not tried again.
+                // A dead_letter that is rejected there is not tried again.
                 sink.look_up(topic).await.map_err(|err| match err {
-                    SinkError::Refused { .. } => SourceError::DeadLetterTopic(err),
+                    SinkError::Rejected { .. } => SourceError::DeadLetterTopic(err),
                     err => SourceError::Opening(err),
                 })?;
             }
@@ -241,7 +241,7 @@ impl Source {
         };
         self.status
             .update(|status| status.epoch = Some(leadership.epoch()));
-        let shipping = Shipping {
+        let publisher = Publisher {
             config: &self.config,
             max_in_flight: self.kafka.max_in_flight_records,
             status: &self.status,
@@ -249,12 +249,12 @@ impl Source {
             reader: &reader,
             sink,
             router: Router::new(&self.config.ce_source, &self.config.content_type),
-            aside: Aside::load(leadership, &self.config.mapping).await?,
+            rejections: Rejections::load(leadership, &self.config.mapping).await?,
             one_by_one: self.one_at_a_time,
             has_warned_of_repeated_seq: false,
             cursor: election.cursor.clone(),
         };
-        Box::pin(shipping.run(leadership)).await
+        Box::pin(publisher.run(leadership)).await
     }
 
     /// Stands by until this relay is the leader; none if it is asked to end before.
@@ -270,7 +270,7 @@ impl Source {
             }
             self.status.update(|status| {
                 status.role = Role::Standby;
-                status.trouble = None;
+                status.failure = None;
             });
             self.pause(ELECTION_INTERVAL).await;
         }

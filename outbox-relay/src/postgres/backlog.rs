@@ -49,7 +49,7 @@ pub(crate) struct UnpublishableRows {
     pub(crate) example: String,
 }
 
-/// Rows that are committed and not shipped.
+/// Rows that are committed and not published.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pending {
     pub(crate) rows: i64,
@@ -59,7 +59,7 @@ pub(crate) struct Pending {
     pub(crate) oldest_age_s: Option<f64>,
     /// The highest seq there is.
     pub(crate) newest_seq: i64,
-    /// The highest seq that was shipped.
+    /// The highest seq that was published.
     pub(crate) done_seq: i64,
 }
 
@@ -113,7 +113,7 @@ pub(crate) const NULLABLE_COLUMNS: &str = r#"
                 select name[1] from regexp_matches(condition, '("(?:[^"]|"")+"|[a-z0-9_]+) IS NOT NULL', 'g') as name)
     )"#;
 
-/// The reader finds no row without a seq or a transaction id. Where the table refuses new ones, those that there are were there
+/// The reader finds no row without a seq or a transaction id. Where the table rejects new ones, those that there are were there
 /// before it got these columns: somebody else has published them.
 async fn count_unpublishable(
     session: &Session,
@@ -192,7 +192,7 @@ async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, Databa
     let (counted, oldest_age_s): (i64, Option<f64>) = (row.try_get(0)?, row.try_get(1)?);
     let (newest_seq, oldest_seq): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
     let done_seq: i64 = row.try_get(7)?;
-    // Where nothing was shipped yet, what comes before the oldest row is as good as done.
+    // Where nothing was published yet, what comes before the oldest row is as good as done.
     let done_seq = oldest_seq.map_or(done_seq, |seq| done_seq.max(seq.saturating_sub(1)));
     let newest_seq = newest_seq.unwrap_or(done_seq);
     let is_estimate = counted >= MAX_COUNTED;

@@ -1,4 +1,4 @@
-//! How far a source was shipped: the SQL that claims, moves and gives back its checkpoint.
+//! How far a source was published: the SQL that claims, moves and gives back its checkpoint.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
 pub(crate) struct Claim {
     /// The number of this leader. Updates by leaders before it change nothing from now on.
     pub(crate) epoch: i64,
-    /// Everything up to here was shipped and acknowledged.
+    /// Everything up to here was published and acknowledged.
     pub(crate) cursor: Cursor,
     /// Tells this source from those of the same name in other databases.
     pub(crate) instance: String,
@@ -37,7 +37,7 @@ pub(crate) enum CheckpointError {
     /// Its snapshots are of another cluster.
     #[error(
         "the checkpoint is of another Postgres: was this database restored from a dump, or moved by \
-         pg_upgrade? If so, run `outbox-relay reset --source {0}`, which ships every row that the \
+         pg_upgrade? If so, run `outbox-relay reset --source {0}`, which publishes every row that the \
          outbox still holds once more"
     )]
     Foreign(String),
@@ -144,7 +144,7 @@ pub(crate) async fn claim(
     })
 }
 
-/// How far the source was shipped; nothing is claimed.
+/// How far the source was published; nothing is claimed.
 pub(crate) async fn read(session: &Session, source: &str) -> Result<Cursor, CheckpointError> {
     let sql = "select snapshot::text, max_seq, window_snapshot::text, window_seq, window_event_id
                from relay_checkpoints where source = $1";
@@ -186,7 +186,7 @@ pub(crate) async fn advance(
     term: Term,
 ) -> Result<(), CheckpointError> {
     let window = cursor.window();
-    // In one round trip: this is all that a relay with nothing to ship writes.
+    // In one round trip: this is all that a relay with nothing to publish writes.
     let updated = session
         .execute_typed(
             "update relay_checkpoints
@@ -213,7 +213,7 @@ pub(crate) async fn advance(
     }
 }
 
-/// Where shipping is to begin once more.
+/// Where publishing is to begin once more.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ResetTo {
     /// With the oldest row that is there.
@@ -225,7 +225,7 @@ pub enum ResetTo {
 }
 
 /// Takes the checkpoint back, and returns the seq behind which the next leader begins: what is asked
-/// for, or less if a row before it was not shipped yet. The row of the checkpoint stays, for what it
+/// for, or less if a row before it was not published yet. The row of the checkpoint stays, for what it
 /// says of leaders of the past.
 pub(crate) async fn reset(
     session: &Session,
@@ -243,7 +243,7 @@ pub(crate) async fn reset(
     }
     adopt_foreign_rows(session, mapping).await?;
     // As if a window were open that reaches from nothing to now, and done up to that seq. What is not
-    // visible now is not in the window, and will be found as a straggler. What was not shipped yet is what the reader's
+    // visible now is not in the window, and will be found as a straggler. What was not published yet is what the reader's
     // `due` says.
     let outbox = mapping.outbox();
     let sql = format!(

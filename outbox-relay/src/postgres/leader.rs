@@ -24,7 +24,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 /// waiting, and would lead without a relay.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// A leader that could not show this for so long sends nothing until it has. Longer makes a
-/// failover longer, shorter stops shipping at every hiccup of the database.
+/// failover longer, shorter stops publishing at every hiccup of the database.
 const SEND_LEASE: Duration = Duration::from_millis(600);
 /// The number of a source's lock; `$1` is its name.
 const LOCK: &str = "hashtextextended('outbox-relay ' || $1, 0)";
@@ -33,7 +33,7 @@ const PARTING: Duration = Duration::from_secs(1);
 /// How long a statement of a reset may take.
 const RESET_LIMIT: Duration = Duration::from_hours(1);
 
-/// The right to ship a source. It ends with the session that holds the lock.
+/// The right to publish a source. It ends with the session that holds the lock.
 #[derive(Debug)]
 pub(crate) struct Leadership {
     session: Session,
@@ -53,7 +53,7 @@ pub(crate) struct Election {
     /// The source's name towards the brokers.
     pub(crate) producer_name: String,
     /// A record of the leader before can still arrive for so long. Without a sink that fences it
-    /// off, ship nothing until then.
+    /// off, publish nothing until then.
     pub(crate) wait: Duration,
 }
 
@@ -192,7 +192,7 @@ impl Leadership {
     }
 }
 
-/// Makes the next leader begin further back; refuses while there is a leader.
+/// Makes the next leader begin further back; rejects while there is a leader.
 pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, CheckpointError> {
     let mut candidate = Candidate::new(&source.database_url, &source.name).await?;
     // A relay that has just ended is not gone before Postgres has noticed.

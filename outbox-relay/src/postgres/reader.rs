@@ -1,8 +1,8 @@
 //! Reads what is due, a page at a time. The SQL of a window is in `due`, and `page` decodes what
 //! comes back.
 
-mod due;
 mod page;
+mod pending;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -10,9 +10,9 @@ use futures_util::TryStreamExt as _;
 use parking_lot::Mutex;
 use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
-use self::due::{MAX_BRANCHES, Order, PageQuery, Stragglers, late_transactions_sql};
 pub(crate) use self::page::COLUMNS;
 pub use self::page::{Page, Row};
+use self::pending::{MAX_BRANCHES, Order, PageQuery, Stragglers, late_transactions_sql};
 use crate::{
     config::Mapping,
     hints,
@@ -72,7 +72,7 @@ type WindowBounds = (Snapshot, Arc<Snapshot>);
 /// Why a page could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The database can't be reached, or refuses the statement.
+    /// The database can't be reached, or rejects the statement.
     #[error("can't read the outbox")]
     Database(#[from] tokio_postgres::Error),
     /// The database says nothing.
@@ -87,7 +87,7 @@ pub enum ReadError {
         source: tokio_postgres::Error,
     },
     /// A row can't be a record, nor be set aside.
-    #[error("the row with seq {seq} can't be shipped: {what}")]
+    #[error("the row with seq {seq} can't be published: {what}")]
     Row {
         /// Its number.
         seq: i64,
@@ -129,7 +129,7 @@ impl Reader {
     /// Reads the outbox of this mapping through this connection from now on.
     ///
     /// # Errors
-    /// If the database refuses the settings that reading needs.
+    /// If the database rejects the settings that reading needs.
     pub async fn new(client: Client, mapping: &Mapping) -> Result<Self, ReadError> {
         within(ANSWER_TIMEOUT, async {
             Ok(client.batch_execute(SESSION).await?)

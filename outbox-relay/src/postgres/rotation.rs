@@ -1,4 +1,4 @@
-//! Empties what was shipped: whole partitions, by TRUNCATE. No row is ever deleted, so nothing is left
+//! Empties what was published: whole partitions, by TRUNCATE. No row is ever deleted, so nothing is left
 //! for vacuum, whatever transaction may be open.
 
 use std::time::Duration;

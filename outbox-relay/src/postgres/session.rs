@@ -31,12 +31,12 @@ const SETTINGS: Settings = Settings {
 /// Why there is no answer from the database.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// It can't be reached, or refuses.
+    /// It can't be reached, or rejects.
     #[error("{}", what_failed(.0))]
     Failed(#[from] tokio_postgres::Error),
     /// The same, and it is known what to do about it.
     #[error("can't reach the database; {way_out}")]
-    Refused {
+    Rejected {
         /// What to do.
         way_out: String,
         /// What it says.
@@ -55,7 +55,7 @@ impl DatabaseError {
     pub(crate) fn hint(&self) -> &str {
         match self {
             Self::Failed(err) => hints::for_postgres(err),
-            Self::Refused { way_out, .. } => way_out,
+            Self::Rejected { way_out, .. } => way_out,
             Self::Url(_) => "mend database_url",
             Self::Silent(_) => hints::SILENT_POSTGRES,
         }
@@ -64,7 +64,7 @@ impl DatabaseError {
     /// What Postgres calls the error, if it is one of Postgres' own.
     pub(crate) fn code(&self) -> Option<&SqlState> {
         match self {
-            Self::Failed(source) | Self::Refused { source, .. } => source.code(),
+            Self::Failed(source) | Self::Rejected { source, .. } => source.code(),
             Self::Url(_) | Self::Silent(_) => None,
         }
     }
@@ -167,7 +167,7 @@ fn what_failed(err: &tokio_postgres::Error) -> &'static str {
     if NO_SESSION.iter().any(|class| code.starts_with(class)) {
         "can't reach the database"
     } else {
-        "the database refuses what it is asked"
+        "the database rejects what it is asked"
     }
 }
 
@@ -222,17 +222,17 @@ async fn open(database_url: &DatabaseUrl, application_name: &str) -> Result<Clie
 
 fn explained(source: tokio_postgres::Error) -> DatabaseError {
     match way_out(&source) {
-        Some(way_out) => DatabaseError::Refused { way_out, source },
+        Some(way_out) => DatabaseError::Rejected { way_out, source },
         None => DatabaseError::Failed(source),
     }
 }
 
 fn way_out(err: &tokio_postgres::Error) -> Option<String> {
-    if let Some(refusal) = err.as_db_error() {
-        if *refusal.code() != SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
+    if let Some(rejection) = err.as_db_error() {
+        if *rejection.code() != SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
             return None;
         }
-        let message = refusal.message();
+        let message = rejection.message();
         let is_about = |words| message.contains(words);
         if is_about("no encryption") {
             return Some("set sslmode=verify-full in its URL".into());

@@ -5,7 +5,7 @@ use devstack::PATIENCE;
 use outbox_relay::config::SinkKind;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use crate::shipping::Setup;
+use crate::publishing::Setup;
 
 /// Several times as many as are held open.
 const IDLE_CONNECTIONS: usize = 200;

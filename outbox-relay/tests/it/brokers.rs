@@ -1,5 +1,5 @@
 //! What becomes of the stream when brokers are killed, suspended, or lose the lead of partitions
-//! while rows are shipped.
+//! while rows are published.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use tokio::{
 
 use crate::{
     for_each_sink,
+    publishing::Setup,
     running::{COMPACTED, MAX_IN_FLIGHT_RECORDS, Running},
-    shipping::Setup,
 };
 
 for_each_sink! {
@@ -37,23 +37,23 @@ async fn nothing_is_lost_while_brokers_go_in_turn() -> Result<()> {
         relays.push(Running::start(&home, cluster.brokers(), &topic, sink).await?);
     }
     for id in KafkaCluster::IDS {
-        ship(&relays, 300).await?;
+        publish(&relays, 300).await?;
         cluster.process(id)?.kill_and_hold().await;
         cluster.wait_until_without(id).await?;
         // The two that are left are enough, while the third starts.
         cluster.process(id)?.release().await;
-        ship(&relays, 300).await?;
+        publish(&relays, 300).await?;
         cluster.wait_until_in_sync().await?;
     }
     // One that sleeps through the loss of its lead wakes with old requests in its hands.
-    ship(&relays, 300).await?;
+    publish(&relays, 300).await?;
     let sleeper = cluster.leader(&relays[0].topic).await?;
     cluster.process(sleeper)?.suspend();
     cluster.wait_until_without(sleeper).await?;
-    ship(&relays, 300).await?;
+    publish(&relays, 300).await?;
     cluster.process(sleeper)?.resume();
     cluster.wait_until_in_sync().await?;
-    ship(&relays, 300).await?;
+    publish(&relays, 300).await?;
     for relay in relays {
         let sink = relay.sink;
         let audit = relay.end().await?;
@@ -65,7 +65,7 @@ async fn nothing_is_lost_while_brokers_go_in_turn() -> Result<()> {
 
 /// Whoever answers at a broker's address may be no broker. Nothing that it says ends the process, before a login either.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_announces_four_billion_elements_is_refused() -> Result<()> {
+async fn a_broker_that_announces_four_billion_elements_is_rejected() -> Result<()> {
     let mut setup = Setup::new("announces", SinkKind::Kafka).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     setup.brokers = listener.local_addr()?.to_string();
@@ -91,9 +91,9 @@ async fn a_broker_that_announces_four_billion_elements_is_refused() -> Result<()
     Ok(())
 }
 
-async fn ship(relays: &[Running], more: usize) -> Result<()> {
+async fn publish(relays: &[Running], more: usize) -> Result<()> {
     for relay in relays {
-        relay.ship(more).await?;
+        relay.publish(more).await?;
     }
     Ok(())
 }
@@ -105,7 +105,7 @@ async fn a_stalled_broker_is_noticed_and_nothing_is_lost_in_it(sink: SinkKind) -
     kafka.create_topic(&topic, 3, &[COMPACTED]).await?;
     let running = Running::start(&home, kafka.brokers(), &topic, sink).await?;
     for stall in 0..STALLS {
-        running.ship(300).await?;
+        running.publish(300).await?;
         kafka.process.suspend();
         running
             .write_at_once(BACKLOG, &format!("backlog-{stall}"))
@@ -114,13 +114,13 @@ async fn a_stalled_broker_is_noticed_and_nothing_is_lost_in_it(sink: SinkKind) -
         assert!(text.contains("Kafka doesn't take records: "), "{text}");
         kafka.process.resume();
         running.wait_for_readiness(200).await?;
-        running.ship(BACKLOG).await?;
+        running.publish(BACKLOG).await?;
     }
     let audit = running.end().await?;
     let wrong = (audit.lost, audit.phantom, audit.inverted);
     assert_eq!(wrong, (0, 0, 0), "{audit}");
     // A broker that wakes may still work on what it held, behind what the next producer sent. Only
-    // the `kafka` sink has it refuse that (decision 4).
+    // the `kafka` sink has it reject that (decision 4).
     if sink == SinkKind::Kafka {
         assert_eq!(audit.stale, 0, "{audit}");
     }

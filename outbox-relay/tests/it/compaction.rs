@@ -1,4 +1,4 @@
-//! What Kafka's own compaction leaves of what was shipped.
+//! What Kafka's own compaction leaves of what was published.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -29,7 +29,7 @@ async fn compaction_leaves_the_newest_version_of_every_key_as_it_was() -> Result
     let topic = Addresses::unique_name("compacted");
     kafka.create_topic(&topic, 1, &EAGER).await?;
     let mut running = Running::start(&home, kafka.brokers(), &topic, SinkKind::Kafka).await?;
-    running.ship(1_000).await?;
+    running.publish(1_000).await?;
     running.end_writers().await?;
     let session = Session::new(&running.database).await?;
     let tombstone = "with gone as (

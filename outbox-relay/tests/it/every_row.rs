@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Postgres, Record, Sql, eventually};
 use outbox_relay::{
     Level, ResetTo, check,
-    config::{OnRefusal, SinkKind},
+    config::{OnRejection, SinkKind},
     reset,
 };
 
 use crate::{
     for_each_sink,
     harness::{Database, Session},
-    shipping::{Running, Setup},
+    publishing::{Running, Setup},
     silence::SilentProxy,
 };
 
@@ -384,10 +384,10 @@ async fn rows_that_share_seq_and_event_id_are_all_published() -> Result<()> {
 
 /// One of them could be stored, and the other not.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_row_that_shares_seq_and_event_id_halts_the_source() -> Result<()> {
-    for on_refusal in [OnRefusal::ParkKey, OnRefusal::DeadLetter] {
-        let (mut setup, session) = loose_setup("refused_twin").await?;
-        setup.on_refusal = on_refusal;
+async fn a_rejected_row_that_shares_seq_and_event_id_halts_the_source() -> Result<()> {
+    for on_rejection in [OnRejection::ParkKey, OnRejection::DeadLetter] {
+        let (mut setup, session) = loose_setup("rejected_twin").await?;
+        setup.on_rejection = on_rejection;
         let missing = Addresses::unique_name("missing");
         setup.mapping = crate::mapping::mapping(
             "table = 'public.events'
@@ -412,8 +412,8 @@ async fn a_refused_row_that_shares_seq_and_event_id_halts_the_source() -> Result
         // As the hint says.
         let repair = "update events set id = gen_random_uuid() where key = 'bad'";
         session.client.batch_execute(repair).await?;
-        let (table, count) = match on_refusal {
-            OnRefusal::ParkKey => ("relay_parked", "select count(*) from relay_parked"),
+        let (table, count) = match on_rejection {
+            OnRejection::ParkKey => ("relay_parked", "select count(*) from relay_parked"),
             _ => (
                 "relay_dead_letters",
                 "select count(*) from relay_dead_letters",
@@ -620,11 +620,11 @@ async fn check_finds_what_keeps_rows_out_of_the_outbox() -> Result<()> {
     }
     // The statements are statements.
     for finding in check(&setup.config()?).await {
-        if let (Level::Fail | Level::Note, Some(fix)) = (finding.level, &finding.fix)
+        if let (Level::Fail | Level::Note, Some(hint)) = (finding.level, &finding.hint)
             && finding.subject == "test"
-            && !fix.starts_with("let all sources")
+            && !hint.starts_with("let all sources")
         {
-            client.batch_execute(fix).await.context(fix.clone())?;
+            client.batch_execute(hint).await.context(hint.clone())?;
         }
     }
     assert_eq!(found(Level::Fail).await?, "");

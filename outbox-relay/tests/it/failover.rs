@@ -102,7 +102,7 @@ impl Pair {
     }
 
     /// Waits until so many more records have arrived.
-    async fn ship(&self, more: usize) -> Result<()> {
+    async fn publish(&self, more: usize) -> Result<()> {
         let read = async || Addresses::shared().read_topic(&self.topic).await;
         let wanted = read().await?.len() + more;
         eventually(&format!("{wanted} records"), async || {
@@ -156,10 +156,10 @@ async fn write(session: Session, topic: String, writing: Arc<AtomicBool>) -> Res
 async fn nothing_is_lost_when_the_leader_is_killed(sink: SinkKind) -> Result<()> {
     let pair = Pair::start("killed", sink).await?;
     for _ in 0..KILLS {
-        pair.ship(300).await?;
+        pair.publish(300).await?;
         pair.leader().await?.kill();
     }
-    pair.ship(300).await?;
+    pair.publish(300).await?;
     let audit = pair.end().await?;
     assert!(audit.is_clean(), "{audit}");
     Ok(())
@@ -169,7 +169,7 @@ async fn a_suspended_leader_puts_no_old_version_behind_a_newer_one(sink: SinkKin
     let rounds = std::env::var("ZOMBIE_ROUNDS").map_or(Ok(ZOMBIE_ROUNDS), |text| text.parse())?;
     let pair = Pair::start("zombie", sink).await?;
     for round in 0..rounds {
-        pair.ship(100).await?;
+        pair.publish(100).await?;
         let zombie = pair.leader().await?;
         zombie.suspend();
         if round % 2 == 0 {
@@ -178,11 +178,11 @@ async fn a_suspended_leader_puts_no_old_version_behind_a_newer_one(sink: SinkKin
                        where datname = current_database() and application_name = 'outbox-relay leader'";
             pair.database.connect().await?.batch_execute(cut).await?;
         }
-        // The successor has shipped, and newer versions among it, when the zombie wakes.
-        pair.ship(300).await.context("nobody took over")?;
+        // The successor has published, and newer versions among it, when the zombie wakes.
+        pair.publish(300).await.context("nobody took over")?;
         zombie.resume();
     }
-    pair.ship(100).await?;
+    pair.publish(100).await?;
     let audit = pair.end().await?;
     assert!(audit.is_clean(), "{audit}");
     Ok(())

@@ -4,7 +4,7 @@ use std::{collections::HashMap, process::Command};
 
 use anyhow::{Context as _, Result};
 use devstack::{Home, eventually};
-use outbox_relay::config::{OnRefusal, SinkKind};
+use outbox_relay::config::{OnRejection, SinkKind};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -14,12 +14,12 @@ use tokio::{
 use crate::{
     for_each_sink,
     harness::Session,
-    shipping::{Running, Setup},
+    publishing::{Running, Setup},
 };
 
 for_each_sink! {
     every_record_is_counted_with_the_time_it_took,
-    what_is_refused_is_counted_by_what_becomes_of_it,
+    what_is_rejected_is_counted_by_what_becomes_of_it,
 }
 
 /// The figures of the only source, by name and by labels other than `source`.
@@ -101,16 +101,16 @@ async fn every_record_is_counted_with_the_time_it_took(sink: SinkKind) -> Result
     assert!(found["page_read_seconds_count"] >= 1.0 && found["outbox_bytes"] > 0.0);
     assert!(found.contains_key("checkpoint_age_seconds"));
     let status = status(&relay).await?;
-    assert_eq!(status["shipped"], 778);
+    assert_eq!(status["published"], 778);
     assert_eq!(status["commit_to_ack"]["count"], 778);
     assert_eq!(status["pending_rows"], 0);
     assert_eq!(status["role"], "leader");
     relay.stop().await
 }
 
-async fn what_is_refused_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Result<()> {
+async fn what_is_rejected_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Result<()> {
     let mut setup = Setup::new("outcomes", sink).await?;
-    setup.on_refusal = OnRefusal::ParkKey;
+    setup.on_rejection = OnRejection::ParkKey;
     let session = Session::new(&setup.database).await?;
     let large = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, payload)
@@ -131,7 +131,7 @@ async fn what_is_refused_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Res
     )
     .await?;
     relay.stop().await?;
-    setup.on_refusal = OnRefusal::DeadLetter;
+    setup.on_rejection = OnRejection::DeadLetter;
     session
         .client
         .batch_execute(&large.replace("key-", "other-"))
@@ -143,7 +143,7 @@ async fn what_is_refused_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Res
     ];
     wait_for(&relay, &wanted).await?;
     relay.stop().await?;
-    setup.on_refusal = OnRefusal::Halt;
+    setup.on_rejection = OnRejection::Halt;
     session
         .client
         .batch_execute(&large.replace("key-", "third-"))
@@ -154,7 +154,7 @@ async fn what_is_refused_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Res
         &[
             (r#"refused_records_total{outcome="halted"}"#, 1.0),
             (r#"state{state="halted"}"#, 1.0),
-            (r#"restarts_total{reason="refused"}"#, 3.0),
+            (r#"restarts_total{reason="rejected"}"#, 3.0),
             ("pending_rows", 2.0),
             ("ready", 0.0),
         ],
@@ -166,7 +166,7 @@ async fn what_is_refused_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Res
 
 /// A backlog is counted as far as it is cheap, and told as what it is beyond.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_is_told_while_nothing_is_shipped() -> Result<()> {
+async fn a_backlog_is_told_while_nothing_is_published() -> Result<()> {
     let mut setup = Setup::new("backlog", SinkKind::Kafka).await?;
     // Nobody is there.
     setup.brokers = "127.0.0.1:1".into();
@@ -193,7 +193,7 @@ async fn a_backlog_is_told_while_nothing_is_shipped() -> Result<()> {
 
 /// Rows of a transaction that commits late are behind the checkpoint, and due all the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn stragglers_are_pending_until_they_are_shipped() -> Result<()> {
+async fn stragglers_are_pending_until_they_are_published() -> Result<()> {
     let setup = Setup::new("late", SinkKind::Kafka).await?;
     let (slow, quick) = (
         Session::new(&setup.database).await?,
@@ -295,7 +295,7 @@ async fn scripts_get_json_of_the_command() -> Result<()> {
         for key in [
             "role",
             "epoch",
-            "shipped",
+            "published",
             "in_flight",
             "fenced",
             "parked_keys",

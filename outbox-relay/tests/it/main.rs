@@ -12,13 +12,13 @@ mod mapping;
 mod misconfigured;
 mod moved;
 mod packages;
+mod publishing;
 mod reading;
-mod refusals;
+mod rejections;
 mod rotation;
 mod running;
 mod schedule;
 mod secure;
-mod shipping;
 mod silence;
 mod sinks;
 

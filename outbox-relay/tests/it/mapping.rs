@@ -6,15 +6,15 @@ use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Record, Sql, eventually, statements};
 use outbox_relay::{
     Level, ResetTo, check,
-    config::{Config, Mapping, OnRefusal, SinkKind},
+    config::{Config, Mapping, OnRejection, SinkKind},
     reset,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::shipping::Setup;
+use crate::publishing::Setup;
 
 const COLUMNS_ONLINE: &str = include_str!("../../sql/columns-online.sql");
-const DELETE_SHIPPED: &str = include_str!("../../sql/delete-shipped.sql");
+const DELETE_PUBLISHED: &str = include_str!("../../sql/delete-published.sql");
 
 /// As Debezium's outbox event router expects it.
 const OUTBOXEVENT: &str = "create table outboxevent (
@@ -135,9 +135,9 @@ async fn columns_online_stops_at_a_partitioned_table_and_says_how_to_go_on() -> 
         create table \"One\" partition of outboxevent for values in ('1');
         create table two partition of outboxevent for values in ('2')";
     client.batch_execute(table).await?;
-    let refused = run_file(&client, COLUMNS_ONLINE).await.unwrap_err();
-    let refused = refused.downcast::<tokio_postgres::Error>()?;
-    let hint = refused.as_db_error().and_then(|err| err.hint());
+    let rejected = run_file(&client, COLUMNS_ONLINE).await.unwrap_err();
+    let rejected = rejected.downcast::<tokio_postgres::Error>()?;
+    let hint = rejected.as_db_error().and_then(|err| err.hint());
     let (by_hand, rest) = (hint.context("no hint")?.split_once(" then ")).context("no end")?;
     assert_eq!(rest, "take step 3 out of this file, and run it again.");
     let changed = "select count(*) from information_schema.columns
@@ -160,7 +160,7 @@ async fn columns_online_stops_at_a_partitioned_table_and_says_how_to_go_on() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn payloads_of_every_type_are_shipped_under_names_that_need_quotes() -> Result<()> {
+async fn payloads_of_every_type_are_published_under_names_that_need_quotes() -> Result<()> {
     let mut setup = Setup::new("types", SinkKind::Kafka).await?;
     let client = setup.database.connect().await?;
     for (kind, value, expected) in [
@@ -256,15 +256,15 @@ fn keys(records: &[Record]) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_of_a_mapped_table_is_set_aside_and_can_be_sent_again() -> Result<()> {
+async fn what_is_rejected_of_a_mapped_table_is_set_aside_and_can_be_sent_again() -> Result<()> {
     let (mut setup, client) = debezium_setup("aside").await?;
     let topic = setup.topic.clone();
-    for (on_refusal, table) in [
-        (OnRefusal::DeadLetter, "relay_dead_letters"),
-        (OnRefusal::ParkKey, "relay_parked"),
+    for (on_rejection, table) in [
+        (OnRejection::DeadLetter, "relay_dead_letters"),
+        (OnRejection::ParkKey, "relay_parked"),
     ] {
-        setup.on_refusal = on_refusal;
-        // No topic has the second name, so that its two events are refused; the last one is not.
+        setup.on_rejection = on_rejection;
+        // No topic has the second name, so that its two events are rejected; the last one is not.
         let events = "insert into outboxevent (aggregatetype, aggregateid, type, payload)
             select kind, 'a', 'T', '{\"n\": 1}'
             from unnest(array['nowhere', 'nowhere', 'order']) as kind";
@@ -279,7 +279,7 @@ async fn what_is_refused_of_a_mapped_table_is_set_aside_and_can_be_sent_again() 
     }
     let missing = topic.replace(".order", ".nowhere");
     assert_eq!(setup.records(2).await?.len(), 2);
-    // Begun anew, everything is refused or taken once more.
+    // Begun anew, everything is rejected or taken once more.
     Addresses::shared().create_topic(&missing, 1).await?;
     let source = &setup.config()?.sources[0];
     let timeless = reset(source, ResetTo::UnixSeconds(0.0)).await.unwrap_err();
@@ -350,7 +350,7 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
         committed.extend(writer.await??);
     }
 
-    // Whoever shipped before has the rows without columns, and there came none after the defaults.
+    // Whoever published before has the rows without columns, and there came none after the defaults.
     assert_eq!(client.count(without).await?, of_before);
     assert!(of_before >= 100);
     assert_eq!(
@@ -365,17 +365,17 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
     let theirs: HashSet<String> = theirs.iter().map(|row| row.get(0)).collect();
     let ours: HashSet<String> = committed.difference(&theirs).cloned().collect();
     let records = setup.records(ours.len()).await?;
-    let shipped: HashSet<String> = (records.iter())
+    let published: HashSet<String> = (records.iter())
         .filter_map(|record| record.header("id").map(str::to_owned))
         .collect();
-    assert_eq!(shipped, ours);
+    assert_eq!(published, ours);
     assert_eq!(records.len(), ours.len(), "duplicates");
     // The table was never written anew.
     assert_eq!(client.count(file).await?, before);
 
-    // What was shipped can go, and nothing else does.
-    let delete = DELETE_SHIPPED.replace("'shop'", "'test'");
-    eventually("shipped rows deleted", async || {
+    // What was published can go, and nothing else does.
+    let delete = DELETE_PUBLISHED.replace("'shop'", "'test'");
+    eventually("published rows deleted", async || {
         run_file(&client, &delete).await?;
         let left = client
             .count("select count(*) from outboxevent where seq is not null")
@@ -518,10 +518,10 @@ async fn rows_without_a_number_are_counted_and_named() -> Result<()> {
     let repair =
         "update outboxevent set xid = default, seq = default where xid is null or seq is null";
     client.batch_execute(repair).await?;
-    let statement = failed.fix.as_deref().context("a statement")?;
+    let statement = failed.hint.as_deref().context("a statement")?;
     client.batch_execute(statement).await?;
     assert_eq!(setup.records(4).await?.len(), 4);
-    assert!(client.batch_execute(careless).await.is_err(), "refused");
+    assert!(client.batch_execute(careless).await.is_err(), "rejected");
     eventually("no warning", async || {
         let text = relay.wait_for_readiness(200).await?;
         Ok((!text.contains("degraded")).then_some(()))
@@ -611,7 +611,7 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
     let text = relay
         .wait_for_state(
             503,
-            "can't be shipped: its key is null (source.columns.key)",
+            "can't be published: its key is null (source.columns.key)",
         )
         .await?;
     assert!(
@@ -627,7 +627,7 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
     relay.stop().await
 }
 
-/// Postgres refuses the whole page that it is on.
+/// Postgres rejects the whole page that it is on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_is_none_of_its_type_is_named_and_keeps_back_nothing_before_it() -> Result<()>
 {
@@ -701,7 +701,7 @@ async fn a_row_that_can_not_be_read_keeps_back_none_of_another_partition() -> Re
     relay.stop().await
 }
 
-/// What was there before the columns is nothing that the relay ships.
+/// What was there before the columns is nothing that the relay publishes.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_looks_at_rows_that_have_a_seq() -> Result<()> {
     let (setup, client) = debezium_setup("old_rows").await?;
@@ -726,7 +726,7 @@ async fn check_looks_at_rows_that_have_a_seq() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
     let (mut setup, client) = debezium_setup("long_key").await?;
-    setup.on_refusal = OnRefusal::ParkKey;
+    setup.on_rejection = OnRejection::ParkKey;
     let rows = "insert into outboxevent (aggregatetype, aggregateid, type)
         values ('nobody', 'short', 'T'),
             ('nobody', (select string_agg(md5(n::text), '') from generate_series(1, 100) as n), 'T')";
@@ -743,7 +743,7 @@ async fn a_key_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
     let (mut setup, client) = debezium_setup("long_topic").await?;
-    setup.on_refusal = OnRefusal::ParkKey;
+    setup.on_rejection = OnRejection::ParkKey;
     let row = "insert into outboxevent (aggregatetype, aggregateid, type)
         select string_agg(md5(n::text), ''), 'a', 'T' from generate_series(1, 200) as n";
     client.batch_execute(row).await?;
@@ -757,7 +757,7 @@ async fn a_topic_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> 
 
 /// Rows of two partitions can be in the same place of each.
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_partitioned_table_only_what_was_shipped_is_deleted() -> Result<()> {
+async fn of_a_partitioned_table_only_what_was_published_is_deleted() -> Result<()> {
     let (setup, client) = partitioned_setup("deleted").await?;
     let insert = |part: &str| {
         format!(
@@ -770,7 +770,7 @@ async fn of_a_partitioned_table_only_what_was_shipped_is_deleted() -> Result<()>
     setup.records(30).await?;
     relay.stop().await?;
     client.batch_execute(&insert("2")).await?;
-    let delete = DELETE_SHIPPED.replace("'shop'", "'test'");
+    let delete = DELETE_PUBLISHED.replace("'shop'", "'test'");
     run_file(&client, &delete).await?;
     assert_eq!(client.count("select count(*) from one").await?, 0);
     assert_eq!(client.count("select count(*) from two").await?, 30);

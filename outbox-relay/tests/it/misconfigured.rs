@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use self::setting::{Parts, Setting};
 use crate::{
     acl::{AUTHORIZER, Allowed, allow},
-    refusals::set_limit,
+    rejections::set_limit,
 };
 
 /// A mistake, and what is said of it.
@@ -33,8 +33,8 @@ enum Run {
     NotReady(&'static [&'static str]),
     /// Before it ends with 64: the same as `check`.
     Ends,
-    /// It ships all the same.
-    Ships,
+    /// It publishes all the same.
+    Publishes,
 }
 
 const MISTAKE: Mistake = Mistake {
@@ -88,7 +88,7 @@ mistakes! {
     missing_truncate: Mistake {
         sql: "revoke truncate on outbox_0, outbox_5 from ROLE",
         check: &["may not truncate on outbox_0, outbox_5; grant truncate on outbox_0, outbox_5 to "],
-        run: Run::Ships,
+        run: Run::Publishes,
         ..MISTAKE
     };
     missing_update_of_the_checkpoint: Mistake {
@@ -112,26 +112,26 @@ mistakes! {
     missing_index: Mistake {
         sql: "drop index outbox_seq_idx",
         check: &["there is no index on seq in outbox_0, ", "create index on outbox (seq)"],
-        run: Run::Ships,
+        run: Run::Publishes,
         ..MISTAKE
     };
     missing_default: Mistake {
         sql: "alter table outbox alter column xid drop default",
         check: &["column xid of outbox has no default", "default pg_current_xact_id()"],
-        run: Run::Ships,
+        run: Run::Publishes,
         ..MISTAKE
     };
     cached_sequence: Mistake {
         sql: "alter sequence outbox_seq cache 20",
         check: &["outbox_seq gives each session 20 numbers", "alter sequence outbox_seq cache 1"],
-        run: Run::Ships,
+        run: Run::Publishes,
         ..MISTAKE
     };
     a_writer_that_may_not_number_its_rows: Mistake {
         sql: "create role ROLE_writer; grant insert on outbox to ROLE_writer",
         check: &["_writer may insert into outbox, and may not use the sequence outbox_seq",
             "grant usage on sequence outbox_seq to "],
-        run: Run::Ships,
+        run: Run::Publishes,
         ..MISTAKE
     };
     rows_that_are_hidden: Mistake {
@@ -170,7 +170,7 @@ mistakes! {
         sql: "insert into outbox (topic, key, event_type, aggregate_version)
               values ('missing.v1', 'a', 'made', 1)",
         check: &["there is no topic missing.v1; create it"],
-        run: Run::NotReady(&["missing.v1 is refused: there is no such topic", "create the topic"]),
+        run: Run::NotReady(&["missing.v1 is rejected: there is no such topic", "create the topic"]),
         ..MISTAKE
     };
     missing_dead_letter_topic: Mistake {
@@ -184,7 +184,7 @@ mistakes! {
               values ('TOPIC', 'a', 'made', 1)",
         change: |parts| parts.sink = "rdkafka",
         check: &["librdkafka fills batches up to 1000000 bytes", "set kafka.max_record_bytes to 20000"],
-        run: Run::Ships,
+        run: Run::Publishes,
     };
     a_row_larger_than_its_topic_takes: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version, payload)
@@ -239,7 +239,7 @@ async fn prove(test: &str, mistake: Mistake) -> Result<()> {
     assert_said(line, mistake.check);
     match mistake.run {
         Run::Ends => assert_eq!(setting.complaints("run").await?, (code, lines)),
-        Run::Ships => {
+        Run::Publishes => {
             setting.run()?.wait_for(200, &["test: idle"]).await?;
         }
         Run::NotReady(words) => {
@@ -249,7 +249,7 @@ async fn prove(test: &str, mistake: Mistake) -> Result<()> {
             relay.wait_for_tries(3).await?;
             let log = relay.end()?;
             let tells =
-                |line: &&str| line.contains("shipping begins anew") || line.contains(" halted");
+                |line: &&str| line.contains("publishing begins anew") || line.contains(" halted");
             assert_eq!(log.lines().filter(tells).count(), 1, "{log}");
             assert!(
                 !log.contains("panicked") && !log.contains("hunter2"),
@@ -462,7 +462,7 @@ async fn a_check_does_not_disturb_the_leader() -> Result<()> {
     let sql = "insert into outbox (topic, key, event_type, aggregate_version)
                values ('TOPIC', 'a', 'made', 2)";
     setting.administer(sql).await?;
-    relay.wait_until_shipped(2).await?;
+    relay.wait_until_published(2).await?;
     let status = relay.status().await?;
     assert_eq!(status["restarts"]["fenced"], 0, "{status}");
     let records = Addresses::shared().read_topic(&setting.topic).await?;

@@ -11,8 +11,8 @@ use outbox_relay::{
 
 use crate::{
     harness::Session,
+    publishing::{Running, Setup},
     rotation::{insert, rows},
-    shipping::{Running, Setup},
 };
 
 /// A relay whose database's URL stands in a file.
@@ -46,7 +46,7 @@ impl Moving {
     }
 }
 
-/// Rows of two transactions, of which one is emptied soon when it was shipped.
+/// Rows of two transactions, of which one is emptied soon when it was published.
 async fn write(setup: &Setup) -> Result<Session> {
     let session = Session::new(&setup.database).await?;
     for bucket in [0, 3] {
@@ -83,7 +83,7 @@ async fn rows_are_read_where_the_checkpoint_is() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_emptied_where_nothing_was_shipped() -> Result<()> {
+async fn nothing_is_emptied_where_nothing_was_published() -> Result<()> {
     let here = Setup::new("emptied_here", SinkKind::Kafka).await?;
     let there = Setup::new("emptied_there", SinkKind::Kafka).await?;
     let (session, other) = (write(&here).await?, write(&there).await?);
@@ -110,7 +110,7 @@ async fn nothing_is_emptied_where_nothing_was_shipped() -> Result<()> {
 
 /// It has the other's checkpoint, and the instance in it, by which brokers tell relays apart.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_a_database_is_shipped_beside_it() -> Result<()> {
+async fn a_copy_of_a_database_is_published_beside_it() -> Result<()> {
     let first = Setup::new("copied", SinkKind::Kafka).await?;
     let mut second = Setup::new("copy", SinkKind::Kafka).await?;
     let relay = first.start().await?;

@@ -1,14 +1,14 @@
-//! Partitions are emptied when everything in them was shipped, and rows can be shipped once more.
+//! Partitions are emptied when everything in them was published, and rows can be published once more.
 
 use anyhow::Result;
 use devstack::eventually;
 use outbox_relay::{
     ResetTo,
-    config::{OnRefusal, SinkKind},
+    config::{OnRejection, SinkKind},
     reset,
 };
 
-use crate::{harness::Session, shipping::Setup};
+use crate::{harness::Session, publishing::Setup};
 
 /// Writes `count` rows into the bucket that is `ahead` of the present one, which is always 0 here, as
 /// if long ago.
@@ -26,12 +26,12 @@ pub(crate) fn rows(ahead: i64) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partition_is_emptied_when_all_of_it_was_shipped_and_not_before() -> Result<()> {
+async fn a_partition_is_emptied_when_all_of_it_was_published_and_not_before() -> Result<()> {
     let setup = Setup::new("rotation", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let slow = Session::new(&setup.database).await?;
     let sql = &session.client;
-    // Unshipped rows stay, however old they are: no relay has run yet.
+    // Unpublished rows stay, however old they are: no relay has run yet.
     sql.batch_execute(&insert(&setup, 3, 100)).await?;
     // A transaction that is still open has written to another old partition.
     slow.client.batch_execute("begin").await?;
@@ -61,7 +61,7 @@ async fn a_partition_is_emptied_when_all_of_it_was_shipped_and_not_before() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_that_is_no_age_keeps_no_partition() -> Result<()> {
     let mut setup = Setup::new("no_age", SinkKind::Kafka).await?;
-    setup.on_refusal = OnRefusal::DeadLetter;
+    setup.on_rejection = OnRejection::DeadLetter;
     let session = Session::new(&setup.database).await?;
     for (bucket, time) in [(2, "infinity"), (3, "2999-01-01"), (4, "-infinity")] {
         let sql = format!(
@@ -76,14 +76,14 @@ async fn a_time_that_is_no_age_keeps_no_partition() -> Result<()> {
     for bucket in [2, 3, 4] {
         session.client.wait_for(&rows(bucket), 0).await?;
     }
-    let letters = "select count(*) from relay_dead_letters";
-    assert_eq!(session.client.count(letters).await?, 2);
+    let dead_letters = "select count(*) from relay_dead_letters";
+    assert_eq!(session.client.count(dead_letters).await?, 2);
     relay.stop().await
 }
 
-/// Two teams may ship the same table, each with a source of its own.
+/// Two teams may publish the same table, each with a source of its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_stays_until_every_source_has_shipped_it() -> Result<()> {
+async fn a_row_stays_until_every_source_has_published_it() -> Result<()> {
     let setup = Setup::new("two_sources", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let sql = &session.client;
@@ -147,7 +147,7 @@ async fn a_stopped_source_of_another_table_keeps_no_row() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_are_shipped_once_more_from_a_seq_on() -> Result<()> {
+async fn rows_are_published_once_more_from_a_seq_on() -> Result<()> {
     let setup = Setup::new("replay", SinkKind::Kafka).await?;
     let source = setup.config()?.sources.remove(0);
     let session = Session::new(&setup.database).await?;
@@ -161,7 +161,7 @@ async fn rows_are_shipped_once_more_from_a_seq_on() -> Result<()> {
         "a relay leads"
     );
     relay.stop().await?;
-    // A row that waits to be shipped is not passed, whatever is asked for; nor is one of a transaction
+    // A row that waits to be published is not passed, whatever is asked for; nor is one of a transaction
     // that is still open.
     let slow = Session::new(&setup.database).await?;
     slow.client.batch_execute("begin").await?;

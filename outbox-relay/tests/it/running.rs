@@ -1,4 +1,4 @@
-//! A relay that ships what sessions write all the while.
+//! A relay that publishes what sessions write all the while.
 
 use anyhow::{Context as _, Result};
 use devstack::{Audit, Home, PATIENCE, Record, eventually, read_topic};
@@ -16,7 +16,7 @@ pub(crate) const COMPACTED: (&str, &str) = ("cleanup.policy", "compact");
 /// What the relay is given as its bound.
 pub(crate) const MAX_IN_FLIGHT_RECORDS: usize = 500;
 
-/// A database with writers, and a relay that ships what they write.
+/// A database with writers, and a relay that publishes what they write.
 pub(crate) struct Running {
     pub(crate) database: Database,
     pub(crate) topic: String,
@@ -31,7 +31,7 @@ pub(crate) struct Running {
 /// What the relay tells of its source.
 #[derive(Debug, serde::Deserialize)]
 struct Status {
-    shipped: usize,
+    published: usize,
     in_flight: usize,
 }
 
@@ -76,10 +76,10 @@ impl Running {
     }
 
     /// Waits until so many more records are acknowledged.
-    pub(crate) async fn ship(&self, more: usize) -> Result<()> {
-        let wanted = self.status().await?.shipped + more;
+    pub(crate) async fn publish(&self, more: usize) -> Result<()> {
+        let wanted = self.status().await?.published + more;
         eventually(&format!("{wanted} records acknowledged"), async || {
-            Ok((self.status().await?.shipped >= wanted).then_some(()))
+            Ok((self.status().await?.published >= wanted).then_some(()))
         })
         .await
     }

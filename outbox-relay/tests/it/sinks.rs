@@ -41,7 +41,7 @@ for_each_way! {
     records_arrive_as_they_are_and_in_order,
     both_sinks_agree_on_the_partition_of_a_key,
     large_records_go_out_beside_small_ones,
-    a_topic_that_is_not_there_is_refused_by_name,
+    a_topic_that_is_not_there_is_rejected_by_name,
     nothing_is_sent_without_the_lease,
 }
 
@@ -112,7 +112,7 @@ impl Setup {
         let options = SinkOptions {
             max_in_flight: kafka.max_in_flight_records,
             kafka,
-            tend_interval: Duration::from_millis(50),
+            maintenance_interval: Duration::from_millis(50),
             producer_name: topic.clone(),
             start: Cursor::beginning(),
         };
@@ -276,17 +276,17 @@ async fn large_records_go_out_beside_small_ones(way: Way) -> Result<()> {
     Ok(())
 }
 
-async fn a_topic_that_is_not_there_is_refused_by_name(way: Way) -> Result<()> {
+async fn a_topic_that_is_not_there_is_rejected_by_name(way: Way) -> Result<()> {
     let setup = Setup::by("missing", way).await?;
     let mut sink = setup.open(unlimited()).await?;
     let sent = sink.send("nobody.made.this", "a", Some(b"1")).await;
-    let refused = match sent {
+    let rejected = match sent {
         Ok(()) => sink.deliver().await,
-        refused => refused,
+        rejected => rejected,
     };
-    let err = refused.err().context("it was taken")?;
+    let err = rejected.err().context("it was taken")?;
     assert!(
-        matches!(&err, SinkError::Refused { topic, .. } if topic == "nobody.made.this"),
+        matches!(&err, SinkError::Rejected { topic, .. } if topic == "nobody.made.this"),
         "{err}"
     );
     Ok(())
@@ -359,7 +359,7 @@ async fn a_sink_that_failed_sends_nothing_behind_what_it_gave_up(kind: SinkKind)
 }
 
 /// A paused leader must not put an old version behind a newer one. Once a successor has written to
-/// a partition, the broker refuses the predecessor there.
+/// a partition, the broker rejects the predecessor there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_predecessor_is_fenced_off_by_the_broker() -> Result<()> {
     let setup = Setup::new("fenced", SinkKind::Kafka).await?;
@@ -386,13 +386,13 @@ async fn a_predecessor_is_fenced_off_by_the_broker() -> Result<()> {
     Ok(())
 }
 
-/// The same, many times: what a paused leader still holds is refused, each time and whatever it is.
+/// The same, many times: what a paused leader still holds is rejected, each time and whatever it is.
 /// Without its lease, which would keep it from trying.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_predecessor_ever_gets_behind_its_successor() -> Result<()> {
     let setup = Setup::new("zombies", SinkKind::Kafka).await?;
     let mut sink = setup.open(unlimited()).await?;
-    let mut refused = 0;
+    let mut rejected = 0;
     for round in 0..ZOMBIES {
         // Over all partitions in turn.
         let key = format!("key-{}", round % 7);
@@ -404,9 +404,9 @@ async fn no_predecessor_ever_gets_behind_its_successor() -> Result<()> {
             sink.send(&setup.topic, &key, Some(&versions(turn))).await?;
         }
         sink.deliver().await?;
-        refused += u32::from(zombie.deliver().await == Err(SinkError::Fenced));
+        rejected += u32::from(zombie.deliver().await == Err(SinkError::Fenced));
     }
-    assert_eq!(refused, ZOMBIES);
+    assert_eq!(rejected, ZOMBIES);
     let stored = Addresses::shared().read_topic(&setup.topic).await?;
     assert_eq!(stored.len(), 2 * ZOMBIES as usize);
     let mut newest = HashMap::new();
@@ -439,7 +439,7 @@ async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_topics_that_have_not_changed_are_no_change() -> Result<()> {
     let mut setup = Setup::new("many", SinkKind::Kafka).await?;
-    setup.options.tend_interval = Duration::ZERO;
+    setup.options.maintenance_interval = Duration::ZERO;
     let AnySink::Kafka(mut sink) = setup.open(unlimited()).await? else {
         unreachable!("opened as such")
     };
@@ -454,7 +454,7 @@ async fn many_topics_that_have_not_changed_are_no_change() -> Result<()> {
         };
         sink.send(&record).await?;
         sink.flush().await?;
-        sink.tend().await?;
+        sink.maintain().await?;
     }
     Ok(())
 }
@@ -504,7 +504,7 @@ async fn the_first_batch_of_a_partition_travels_alone() -> Result<()> {
 /// Brokers close what was idle for long, after ten minutes by default. That is no failure, above all
 /// not of the partitions that other brokers lead.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_was_idle_for_long_is_made_anew() -> Result<()> {
+async fn a_connection_that_was_idle_for_long_is_recreated() -> Result<()> {
     let home = Arc::new(Home::new()?);
     // Longer than a busy machine takes between two calls.
     let kafka = Kafka::start_with_settings(&home, &["connections.max.idle.ms=2000"]).await?;
@@ -536,7 +536,7 @@ async fn partitions_that_are_added_are_noticed() -> Result<()> {
     };
     let tending = async {
         loop {
-            if let Err(err) = sink.tend().await {
+            if let Err(err) = sink.maintain().await {
                 break err;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

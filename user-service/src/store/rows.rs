@@ -41,7 +41,7 @@ pub(super) async fn insert(conn: &mut AsyncPgConnection, new: &NewUser) -> Resul
         ))
         .execute(conn)
         .await
-        .map_err(refused)?;
+        .map_err(rejected)?;
     Ok(user)
 }
 
@@ -73,12 +73,12 @@ pub(super) async fn update(conn: &mut AsyncPgConnection, user: &User) -> Result<
         ))
         .execute(conn)
         .await
-        .map_err(refused)?;
+        .map_err(rejected)?;
     Ok(())
 }
 
-/// What a refused insertion or update means.
-fn refused(err: DieselError) -> Error {
+/// What a rejected insertion or update means.
+fn rejected(err: DieselError) -> Error {
     match &err {
         DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)
             if info.constraint_name() == Some("users_email_key") =>

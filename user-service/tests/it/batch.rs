@@ -1,11 +1,11 @@
-//! BatchGetUsers: one user for each id, in the order of the ids, or a refusal that says which is wrong.
+//! BatchGetUsers: one user for each id, in the order of the ids, or a rejection that says which is wrong.
 
 use anyhow::{Context as _, Result};
 use proto::user::v1::{BatchGetUsersRequest, User};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{TestService, assert_refused};
+use crate::harness::{TestService, assert_rejected};
 
 async fn batch(service: &TestService, user_ids: &[&str]) -> Result<Vec<User>, Status> {
     let request = BatchGetUsersRequest {
@@ -40,7 +40,7 @@ async fn the_first_id_of_nobody_is_named_and_no_other_user_is_told() -> Result<(
         ([ada.user_id.as_str(), &first, &second], &first),
         ([&second, &ada.user_id, &first], &second),
     ] {
-        let details = assert_refused(
+        let details = assert_rejected(
             batch(&service, &ids).await,
             Code::NotFound,
             "USER_NOT_FOUND",
@@ -64,8 +64,8 @@ async fn ids_that_are_bad_too_few_or_too_many_are_named() -> Result<()> {
         (&[], &["user_ids"]),
         (&too_many, &["user_ids"]),
     ] {
-        let refused = batch(&service, ids).await;
-        let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+        let rejected = batch(&service, ids).await;
+        let details = assert_rejected(rejected, Code::InvalidArgument, "VALIDATION_FAILED");
         let violations = details.bad_request().context("no BadRequest")?;
         let violations = &violations.field_violations;
         let named: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();

@@ -16,7 +16,7 @@ use tokio::{
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{TestService, USERS, assert_refusal, request},
+    harness::{TestService, USERS, assert_rejection, request},
     wire::frame,
 };
 
@@ -181,13 +181,13 @@ async fn a_web_page_can_call_over_http_1_and_is_answered_with_message_and_traile
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_web_page_is_told_what_it_was_refused_for_with_all_details() -> Result<()> {
-    let service = TestService::start_with("web_refusal", &[ALLOW_SHOP]).await?;
+async fn a_web_page_is_told_what_it_was_rejected_for_with_all_details() -> Result<()> {
+    let service = TestService::start_with("web_rejection", &[ALLOW_SHOP]).await?;
     let answer = call(&service, SHOP, &request("")).await?;
     assert!(frames(answer.body)?.is_empty());
     assert!(answer.headers.contains_key("grpc-status-details-bin"));
     let status = Status::from_header_map(&answer.headers).context("no grpc-status")?;
-    let details = assert_refusal(&status, Code::InvalidArgument, "VALIDATION_FAILED");
+    let details = assert_rejection(&status, Code::InvalidArgument, "VALIDATION_FAILED");
     let violations = details.bad_request().context("no BadRequest")?;
     assert_eq!(violations.field_violations.len(), 2);
     assert_eq!(service.sql.count(USERS).await?, 0);
@@ -233,7 +233,7 @@ async fn a_browser_lets_pages_of_the_named_origins_call_and_of_no_others() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_may_see_all_that_an_answer_and_a_refusal_say() -> Result<()> {
+async fn a_page_may_see_all_that_an_answer_and_a_rejection_say() -> Result<()> {
     let service = TestService::start_with("exposed", &[ALLOW_SHOP]).await?;
     for request in [request("ada"), request("")] {
         let headers = call(&service, SHOP, &request).await?.headers;

@@ -10,7 +10,7 @@ use proto::{
 use tonic::{Code, Request};
 
 use crate::harness::{
-    EVENTS, TestService, USERS, USERS_TOPIC, assert_refusal, assert_refused, request,
+    EVENTS, TestService, USERS, USERS_TOPIC, assert_rejected, assert_rejection, request,
 };
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -97,7 +97,7 @@ async fn every_bad_field_of_a_request_is_named_and_nothing_is_written() -> Resul
         name: "Ada\nLovelace".into(),
         request_id: "1".into(),
     };
-    let details = assert_refused(
+    let details = assert_rejected(
         service.create(bad).await,
         Code::InvalidArgument,
         "VALIDATION_FAILED",
@@ -135,7 +135,7 @@ async fn an_email_is_taken_in_any_case_and_nothing_is_told_of_its_owner() -> Res
         for secret in [&owner.user_id, &owner.name, &owner.email] {
             assert!(!told.contains(secret), "{told}");
         }
-        let details = assert_refusal(&status, Code::AlreadyExists, "EMAIL_TAKEN");
+        let details = assert_rejection(&status, Code::AlreadyExists, "EMAIL_TAKEN");
         let resource = details.resource_info().context("no ResourceInfo")?;
         assert_eq!(
             (&*resource.resource_type, &*resource.resource_name),
@@ -158,11 +158,11 @@ async fn of_many_calls_for_one_email_at_once_exactly_one_succeeds() -> Result<()
         };
         service.create_at_last(&request).await
     });
-    let (created, refused): (Vec<_>, Vec<_>) =
+    let (created, rejected): (Vec<_>, Vec<_>) =
         join_all(calls).await.into_iter().partition(Result::is_ok);
-    assert_eq!((created.len(), refused.len()), (1, 15));
-    for refused in refused {
-        assert_refused(refused, Code::AlreadyExists, "EMAIL_TAKEN");
+    assert_eq!((created.len(), rejected.len()), (1, 15));
+    for rejected in rejected {
+        assert_rejected(rejected, Code::AlreadyExists, "EMAIL_TAKEN");
     }
     assert_eq!(service.sql.count(USERS).await?, 1);
     assert_eq!(service.sql.count(EVENTS).await?, 1);

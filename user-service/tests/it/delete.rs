@@ -9,7 +9,7 @@ use proto::{
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{EVENTS, TestService, USERS, assert_refused, deletion, renaming};
+use crate::harness::{EVENTS, TestService, USERS, assert_rejected, deletion, renaming};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_user_is_erased_in_the_row_the_answer_and_later_reads() -> Result<()> {
@@ -107,8 +107,8 @@ async fn what_is_not_there_is_not_found_unless_that_is_as_well() -> Result<()> {
     let deleted = service.delete(&ada).await?;
     let nobody = Uuid::now_v7().to_string();
     for user_id in [&ada.user_id, &nobody] {
-        let refused = service.delete_with(deletion(user_id)).await;
-        let details = assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+        let rejected = service.delete_with(deletion(user_id)).await;
+        let details = assert_rejected(rejected, Code::NotFound, "USER_NOT_FOUND");
         let resource = details.resource_info().context("no ResourceInfo")?;
         assert_eq!(&resource.resource_name, user_id);
     }
@@ -151,8 +151,8 @@ async fn a_deletion_with_an_etag_is_of_what_the_caller_has_seen() -> Result<()> 
     };
     for etag in [&ada.etag, "garbage"] {
         for allow_missing in [false, true] {
-            let refused = with_etag(etag, allow_missing).await;
-            assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+            let rejected = with_etag(etag, allow_missing).await;
+            assert_rejected(rejected, Code::Aborted, "ETAG_MISMATCH");
         }
     }
     assert_eq!(service.get(&ada.user_id).await?, renamed);

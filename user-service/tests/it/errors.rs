@@ -13,18 +13,18 @@ use uuid::Uuid;
 
 use crate::{
     harness::{TestService, at_last, renaming, request, update},
-    wire::{refused_bytes, refused_call},
+    wire::{rejected_bytes, rejected_call},
 };
 
 const CREATE_USER: &str = "/user.v1.UserService/CreateUser";
 
-/// What calls were refused with, by the names of the reasons.
+/// What calls were rejected with, by the names of the reasons.
 #[derive(Default)]
-struct Refusals(BTreeMap<String, Status>);
+struct Rejections(BTreeMap<String, Status>);
 
-impl Refusals {
+impl Rejections {
     fn add<T>(&mut self, result: Result<T, Status>) -> Result<()> {
-        let status = result.err().context("it was not refused")?;
+        let status = result.err().context("it was not rejected")?;
         let info = status.get_details_error_info().context("no ErrorInfo")?;
         self.0.insert(info.reason, status);
         Ok(())
@@ -32,30 +32,30 @@ impl Refusals {
 }
 
 /// What the caller has to mend, or to live with.
-async fn refuse_requests(service: &TestService, refusals: &mut Refusals) -> Result<()> {
+async fn reject_requests(service: &TestService, rejections: &mut Rejections) -> Result<()> {
     let first = CreateUserRequest {
         request_id: Uuid::new_v4().to_string(),
         ..request("ada")
     };
     let ada = service.create(first.clone()).await?.user.context("none")?;
-    refusals.add(service.create(CreateUserRequest::default()).await)?;
-    refusals.add(service.create(request("ada")).await)?;
+    rejections.add(service.create(CreateUserRequest::default()).await)?;
+    rejections.add(service.create(request("ada")).await)?;
     let other = CreateUserRequest {
         name: "Another".into(),
         ..first
     };
-    refusals.add(service.create(other).await)?;
+    rejections.add(service.create(other).await)?;
     let list = ListUsersRequest {
         page_token: "1".into(),
         ..ListUsersRequest::default()
     };
-    refusals.add(service.users().list_users(list).await)?;
+    rejections.add(service.users().list_users(list).await)?;
     let stale = User {
         etag: "garbage".into(),
         ..ada.clone()
     };
-    refusals.add(service.update(update(stale, &["name"])).await)?;
-    refusals.add(service.get(&Uuid::now_v7().to_string()).await)?;
+    rejections.add(service.update(update(stale, &["name"])).await)?;
+    rejections.add(service.get(&Uuid::now_v7().to_string()).await)?;
 
     let beyond = "insert into user_order_summaries
                   select user_id, 'JPY', 1, 0, 9223372036854775808, now() from users";
@@ -63,71 +63,71 @@ async fn refuse_requests(service: &TestService, refusals: &mut Refusals) -> Resu
     let summary = GetUserOrderSummaryRequest {
         user_id: ada.user_id.clone(),
     };
-    refusals.add(service.users().get_user_order_summary(summary).await)?;
+    rejections.add(service.users().get_user_order_summary(summary).await)?;
 
     service.delete(&ada).await?;
-    refusals.add(service.update(renaming(&ada, "Ada")).await)
+    rejections.add(service.update(renaming(&ada, "Ada")).await)
 }
 
 /// What never gets to a method.
-async fn refuse_bytes(service: &TestService, refusals: &mut Refusals) -> Result<()> {
-    let unknown = refused_call(service.addr, "/user.v1.UserService/Nothing", None, &[]);
-    refusals.add::<()>(Err(unknown.await?))?;
-    let garbage = refused_call(service.addr, CREATE_USER, None, &[0xff; 20]);
-    refusals.add::<()>(Err(garbage.await?))?;
-    let large = refused_call(service.addr, CREATE_USER, None, &[0; 70_000]);
-    refusals.add::<()>(Err(large.await?))?;
+async fn reject_bytes(service: &TestService, rejections: &mut Rejections) -> Result<()> {
+    let unknown = rejected_call(service.addr, "/user.v1.UserService/Nothing", None, &[]);
+    rejections.add::<()>(Err(unknown.await?))?;
+    let garbage = rejected_call(service.addr, CREATE_USER, None, &[0xff; 20]);
+    rejections.add::<()>(Err(garbage.await?))?;
+    let large = rejected_call(service.addr, CREATE_USER, None, &[0; 70_000]);
+    rejections.add::<()>(Err(large.await?))?;
     // No message at all, and a compressed one that does not say how: gRPC wants INTERNAL for it.
     for bytes in [&[][..], &[1, 0, 0, 0, 1, 0]] {
         let bytes = Bytes::from_static(bytes);
-        let status = refused_bytes(service.addr, CREATE_USER, None, bytes).await?;
+        let status = rejected_bytes(service.addr, CREATE_USER, None, bytes).await?;
         assert_eq!(status.code(), Code::Internal);
-        refusals.add::<()>(Err(status))?;
+        rejections.add::<()>(Err(status))?;
     }
     Ok(())
 }
 
 /// What is late, or comes too early.
-async fn refuse_while_held(service: &TestService, refusals: &mut Refusals) -> Result<()> {
+async fn reject_while_held(service: &TestService, rejections: &mut Rejections) -> Result<()> {
     let lock = service.lock_users().await?;
     let first = CreateUserRequest {
         request_id: Uuid::new_v4().to_string(),
         ..request("bob")
     };
-    let refusing = async {
+    let rejecting = async {
         service.wait_for_held_calls(1).await?;
-        refusals.add(service.create(first.clone()).await)?;
+        rejections.add(service.create(first.clone()).await)?;
         let message = request("carol").encode_to_vec();
-        let late = refused_call(service.addr, CREATE_USER, Some("100m"), &message).await?;
-        refusals.add::<()>(Err(late))?;
+        let late = rejected_call(service.addr, CREATE_USER, Some("100m"), &message).await?;
+        rejections.add::<()>(Err(late))?;
         lock.release().await
     };
-    let (created, refused) = tokio::join!(service.create_at_last(&first), refusing);
-    refused?;
+    let (created, rejected) = tokio::join!(service.create_at_last(&first), rejecting);
+    rejected?;
     created?;
     Ok(())
 }
 
 /// What there is no room for.
-async fn refuse_a_second_call(refusals: &mut Refusals) -> Result<()> {
+async fn reject_a_second_call(rejections: &mut Rejections) -> Result<()> {
     let service = TestService::start_with("full", &["--max-calls=1"]).await?;
     let lock = service.lock_users().await?;
     let first = request("ada");
-    let refusing = async {
+    let rejecting = async {
         service.wait_for_held_calls(1).await?;
-        refusals.add(service.create(request("bob")).await)?;
+        rejections.add(service.create(request("bob")).await)?;
         lock.release().await
     };
-    let (created, refused) = tokio::join!(service.create_at_last(&first), refusing);
-    refused?;
+    let (created, rejected) = tokio::join!(service.create_at_last(&first), rejecting);
+    rejected?;
     created?;
     service.stop().await
 }
 
 /// What the database has to answer for, in a way that nobody gets over.
-async fn refuse_for_the_database(service: &TestService, refusals: &mut Refusals) -> Result<()> {
+async fn reject_for_the_database(service: &TestService, rejections: &mut Rejections) -> Result<()> {
     service.make_read_only().await?;
-    refusals.add(service.create(request("dora")).await)?;
+    rejections.add(service.create(request("dora")).await)?;
     service.make_writable().await?;
     let other_schema = "alter table users rename column update_time to secret_column";
     service.sql.batch_execute(other_schema).await?;
@@ -138,10 +138,10 @@ async fn refuse_for_the_database(service: &TestService, refusals: &mut Refusals)
         assert!(!told.contains("secret_column"), "{told}");
         assert!(!told.contains("update_time"), "{told}");
     }
-    refusals.add(broken)
+    rejections.add(broken)
 }
 
-/// Checks that a refusal has the code and the details of its row, and no others.
+/// Checks that a rejection has the code and the details of its row, and no others.
 #[track_caller]
 fn assert_as_documented(status: &Status, row: &Reason) {
     // Whoever finds that it is no call chooses its code.
@@ -177,20 +177,20 @@ fn assert_as_documented(status: &Status, row: &Reason) {
 async fn every_row_of_the_tables_is_met_with_the_code_and_the_details_that_it_names() -> Result<()>
 {
     let service = TestService::start("errors").await?;
-    let mut refusals = Refusals::default();
-    refuse_requests(&service, &mut refusals).await?;
-    refuse_bytes(&service, &mut refusals).await?;
-    refuse_while_held(&service, &mut refusals).await?;
-    refuse_a_second_call(&mut refusals).await?;
-    refuse_for_the_database(&service, &mut refusals).await?;
+    let mut rejections = Rejections::default();
+    reject_requests(&service, &mut rejections).await?;
+    reject_bytes(&service, &mut rejections).await?;
+    reject_while_held(&service, &mut rejections).await?;
+    reject_a_second_call(&mut rejections).await?;
+    reject_for_the_database(&service, &mut rejections).await?;
     let rows = user_service::error::TABLE.iter().chain(service_kit::TABLE);
     for row in rows {
-        let Some(status) = refusals.0.remove(row.name) else {
-            bail!("no call was refused for {}: write one that is", row.name);
+        let Some(status) = rejections.0.remove(row.name) else {
+            bail!("no call was rejected for {}: write one that is", row.name);
         };
         assert_as_documented(&status, row);
     }
-    let others: Vec<_> = refusals.0.keys().collect();
+    let others: Vec<_> = rejections.0.keys().collect();
     assert!(others.is_empty(), "in no table: {others:?}");
     service.stop().await
 }

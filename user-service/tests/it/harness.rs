@@ -173,7 +173,7 @@ impl TestService {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Makes the database refuse all writes of new sessions, and ends those that are there, as a
+    /// Makes the database reject all writes of new sessions, and ends those that are there, as a
     /// failover to a standby does.
     pub(crate) async fn make_read_only(&self) -> Result<()> {
         self.restart_sessions_with("set default_transaction_read_only = on")
@@ -264,18 +264,18 @@ pub(crate) fn deletion(user_id: &str) -> DeleteUserRequest {
     }
 }
 
-/// Checks that a call was refused with this code and this reason; returns the other details.
+/// Checks that a call was rejected with this code and this reason; returns the other details.
 #[track_caller]
-pub(crate) fn assert_refused<T: Debug>(
+pub(crate) fn assert_rejected<T: Debug>(
     result: Result<T, Status>,
     code: Code,
     reason: &str,
 ) -> ErrorDetails {
-    assert_refusal(&result.expect_err("it was not refused"), code, reason)
+    assert_rejection(&result.expect_err("it was not rejected"), code, reason)
 }
 
-/// Checks a refusal's code and reason; returns the other details.
+/// Checks a rejection's code and reason; returns the other details.
 #[track_caller]
-pub(crate) fn assert_refusal(status: &Status, code: Code, reason: &str) -> ErrorDetails {
-    testkit::assert_refusal(status, user_service::NAME, code, reason)
+pub(crate) fn assert_rejection(status: &Status, code: Code, reason: &str) -> ErrorDetails {
+    testkit::assert_rejection(status, user_service::NAME, code, reason)
 }

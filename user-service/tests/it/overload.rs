@@ -12,18 +12,18 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::harness::{EVENTS, TestService, USERS, assert_refusal, request};
+use crate::harness::{EVENTS, TestService, USERS, assert_rejection, request};
 
 /// Asks for one user more, until there is no room for it. As long as there is, a call is held until
 /// it is given up for another reason.
 async fn overload(service: &TestService) -> Result<Status> {
-    let refused = async || {
-        let refused = service.create(request("one_more")).await;
-        let status = refused.err().context("it was not held")?;
+    let rejected = async || {
+        let rejected = service.create(request("one_more")).await;
+        let status = rejected.err().context("it was not held")?;
         let reason = status.get_details_error_info().context("no ErrorInfo")?;
         Ok((reason.reason == "OVERLOADED").then_some(status))
     };
-    eventually("a refusal", refused).await
+    eventually("a rejection", rejected).await
 }
 
 /// Waits until the health of the database is looked at once more.
@@ -37,7 +37,7 @@ async fn wait_for_probe(service: &TestService) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_beyond_the_limit_are_refused_at_once_and_those_within_it_are_done() -> Result<()> {
+async fn calls_beyond_the_limit_are_rejected_at_once_and_those_within_it_are_done() -> Result<()> {
     let options = ["--max-calls=20", "--database-pool-size=2"];
     let service = TestService::start_with("overload", &options).await?;
     let lock = service.lock_users().await?;
@@ -47,16 +47,16 @@ async fn calls_beyond_the_limit_are_refused_at_once_and_those_within_it_are_done
             .iter()
             .map(|request| service.create_at_last(request)),
     );
-    let refusing = async {
+    let rejecting = async {
         service.wait_for_held_calls(2).await?;
         let status = overload(&service).await?;
         // Ten times too many, all of which have their answer while those within the limit still wait.
         let too_many: Vec<_> = (0..180).map(|n| request(&format!("many{n}"))).collect();
-        for refused in join_all(too_many.into_iter().map(|one| service.create(one))).await {
-            let status = refused.err().context("it was not refused")?;
-            assert_refusal(&status, Code::ResourceExhausted, "OVERLOADED");
+        for rejected in join_all(too_many.into_iter().map(|one| service.create(one))).await {
+            let status = rejected.err().context("it was not rejected")?;
+            assert_rejection(&status, Code::ResourceExhausted, "OVERLOADED");
         }
-        let details = assert_refusal(&status, Code::ResourceExhausted, "OVERLOADED");
+        let details = assert_rejection(&status, Code::ResourceExhausted, "OVERLOADED");
         let delay = details.retry_info().and_then(|info| info.retry_delay);
         let delay = delay.context("no RetryInfo")?;
         let spread = Duration::from_millis(200)..Duration::from_millis(400);
@@ -75,8 +75,8 @@ async fn calls_beyond_the_limit_are_refused_at_once_and_those_within_it_are_done
         assert_eq!(health.check(about).await?.get_ref().status(), Serving);
         lock.release().await
     };
-    let (done, refused) = tokio::join!(held, refusing);
-    refused?;
+    let (done, rejected) = tokio::join!(held, rejecting);
+    rejected?;
     assert_eq!(done?.len(), 20);
     assert_eq!(service.sql.count(USERS).await?, 20);
     assert_eq!(service.sql.count(EVENTS).await?, 20);

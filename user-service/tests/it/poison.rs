@@ -16,8 +16,8 @@ const CREATED: Header = (header::TYPE, ORDER_CREATED);
 
 /// As many records as a batch has at most.
 const MANY: usize = 1_000;
-/// What the constraint of these tests refuses, and no other.
-const REFUSED_AMOUNT: &str = "13.00";
+/// What the constraint of these tests rejects, and no other.
+const REJECTED_AMOUNT: &str = "13.00";
 
 fn kinds() -> Result<Vec<Kind>> {
     let good = new_order("19.90")?;
@@ -82,10 +82,10 @@ fn kinds() -> Result<Vec<Kind>> {
             &usual,
         ),
         kind(
-            "a value that a constraint refuses",
+            "a value that a constraint rejects",
             Some("constraint"),
             key(),
-            Some(of_amount(REFUSED_AMOUNT)?),
+            Some(of_amount(REJECTED_AMOUNT)?),
             &usual,
         ),
         kind(
@@ -105,13 +105,13 @@ fn new_order(amount: &str) -> Result<Order> {
 }
 
 /// A service with a topic of one partition that takes records without a key, and a topic for dead
-/// letters.
+/// dead_letters.
 async fn start() -> Result<(TestService, String)> {
     let (name, servers) = (Addresses::unique_name("kinds"), Addresses::shared());
     let dead_letters = format!("{name}.dlq");
     servers.create_dead_letter_topic(&name).await?;
     servers.create_dead_letter_topic(&dead_letters).await?;
-    let options = ["--dead-letter-topic", &dead_letters];
+    let options = ["--dead-dead_letter-topic", &dead_letters];
     let service = TestService::start_on(name, &options).await?;
     let narrow = "alter table user_orders alter column amount type numeric(6, 2);
         alter table user_orders add constraint user_orders_lucky check (amount <> 13)";
@@ -157,14 +157,17 @@ async fn each_kind_goes_aside_untouched_and_the_next_order_is_heard() -> Result<
         median(alone)
     );
     let aside = || kinds.iter().filter_map(|kind| Some((kind, kind.class?)));
-    let counts = "select applied, skipped, set_aside from projection_offsets";
+    let counts = "select applied, skipped, dead_lettered from projection_offsets";
     let counts = service.sql.query_one(counts, &[]).await?;
     let counts: (i64, i64, i64) = (counts.get(0), counts.get(1), counts.get(2));
-    let (all, set_aside) = (kinds.len() as i64, aside().count() as i64);
-    assert_eq!(counts, (first + 2 * all, all - set_aside, set_aside));
+    let (all, dead_lettered) = (kinds.len() as i64, aside().count() as i64);
+    assert_eq!(
+        counts,
+        (first + 2 * all, all - dead_lettered, dead_lettered)
+    );
 
     let copied = "select count(*) from dead_letters where in_topic";
-    service.sql.wait_for(copied, set_aside).await?;
+    service.sql.wait_for(copied, dead_lettered).await?;
     let copies = Addresses::shared().read_topic(&dead_letters).await?;
     assert_eq!(copies.len(), aside().count());
     for (index, kind) in kinds.iter().enumerate() {
@@ -179,13 +182,13 @@ async fn each_kind_goes_aside_untouched_and_the_next_order_is_heard() -> Result<
             checked.context(kind.what)?;
         }
     }
-    let refused_by = "select count(*) from dead_letters where error = 'user_orders_lucky'";
-    assert_eq!(service.sql.count(refused_by).await?, 1);
+    let rejected_by = "select count(*) from dead_letters where error = 'user_orders_lucky'";
+    assert_eq!(service.sql.count(rejected_by).await?, 1);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_record_in_the_middle_of_many_goes_aside_alone() -> Result<()> {
+async fn a_rejected_record_in_the_middle_of_many_goes_aside_alone() -> Result<()> {
     let (service, _) = start().await?;
     time_to_hear(&service, &[]).await?;
     let orders: Result<Vec<_>> = (0..MANY).map(|_| new_order("19.90")).collect();
@@ -194,18 +197,18 @@ async fn a_refused_record_in_the_middle_of_many_goes_aside_alone() -> Result<()>
     orders
         .iter_mut()
         .for_each(|order| order.order_id = Uuid::now_v7());
-    orders[MANY / 2].amount = REFUSED_AMOUNT.into();
+    orders[MANY / 2].amount = REJECTED_AMOUNT.into();
     let behind = time_to_hear_all(&service, &orders).await?;
     println!(
-        "an order is heard of behind {MANY} others after {alone:.0?}, with one refused {behind:.0?}"
+        "an order is heard of behind {MANY} others after {alone:.0?}, with one rejected {behind:.0?}"
     );
     let heard = service
         .sql
         .count("select count(*) from user_orders")
         .await?;
     assert_eq!(heard as usize, 1 + (MANY + 1) + (MANY - 1 + 1));
-    let refused_by = "select count(*) from dead_letters where error = 'user_orders_lucky'";
-    assert_eq!(service.sql.count(refused_by).await?, 1);
+    let rejected_by = "select count(*) from dead_letters where error = 'user_orders_lucky'";
+    assert_eq!(service.sql.count(rejected_by).await?, 1);
     service.stop().await
 }
 

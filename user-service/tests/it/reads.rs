@@ -7,7 +7,7 @@ use proto::user::v1::{
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{TestService, assert_refused};
+use crate::harness::{TestService, assert_rejected};
 
 /// A request for the users who are not deleted.
 fn live() -> ListUsersRequest {
@@ -67,7 +67,7 @@ async fn an_unknown_user_is_not_found_and_named() -> Result<()> {
     let get = service.users().get_user(id).await.map(drop);
     let summary = service.users().get_user_order_summary(of).await.map(drop);
     for result in [get, summary] {
-        let details = assert_refused(result, Code::NotFound, "USER_NOT_FOUND");
+        let details = assert_rejected(result, Code::NotFound, "USER_NOT_FOUND");
         let resource = details.resource_info().context("no ResourceInfo")?;
         assert_eq!(
             (&resource.resource_type, &resource.resource_name),
@@ -92,7 +92,7 @@ async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
         let get = service.users().get_user(id).await.map(drop);
         let summary = service.users().get_user_order_summary(of).await.map(drop);
         for result in [get, summary] {
-            let details = assert_refused(result, Code::InvalidArgument, "VALIDATION_FAILED");
+            let details = assert_rejected(result, Code::InvalidArgument, "VALIDATION_FAILED");
             let violations = details.bad_request().context("no BadRequest")?;
             assert_eq!(violations.field_violations[0].field, "user_id");
         }
@@ -151,7 +151,7 @@ async fn deleted_users_are_listed_only_where_they_are_asked_for() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_token_that_is_damaged_or_of_another_list_is_refused() -> Result<()> {
+async fn a_page_token_that_is_damaged_or_of_another_list_is_rejected() -> Result<()> {
     let service = TestService::start("tokens").await?;
     for name in ["a", "b", "c", "d"] {
         service.user(name).await?;
@@ -167,7 +167,7 @@ async fn a_page_token_that_is_damaged_or_of_another_list_is_refused() -> Result<
         (&token, all()),
     ] {
         let page = list(&service, &request, page_token).await;
-        assert_refused(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
+        assert_rejected(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
     }
     assert_eq!(list(&service, &live(), &token).await?.users.len(), 1);
     service.stop().await

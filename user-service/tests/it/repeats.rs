@@ -7,7 +7,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::harness::{
-    CROWDED, EVENTS, TestService, USERS, assert_refused, deletion, renaming, request,
+    CROWDED, EVENTS, TestService, USERS, assert_rejected, deletion, renaming, request,
 };
 
 const KEPT_ANSWERS: &str = "select count(*) from request_ids";
@@ -38,7 +38,7 @@ async fn a_repeat_gets_the_first_answer_and_writes_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_with_another_body_is_refused() -> Result<()> {
+async fn a_request_id_with_another_body_is_rejected() -> Result<()> {
     let service = TestService::start("reused").await?;
     let first = repeatable("ada");
     service.create(first.clone()).await?;
@@ -51,7 +51,7 @@ async fn a_request_id_with_another_body_is_refused() -> Result<()> {
         ..first
     };
     for other in [other_name, other_email] {
-        assert_refused(
+        assert_rejected(
             service.create(other).await,
             Code::InvalidArgument,
             "REQUEST_ID_REUSED",
@@ -103,8 +103,8 @@ async fn changes_and_deletions_are_repeated_and_compared_as_creations_are() -> R
         ..changing.clone()
     };
     for other in [other_name, other_mask] {
-        let refused = service.update(other).await;
-        assert_refused(refused, Code::InvalidArgument, "REQUEST_ID_REUSED");
+        let rejected = service.update(other).await;
+        assert_rejected(rejected, Code::InvalidArgument, "REQUEST_ID_REUSED");
     }
     let deleting = DeleteUserRequest {
         request_id: Uuid::new_v4().to_string(),
@@ -120,8 +120,8 @@ async fn changes_and_deletions_are_repeated_and_compared_as_creations_are() -> R
         ..deleting.clone()
     };
     for other in [other_user, other_wish] {
-        let refused = service.delete_with(other).await;
-        assert_refused(refused, Code::InvalidArgument, "REQUEST_ID_REUSED");
+        let rejected = service.delete_with(other).await;
+        assert_rejected(rejected, Code::InvalidArgument, "REQUEST_ID_REUSED");
     }
     // The first answers, though that user can't be changed any more.
     assert_eq!(service.update(changing).await?, changed);
@@ -178,11 +178,11 @@ async fn answers_older_than_a_day_are_swept_and_all_younger_ones_are_kept() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_request_is_not_kept_and_can_succeed_later() -> Result<()> {
-    let service = TestService::start("refused").await?;
+async fn a_rejected_request_is_not_kept_and_can_succeed_later() -> Result<()> {
+    let service = TestService::start("rejected").await?;
     let ada = service.user("ada").await?;
     let request = repeatable("ada");
-    assert_refused(
+    assert_rejected(
         service.create(request.clone()).await,
         Code::AlreadyExists,
         "EMAIL_TAKEN",
@@ -204,7 +204,7 @@ async fn a_repeat_of_a_request_in_flight_is_told_to_come_back() -> Result<()> {
     let repeating = async {
         service.wait_for_held_calls(1).await?;
         let repeat = service.create(request.clone()).await;
-        let details = assert_refused(repeat, Code::Aborted, "REQUEST_IN_FLIGHT");
+        let details = assert_rejected(repeat, Code::Aborted, "REQUEST_IN_FLIGHT");
         let retry = details.retry_info().context("no RetryInfo")?;
         assert!(retry.retry_delay.is_some());
         lock.release().await

@@ -14,7 +14,7 @@ use tonic::Code;
 use user_service::orders_projection::OrdersProjection;
 use uuid::Uuid;
 
-use crate::harness::{TestService, assert_refused};
+use crate::harness::{TestService, assert_rejected};
 
 const DEAD: &str = "select count(*) from dead_letters";
 /// How many records were looked at, in all partitions.
@@ -216,11 +216,14 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!((found.order_count, found.cancelled_count), (1, 0));
     assert_eq!(found.totals, [money("EUR", 10, 0)]);
-    let letters = "select error_class, convert_from(payload, 'UTF8') from dead_letters
+    let dead_letters = "select error_class, convert_from(payload, 'UTF8') from dead_letters
                    order by record_offset";
-    let letters = service.sql.query(letters, &[]).await?;
-    let letters: Vec<_> = letters.iter().map(|row| (row.get(0), row.get(1))).collect();
-    assert_eq!(letters, poison);
+    let dead_letters = service.sql.query(dead_letters, &[]).await?;
+    let dead_letters: Vec<_> = dead_letters
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    assert_eq!(dead_letters, poison);
     let told = "select count(*) from dead_letters where error ~ 'secret|NaN|1e9|99999'";
     assert_eq!(service.sql.count(told).await?, 0);
     service.stop().await
@@ -242,8 +245,8 @@ async fn the_largest_amounts_are_summed_up_and_no_total_is_ever_wrong() -> Resul
     let request = GetUserOrderSummaryRequest {
         user_id: ada.user_id,
     };
-    let refused = service.users().get_user_order_summary(request).await;
-    assert_refused(refused, Code::OutOfRange, "TOTAL_OUT_OF_RANGE");
+    let rejected = service.users().get_user_order_summary(request).await;
+    assert_rejected(rejected, Code::OutOfRange, "TOTAL_OUT_OF_RANGE");
     service.stop().await
 }
 

@@ -16,8 +16,8 @@ use tonic::{Code, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
-    harness::{CROWDED, EVENTS, TestService, USERS, assert_refusal, assert_refused, request},
-    wire::{refused_call, refused_call_with},
+    harness::{CROWDED, EVENTS, TestService, USERS, assert_rejected, assert_rejection, request},
+    wire::{rejected_call, rejected_call_with},
 };
 
 const CREATE_USER: &str = "/user.v1.UserService/CreateUser";
@@ -31,9 +31,9 @@ async fn a_call_ends_at_its_deadline_and_can_be_repeated() -> Result<()> {
     };
     let lock = service.lock_users().await?;
     let message = request.encode_to_vec();
-    let late = refused_call(service.addr, CREATE_USER, Some("300m"), &message);
+    let late = rejected_call(service.addr, CREATE_USER, Some("300m"), &message);
     let late = timeout(PATIENCE, late).await??;
-    assert_refusal(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    assert_rejection(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     lock.release().await?;
     // Whether the late write took effect or not: now it has, and once.
     service.create_at_last(&request).await?;
@@ -47,12 +47,12 @@ async fn a_call_without_a_deadline_ends_at_the_servers() -> Result<()> {
     let service = TestService::start_with("own_deadline", &["--max-deadline-ms=300"]).await?;
     let lock = service.lock_users().await?;
     let late = timeout(PATIENCE, service.create(request("ada"))).await?;
-    assert_refused(late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    assert_rejected(late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     // Asking for more does not give more.
     let message = request("ada").encode_to_vec();
-    let late = refused_call(service.addr, CREATE_USER, Some("1H"), &message);
+    let late = rejected_call(service.addr, CREATE_USER, Some("1H"), &message);
     let late = timeout(PATIENCE, late).await??;
-    assert_refusal(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    assert_rejection(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     lock.release().await?;
     service.stop().await
 }
@@ -127,14 +127,14 @@ async fn two_thousand_callers_who_leave_at_any_moment_leave_nothing_half_done() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_over_the_limit_is_refused_as_too_large() -> Result<()> {
+async fn a_message_over_the_limit_is_rejected_as_too_large() -> Result<()> {
     let service = TestService::start("large").await?;
     let large = CreateUserRequest {
         name: "x".repeat(70_000),
         ..request("ada")
     };
     let result = service.create(large).await;
-    assert_refused(result, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    assert_rejected(result, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
     service.stop().await
 }
 
@@ -145,8 +145,8 @@ async fn a_method_that_is_not_there_is_unimplemented() -> Result<()> {
         "/user.v1.UserService/Nothing",
         "/nobody.v1.Service/CreateUser",
     ] {
-        let status = refused_call(service.addr, path, None, &[]).await?;
-        assert_refusal(&status, Code::Unimplemented, "UNIMPLEMENTED");
+        let status = rejected_call(service.addr, path, None, &[]).await?;
+        assert_rejection(&status, Code::Unimplemented, "UNIMPLEMENTED");
     }
     service.stop().await
 }
@@ -162,11 +162,11 @@ async fn a_request_can_be_compressed_and_is_told_how() -> Result<()> {
         ..request("bob")
     };
     let result = users.create_user(large).await;
-    assert_refused(result, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    assert_rejected(result, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
     let header = Some(("grpc-encoding", "snappy"));
     let message = request("bob").encode_to_vec();
-    let status = refused_call_with(service.addr, CREATE_USER, header, &message).await?;
-    assert_refusal(&status, Code::Unimplemented, "UNIMPLEMENTED");
+    let status = rejected_call_with(service.addr, CREATE_USER, header, &message).await?;
+    assert_rejection(&status, Code::Unimplemented, "UNIMPLEMENTED");
     assert!(status.message().contains("snappy"), "{status:?}");
     let accepted = status.metadata().get("grpc-accept-encoding");
     let accepted = accepted.context("it does not say what it would take")?;
@@ -184,8 +184,8 @@ async fn bytes_that_are_no_message_are_the_callers_mistake() -> Result<()> {
         &[0x0a, 0x01, 0xff],
         &[0xff; 20],
     ] {
-        let status = refused_call(service.addr, CREATE_USER, None, bytes).await?;
-        assert_refusal(&status, Code::InvalidArgument, "MALFORMED_MESSAGE");
+        let status = rejected_call(service.addr, CREATE_USER, None, bytes).await?;
+        assert_rejection(&status, Code::InvalidArgument, "MALFORMED_MESSAGE");
     }
     assert_eq!(service.sql.count(USERS).await?, 0);
     service.stop().await
@@ -199,7 +199,7 @@ async fn a_database_that_is_away_is_unavailable_and_worth_a_retry() -> Result<()
         user_id: Uuid::now_v7().to_string(),
     };
     let status = service.users().get_user(id).await.expect_err("no database");
-    let details = assert_refusal(&status, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    let details = assert_rejection(&status, Code::Unavailable, "DATABASE_UNAVAILABLE");
     let retry = details.retry_info().context("no RetryInfo")?;
     assert_eq!(retry.retry_delay, Some(Duration::from_secs(1)));
     let pushback = status.metadata().get("grpc-retry-pushback-ms");
@@ -211,8 +211,8 @@ async fn a_database_that_is_away_is_unavailable_and_worth_a_retry() -> Result<()
 async fn a_database_that_is_read_only_is_unavailable_and_worth_a_retry() -> Result<()> {
     let service = TestService::start("read_only").await?;
     service.make_read_only().await?;
-    let refused = service.create(request("ada")).await;
-    let details = assert_refused(refused, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    let rejected = service.create(request("ada")).await;
+    let details = assert_rejected(rejected, Code::Unavailable, "DATABASE_UNAVAILABLE");
     assert!(details.retry_info().is_some());
     service.make_writable().await?;
     service.create_at_last(&request("ada")).await?;

@@ -12,7 +12,7 @@ use proto::{
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::harness::{CROWDED, EVENTS, TestService, assert_refused, at_last, renaming, update};
+use crate::harness::{CROWDED, EVENTS, TestService, assert_rejected, at_last, renaming, update};
 
 /// Ada with another address and another name.
 fn both_changed(ada: &User) -> User {
@@ -118,7 +118,7 @@ async fn without_a_mask_what_is_not_empty_changes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mask_of_what_can_not_change_or_of_nothing_is_refused_by_its_name() -> Result<()> {
+async fn a_mask_of_what_can_not_change_or_of_nothing_is_rejected_by_its_name() -> Result<()> {
     let service = TestService::start("bad_mask").await?;
     let ada = service.user("ada").await?;
     let nothing_named = UpdateUserRequest {
@@ -161,8 +161,8 @@ async fn a_mask_of_what_can_not_change_or_of_nothing_is_refused_by_its_name() ->
             &["request_id", "user.user_id", "user.email", "user.name"],
         ),
     ] {
-        let refused = service.update(request).await;
-        let details = assert_refused(refused, Code::InvalidArgument, "VALIDATION_FAILED");
+        let rejected = service.update(request).await;
+        let details = assert_rejected(rejected, Code::InvalidArgument, "VALIDATION_FAILED");
         let violations = details.bad_request().context("no BadRequest")?;
         let violations = &violations.field_violations;
         let named: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
@@ -210,8 +210,8 @@ async fn an_email_of_another_is_taken_in_any_case_and_ones_own_is_not() -> Resul
         update(user, &["email"])
     };
     for email in ["bob@example.com", "BOB@Example.Com"] {
-        let refused = service.update(with_email(email)).await;
-        let details = assert_refused(refused, Code::AlreadyExists, "EMAIL_TAKEN");
+        let rejected = service.update(with_email(email)).await;
+        let details = assert_rejected(rejected, Code::AlreadyExists, "EMAIL_TAKEN");
         let resource = details.resource_info().context("no ResourceInfo")?;
         assert_eq!(resource.resource_name, "");
     }
@@ -235,7 +235,7 @@ async fn an_email_of_another_is_taken_in_any_case_and_ones_own_is_not() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_etag_that_is_not_the_present_one_is_refused() -> Result<()> {
+async fn an_etag_that_is_not_the_present_one_is_rejected() -> Result<()> {
     let service = TestService::start("etag").await?;
     let ada = service.user("ada").await?;
     let changed = service.update(update(both_changed(&ada), &["*"])).await?;
@@ -248,8 +248,8 @@ async fn an_etag_that_is_not_the_present_one_is_refused() -> Result<()> {
                 name: name.into(),
                 ..changed.clone()
             };
-            let refused = service.update(update(stale, &["name"])).await;
-            assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+            let rejected = service.update(update(stale, &["name"])).await;
+            assert_rejected(rejected, Code::Aborted, "ETAG_MISMATCH");
         }
     }
     assert_eq!(service.get(&ada.user_id).await?, changed);
@@ -268,8 +268,8 @@ async fn a_user_who_is_not_there_or_no_longer_can_not_be_changed() -> Result<()>
         update(both_changed(&ada), &["*"]),
         update(both_changed(&deleted), &["*"]),
     ] {
-        let refused = service.update(request).await;
-        let details = assert_refused(refused, Code::FailedPrecondition, "USER_DELETED");
+        let rejected = service.update(request).await;
+        let details = assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
         let failure = details.precondition_failure().context("no failure")?;
         let [violation] = &failure.violations[..] else {
             panic!("not one violation: {failure:?}");
@@ -285,8 +285,8 @@ async fn a_user_who_is_not_there_or_no_longer_can_not_be_changed() -> Result<()>
         user_id: Uuid::now_v7().to_string(),
         ..ada
     };
-    let refused = service.update(renaming(&nobody, "Nobody")).await;
-    let details = assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+    let rejected = service.update(renaming(&nobody, "Nobody")).await;
+    let details = assert_rejected(rejected, Code::NotFound, "USER_NOT_FOUND");
     let resource = details.resource_info().context("no ResourceInfo")?;
     assert_eq!(
         (&*resource.resource_type, &resource.resource_name),
@@ -308,11 +308,11 @@ async fn of_many_changes_with_one_etag_exactly_one_is_made() -> Result<()> {
         let request = update(user, &["name"]);
         at_last(async || service.update(request.clone()).await).await
     });
-    let (made, refused): (Vec<_>, Vec<_>) =
+    let (made, rejected): (Vec<_>, Vec<_>) =
         join_all(changes).await.into_iter().partition(Result::is_ok);
-    assert_eq!((made.len(), refused.len()), (1, 31));
-    for refused in refused {
-        assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    assert_eq!((made.len(), rejected.len()), (1, 31));
+    for rejected in rejected {
+        assert_rejected(rejected, Code::Aborted, "ETAG_MISMATCH");
     }
     for made in made {
         let user = made?.user.context("no user")?;

@@ -8,29 +8,29 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tonic::Status;
 
-/// Sends `message` to a method, and returns the refusal.
-pub(crate) async fn refused_call(
+/// Sends `message` to a method, and returns the rejection.
+pub(crate) async fn rejected_call(
     addr: SocketAddr,
     path: &str,
     timeout: Option<&str>,
     message: &[u8],
 ) -> Result<Status> {
     let header = timeout.map(|timeout| ("grpc-timeout", timeout));
-    refused_call_with(addr, path, header, message).await
+    rejected_call_with(addr, path, header, message).await
 }
 
 /// Sends `message` with a further header.
-pub(crate) async fn refused_call_with(
+pub(crate) async fn rejected_call_with(
     addr: SocketAddr,
     path: &str,
     header: Option<(&str, &str)>,
     message: &[u8],
 ) -> Result<Status> {
-    refused_bytes(addr, path, header, frame(message)).await
+    rejected_bytes(addr, path, header, frame(message)).await
 }
 
 /// Sends what need not be a message.
-pub(crate) async fn refused_bytes(
+pub(crate) async fn rejected_bytes(
     addr: SocketAddr,
     path: &str,
     header: Option<(&str, &str)>,
@@ -52,8 +52,8 @@ pub(crate) async fn refused_bytes(
     // A server that knows its answer already takes no more; then the answer is what counts.
     let _ = body.send_data(bytes, true);
     let response = response.await?;
-    // A refusal is all headers; an answer would have its status behind its body.
-    Status::from_header_map(response.headers()).context("it was not refused")
+    // A rejection is all headers; an answer would have its status behind its body.
+    Status::from_header_map(response.headers()).context("it was not rejected")
 }
 
 /// A message as gRPC frames it: not compressed, its length, itself.

@@ -97,7 +97,7 @@ impl KafkaCluster {
     /// acknowledged.
     ///
     /// # Errors
-    /// If the brokers refuse.
+    /// If the brokers reject.
     pub async fn create_topic(
         &self,
         name: &str,

@@ -40,7 +40,7 @@ pub(crate) async fn create_topic(
     wait_until_led(brokers, topic, partitions).await
 }
 
-/// A broker tells of new partitions a moment before it can be asked about them, and refuses what is
+/// A broker tells of new partitions a moment before it can be asked about them, and rejects what is
 /// written to them until then.
 async fn wait_until_led(brokers: &str, topic: &str, partitions: i32) -> Result<()> {
     let consumer: BaseConsumer = ClientConfig::new()

@@ -1,5 +1,5 @@
--- The transactional outbox: one row an event, inserted in the transaction that changes the domain, read and shipped by
--- outbox-relay. A row is never updated and never deleted; whole partitions are truncated after they were shipped.
+-- The transactional outbox: one row an event, inserted in the transaction that changes the domain, read and published by
+-- outbox-relay. A row is never updated and never deleted; whole partitions are truncated after they were published.
 
 -- Cache 1, because a cached range would be handed out by several sessions out of order: two changes of one row, made
 -- one after the other in different sessions, could then be numbered the wrong way round.

@@ -5,13 +5,13 @@
 --   key                the aggregate's id: events of one key stay in order
 --   event_type         what has happened, as customer_renamed
 --   aggregate_version  one more with every change of the aggregate
---   payload            the record's value; null makes a tombstone, which lets compaction forget the key. It is shipped as
+--   payload            the record's value; null makes a tombstone, which lets compaction forget the key. It is published as
 --                      Postgres writes jsonb; insert into the table yourself where every byte matters
 --   headers            further headers, an object of strings
 --   traceparent        the W3C trace context of the request
 --   event_id           the event's identity, where the caller has chosen one
 --
--- What the table or the relay would refuse later is refused here, with the argument's name.
+-- What the table or the relay would reject later is rejected here, with the argument's name.
 create function outbox_enqueue(
     topic text,
     key text,

@@ -1,5 +1,5 @@
 -- Rows of the outbox are changed by hand alone, when something has to be repaired, and by outbox_adopt_foreign_rows(). Where a
--- publication covers the table, as one `for all tables` does, Postgres refuses both to tables without a replica identity.
+-- publication covers the table, as one `for all tables` does, Postgres rejects both to tables without a replica identity.
 -- Inserts cost nothing more.
 do $$
 declare

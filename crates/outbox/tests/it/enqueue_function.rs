@@ -64,7 +64,7 @@ async fn the_event_goes_when_the_transaction_is_rolled_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_makes_no_event_is_refused_with_the_arguments_name() -> Result<()> {
+async fn what_makes_no_event_is_rejected_with_the_arguments_name() -> Result<()> {
     let mut conn = database().await?;
     let good = ["'t'", "'k'", "'e'", "1", "'{}'", "null"];
     for (place, argument, message) in [

@@ -87,7 +87,7 @@ async fn a_rolled_back_transaction_leaves_no_event() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_goes_when_its_change_is_refused() -> Result<()> {
+async fn an_event_goes_when_its_change_is_rejected() -> Result<()> {
     let mut conn = database().await?;
     conn.transaction(async |conn| create_thing(conn, 1).await)
         .await?;
@@ -119,7 +119,7 @@ async fn an_event_of_a_rolled_back_savepoint_is_gone() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn outside_of_a_transaction_enqueue_is_refused() -> Result<()> {
+async fn outside_of_a_transaction_enqueue_is_rejected() -> Result<()> {
     let mut conn = database().await?;
     let result = outbox::enqueue(&mut conn, &event(1)?).await;
     assert!(matches!(result, Err(Error::NotInTransaction)), "{result:?}");

@@ -3,7 +3,7 @@
 alter table dead_letters add column erased_at timestamptz;
 
 -- A deletion finds by their key what it has to erase. By a hash, because a key is whatever somebody has written, and a
--- btree refuses one of more than 2704 bytes.
+-- btree rejects one of more than 2704 bytes.
 create index dead_letters_key_idx on dead_letters using hash (key) where erased_at is null;
 -- What was kept for long enough is found by its age.
 create index dead_letters_kept_idx on dead_letters (set_aside_at) where erased_at is null;

@@ -44,11 +44,14 @@ async fn a_dead_letter_is_applied_once_its_fault_is_mended() -> Result<()> {
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
     let mut conn = setup.connection().await?;
-    let letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
-    let id = letters.first().context("a letter")?.dead_letter_id;
+    let dead_letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
+    let id = dead_letters
+        .first()
+        .context("a dead letter")?
+        .dead_letter_id;
 
-    let refused = redrive(&mut conn, &Counts, &setup.name, id).await?;
-    assert!(matches!(refused, Redriven::Refused(_)), "{refused:?}");
+    let rejected = redrive(&mut conn, &Counts, &setup.name, id).await?;
+    assert!(matches!(rejected, Redriven::Rejected(_)), "{rejected:?}");
     assert_eq!(setup.sql.count(DEAD).await?, 1);
 
     let mend = "alter table counts drop constraint counts_key_short";
@@ -70,8 +73,11 @@ async fn a_dead_letter_of_another_projection_is_not_touched() -> Result<()> {
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
     let mut conn = setup.connection().await?;
-    let letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
-    let id = letters.first().context("a letter")?.dead_letter_id;
+    let dead_letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
+    let id = dead_letters
+        .first()
+        .context("a dead letter")?
+        .dead_letter_id;
     assert!(
         dead_letters::list(&mut conn, "other", 0, 10)
             .await?
@@ -99,10 +105,10 @@ async fn what_became_of_each_record_is_counted_with_its_offset() -> Result<()> {
     }
     let running = setup.follow();
     let counted = "select count(*) from (
-            select sum(applied) as applied, sum(skipped) as skipped, sum(set_aside) as set_aside,
+            select sum(applied) as applied, sum(skipped) as skipped, sum(dead_lettered) as dead_lettered,
                 sum(next_offset) as records
             from projection_offsets) as counts
-        where (applied, skipped, set_aside, records) = (3, 2, 1, 6)";
+        where (applied, skipped, dead_lettered, records) = (3, 2, 1, 6)";
     let all = async || Ok((setup.sql.count(counted).await? == 1).then_some(()));
     eventually("3 applied, 2 skipped, 1 set aside", all).await?;
     running.stop().await;
@@ -120,8 +126,11 @@ async fn a_dead_letter_waits_for_what_is_being_applied() -> Result<()> {
     let mend = "alter table counts drop constraint counts_key_short";
     setup.sql.batch_execute(mend).await?;
     let mut conn = setup.session().await?;
-    let letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
-    let id = letters.first().context("a letter")?.dead_letter_id;
+    let dead_letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
+    let id = dead_letters
+        .first()
+        .context("a dead letter")?
+        .dead_letter_id;
     let applying = setup.look().await?;
     applying
         .batch_execute("begin; update projection_offsets set next_offset = next_offset")

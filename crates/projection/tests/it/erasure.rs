@@ -47,9 +47,9 @@ async fn what_a_key_names_is_erased_and_the_rows_stay() -> Result<()> {
     assert_eq!(setup.sql.count(here).await?, 1);
 
     // There is nothing left to apply, and that is no fault of the record.
-    let letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
-    let letter = letters.into_iter().find(|l| l.erased_at.is_some());
-    let id = letter.context("an erased one")?.dead_letter_id;
+    let dead_letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
+    let dead_letter = dead_letters.into_iter().find(|l| l.erased_at.is_some());
+    let id = dead_letter.context("an erased one")?.dead_letter_id;
     let redriven = redrive(&mut conn, &Counts, &setup.name, id).await?;
     assert_eq!(redriven, Redriven::Erased);
     assert_eq!(setup.sql.count(&gone).await?, 2);
@@ -65,7 +65,7 @@ async fn what_was_kept_for_long_enough_is_erased_with_its_key() -> Result<()> {
     }
     setup.sql.wait_for(DEAD, 2).await?;
     // Of a projection that nobody follows any more, too.
-    let age = "update dead_letters set set_aside_at = set_aside_at - interval '61 minutes';
+    let age = "update dead_letters set dead_lettered_at = dead_lettered_at - interval '61 minutes';
         update dead_letters set projection = 'given up' where key = 'older'";
     setup.sql.batch_execute(age).await?;
     let expired = erased(&setup, "key is null and erased_at is not null");

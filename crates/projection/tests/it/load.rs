@@ -88,7 +88,7 @@ impl Load {
 /// Whether the tables hold what the offsets beside them say, in one statement, and so in one snapshot.
 /// Each offset up to the next one is a record here.
 const AGREE: &str = "
-    select coalesce(sum(applied + skipped + set_aside) = sum(next_offset), true)
+    select coalesce(sum(applied + skipped + dead_lettered) = sum(next_offset), true)
        and coalesce(sum(applied), 0) = (select coalesce(sum(count), 0) from counts)
     from projection_offsets";
 

@@ -51,7 +51,7 @@ pub(crate) fn follow_naively<P: Projection>(
     });
     thread::spawn(move || {
         while !shutdown.is_cancelled() {
-            // A member whose name was taken over is refused, and joins anew.
+            // A member whose name was taken over is rejected, and joins anew.
             if let Err(error) = consume(&table, &*projection, &shutdown) {
                 println!("a naive follower begins anew: {error}");
             }

@@ -45,7 +45,7 @@ async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_a_constraint_refuses_goes_aside_alone() -> Result<()> {
+async fn a_record_that_a_constraint_rejects_goes_aside_alone() -> Result<()> {
     let setup = Setup::new("constraint").await?;
     for key in ["a", "far too long", "b", "much too long", "c"] {
         setup.count(key).await?;

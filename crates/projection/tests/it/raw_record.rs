@@ -47,7 +47,7 @@ pub(crate) async fn write_raw_record(
     stream.read_exact(&mut answer).await?;
     // Correlation id, count, the topic's name, count, partition: behind these is the error's code.
     let code = &answer[4 + 4 + 2 + topic.len() + 4 + 4..][..2];
-    ensure!(code == [0, 0], "Kafka refused the record: {code:?}");
+    ensure!(code == [0, 0], "Kafka rejected the record: {code:?}");
     Ok(())
 }
 

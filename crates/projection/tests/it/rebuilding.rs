@@ -144,7 +144,7 @@ async fn a_rebuild_that_has_read_ahead_ends() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_under_which_nobody_follows_is_refused() -> Result<()> {
+async fn a_name_under_which_nobody_follows_is_rejected() -> Result<()> {
     let setup = Setup::new("misnamed").await?;
     let running = setup.follow_all(1, 1).await?;
     running.stop().await;
@@ -161,7 +161,7 @@ async fn a_name_under_which_nobody_follows_is_refused() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_nobody_follows_is_refused_before_anything_is_built() -> Result<()> {
+async fn a_topic_that_nobody_follows_is_rejected_before_anything_is_built() -> Result<()> {
     let setup = Setup::new("unfollowed").await?;
     let running = setup.follow_all(1, 1).await?;
     running.stop().await;
@@ -180,7 +180,7 @@ async fn a_topic_that_nobody_follows_is_refused_before_anything_is_built() -> Re
 
 /// Whatever its policy is by now.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_has_lost_records_is_refused() -> Result<()> {
+async fn a_topic_that_has_lost_records_is_rejected() -> Result<()> {
     let setup = Setup::with_partitions("incomplete", 1).await?;
     let servers = Addresses::shared();
     for _ in 0..3 {

@@ -7,7 +7,7 @@ use projection::State;
 use crate::harness::{Setup, TOTAL};
 
 /// Deletes a topic and makes one of the same name.
-async fn make_anew(topic: &str) -> Result<()> {
+async fn recreate(topic: &str) -> Result<()> {
     let servers = Addresses::shared();
     servers.delete_topic(topic).await?;
     // A topic is gone some time after its deletion was answered.
@@ -46,14 +46,14 @@ async fn an_offset_that_the_topic_does_not_have_stops_the_projection() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_is_made_anew_stops_the_projection_which_names_the_way_out() -> Result<()> {
+async fn a_topic_that_is_recreated_stops_the_projection_which_names_the_way_out() -> Result<()> {
     let setup = Setup::new("anew").await?;
     let running = setup.follow();
     for _ in 0..3 {
         setup.count("a").await?;
     }
     setup.sql.wait_for(TOTAL, 3).await?;
-    make_anew(&setup.name).await?;
+    recreate(&setup.name).await?;
     // Before the offset that is next, where nobody would ever look for it.
     setup.count("a").await?;
     let reason = running.wait_for_stop().await?;
@@ -67,7 +67,7 @@ async fn a_topic_that_is_made_anew_stops_the_projection_which_names_the_way_out(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_is_made_anew_is_noticed_while_other_partitions_have_records() -> Result<()> {
+async fn a_topic_that_is_recreated_is_noticed_while_other_partitions_have_records() -> Result<()> {
     let setup = Setup::new("busy").await?;
     let running = setup.follow();
     for _ in 0..3 {
@@ -90,7 +90,7 @@ async fn a_topic_that_is_made_anew_is_noticed_while_other_partitions_have_record
         }
     }
     ensure!(!others.is_empty(), "all keys are in one partition");
-    make_anew(&setup.name).await?;
+    recreate(&setup.name).await?;
     let writing = async {
         loop {
             for key in &others {

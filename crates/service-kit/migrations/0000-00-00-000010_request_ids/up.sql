@@ -3,7 +3,7 @@
 create table request_ids (
     method text not null,
     request_id uuid not null,
-    -- SHA-256 of the request: the same id with another body is refused.
+    -- SHA-256 of the request: the same id with another body is rejected.
     fingerprint bytea not null,
     response bytea not null,
     created_at timestamptz not null default now(),

@@ -35,7 +35,7 @@ impl CallOptions {
 /// connections of all clients. It is here and not at the door, because calls that wait for events hold
 /// no connection (docs/adr/0016).
 ///
-/// Beyond the limit a call is refused at once. A queue before the database only makes everybody
+/// Beyond the limit a call is rejected at once. A queue before the database only makes everybody
 /// late: what comes faster than it can be done has to go elsewhere, or come later. (tonic's own
 /// limits count for each client's connection.)
 #[derive(Clone)]

@@ -139,13 +139,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_sources_with_one_version_are_refused() {
+    fn two_sources_with_one_version_are_rejected() {
         assert!(versions(&[crate::idempotency::MIGRATIONS]).is_ok());
         let twice = [
             crate::idempotency::MIGRATIONS,
             crate::idempotency::MIGRATIONS,
         ];
-        let refused = versions(&twice).map_err(|err| err.to_string());
-        assert!(refused.is_err_and(|err| err.starts_with("two migrations have the version")));
+        let rejected = versions(&twice).map_err(|err| err.to_string());
+        assert!(rejected.is_err_and(|err| err.starts_with("two migrations have the version")));
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{
-    Refusal, Violations,
+    Rejection, Violations,
     reasons::{
         DATABASE_UNAVAILABLE, DEADLINE_EXCEEDED, ETAG_MISMATCH, OVERLOADED, PAGE_TOKEN_INVALID,
         REQUEST_ID_REUSED, REQUEST_IN_FLIGHT,
@@ -19,7 +19,7 @@ const OVERLOADED_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// After so long a database that was restarted is mostly back.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What a call of any service can be refused for. A service adds reasons of its own.
+/// What a call of any service can be rejected for. A service adds reasons of its own.
 #[derive(Debug)]
 pub enum CallError {
     /// Fields of the request, all that are wrong.
@@ -49,7 +49,7 @@ impl CallError {
     }
 }
 
-impl From<CallError> for Refusal {
+impl From<CallError> for Rejection {
     fn from(err: CallError) -> Self {
         match err {
             CallError::Invalid(violations) => Self::invalid(violations),

@@ -1,6 +1,6 @@
 use tonic::Code;
 
-/// A row of the table of everything that calls can be refused for: what a caller's program branches
+/// A row of the table of everything that calls can be rejected for: what a caller's program branches
 /// on, and what its author reads about it. [`reasons!`](crate::reasons) makes such tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason {
@@ -8,7 +8,7 @@ pub struct Reason {
     pub code: Code,
     /// The `reason` of the error's `google.rpc.ErrorInfo`.
     pub name: &'static str,
-    /// When a call is refused for it.
+    /// When a call is rejected for it.
     pub when: &'static str,
     /// Which details of `google.rpc` it has besides.
     pub details: &'static str,
@@ -22,7 +22,7 @@ pub struct Reason {
 macro_rules! reasons {
     ($($name:ident: $code:ident, $when:literal, $details:literal, $advice:literal;)*) => {
         $(
-            #[doc = concat!("For a call that is refused because ", $when, ".")]
+            #[doc = concat!("For a call that is rejected because ", $when, ".")]
             pub(crate) const $name: $crate::Reason = $crate::Reason {
                 code: ::tonic::Code::$code,
                 name: stringify!($name),

@@ -1,4 +1,4 @@
-//! What a call of any service can be refused for.
+//! What a call of any service can be rejected for.
 
 crate::reasons! {
     VALIDATION_FAILED: InvalidArgument, "fields of the request can't be accepted",

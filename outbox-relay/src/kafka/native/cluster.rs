@@ -65,7 +65,7 @@ pub(super) struct TopicLayout {
 
 /// What became of asking for a producer id under a name.
 pub(super) enum Registration {
-    /// Whoever had the name before is refused from now on.
+    /// Whoever had the name before is rejected from now on.
     Fenced(Producer),
     /// This client may not use the name.
     NotAllowed,
@@ -122,7 +122,7 @@ impl Cluster {
                 Some(
                     err @ (ResponseError::TopicAuthorizationFailed
                     | ResponseError::InvalidTopicException),
-                ) => return Err(SinkError::refused(&name, err)),
+                ) => return Err(SinkError::rejected(&name, err)),
                 Some(err) => return Err(unavailable(&self.connection.address, err)),
             }
             let Some(leaders) = leaders(&topic.partitions) else {
@@ -273,7 +273,7 @@ impl Cluster {
     }
 }
 
-/// Refuses a broker that is too old, by its name, before anything fails without one.
+/// Rejects a broker that is too old, by its name, before anything fails without one.
 pub(super) async fn check_versions(
     connection: &mut Connection,
     timeout: Duration,

@@ -331,7 +331,7 @@ fn classify(
         | E::InvalidTimestamp
         | E::InvalidTopicException
         | E::TopicAuthorizationFailed
-        | E::PolicyViolation => SinkError::refused(topic, reason),
+        | E::PolicyViolation => SinkError::rejected(topic, reason),
         _ => unavailable(address, format!("{topic}-{}: {reason}", partition.index)),
     }
 }

@@ -18,7 +18,7 @@ const PRODUCER_AT: usize = 43;
 const COUNT_AT: usize = 57;
 const MAGIC: u8 = 2;
 
-/// Who sends a batch, and which it is: with these the broker refuses what comes twice, out of
+/// Who sends a batch, and which it is: with these the broker rejects what comes twice, out of
 /// order, or from a producer that has been replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Producer {

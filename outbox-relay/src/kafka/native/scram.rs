@@ -176,9 +176,9 @@ mod tests {
             ("r=abcd,s=?,i=4096", "Base64"),
             ("e=other-error", "none of SCRAM's"),
         ] {
-            let refused = scram.prove("pencil", server_first).err();
+            let rejected = scram.prove("pencil", server_first).err();
             assert!(
-                refused.is_some_and(|found| found.contains(reason)),
+                rejected.is_some_and(|found| found.contains(reason)),
                 "{server_first}"
             );
         }

@@ -34,7 +34,7 @@ pub(super) struct Partition {
     /// Of the next batch's first record, by which the broker notices repetitions and gaps.
     pub(super) next_sequence: i32,
     /// Whether the broker has had a batch of this producer. Until then it takes one of any
-    /// sequence: the second, too, when it has refused the first.
+    /// sequence: the second, too, when it has rejected the first.
     pub(super) is_known: bool,
     pub(super) batch: RecordBatch,
     pub(super) first: u64,
@@ -117,7 +117,7 @@ impl Topics {
     }
 
     /// As for a producer of whom the brokers know nothing.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn restart(&mut self) {
         for topic in &mut self.list {
             for partition in &mut topic.partitions {
                 partition.next_sequence = FIRST_SEQUENCE;

@@ -1,5 +1,5 @@
 //! `/metrics`: the figures as Prometheus reads them. Written by hand, from the status that is kept
-//! anyway: nothing is counted twice, and nothing is registered or allocated while rows are shipped. See
+//! anyway: nothing is counted twice, and nothing is registered or allocated while rows are published. See
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
 use std::fmt::{Display, Write as _};
@@ -23,7 +23,7 @@ pub(super) fn text(sources: &[SharedStatus]) -> String {
     text.line("build_info", &[("version", version)], 1);
     let views: Vec<View> = sources.iter().map(SharedStatus::view).collect();
     leading(&mut text, &views);
-    shipping(&mut text, &views);
+    publishing(&mut text, &views);
     failing(&mut text, &views);
     durations(
         &mut text,
@@ -47,7 +47,7 @@ fn leading(text: &mut Text, views: &[View]) {
     text.gauges(views, "ready", "Whether /readyz is content.", |view| {
         Some(u8::from(view.ready))
     });
-    text.gauges(views, "leader", "Whether this relay ships.", |view| {
+    text.gauges(views, "leader", "Whether this relay publishes.", |view| {
         Some(u8::from(view.role == Role::Leader))
     });
     text.gauges(
@@ -71,12 +71,12 @@ fn leading(text: &mut Text, views: &[View]) {
     );
 }
 
-fn shipping(text: &mut Text, views: &[View]) {
+fn publishing(text: &mut Text, views: &[View]) {
     text.counters(
         views,
         "shipped_records_total",
         "Records acknowledged by Kafka.",
-        |view| Some(view.shipped),
+        |view| Some(view.published),
     );
     text.gauges(
         views,
@@ -87,7 +87,7 @@ fn shipping(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "pending_rows",
-        "Rows committed and not shipped, as of the last 5 s; from 1000 on an estimate from seq.",
+        "Rows committed and not published, as of the last 5 s; from 1000 on an estimate from seq.",
         |view| view.pending_rows,
     );
     text.gauges(
@@ -102,7 +102,7 @@ fn shipping(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "oldest_pending_age_seconds",
-        "Age of the oldest row committed and not shipped, since it was written; 0 if there is none.",
+        "Age of the oldest row committed and not published, since it was written; 0 if there is none.",
         |view| view.oldest_pending_age_s,
     );
     text.gauges(
@@ -114,7 +114,7 @@ fn shipping(text: &mut Text, views: &[View]) {
     text.counters(
         views,
         "truncated_partitions_total",
-        "Partitions emptied after all of them was shipped.",
+        "Partitions emptied after all of them was published.",
         |view| view.truncations,
     );
 }
@@ -123,7 +123,7 @@ fn failing(text: &mut Text, views: &[View]) {
     text.family(
         "restarts_total",
         "counter",
-        "How often the sink was torn down and shipping began anew from the checkpoint.",
+        "How often the sink was torn down and publishing began anew from the checkpoint.",
     );
     for view in views {
         for reason in Reason::ALL.map(Reason::name) {
@@ -135,13 +135,13 @@ fn failing(text: &mut Text, views: &[View]) {
     text.family(
         "refused_records_total",
         "counter",
-        "Records that Kafka refused for good, by what became of them.",
+        "Records that Kafka rejected for good, by what became of them.",
     );
     for view in views {
         for (outcome, records) in [
-            ("halted", view.refused.halted),
-            ("parked", view.refused.parked),
-            ("dead_lettered", view.refused.dead_lettered),
+            ("halted", view.rejected.halted),
+            ("parked", view.rejected.parked),
+            ("dead_lettered", view.rejected.dead_lettered),
         ] {
             let labels = [("source", view.source.as_str()), ("outcome", outcome)];
             text.line("refused_records_total", &labels, records);
@@ -150,7 +150,7 @@ fn failing(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "parked_keys",
-        "Keys that wait because Kafka refused an event of theirs.",
+        "Keys that wait because Kafka rejected an event of theirs.",
         |view| Some(view.parked_keys),
     );
     text.gauges(

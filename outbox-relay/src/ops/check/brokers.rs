@@ -6,7 +6,7 @@ use cli::is_topic_name;
 
 use super::{Finding, Findings, Level, database::Outbox};
 use crate::{
-    config::{KafkaConfig, OnRefusal, SinkKind, SourceConfig},
+    config::{KafkaConfig, OnRejection, SinkKind, SourceConfig},
     hints,
     kafka::{Inspector, MAX_BATCH_BYTES, Permission, SinkError, TopicFacts},
 };
@@ -29,7 +29,7 @@ pub(super) async fn check(
     if kafka.properties.has_login() {
         found.unknown(
             "the brokers were not asked: only librdkafka knows the login of kafka.properties",
-            "start the relay; its log says what the brokers refuse",
+            "start the relay; its log says what the brokers reject",
         );
         return;
     }
@@ -144,7 +144,7 @@ async fn look_at_topic(
             );
             return Ok(());
         }
-        Err(SinkError::Refused { .. }) => {
+        Err(SinkError::Rejected { .. }) => {
             found.fail(
                 format!("topic {topic} is hidden from the relay"),
                 "allow Describe and Write on it",
@@ -236,10 +236,10 @@ fn judge_size(
     if low.is_empty() {
         return;
     }
-    let level = match source.on_refusal {
-        OnRefusal::Halt => Level::Fail,
+    let level = match source.on_rejection {
+        OnRejection::Halt => Level::Fail,
         // That is what becomes of it.
-        OnRefusal::ParkKey | OnRefusal::DeadLetter => Level::Note,
+        OnRejection::ParkKey | OnRejection::DeadLetter => Level::Note,
     };
     let what = format!("a row for topic {topic} makes a record of about {bytes} bytes");
     found.add(level, what, Some(format!("raise {}", low.join(", and "))));

@@ -38,7 +38,7 @@ pub(super) async fn check(source: &SourceConfig, found: &mut Findings<'_>) -> Op
         Ok(outbox) => outbox,
         Err(err) => {
             let what = match &err {
-                DatabaseError::Refused { source, .. } => {
+                DatabaseError::Rejected { source, .. } => {
                     format!("can't reach the database: {}", cli::chain(source))
                 }
                 DatabaseError::Url(what) => what.clone(),
@@ -108,7 +108,7 @@ async fn look_at_rows(
     let mut topics = Vec::with_capacity(rows.len());
     for row in &rows {
         let bytes = usize::try_from(row.get::<_, i64>(1)).unwrap_or(0);
-        // Of a row without one, it was told that it can't be shipped.
+        // Of a row without one, it was told that it can't be published.
         topics.extend(row.get::<_, Option<String>>(0).map(|topic| (topic, bytes)));
     }
     Ok(Outbox {
@@ -175,7 +175,7 @@ async fn look_at_numbers(
         } else if let Some(highest) =
             highest.filter(|highest| last.is_none_or(|last| last < *highest))
         {
-            let fix = match highest {
+            let hint = match highest {
                 i64::MAX => "give that row another seq: no number comes after it".to_owned(),
                 _ => format!("select setval('{sequence}', {highest})"),
             };
@@ -184,7 +184,7 @@ async fn look_at_numbers(
                     "sequence {sequence} is behind the outbox, which has a row with seq {highest}: numbers are given out \
                      again, and events of a key may be published in the wrong order"
                 ),
-                fix,
+                hint,
             );
         } else {
             found.pass(format!("sequence {sequence} is not behind the outbox"));
@@ -196,7 +196,7 @@ async fn look_at_numbers(
 /// Rows that are read to see whether they can be.
 const READ_ROWS: usize = 1_000;
 
-/// Reads the rows that are shipped next, as the relay does.
+/// Reads the rows that are published next, as the relay does.
 async fn look_at_next_rows(
     source: &SourceConfig,
     found: &mut Findings<'_>,
@@ -273,7 +273,7 @@ async fn look_at_transactions(
                  and so does replication or a restore from another Postgres, of which some may never be published"
             ),
             format!(
-                "if they came from another Postgres, run `outbox-relay reset --source {}`, which ships every row that the \
+                "if they came from another Postgres, run `outbox-relay reset --source {}`, which publishes every row that the \
                  outbox still holds once more",
                 source.name
             ),
@@ -295,7 +295,7 @@ async fn look_at_checkpoint(
     let params: [&(dyn ToSql + Sync); 3] = [&source, &table, &system_identifier];
     let row = session.query_opt(CHECKPOINT, &params).await?;
     let Some(row) = row else {
-        found.pass("no relay has led it yet; the first ships every row that has a seq");
+        found.pass("no relay has led it yet; the first publishes every row that has a seq");
         return Ok(leader::producer_name(source, "check", 0));
     };
     let (epoch, resigned): (i64, bool) = (row.get(1), row.get(2));
@@ -304,7 +304,7 @@ async fn look_at_checkpoint(
             "the checkpoint is of another Postgres, or of a later time: was the database restored \
              from a dump, or moved by pg_upgrade?",
             format!(
-                "if so, run `outbox-relay reset --source {source}`, which ships every row that the \
+                "if so, run `outbox-relay reset --source {source}`, which publishes every row that the \
                  outbox still holds once more"
             ),
         );

@@ -63,7 +63,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                 union all
                 select 'relay_checkpoints', unnest(array['select', 'insert', 'update'])
                 union all
-                select aside::regclass, privilege
+                select rejections::regclass, privilege
                 from unnest(array['relay_parked', 'relay_dead_letters']) as aside,
                     unnest(array['select', 'insert', 'update', 'delete']) as privilege
             ), missing (privilege, names) as (
@@ -78,7 +78,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
     Rule {
         fine: "each new row gets its transaction and its number",
         sql: "
-            with expected (name, type, value, fix) as (values
+            with expected (name, type, value, hint) as (values
                 (:xid, 'xid8', 'pg_current_xact_id()', 'pg_current_xact_id()'),
                 (:seq, 'bigint', 'nextval(''%''::regclass)', 'nextval(...) of a sequence with cache 1')
             ), found as (
@@ -92,10 +92,10 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                         || ', which is ' || coalesce(nullif(value, ''), 'set by a trigger')
                     else 'column ' || name || ' of ' || :table || problem
                 end,
-                'see outbox-relay/sql/columns-online.sql: it is ' || type || ' default ' || fix,
+                'see outbox-relay/sql/columns-online.sql: it is ' || type || ' default ' || hint,
                 is_unknown
             from (
-                select name, expected.type, fix, found.value,
+                select name, expected.type, hint, found.value,
                     case
                         when found.type is null then ' is missing'
                         when found.type <> expected.type then ' is of type ' || found.type
@@ -114,7 +114,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
         ..RULE
     },
     Rule {
-        fine: "a new row without its transaction or its number is refused",
+        fine: "a new row without its transaction or its number is rejected",
         sql: "
             select case count(*) when 1 then 'column ' else 'columns ' end || string_agg(quote_ident(name), ' and ')
                     || ' of ' || :table || case count(*) when 1 then ' takes' else ' take' end

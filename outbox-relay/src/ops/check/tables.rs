@@ -173,7 +173,7 @@ pub(super) const WRITTEN_HERE: Rule = Rule {
     ..RULE
 };
 
-/// A row that the relay is not shown is one that it never ships.
+/// A row that the relay is not shown is one that it never publishes.
 pub(super) const UNHIDDEN: Rule = Rule {
     fine: "no row is hidden from the role",
     sql: "
@@ -286,7 +286,7 @@ pub(super) const RULES: [Rule; 16] = [
                 union all
                 select 'relay_checkpoints', unnest(array['select', 'insert', 'update'])
                 union all
-                select aside::regclass, privilege
+                select rejections::regclass, privilege
                 from unnest(array['relay_parked', 'relay_dead_letters']) as aside,
                     unnest(array['select', 'insert', 'update', 'delete']) as privilege
             ), missing (privilege, names) as (
@@ -430,7 +430,7 @@ pub(super) const CHECKPOINT: &str = "
     from relay_checkpoints where source = $1";
 
 /// Topics and the largest row of each, in bytes, among the newest thousand rows and the thousand that
-/// are shipped next. `$1` is the source.
+/// are published next. `$1` is the source.
 pub(super) fn topics(outbox: &str) -> String {
     TOPICS.replace(":outbox", outbox)
 }

@@ -10,7 +10,7 @@ pub(crate) enum Role {
     Starting,
     /// Another relay leads; this one takes over when it goes.
     Standby,
-    /// It ships.
+    /// It publishes.
     Leader,
     /// It ended as it was asked to.
     Stopped,
@@ -22,17 +22,17 @@ pub(crate) enum Role {
 pub(crate) enum State {
     /// Not there yet.
     Starting,
-    /// Another relay ships.
+    /// Another relay publishes.
     Standby,
     /// It leads, and nothing is due.
     Idle,
     /// It leads, and events arrive.
-    Shipping,
-    /// It ships, but for keys that wait because Kafka refused an event of theirs.
+    Publishing,
+    /// It publishes, but for keys that wait because Kafka rejected an event of theirs.
     Parked,
-    /// It does not ship, and goes on by itself when what keeps it from that is gone.
+    /// It does not publish, and goes on by itself when what keeps it from that is gone.
     Stalled,
-    /// It does not ship, and somebody has to do something.
+    /// It does not publish, and somebody has to do something.
     Halted,
     /// It ended as it was asked to.
     Stopped,
@@ -43,7 +43,7 @@ impl State {
         Self::Starting,
         Self::Standby,
         Self::Idle,
-        Self::Shipping,
+        Self::Publishing,
         Self::Parked,
         Self::Stalled,
         Self::Halted,
@@ -55,7 +55,7 @@ impl State {
             Self::Starting => "starting",
             Self::Standby => "standby",
             Self::Idle => "idle",
-            Self::Shipping => "shipping",
+            Self::Publishing => "publishing",
             Self::Parked => "parked",
             Self::Stalled => "stalled",
             Self::Halted => "halted",
@@ -64,20 +64,20 @@ impl State {
     }
 }
 
-/// Why shipping had to begin anew.
+/// Why publishing had to begin anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// Postgres is away, silent, or refuses.
+    /// Postgres is away, silent, or rejects.
     Database,
     /// Kafka is away, slow, or not the leader.
     Kafka,
-    /// Kafka refused this relay, because another one ships the source.
+    /// Kafka rejected this relay, because another one publishes the source.
     Fenced,
     /// Another relay has taken the lead.
     LostLead,
-    /// A record is in the way that Kafka refuses for good.
-    Refused,
-    /// A record was refused among others: they are sent one by one, or it was set aside.
+    /// A record is in the way that Kafka rejects for good.
+    Rejected,
+    /// A record was rejected among others: they are sent one by one, or it was set aside.
     OneByOne,
     /// The checkpoint is of another database.
     Checkpoint,
@@ -89,7 +89,7 @@ impl Reason {
         Self::Kafka,
         Self::Fenced,
         Self::LostLead,
-        Self::Refused,
+        Self::Rejected,
         Self::OneByOne,
         Self::Checkpoint,
     ];
@@ -100,7 +100,7 @@ impl Reason {
             Self::Kafka => "kafka",
             Self::Fenced => "fenced",
             Self::LostLead => "lost_lead",
-            Self::Refused => "refused",
+            Self::Rejected => "rejected",
             Self::OneByOne => "one_by_one",
             Self::Checkpoint => "checkpoint",
         }
@@ -108,6 +108,6 @@ impl Reason {
 
     /// Whether it passes only if somebody does something.
     pub(crate) fn halts(self) -> bool {
-        matches!(self, Self::Refused | Self::Checkpoint)
+        matches!(self, Self::Rejected | Self::Checkpoint)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Reason, Refused, Role, SharedStatus, State, Tick, Warning};
+use super::{Reason, Rejected, Role, SharedStatus, State, Tick, Warning};
 use crate::kafka::{Counts, Histogram, quantile_s};
 
 /// A source, as `/status` has it. Seconds and bytes.
@@ -23,14 +23,14 @@ pub(crate) struct View {
     /// Who leads, as the database knows it, where this relay stands by.
     pub(crate) leader: Option<String>,
     /// Records acknowledged since the program started.
-    pub(crate) shipped: u64,
+    pub(crate) published: u64,
     /// The same a second, over the last five to ten.
-    pub(crate) shipped_per_s: f64,
+    pub(crate) published_per_s: f64,
     /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
-    /// Times that Kafka refused this relay's records because another one ships the source.
+    /// Times that Kafka rejected this relay's records because another one publishes the source.
     pub(crate) fenced: u64,
-    /// Rows committed and not shipped; none while the database does not answer.
+    /// Rows committed and not published; none while the database does not answer.
     pub(crate) pending_rows: Option<i64>,
     /// They are too many to be counted.
     pub(crate) pending_is_estimate: bool,
@@ -40,13 +40,13 @@ pub(crate) struct View {
     pub(crate) commit_to_ack: Times,
     /// How long a page of rows takes to read.
     pub(crate) page_read: Times,
-    /// Keys that wait because Kafka refused an event of theirs.
+    /// Keys that wait because Kafka rejected an event of theirs.
     pub(crate) parked_keys: usize,
     /// Events in `relay_dead_letters`, at most 10,000 of them.
     pub(crate) dead_letters: Option<i64>,
-    /// Records that Kafka refused for good, by what became of them.
-    pub(crate) refused: Refused,
-    /// How often shipping began anew, and why.
+    /// Records that Kafka rejected for good, by what became of them.
+    pub(crate) rejected: Rejected,
+    /// How often publishing began anew, and why.
     pub(crate) restarts: BTreeMap<&'static str, u64>,
     /// How long ago the checkpoint was stored.
     pub(crate) checkpoint_age_s: Option<f64>,
@@ -54,15 +54,15 @@ pub(crate) struct View {
     pub(crate) outbox_bytes: Option<i64>,
     /// Partitions that were emptied; none where nobody empties them.
     pub(crate) truncations: Option<u64>,
-    /// Why it does not ship, while something keeps it from shipping.
+    /// Why it does not publish, while something keeps it from publishing.
     pub(crate) error: Option<String>,
     /// What to do about that.
-    pub(crate) fix: Option<&'static str>,
-    /// What is wrong although it ships.
+    pub(crate) hint: Option<&'static str>,
+    /// What is wrong although it publishes.
     pub(crate) warnings: Vec<Warning>,
     /// Rows that can never be published, of a table that takes such rows.
     pub(crate) unpublishable_rows: Option<i64>,
-    /// What kept it from shipping last, also if it is overcome.
+    /// What kept it from publishing last, also if it is recovered.
     pub(crate) last_error: Option<String>,
     /// How long ago that was.
     pub(crate) last_error_age_s: Option<f64>,
@@ -86,7 +86,7 @@ impl SharedStatus {
         let recent = status.recent();
         let pending = recent.map(|(measured, _)| measured.pending);
         let restarts = Reason::ALL.map(|reason| (reason.name(), status.restarts[reason as usize]));
-        let error = status.trouble.as_ref().map(|trouble| trouble.error.clone());
+        let error = status.failure.as_ref().map(|failure| failure.error.clone());
         let error = error.or_else(|| {
             let length = status.stalled_for()?;
             let rows = pending?.rows;
@@ -103,8 +103,8 @@ impl SharedStatus {
             leader: recent
                 .filter(|_| status.role == Role::Standby)
                 .and_then(|(measured, _)| measured.leader.clone()),
-            shipped: status.shipped,
-            shipped_per_s: status.shipped_per_s(),
+            published: status.published,
+            published_per_s: status.published_per_s(),
             in_flight: status.in_flight,
             fenced: status.restarts[Reason::Fenced as usize],
             pending_rows: pending.map(|pending| pending.rows),
@@ -115,20 +115,20 @@ impl SharedStatus {
             page_read: times(&self.0.page_read, |tick| &tick.page_read),
             parked_keys: status.parked_keys,
             dead_letters: recent.map(|_| status.dead_letters),
-            refused: status.refused,
+            rejected: status.rejected,
             restarts: restarts.into(),
             checkpoint_age_s: (status.checkpoint_at).map(|at| at.elapsed().as_secs_f64()),
             outbox_bytes: recent.map(|(measured, _)| measured.outbox_bytes),
             truncations: status.truncations,
             error,
-            fix: status.trouble.as_ref().and_then(|trouble| trouble.fix),
+            hint: status.failure.as_ref().and_then(|failure| failure.hint),
             warnings: status.warnings(),
             unpublishable_rows: recent.map(|(measured, _)| {
                 let unpublishable = measured.unpublishable.as_ref();
                 unpublishable.map_or(0, |unpublishable| unpublishable.rows)
             }),
-            last_error: (status.last_trouble.as_ref()).map(|(trouble, _)| trouble.error.clone()),
-            last_error_age_s: (status.last_trouble.as_ref())
+            last_error: (status.last_failure.as_ref()).map(|(failure, _)| failure.error.clone()),
+            last_error_age_s: (status.last_failure.as_ref())
                 .map(|(_, at)| at.elapsed().as_secs_f64()),
         }
     }

@@ -200,10 +200,10 @@ impl Relay {
         .await
     }
 
-    pub(super) async fn wait_until_shipped(&self, records: u64) -> Result<()> {
-        eventually(&format!("{records} shipped"), async || {
+    pub(super) async fn wait_until_published(&self, records: u64) -> Result<()> {
+        eventually(&format!("{records} published"), async || {
             let status = self.status().await?;
-            Ok((status["shipped"].as_u64() >= Some(records)).then_some(()))
+            Ok((status["published"].as_u64() >= Some(records)).then_some(()))
         })
         .await
     }

@@ -24,7 +24,7 @@ pub(crate) const NEWCOMER: &str = "newcomer";
 /// SCRAM; Kafka's own clients hash it as it is.
 pub(crate) const PASSWORD: &str = "correct-horse-\u{2168}\u{ad}9d1f";
 pub(crate) const PLAIN_PASSWORD: &str = "battery-staple-77aa";
-/// How long a login on the port [`Ports::brief`] holds. Brokers refuse a second one on a connection, as
+/// How long a login on the port [`Ports::brief`] holds. Brokers reject a second one on a connection, as
 /// librdkafka asks for, within a second of the first.
 pub(crate) const BRIEF_LOGIN_MS: u32 = 4_000;
 

@@ -12,7 +12,7 @@ use crate::{
     acl::{self, Allowed},
     for_each_sink,
     harness::Session,
-    shipping::Setup,
+    publishing::Setup,
 };
 
 for_each_sink! {
@@ -21,7 +21,7 @@ for_each_sink! {
     what_the_readme_asks_for_is_all_that_a_relay_needs,
 }
 
-/// A source that ships to a secure broker.
+/// A source that publishes to a secure broker.
 pub(super) async fn setup(
     broker: &SecureBroker,
     brokers: &str,
@@ -49,7 +49,7 @@ pub(super) async fn records(
     .await
 }
 
-async fn ship_one(setup: &Setup) -> Result<()> {
+async fn publish_one(setup: &Setup) -> Result<()> {
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
@@ -72,7 +72,7 @@ async fn records_get_in_by_every_mechanism(sink: SinkKind) -> Result<()> {
     ] {
         let security = broker.login_by(mechanism, password);
         let setup = setup(broker, &broker.ports.login, sink, security).await?;
-        ship_one(&setup).await?;
+        publish_one(&setup).await?;
     }
     Ok(())
 }
@@ -117,7 +117,7 @@ async fn records_get_in_by_a_certificate(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
     let security = broker.certificate();
     let setup = setup(broker, &broker.ports.certificate, sink, security).await?;
-    ship_one(&setup).await
+    publish_one(&setup).await
 }
 
 async fn what_the_readme_asks_for_is_all_that_a_relay_needs(sink: SinkKind) -> Result<()> {
@@ -131,7 +131,7 @@ async fn what_the_readme_asks_for_is_all_that_a_relay_needs(sink: SinkKind) -> R
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
     let text = relay.wait_for_state(503, &setup.topic).await?;
-    assert!(text.contains("is refused"), "{text}");
+    assert!(text.contains("is rejected"), "{text}");
     let allowed = [
         Allowed::topic(&setup.topic),
         Allowed::transactional_id("outbox-relay."),

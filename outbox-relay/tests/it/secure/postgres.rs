@@ -12,13 +12,13 @@ use super::{
 };
 use crate::{
     harness::{Database, Session},
-    shipping::Setup,
+    publishing::Setup,
 };
 
 /// Who logs in with a password, and who with a certificate.
 const ROLE: &str = "relay";
 const CERTIFIED: &str = "certified_relay";
-const PASSWORD: &str = "shipping-forecast-31c0";
+const PASSWORD: &str = "publishing-forecast-31c0";
 
 /// The administrator alone may come in plain text.
 const HBA: &str = "
@@ -87,8 +87,8 @@ impl SecurePostgres {
         format!("sslrootcert={}/ca.crt", self.home.path().display())
     }
 
-    /// Ships one more row; there are `count` then.
-    async fn ship(&self, count: usize) -> Result<()> {
+    /// Publishes one more row; there are `count` then.
+    async fn publish(&self, count: usize) -> Result<()> {
         self.setup.write(&self.session, "a").await?;
         let relay = self.setup.start().await?;
         let records = self.setup.records(count).await?;
@@ -116,7 +116,7 @@ impl SecurePostgres {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_are_shipped_from_a_postgres_that_refuses_plain_connections() -> Result<()> {
+async fn rows_are_published_from_a_postgres_that_refuses_plain_connections() -> Result<()> {
     let mut secure = SecurePostgres::start_as_localhost().await?;
     let ca = secure.ca();
     for (count, settings) in [
@@ -129,14 +129,14 @@ async fn rows_are_shipped_from_a_postgres_that_refuses_plain_connections() -> Re
     .enumerate()
     {
         secure.reach(ROLE, "localhost", settings)?;
-        secure.ship(count + 1).await?;
+        secure.publish(count + 1).await?;
     }
     secure.postgres.process.stop().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_are_shipped_by_who_shows_a_certificate() -> Result<()> {
+async fn rows_are_published_by_who_shows_a_certificate() -> Result<()> {
     let mut secure = SecurePostgres::start_as_localhost().await?;
     let own = secure.authority.issue(CERTIFIED)?;
     let own = own.write(&secure.home, "client")?;
@@ -150,7 +150,7 @@ async fn rows_are_shipped_by_who_shows_a_certificate() -> Result<()> {
         "localhost",
         &format!("sslmode=verify-full&{ca}&{own}"),
     )?;
-    secure.ship(1).await?;
+    secure.publish(1).await?;
     secure.postgres.process.stop().await;
     Ok(())
 }
@@ -189,7 +189,7 @@ async fn what_keeps_the_relay_out_of_the_database_is_said_with_the_way_out() -> 
     }
     // An authority is asked for less than the name.
     secure.reach(ROLE, "127.0.0.1", &format!("sslmode=verify-ca&{ca}"))?;
-    secure.ship(1).await?;
+    secure.publish(1).await?;
     secure.setup.database.url = secure.setup.database.url.replace(PASSWORD, "wrong");
     secure.is_kept_out("password authentication failed").await?;
     secure.postgres.process.stop().await;

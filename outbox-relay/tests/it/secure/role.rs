@@ -4,15 +4,15 @@ use anyhow::{Context as _, Result};
 use devstack::{Addresses, Sql};
 use outbox_relay::{
     ResetTo,
-    config::{OnRefusal, SinkKind},
+    config::{OnRejection, SinkKind},
     reset,
 };
 use tokio_postgres::error::SqlState;
 
 use crate::{
     harness::{Database, Session},
+    publishing::Setup,
     rotation::{insert, rows},
-    shipping::Setup,
 };
 
 const SQL: &str = include_str!("../../../sql/role.sql");
@@ -33,9 +33,10 @@ pub(super) fn url_for(url: &str, name: &str, password: &str) -> Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_ships_parks_empties_and_begins_again_with_the_role_of_the_readme() -> Result<()> {
+async fn a_relay_publishes_parks_empties_and_begins_again_with_the_role_of_the_readme() -> Result<()>
+{
     let mut setup = Setup::new("role", SinkKind::Kafka).await?;
-    setup.on_refusal = OnRefusal::ParkKey;
+    setup.on_rejection = OnRejection::ParkKey;
     let session = Session::new(&setup.database).await?;
     let name = Addresses::unique_name("relay_role");
     create(&session.client, &name, "secret").await?;
@@ -60,8 +61,8 @@ async fn a_relay_ships_parks_empties_and_begins_again_with_the_role_of_the_readm
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_role_of_the_readme_is_refused_everything_else() -> Result<()> {
-    let database = Database::new("role_refused").await?;
+async fn the_role_of_the_readme_is_rejected_everything_else() -> Result<()> {
+    let database = Database::new("role_rejected").await?;
     let admin = database.connect().await?;
     let name = Addresses::unique_name("relay_role");
     create(&admin, &name, "secret").await?;
@@ -84,8 +85,8 @@ async fn the_role_of_the_readme_is_refused_everything_else() -> Result<()> {
         "create schema more",
         "create role more",
     ] {
-        let refused = relay.batch_execute(statement).await.err();
-        let code = refused.as_ref().and_then(|err| err.code());
+        let rejected = relay.batch_execute(statement).await.err();
+        let code = rejected.as_ref().and_then(|err| err.code());
         assert_eq!(code, Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
     }
     Ok(())
@@ -115,8 +116,8 @@ async fn a_writer_can_write_events_and_not_say_when() -> Result<()> {
         ("created_at", "'infinity'"),
     ] {
         let statement = format!("{insert}{column}) values ('t', 'k', 'e', 3, {value})");
-        let refused = writer.batch_execute(&statement).await.err();
-        let code = refused.as_ref().and_then(|err| err.code());
+        let rejected = writer.batch_execute(&statement).await.err();
+        let code = rejected.as_ref().and_then(|err| err.code());
         assert_eq!(code, Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
     }
     assert_eq!(admin.count("select count(*) from outbox").await?, 2);

@@ -82,7 +82,7 @@ impl Inspector {
             None => {}
             Some(ResponseError::UnknownTopicOrPartition) => return Ok(None),
             Some(err @ ResponseError::TopicAuthorizationFailed) => {
-                return Err(SinkError::refused(name, err));
+                return Err(SinkError::rejected(name, err));
             }
             Some(err) => return Err(unavailable(&self.0.connection.address, err)),
         }

@@ -56,10 +56,10 @@ final class OrderSteps extends Steps {
     }
     check(listed.size() == 5 && placed.equals(Set.copyOf(listed)), "listed", listed);
     ListOrdersRequest changed = request.setPageToken(changeOne(token)).build();
-    Refusal.want(INVALID_ARGUMENT, "PAGE_TOKEN_INVALID", () -> services.orders.listOrders(changed));
+    Rejection.want(INVALID_ARGUMENT, "PAGE_TOKEN_INVALID", () -> services.orders.listOrders(changed));
     ListOrdersRequest foreign =
         request.setPageToken(token).setUserId(UUID.randomUUID().toString()).build();
-    Refusal.want(INVALID_ARGUMENT, "PAGE_TOKEN_INVALID", () -> services.orders.listOrders(foreign));
+    Rejection.want(INVALID_ARGUMENT, "PAGE_TOKEN_INVALID", () -> services.orders.listOrders(foreign));
     return listed.size() + " orders on " + pages + " pages";
   }
 
@@ -69,7 +69,7 @@ final class OrderSteps extends Steps {
     Order cancelled = cancelOrder(placed);
     check(cancelled.getState() == OrderState.ORDER_STATE_CANCELLED && cancelled.getVersion() == 2, "order", cancelled);
     check(cancelled.getCancelReason() == CancelReason.CANCEL_REASON_REQUESTED, "order", cancelled);
-    Refusal.want(FAILED_PRECONDITION, "ORDER_CANCELLED", () -> cancelOrder(placed));
+    Rejection.want(FAILED_PRECONDITION, "ORDER_CANCELLED", () -> cancelOrder(placed));
     return "order " + cancelled.getOrderId();
   }
 
@@ -89,11 +89,11 @@ final class OrderSteps extends Steps {
     CreateOrderResponse second = services.orders.createOrder(request);
     check(first.equals(second), "another answer", second);
     CreateOrderRequest other = request.toBuilder().setAmount(euros("19.91")).build();
-    Refusal.want(INVALID_ARGUMENT, "REQUEST_ID_REUSED", () -> services.orders.createOrder(other));
+    Rejection.want(INVALID_ARGUMENT, "REQUEST_ID_REUSED", () -> services.orders.createOrder(other));
     return "order " + first.getOrder().getOrderId();
   }
 
-  /** Amounts are exact to the last digit, or refused. */
+  /** Amounts are exact to the last digit, or rejected. */
   String money() throws Exception {
     Amounts.Vectors vectors = Amounts.Vectors.read();
     CreateUserResponse user = services.users.createUser(newUser());
@@ -107,11 +107,11 @@ final class OrderSteps extends Steps {
     }
     for (Amounts.Vector vector : vectors.invalid()) {
       CreateOrderRequest request = newOrder(user, vector.money());
-      Refusal refusal =
-          Refusal.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> services.orders.createOrder(request));
-      check(refusal.fields().equals(vector.fields().stream().sorted().toList()), "fields of " + vector, refusal);
+      Rejection rejection =
+          Rejection.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> services.orders.createOrder(request));
+      check(rejection.fields().equals(vector.fields().stream().sorted().toList()), "fields of " + vector, rejection);
     }
-    return vectors.valid().size() + " exact, " + vectors.invalid().size() + " refused";
+    return vectors.valid().size() + " exact, " + vectors.invalid().size() + " rejected";
   }
 
   /** A stream that was broken off goes on where it ended. */

@@ -14,21 +14,21 @@ import java.util.List;
 import java.util.concurrent.Callable;
 
 /**
- * What the services say of a call that they refuse: the parts of its google.rpc.Status.
+ * What the services say of a call that they reject: the parts of its google.rpc.Status.
  *
  * @param info its reason is what to branch on
  * @param fields the bad fields, sorted
  * @param preconditions the types of what does not hold
  */
-record Refusal(
+record Rejection(
     Status.Code code, ErrorInfo info, List<String> fields, List<String> preconditions, Duration retryDelay) {
 
-  static Refusal of(StatusRuntimeException refused) throws InvalidProtocolBufferException {
+  static Rejection of(StatusRuntimeException rejected) throws InvalidProtocolBufferException {
     ErrorInfo info = ErrorInfo.getDefaultInstance();
     List<String> fields = List.of();
     List<String> preconditions = List.of();
     Duration retryDelay = Duration.ZERO;
-    for (Any detail : StatusProto.fromThrowable(refused).getDetailsList()) {
+    for (Any detail : StatusProto.fromThrowable(rejected).getDetailsList()) {
       if (detail.is(ErrorInfo.class)) {
         info = detail.unpack(ErrorInfo.class);
       } else if (detail.is(BadRequest.class)) {
@@ -45,20 +45,20 @@ record Refusal(
         retryDelay = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
       }
     }
-    return new Refusal(refused.getStatus().getCode(), info, fields, preconditions, retryDelay);
+    return new Rejection(rejected.getStatus().getCode(), info, fields, preconditions, retryDelay);
   }
 
-  /** Checks that a call is refused, and for this reason. */
-  static Refusal want(Status.Code code, String reason, Callable<?> call) throws Exception {
+  /** Checks that a call is rejected, and for this reason. */
+  static Rejection want(Status.Code code, String reason, Callable<?> call) throws Exception {
     Object answer;
     try {
       answer = call.call();
-    } catch (StatusRuntimeException refused) {
-      Refusal refusal = of(refused);
-      if (refusal.code() != code || !refusal.info().getReason().equals(reason)) {
-        throw new IllegalStateException("want " + code + " " + reason + ", got " + refusal, refused);
+    } catch (StatusRuntimeException rejected) {
+      Rejection rejection = of(rejected);
+      if (rejection.code() != code || !rejection.info().getReason().equals(reason)) {
+        throw new IllegalStateException("want " + code + " " + reason + ", got " + rejection, rejected);
       }
-      return refusal;
+      return rejection;
     }
     throw new IllegalStateException("accepted, where " + code + " " + reason + " was expected: " + answer);
   }

@@ -52,11 +52,11 @@ final class TokenSteps extends Steps {
       check(user.getConsistencyToken().equals(session.token()), "x-consistency-token of CreateUser", session.token());
       String userId = user.getUser().getUserId();
       Order order = following.orders.createOrder(newOrder(userId, euros("19.90")).build()).getOrder();
-      // Only a token that was read can be refused.
+      // Only a token that was read can be rejected.
       session.token("no token");
       CreateOrderRequest request = newOrder(userId, euros("19.90")).build();
-      Refusal invalid =
-          Refusal.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> following.orders.createOrder(request));
+      Rejection invalid =
+          Rejection.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> following.orders.createOrder(request));
       check(invalid.fields().equals(List.of(TokenSession.TOKEN.name())), "fields", invalid);
       return "order " + order.getOrderId() + ", the token carried by an interceptor";
     }

@@ -39,7 +39,7 @@ final class UserSteps extends Steps {
     User updated = rename(read, "Ada King");
     check(updated.getName().equals("Ada King") && updated.getEmail().equals(read.getEmail()), "updated", updated);
     check(updated.getVersion() == 2, "updated", updated);
-    Refusal.want(ABORTED, "ETAG_MISMATCH", () -> rename(read, "Ada Byron"));
+    Rejection.want(ABORTED, "ETAG_MISMATCH", () -> rename(read, "Ada Byron"));
     return "etag " + read.getEtag() + " became " + updated.getEtag();
   }
 
@@ -52,14 +52,14 @@ final class UserSteps extends Steps {
     return services.users.updateUser(request).getUser();
   }
 
-  /** A refusal says what is wrong, all at once, and when to try again. */
+  /** A rejection says what is wrong, all at once, and when to try again. */
   String error() throws Exception {
     CreateUserRequest bad = newUser().toBuilder().setEmail("nobody").setName("").build();
-    Refusal invalid = Refusal.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> services.users.createUser(bad));
+    Rejection invalid = Rejection.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> services.users.createUser(bad));
     check(invalid.info().getDomain().equals("user-service"), "domain", invalid);
     check(invalid.fields().equals(List.of("email", "name")), "fields", invalid);
     CreateOrderRequest early = newOrder(UUID.randomUUID().toString(), euros("1")).build();
-    Refusal unknown = Refusal.want(FAILED_PRECONDITION, "USER_UNKNOWN", () -> services.orders.createOrder(early));
+    Rejection unknown = Rejection.want(FAILED_PRECONDITION, "USER_UNKNOWN", () -> services.orders.createOrder(early));
     check(unknown.retryDelay().compareTo(Duration.ZERO) > 0, "retry delay", unknown);
     check(!unknown.preconditions().isEmpty(), "preconditions", unknown);
     return "bad fields %s; %s, again in %d ms"
@@ -80,7 +80,7 @@ final class UserSteps extends Steps {
     CreateOrderRequest late = newOrder(deleted.getUserId(), euros("1"))
         .setConsistencyToken(answer.getConsistencyToken())
         .build();
-    Refusal.want(FAILED_PRECONDITION, "USER_DELETED", () -> services.orders.createOrder(late));
+    Rejection.want(FAILED_PRECONDITION, "USER_DELETED", () -> services.orders.createOrder(late));
     Instant end = Instant.now().plus(PATIENCE);
     while (order.getState() != OrderState.ORDER_STATE_CANCELLED) {
       check(Instant.now().isBefore(end), "still open", order);

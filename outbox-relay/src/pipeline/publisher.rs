@@ -6,8 +6,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    checkpointer::{Shown, keep_checkpoint},
     error::SourceError,
-    keeping::{Shown, keep_checkpoint},
     outcome::{Cause, Outcome, Restart},
     page_rows::{first_page_rows, next_page_rows},
     recovery::Recovery,
@@ -15,7 +15,7 @@ use super::{
 use super::{route::Router, truncation::keep_truncating};
 use crate::{
     config::SourceConfig,
-    dead_letters::aside::Aside,
+    dead_letters::rejections::Rejections,
     hints,
     kafka::{Acknowledgements, Sampling, Sink, SinkError},
     ops::status::SharedStatus,
@@ -34,13 +34,13 @@ const REST_PART: u32 = 50;
 const FOREIGN_ROWS_INTERVAL: Duration = Duration::from_secs(5);
 /// Rows between two places in a page that a checkpoint can name.
 const MARK_ROWS: u64 = 500;
-/// Shipping without an error for so long makes the next error a first one.
+/// Publishing without an error for so long makes the next error a first one.
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long what is in flight may take to be acknowledged after the relay was asked to end.
 pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A source whose rows are on their way.
-pub(super) struct Shipping<'a, S> {
+pub(super) struct Publisher<'a, S> {
     pub(super) config: &'a SourceConfig,
     /// Records that may be in flight after a while without an error.
     pub(super) max_in_flight: usize,
@@ -51,14 +51,14 @@ pub(super) struct Shipping<'a, S> {
     pub(super) router: Router,
     /// How far the sink was given rows.
     pub(super) cursor: Cursor,
-    pub(super) aside: Aside<'a>,
-    /// So many rows are sent one by one: one of them was refused when they were sent together.
+    pub(super) rejections: Rejections<'a>,
+    /// So many rows are sent one by one: one of them was rejected when they were sent together.
     pub(super) one_by_one: u64,
     pub(super) has_warned_of_repeated_seq: bool,
 }
 
-impl<S: Sink> Shipping<'_, S> {
-    /// Ships until the end or an error. Either way, what is on its way gets the time to arrive, and
+impl<S: Sink> Publisher<'_, S> {
+    /// Publishes until the end or an error. Either way, what is on its way gets the time to arrive, and
     /// what did is noted, so that whoever goes on sends it no second time.
     pub(super) async fn run(mut self, leadership: &Leadership) -> Result<Outcome, SourceError> {
         let acknowledgements = self.sink.acknowledgements().clone();
@@ -79,7 +79,7 @@ impl<S: Sink> Shipping<'_, S> {
         };
         let flushed = match flushed {
             // The cursor may have passed rows that are set aside in memory only.
-            Ok(Ok(())) => self.store_aside().await,
+            Ok(Ok(())) => self.store_rejections().await,
             Ok(Err(err)) => Err(SourceError::from(err)),
             Err(_) => Err(SourceError::FlushTimeout(FLUSH_TIMEOUT)),
         };
@@ -94,8 +94,8 @@ impl<S: Sink> Shipping<'_, S> {
         leadership.resign(&self.cursor).await?;
         shown.update();
         if let Ok(Outcome::Shutdown) = ended {
-            let shipped = acknowledgements.sent();
-            tracing::info!(source = %self.config.name, shipped, "ended cleanly");
+            let published = acknowledgements.sent();
+            tracing::info!(source = %self.config.name, published, "ended cleanly");
         }
         ended
     }
@@ -116,7 +116,7 @@ impl<S: Sink> Shipping<'_, S> {
             leadership.advance(&reached).await?;
         }
         match ended {
-            Err(SourceError::Sink(rejection @ SinkError::Refused { .. })) => {
+            Err(SourceError::Sink(rejection @ SinkError::Rejected { .. })) => {
                 Ok(Outcome::Restart(Restart {
                     cause: Cause::OneOfMany,
                     rejection,
@@ -135,7 +135,7 @@ impl<S: Sink> Shipping<'_, S> {
         let mut foreign_rows_at = Instant::now();
         let mut read_ahead = None;
         while !self.shutdown.is_cancelled() {
-            self.look_aside().await?;
+            self.retry_parked().await?;
             if foreign_rows_at.elapsed() > FOREIGN_ROWS_INTERVAL {
                 ensure_no_foreign_rows(self.reader, self.config).await?;
                 foreign_rows_at = Instant::now();
@@ -145,7 +145,7 @@ impl<S: Sink> Shipping<'_, S> {
                 None => {
                     if self.cursor.window().is_none() && !self.open_window().await? {
                         self.status.leads();
-                        self.sink.tend().await?;
+                        self.sink.maintain().await?;
                         self.rest(last_work).await?;
                         continue;
                     }
@@ -182,10 +182,10 @@ impl<S: Sink> Shipping<'_, S> {
     /// Opens the window that reaches up to now; false if nothing has happened since the last one.
     async fn open_window(&mut self) -> Result<bool, SourceError> {
         let now = self.reader.snapshot().await?;
-        self.refuse_the_future(&now)?;
+        self.reject_the_future(&now)?;
         if now == *self.cursor.seen() {
             if self.sink.acknowledgements().is_empty() {
-                self.status.overcome();
+                self.status.recovered();
             }
             return Ok(false);
         }
@@ -230,15 +230,15 @@ impl<S: Sink> Shipping<'_, S> {
             }
             let row = row?;
             let position = page.position_behind(index)?;
-            if self.aside.is_parked(row.topic, row.key) {
-                self.aside.park_behind((&row).into());
+            if self.rejections.is_parked(row.topic, row.key) {
+                self.rejections.park_behind((&row).into());
                 self.pass(position);
                 if self.one_by_one > 0 {
                     self.mark(self.sink.acknowledgements().sent()).await?;
                 }
                 continue;
             }
-            if self.aside.must_bury_before(row.topic, row.key) {
+            if self.rejections.must_store_before(row.topic, row.key) {
                 self.mark(self.sink.acknowledgements().sent()).await?;
             }
             let is_alone = self.one_by_one > 0;
@@ -246,29 +246,29 @@ impl<S: Sink> Shipping<'_, S> {
             if let Some((created_at_us, weight)) = sample {
                 acknowledgements.expect(created_at_us, weight);
             }
-            let refusal = self.send_row(&row).await?;
-            if refusal.is_some() && sample.is_some() {
+            let rejection = self.send_row(&row).await?;
+            if rejection.is_some() && sample.is_some() {
                 acknowledgements.forget_expected();
             }
-            let is_taken = refusal.is_none();
-            match refusal {
+            let is_taken = rejection.is_none();
+            match rejection {
                 None => self.pass(position),
-                Some(refusal) => {
-                    let restart = self.set_aside(&row, position, refusal).await?;
+                Some(rejection) => {
+                    let restart = self.dead_lettered(&row, position, rejection).await?;
                     if restart.is_break() {
                         return Ok(restart);
                     }
                 }
             }
             let sent = acknowledgements.sent();
-            // Alone, so that whoever goes on begins with the row that is refused.
+            // Alone, so that whoever goes on begins with the row that is rejected.
             if is_alone || is_taken && sent.is_multiple_of(MARK_ROWS) {
                 self.mark(sent).await?;
             }
         }
         self.sink.flush().await?;
         self.mark(self.sink.acknowledgements().sent()).await?;
-        self.sink.tend().await?;
+        self.sink.maintain().await?;
         Ok(ControlFlow::Continue(()))
     }
 
@@ -282,16 +282,16 @@ impl<S: Sink> Shipping<'_, S> {
     /// Makes this a place that a checkpoint can name, when the first `sent` records are acknowledged.
     pub(super) async fn mark(&mut self, sent: u64) -> Result<(), SourceError> {
         // A row that the cursor has passed was sent or is set aside.
-        self.store_aside().await?;
+        self.store_rejections().await?;
         self.sink.acknowledgements().mark(sent, &self.cursor);
         Ok(())
     }
 
-    async fn store_aside(&mut self) -> Result<(), SourceError> {
-        let letters = self.aside.store().await?;
-        if letters > 0 {
+    async fn store_rejections(&mut self) -> Result<(), SourceError> {
+        let dead_letters = self.rejections.store().await?;
+        if dead_letters > 0 {
             self.status
-                .update(|status| status.refused.dead_lettered += letters);
+                .update(|status| status.rejected.dead_lettered += dead_letters);
         }
         Ok(())
     }
@@ -310,19 +310,19 @@ impl<S: Sink> Shipping<'_, S> {
         }
         let mut sent = match self.router.route(row) {
             Ok(record) => self.sink.send(&record).await,
-            Err(err) => Err(SinkError::refused(row.topic, err)),
+            Err(err) => Err(SinkError::rejected(row.topic, err)),
         };
         if is_alone && sent.is_ok() {
             sent = deliver(&mut self.sink).await;
         }
         match sent {
             Ok(()) => Ok(None),
-            // A sink of use has refused the row itself; one that is of no use any more may have told
+            // A sink of use has rejected the row itself; one that is of no use any more may have told
             // of another one.
-            Err(refusal @ SinkError::Refused { .. })
+            Err(rejection @ SinkError::Rejected { .. })
                 if is_alone || self.sink.acknowledgements().check().is_ok() =>
             {
-                Ok(Some(refusal))
+                Ok(Some(rejection))
             }
             Err(err) => Err(err.into()),
         }
@@ -352,7 +352,7 @@ impl<S: Sink> Shipping<'_, S> {
         }
     }
 
-    fn refuse_the_future(&self, now: &Snapshot) -> Result<(), SourceError> {
+    fn reject_the_future(&self, now: &Snapshot) -> Result<(), SourceError> {
         if !self.cursor.seen().lies_in_the_future_of(now) {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Events that Kafka refuses for good: where they wait, or end up, so that others can go on.
+//! Events that Kafka rejects for good: where they wait, or end up, so that others can go on.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,33 +17,33 @@ pub(crate) const MAX_PARKED_KEYS: usize = 1_000;
 pub(crate) const MAX_PARKED_KEY_BYTES: usize = 2_000;
 /// Dead letters that are stored with one statement. More of them would save little, and the
 /// statement looks through all of them for the reason of each.
-const MAX_UNBURIED: usize = 500;
+const MAX_PENDING_DEAD_LETTERS: usize = 500;
 /// How often it is looked whether somebody wants a parked key tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What of a source is set aside: what of it the leader knows by heart, and what is still to be stored.
-pub(crate) struct Aside<'a> {
+/// What of a source is set rejections: what of it the leader knows by heart, and what is still to be stored.
+pub(crate) struct Rejections<'a> {
     storage: Storage<'a>,
     /// The keys that are parked, by topic.
     parked: HashMap<String, HashSet<String>>,
     /// Events that wait behind a parked one, and are not stored yet.
     behind: Vec<EventRef>,
     /// Dead letters that are not stored yet.
-    unburied: Unburied,
+    pending: PendingDeadLetters,
     looked_at: Instant,
     /// Something may wait to be tried again: dead letters for their topic, for example.
     is_due: bool,
 }
 
 #[derive(Default)]
-struct Unburied {
+struct PendingDeadLetters {
     events: Vec<EventRef>,
     errors: Vec<String>,
     /// Their keys, by topic.
     keys: HashMap<String, HashSet<String>>,
 }
 
-impl<'a> Aside<'a> {
+impl<'a> Rejections<'a> {
     pub(crate) async fn load(
         leadership: &'a Leadership,
         mapping: &'a Mapping,
@@ -53,7 +53,7 @@ impl<'a> Aside<'a> {
             parked: storage.parked_keys().await?,
             storage,
             behind: Vec::new(),
-            unburied: Unburied::default(),
+            pending: PendingDeadLetters::default(),
             looked_at: Instant::now(),
             is_due: true,
         })
@@ -66,8 +66,8 @@ impl<'a> Aside<'a> {
 
     /// Whether dead letters have to be stored before an event of this key is sent: nothing goes past
     /// one of its key without a record of it. Also, if there are as many as one statement takes.
-    pub(crate) fn must_bury_before(&self, topic: &str, key: &str) -> bool {
-        self.unburied.events.len() >= MAX_UNBURIED || has(&self.unburied.keys, topic, key)
+    pub(crate) fn must_store_before(&self, topic: &str, key: &str) -> bool {
+        self.pending.events.len() >= MAX_PENDING_DEAD_LETTERS || has(&self.pending.keys, topic, key)
     }
 
     /// How many keys are parked.
@@ -85,7 +85,7 @@ impl<'a> Aside<'a> {
     /// many of the latter there were.
     pub(crate) async fn store(&mut self) -> Result<u64, CheckpointError> {
         self.store_parked().await?;
-        self.store_buried().await
+        self.store_dead_letters().await
     }
 
     async fn store_parked(&mut self) -> Result<(), CheckpointError> {
@@ -97,7 +97,7 @@ impl<'a> Aside<'a> {
         Ok(())
     }
 
-    /// Parks the event, which was refused, and its key with it.
+    /// Parks the event, which was rejected, and its key with it.
     pub(crate) async fn park(
         &mut self,
         event: EventRef,
@@ -113,7 +113,7 @@ impl<'a> Aside<'a> {
         Ok(())
     }
 
-    /// A parked event was refused once more.
+    /// A parked event was rejected once more.
     pub(crate) async fn park_again(
         &self,
         event: EventRef,
@@ -122,28 +122,34 @@ impl<'a> Aside<'a> {
         self.storage.park_again(event, error).await
     }
 
-    /// Puts the event, which was refused, among the dead letters. It is stored with the
+    /// Puts the event, which was rejected, among the dead letters. It is stored with the
     /// next [`store`](Self::store).
-    pub(crate) fn bury(&mut self, event: EventRef, topic: &str, key: &str, error: String) {
-        self.unburied.events.push(event);
-        self.unburied.errors.push(error);
-        let keys = self.unburied.keys.entry(topic.to_owned()).or_default();
+    pub(crate) fn add_dead_letter(
+        &mut self,
+        event: EventRef,
+        topic: &str,
+        key: &str,
+        error: String,
+    ) {
+        self.pending.events.push(event);
+        self.pending.errors.push(error);
+        let keys = self.pending.keys.entry(topic.to_owned()).or_default();
         keys.insert(key.to_owned());
     }
 
-    async fn store_buried(&mut self) -> Result<u64, CheckpointError> {
-        let Unburied { events, errors, .. } = &self.unburied;
+    async fn store_dead_letters(&mut self) -> Result<u64, CheckpointError> {
+        let PendingDeadLetters { events, errors, .. } = &self.pending;
         if events.is_empty() {
             return Ok(0);
         }
-        let stored = self.storage.bury(events, errors).await?;
-        self.unburied = Unburied::default();
+        let stored = self.storage.add_dead_letters(events, errors).await?;
+        self.pending = PendingDeadLetters::default();
         self.is_due = true;
         Ok(stored)
     }
 
     /// Notes what became of the event in the dead letter topic.
-    pub(crate) async fn buried_in_topic(
+    pub(crate) async fn set_in_topic(
         &self,
         event: EventRef,
         in_topic: InTopic,
@@ -151,7 +157,7 @@ impl<'a> Aside<'a> {
         self.storage.set_in_topic(event, in_topic).await
     }
 
-    /// The event was shipped after all.
+    /// The event was published after all.
     pub(crate) async fn unpark(
         &mut self,
         event: EventRef,

@@ -12,14 +12,14 @@ use super::{
 /// An error as a client sees it: a code for its retry policy, a reason for its code, a message for
 /// its developer. Each part is there on every error.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct Rejection {
     reason: Reason,
     message: String,
     details: ErrorDetails,
     retry_after: Option<Duration>,
 }
 
-impl Refusal {
+impl Rejection {
     /// An error that says no more than this.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let (message, details) = (message.into(), ErrorDetails::new());
@@ -36,9 +36,9 @@ impl Refusal {
         let violations = violations.into_vec();
         let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
         let message = format!("invalid: {}", fields.join(", "));
-        let mut refusal = Self::new(VALIDATION_FAILED, message);
-        refusal.details.set_bad_request(violations);
-        refusal
+        let mut rejection = Self::new(VALIDATION_FAILED, message);
+        rejection.details.set_bad_request(violations);
+        rejection
     }
 
     /// An error that is ours. The caller gets a number to quote, under which the log has the rest.
@@ -46,9 +46,9 @@ impl Refusal {
         let quote = Uuid::new_v4();
         tracing::error!(%quote, error = %cli::chain(err), "internal error");
         let message = format!("internal error; quote {quote} when you report it");
-        let mut refusal = Self::new(INTERNAL, message);
-        refusal.details.set_request_info(quote, "");
-        refusal
+        let mut rejection = Self::new(INTERNAL, message);
+        rejection.details.set_request_info(quote, "");
+        rejection
     }
 
     /// Names the thing that the error is about.

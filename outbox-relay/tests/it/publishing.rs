@@ -8,7 +8,7 @@ use devstack::{Addresses, PATIENCE, Record, eventually, read_topic};
 use outbox_relay::{
     Relay, ResetTo,
     config::{
-        Config, KafkaConfig, KafkaProperties, KafkaSecurity, Mapping, OnRefusal, SinkKind,
+        Config, KafkaConfig, KafkaProperties, KafkaSecurity, Mapping, OnRejection, SinkKind,
         SourceConfig,
     },
     reset,
@@ -28,7 +28,7 @@ for_each_sink! {
     a_standby_takes_over_and_sends_nothing_twice_after_a_clean_end,
     a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint,
     a_checkpoint_from_the_future_stops_the_source_until_it_is_reset,
-    a_dump_that_was_restored_elsewhere_is_shipped_after_a_reset,
+    a_dump_that_was_restored_elsewhere_is_published_after_a_reset,
     a_database_that_says_nothing_is_told_and_waited_for_no_longer_than_it_may,
     a_missing_topic_halts_its_source_and_repeats_nothing,
     a_record_that_is_too_large_halts_its_source_and_repeats_nothing,
@@ -43,7 +43,7 @@ pub(crate) struct Setup {
     pub(crate) security: KafkaSecurity,
     pub(crate) properties: KafkaProperties,
     pub(crate) mapping: Mapping,
-    pub(crate) on_refusal: OnRefusal,
+    pub(crate) on_rejection: OnRejection,
     pub(crate) dead_letter_topic: Option<String>,
     pub(crate) max_record_bytes: usize,
     /// Few, so that a test of some hundred rows has many pages.
@@ -68,7 +68,7 @@ impl Setup {
             security: KafkaSecurity::default(),
             properties: KafkaProperties::default(),
             mapping: Mapping::default(),
-            on_refusal: OnRefusal::Halt,
+            on_rejection: OnRejection::Halt,
             dead_letter_topic: None,
             max_record_bytes: 100_000,
             max_page_rows: 50,
@@ -96,7 +96,7 @@ impl Setup {
                 content_type: "application/json".into(),
                 max_poll_interval: Duration::from_millis(20),
                 max_page_rows: self.max_page_rows,
-                on_refusal: self.on_refusal,
+                on_rejection: self.on_rejection,
                 retention: Duration::ZERO,
                 rotation_interval: Duration::from_millis(200),
                 dead_letter_topic: self.dead_letter_topic.clone(),
@@ -328,7 +328,7 @@ async fn a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint(sink: SinkK
         session.client.query(cut, &[]).await?;
     }
     setup.write(&session, "a").await?;
-    // What was shipped since the last checkpoint may come twice, but never out of order for a
+    // What was published since the last checkpoint may come twice, but never out of order for a
     // reader who ignores what he knows.
     let mut newest = 0;
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -366,7 +366,9 @@ async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset(
 }
 
 /// As a dump leaves it: rows and checkpoint with ids of transactions that are still to come here.
-async fn a_dump_that_was_restored_elsewhere_is_shipped_after_a_reset(sink: SinkKind) -> Result<()> {
+async fn a_dump_that_was_restored_elsewhere_is_published_after_a_reset(
+    sink: SinkKind,
+) -> Result<()> {
     let setup = Setup::new("restored", sink).await?;
     let session = Session::new(&setup.database).await?;
     for _ in 0..3 {
@@ -407,8 +409,8 @@ async fn a_database_that_says_nothing_is_told_and_waited_for_no_longer_than_it_m
     relay.stop().await
 }
 
-/// A row that can't be shipped stands in the way of those behind it, and says so all the while; what
-/// was shipped before it is not repeated, however often it is tried.
+/// A row that can't be published stands in the way of those behind it, and says so all the while; what
+/// was published before it is not repeated, however often it is tried.
 async fn a_missing_topic_halts_its_source_and_repeats_nothing(sink: SinkKind) -> Result<()> {
     let setup = Setup::new("lost_topic", sink).await?;
     let session = Session::new(&setup.database).await?;
@@ -453,10 +455,10 @@ async fn a_record_that_is_too_large_halts_its_source_and_repeats_nothing(
     setup.write(&session, "b").await?;
     let relay = setup.start().await?;
     setup.records(20).await?;
-    let mut refusals = 0;
-    while refusals < 5 {
+    let mut rejections = 0;
+    while rejections < 5 {
         let text = relay.wait_for_readiness(503).await?;
-        refusals += usize::from(text.contains("is in the way"));
+        rejections += usize::from(text.contains("is in the way"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     relay.stop().await?;

@@ -1,4 +1,4 @@
-//! Moves the checkpoint while rows are shipped.
+//! Moves the checkpoint while rows are published.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::{
     postgres::leader::{HEARTBEAT_INTERVAL, Leadership},
 };
 
-/// How often the checkpoint follows the acknowledgements. After a kill, what was shipped since is
-/// shipped again.
+/// How often the checkpoint follows the acknowledgements. After a kill, what was published since is
+/// published again.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
 /// Storing one that took 5 ms is followed by a rest of 100 ms: while a transaction is held open
 /// somewhere, every version of the row stays, and each makes the next one slower.
@@ -43,9 +43,9 @@ pub(super) async fn keep_checkpoint(
             rest = ((last_write - started) * CHECKPOINT_REST)
                 .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL / 2);
             shown.update();
-            // What kept it from shipping is overcome when it has come further than before.
+            // What kept it from publishing is recovered when it has come further than before.
             if cursor != start {
-                shown.status.overcome();
+                shown.status.recovered();
             }
         }
     }
@@ -55,13 +55,13 @@ pub(super) async fn keep_checkpoint(
 pub(super) struct Shown<'a> {
     status: &'a SharedStatus,
     acknowledgements: &'a Acknowledgements,
-    /// Those that earlier sinks have shipped.
+    /// Those that earlier sinks have published.
     before: u64,
 }
 
 impl<'a> Shown<'a> {
     pub(super) fn new(status: &'a SharedStatus, acknowledgements: &'a Acknowledgements) -> Self {
-        let before = status.get().shipped;
+        let before = status.get().published;
         Self {
             status,
             acknowledgements,
@@ -79,7 +79,7 @@ impl<'a> Shown<'a> {
         let acknowledged = self.acknowledgements.acknowledged();
         let in_flight = self.acknowledgements.in_flight();
         self.status.update(|status| {
-            status.shipped = self.before + acknowledged;
+            status.published = self.before + acknowledged;
             status.in_flight = in_flight;
         });
     }

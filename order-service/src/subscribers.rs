@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 /// The calls that wait, by the user whom they wait for.
 #[derive(Debug, Default)]
-pub struct Wakers {
+pub struct Subscribers {
     by_user: Mutex<HashMap<Uuid, Waiting>>,
 }
 
@@ -19,7 +19,7 @@ struct Waiting {
     calls: usize,
 }
 
-impl Wakers {
+impl Subscribers {
     /// Wakes those who wait for this user.
     pub fn wake(&self, user_id: Uuid) {
         if let Some(waiting) = self.by_user.lock().get(&user_id) {
@@ -33,7 +33,7 @@ impl Wakers {
         let waiting = by_user.entry(user_id).or_default();
         waiting.calls += 1;
         Listener {
-            wakers: Arc::clone(self),
+            subscribers: Arc::clone(self),
             user_id,
             notify: Arc::clone(&waiting.notify),
         }
@@ -43,7 +43,7 @@ impl Wakers {
 /// A call's entry, taken away with the call however it ends.
 #[derive(Debug)]
 pub struct Listener {
-    wakers: Arc<Wakers>,
+    subscribers: Arc<Subscribers>,
     user_id: Uuid,
     notify: Arc<Notify>,
 }
@@ -58,7 +58,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let mut by_user = self.wakers.by_user.lock();
+        let mut by_user = self.subscribers.by_user.lock();
         if let Some(waiting) = by_user.get_mut(&self.user_id) {
             waiting.calls -= 1;
             if waiting.calls == 0 {
@@ -74,11 +74,14 @@ mod tests {
 
     #[test]
     fn an_entry_goes_with_its_last_call() {
-        let wakers = Arc::new(Wakers::default());
-        let (first, second) = (wakers.listen(Uuid::nil()), wakers.listen(Uuid::nil()));
+        let subscribers = Arc::new(Subscribers::default());
+        let (first, second) = (
+            subscribers.listen(Uuid::nil()),
+            subscribers.listen(Uuid::nil()),
+        );
         drop(first);
-        assert_eq!(wakers.by_user.lock().len(), 1);
+        assert_eq!(subscribers.by_user.lock().len(), 1);
         drop(second);
-        assert_eq!(wakers.by_user.lock().len(), 0);
+        assert_eq!(subscribers.by_user.lock().len(), 0);
     }
 }

@@ -29,26 +29,29 @@ pub(crate) enum Look {
     NoConnection,
     NoTopic,
     /// A partition ends before the offset that is next.
-    MadeAnew {
+    Recreated {
         next: i64,
         end: i64,
     },
 }
 
 /// A thread that looks, until this is dropped.
-pub(crate) struct Lookout {
+pub(crate) struct TopicMonitor {
     latest: Arc<Mutex<Option<Look>>>,
     _ends_with_this: DropGuard,
 }
 
-impl Lookout {
+impl TopicMonitor {
     pub(crate) fn start(
         shared: &Arc<Shared>,
         assignment: &Arc<Assignment>,
     ) -> Result<Self, KafkaError> {
         let client: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &shared.options.brokers)
-            .set("client.id", format!("{} lookout", shared.options.name))
+            .set(
+                "client.id",
+                format!("{} topic_monitor", shared.options.name),
+            )
             .set("reconnect.backoff.max.ms", "1000")
             .create()?;
         let latest = Arc::new(Mutex::new(None));
@@ -99,7 +102,7 @@ fn look(client: &BaseConsumer, topic: &str, assignment: &Assignment) -> Look {
         Ok(_) => match assignment.ahead(client) {
             Err(_) => Look::NoConnection,
             Ok(None) => Look::Fine,
-            Ok(Some((next, end))) => Look::MadeAnew { next, end },
+            Ok(Some((next, end))) => Look::Recreated { next, end },
         },
     }
 }

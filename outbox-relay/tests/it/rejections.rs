@@ -1,4 +1,4 @@
-//! Records that Kafka refuses for good, under each policy. A record of 2 MB for a topic that takes one.
+//! Records that Kafka rejects for good, under each policy. A record of 2 MB for a topic that takes one.
 
 use ::rdkafka::{
     ClientConfig,
@@ -11,14 +11,14 @@ use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, Record, eventually};
 use outbox_relay::{
     Dropped, Parked,
-    config::{OnRefusal, SinkKind},
+    config::{OnRejection, SinkKind},
 };
 
 use crate::{
     acl::{AUTHORIZER, forbid_writing},
     for_each_sink,
     harness::Session,
-    shipping::Setup,
+    publishing::Setup,
 };
 
 for_each_sink! {
@@ -26,24 +26,24 @@ for_each_sink! {
     a_parked_key_waits_and_others_go_on,
     a_dropped_event_leaves_a_record_and_frees_its_key,
     a_dead_letter_is_in_the_table_and_in_the_topic,
-    a_refusal_by_the_broker_is_narrowed_down_to_its_record,
-    a_batch_that_is_refused_takes_no_other_row_along,
+    a_rejection_by_the_broker_is_narrowed_down_to_its_record,
+    a_batch_that_is_rejected_takes_no_other_row_along,
     a_topic_that_may_not_be_written_to_holds_no_other_up,
-    what_is_in_front_of_a_refused_row_is_not_repeated,
+    what_is_in_front_of_a_rejected_row_is_not_repeated,
     what_waits_behind_a_parked_key_is_kept_when_the_source_halts,
     a_source_that_halts_reads_one_row_a_try_and_not_a_page,
-    a_missing_dead_letter_topic_is_told_before_anything_is_shipped,
+    a_missing_dead_letter_topic_is_told_before_anything_is_published,
     a_dead_letter_waits_for_a_topic_that_was_deleted,
     an_event_that_was_set_aside_stays_beside_another_with_its_seq,
-    rows_that_make_no_record_are_refused_with_the_reason,
+    rows_that_make_no_record_are_rejected_with_the_reason,
     dead_letters_of_a_page_are_all_recorded_each_with_its_reason,
 }
 
 const LARGE: usize = 2_000_000;
 
-async fn setup(test: &str, sink: SinkKind, on_refusal: OnRefusal) -> Result<(Setup, Session)> {
+async fn setup(test: &str, sink: SinkKind, on_rejection: OnRejection) -> Result<(Setup, Session)> {
     let mut setup = Setup::new(test, sink).await?;
-    setup.on_refusal = on_refusal;
+    setup.on_rejection = on_rejection;
     setup.max_record_bytes = 4_000_000;
     let session = Session::new(&setup.database).await?;
     Ok((setup, session))
@@ -82,7 +82,7 @@ fn versions_of(records: &[Record], key: &str) -> Vec<i64> {
 }
 
 async fn halt_lets_nothing_pass(sink: SinkKind) -> Result<()> {
-    let (setup, session) = setup("halt", sink, OnRefusal::Halt).await?;
+    let (setup, session) = setup("halt", sink, OnRejection::Halt).await?;
     setup.write(&session, "a").await?;
     write_large(&session, &setup.topic, "a", LARGE).await?;
     setup.write(&session, "b").await?;
@@ -98,9 +98,9 @@ async fn halt_lets_nothing_pass(sink: SinkKind) -> Result<()> {
 }
 
 async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
-    let (setup, session) = setup("park", sink, OnRefusal::ParkKey).await?;
+    let (setup, session) = setup("park", sink, OnRejection::ParkKey).await?;
     setup.write(&session, "a").await?;
-    let refused = write_large(&session, &setup.topic, "a", LARGE).await?;
+    let rejected = write_large(&session, &setup.topic, "a", LARGE).await?;
     for key in ["a", "b", "a", "b"] {
         setup.write(&session, key).await?;
     }
@@ -117,7 +117,7 @@ async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
         Ok(keys.into_iter().find(|key| key.events == 3))
     })
     .await?;
-    assert_eq!((key.key.as_str(), key.refused_seq), ("a", refused));
+    assert_eq!((key.key.as_str(), key.rejected_seq), ("a", rejected));
     assert!(key.error.contains(&setup.topic), "{}", key.error);
     // Another try changes nothing while the reason is still there ...
     assert_eq!(parked.retry(Some("a")).await?, 1);
@@ -146,8 +146,8 @@ async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
 }
 
 async fn a_dropped_event_leaves_a_record_and_frees_its_key(sink: SinkKind) -> Result<()> {
-    let (setup, session) = setup("drop", sink, OnRefusal::ParkKey).await?;
-    let refused = write_large(&session, &setup.topic, "a", LARGE).await?;
+    let (setup, session) = setup("drop", sink, OnRejection::ParkKey).await?;
+    let rejected = write_large(&session, &setup.topic, "a", LARGE).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
     let parked = Parked::of(&setup.config()?.sources[0]).await?;
@@ -160,8 +160,8 @@ async fn a_dropped_event_leaves_a_record_and_frees_its_key(sink: SinkKind) -> Re
             .then_some(()))
     })
     .await?;
-    assert_eq!(parked.drop_event(refused, None).await?, Dropped::One);
-    assert_eq!(parked.drop_event(refused, None).await?, Dropped::None);
+    assert_eq!(parked.drop_event(rejected, None).await?, Dropped::One);
+    assert_eq!(parked.drop_event(rejected, None).await?, Dropped::None);
     assert_eq!(versions_of(&setup.records(1).await?, "a"), [2]);
     let sql = "select error, length(payload) from relay_dead_letters";
     let row = session.client.query_one(sql, &[]).await?;
@@ -172,7 +172,7 @@ async fn a_dropped_event_leaves_a_record_and_frees_its_key(sink: SinkKind) -> Re
 }
 
 async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Result<()> {
-    let (mut setup, session) = setup("dead", sink, OnRefusal::DeadLetter).await?;
+    let (mut setup, session) = setup("dead", sink, OnRejection::DeadLetter).await?;
     let dead_letters = Addresses::unique_name("dead_letters");
     Addresses::shared().create_topic(&dead_letters, 1).await?;
     setup.dead_letter_topic = Some(dead_letters.clone());
@@ -191,20 +191,20 @@ async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Resul
     assert_eq!(dead.header("dead_letter_seq"), Some(&*lost.to_string()));
     let error = dead.header("dead_letter_error").unwrap_or_default();
     assert!(error.contains("nobody.made.this"), "{error}");
-    // The large one is refused there, too. The table has both.
+    // The large one is rejected there, too. The table has both.
     let settled = "select count(*) from relay_dead_letters where in_topic <> 'pending'";
     session.client.wait_for(settled, 2).await?;
     let sql = "select seq, in_topic, error from relay_dead_letters order by seq";
     let rows = session.client.query(sql, &[]).await?;
     let states: Vec<(i64, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    assert_eq!(states, [(large, "refused"), (lost, "sent")]);
+    assert_eq!(states, [(large, "rejected"), (lost, "sent")]);
     relay.wait_for_readiness(200).await?;
     relay.stop().await
 }
 
-/// The broker refuses whole batches, and says nothing of which record it was.
-async fn a_refusal_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind) -> Result<()> {
-    let (setup, session) = setup("narrow", sink, OnRefusal::ParkKey).await?;
+/// The broker rejects whole batches, and says nothing of which record it was.
+async fn a_rejection_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind) -> Result<()> {
+    let (setup, session) = setup("narrow", sink, OnRejection::ParkKey).await?;
     setup.write(&session, "warm").await?;
     let relay = setup.start().await?;
     setup.records(1).await?;
@@ -241,11 +241,11 @@ async fn a_refusal_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind) 
 }
 
 /// No row is too large, but what is on its way together is: while rows are still handed over, the
-/// sink tells of the refusal, and it is none of theirs.
-async fn a_batch_that_is_refused_takes_no_other_row_along(sink: SinkKind) -> Result<()> {
+/// sink tells of the rejection, and it is none of theirs.
+async fn a_batch_that_is_rejected_takes_no_other_row_along(sink: SinkKind) -> Result<()> {
     const ROWS: usize = 450;
-    for on_refusal in [OnRefusal::ParkKey, OnRefusal::DeadLetter] {
-        let (mut setup, session) = setup("innocent", sink, on_refusal).await?;
+    for on_rejection in [OnRejection::ParkKey, OnRejection::DeadLetter] {
+        let (mut setup, session) = setup("innocent", sink, on_rejection).await?;
         setup.max_page_rows = 20_000;
         setup.write(&session, "warm").await?;
         let relay = setup.start().await?;
@@ -264,19 +264,19 @@ async fn a_batch_that_is_refused_takes_no_other_row_along(sink: SinkKind) -> Res
             Ok((told.len() == ROWS + 1).then_some(()))
         })
         .await?;
-        let set_aside = "select (select count(*) from relay_parked)
+        let dead_lettered = "select (select count(*) from relay_parked)
                               + (select count(*) from relay_dead_letters)";
-        assert_eq!(session.client.count(set_aside).await?, 0);
+        assert_eq!(session.client.count(dead_lettered).await?, 0);
         relay.stop().await?;
     }
     Ok(())
 }
 
 /// A broker that takes everything but what is for one topic.
-async fn forbidding(sink: SinkKind, on_refusal: OnRefusal) -> Result<Forbidding> {
+async fn forbidding(sink: SinkKind, on_rejection: OnRejection) -> Result<Forbidding> {
     let home = Arc::new(Home::new()?);
     let kafka = Kafka::start_with_settings(&home, &AUTHORIZER).await?;
-    let (mut setup, session) = setup("forbidden", sink, on_refusal).await?;
+    let (mut setup, session) = setup("forbidden", sink, on_rejection).await?;
     setup.brokers = kafka.brokers().to_owned();
     let forbidden = format!("{}_forbidden", setup.topic);
     for topic in [&setup.topic, &forbidden] {
@@ -298,15 +298,15 @@ struct Forbidding {
     forbidden: String,
 }
 
-/// Whatever keeps it from shipping, it goes on from where it was.
-async fn what_is_in_front_of_a_refused_row_is_not_repeated(sink: SinkKind) -> Result<()> {
+/// Whatever keeps it from publishing, it goes on from where it was.
+async fn what_is_in_front_of_a_rejected_row_is_not_repeated(sink: SinkKind) -> Result<()> {
     const ROWS: usize = 300;
     let Forbidding {
         kafka,
         mut setup,
         session,
         forbidden,
-    } = forbidding(sink, OnRefusal::Halt).await?;
+    } = forbidding(sink, OnRejection::Halt).await?;
     setup.max_page_rows = 20_000;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, payload)
@@ -336,7 +336,7 @@ async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) ->
         setup,
         session,
         forbidden,
-    } = forbidding(sink, OnRefusal::ParkKey).await?;
+    } = forbidding(sink, OnRejection::ParkKey).await?;
     session.client.batch_execute("begin").await?;
     for key in ["a", "b", "a", "b"] {
         for topic in [&setup.topic, &forbidden] {
@@ -347,7 +347,7 @@ async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) ->
     session.client.batch_execute("commit").await?;
     let relay = setup.start().await?;
     eventually("the other topic's records", async || {
-        // The brokers took some with the batch that they refused a part of: these come twice.
+        // The brokers took some with the batch that they rejected a part of: these come twice.
         let records = setup.records(1).await?;
         let newest = |key| versions_of(&records, key).last().copied();
         Ok((newest("a") == Some(3) && newest("b") == Some(3)).then_some(()))
@@ -370,15 +370,15 @@ async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) ->
 async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
     sink: SinkKind,
 ) -> Result<()> {
-    let (setup, session) = setup("behind", sink, OnRefusal::ParkKey).await?;
+    let (setup, session) = setup("behind", sink, OnRejection::ParkKey).await?;
     let missing = Addresses::unique_name("missing");
     session.enqueue(&missing, "hot", 1).await?;
     let relay = setup.start().await?;
     let parked = "select count(*) from relay_parked";
     session.client.wait_for(parked, 1).await?;
     // Nothing more can be parked for a reason of its own.
-    let refuse = "alter table relay_parked add constraint full_up check (error is null or seq = 1)";
-    session.client.batch_execute(refuse).await?;
+    let reject = "alter table relay_parked add constraint full_up check (error is null or seq = 1)";
+    session.client.batch_execute(reject).await?;
     session.client.batch_execute("begin").await?;
     for version in 2..=4 {
         session.enqueue(&missing, "hot", version).await?;
@@ -404,7 +404,7 @@ async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) 
     // Fewer than two pages for each of the tries, and more than what measures the backlog looks at.
     const ROWS: usize = 20_000;
     const TRIES: i64 = 8;
-    let (mut setup, session) = setup("tries", sink, OnRefusal::Halt).await?;
+    let (mut setup, session) = setup("tries", sink, OnRejection::Halt).await?;
     setup.max_page_rows = 20_000;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version)
@@ -429,14 +429,14 @@ async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_larger_than_a_page_all_come_to_their_topic() -> Result<()> {
     let (mut setup, session) =
-        setup("large_letters", SinkKind::Kafka, OnRefusal::DeadLetter).await?;
-    let letters = Addresses::unique_name("large_letters");
-    Addresses::shared().create_topic(&letters, 1).await?;
-    setup.dead_letter_topic = Some(letters);
+        setup("large_letters", SinkKind::Kafka, OnRejection::DeadLetter).await?;
+    let dead_letters = Addresses::unique_name("large_letters");
+    Addresses::shared().create_topic(&dead_letters, 1).await?;
+    setup.dead_letter_topic = Some(dead_letters);
     let pending = "insert into relay_dead_letters
             (source, seq, event_id, topic, key, event_type, payload, error)
         select 'test', n, gen_random_uuid(), 'nobody.made.this', 'a', 'made',
-            convert_to(repeat('x', 900000), 'UTF8'), 'it was refused'
+            convert_to(repeat('x', 900000), 'UTF8'), 'it was rejected'
         from generate_series(1, 25) as n";
     session.client.batch_execute(pending).await?;
     let relay = setup.start().await?;
@@ -445,11 +445,11 @@ async fn dead_letters_larger_than_a_page_all_come_to_their_topic() -> Result<()>
     relay.stop().await
 }
 
-/// What goes there is tried once, so it would all be refused for good.
-async fn a_missing_dead_letter_topic_is_told_before_anything_is_shipped(
+/// What goes there is tried once, so it would all be rejected for good.
+async fn a_missing_dead_letter_topic_is_told_before_anything_is_published(
     sink: SinkKind,
 ) -> Result<()> {
-    let (mut setup, session) = setup("no_letters", sink, OnRefusal::DeadLetter).await?;
+    let (mut setup, session) = setup("no_letters", sink, OnRejection::DeadLetter).await?;
     let missing = Addresses::unique_name("missing");
     setup.dead_letter_topic = Some(missing.clone());
     session.enqueue("nobody.made.this", "a", 1).await?;
@@ -464,17 +464,17 @@ async fn a_missing_dead_letter_topic_is_told_before_anything_is_shipped(
 }
 
 async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Result<()> {
-    let (mut setup, session) = setup("letters_gone", sink, OnRefusal::DeadLetter).await?;
-    let letters = Addresses::unique_name("letters");
-    Addresses::shared().create_topic(&letters, 1).await?;
-    setup.dead_letter_topic = Some(letters.clone());
+    let (mut setup, session) = setup("letters_gone", sink, OnRejection::DeadLetter).await?;
+    let dead_letters = Addresses::unique_name("dead_letters");
+    Addresses::shared().create_topic(&dead_letters, 1).await?;
+    setup.dead_letter_topic = Some(dead_letters.clone());
     setup.write(&session, "warm").await?;
     let relay = setup.start().await?;
     setup.records(1).await?;
-    Addresses::shared().delete_topic(&letters).await?;
+    Addresses::shared().delete_topic(&dead_letters).await?;
     eventually("the topic to be gone", async || {
         let names = Addresses::shared().topic_names().await?;
-        Ok((!names.contains(&letters)).then_some(()))
+        Ok((!names.contains(&dead_letters)).then_some(()))
     })
     .await?;
     // Too large for either topic, which is found out before it is sent.
@@ -482,11 +482,11 @@ async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Res
     relay
         .wait_for_state(503, "dead_letter_topic can't be used")
         .await?;
-    let letter =
+    let dead_letter =
         |state| format!("select count(*) from relay_dead_letters where in_topic = '{state}'");
-    assert_eq!(session.client.count(&letter("pending")).await?, 1);
-    Addresses::shared().create_topic(&letters, 1).await?;
-    session.client.wait_for(&letter("refused"), 1).await?;
+    assert_eq!(session.client.count(&dead_letter("pending")).await?, 1);
+    Addresses::shared().create_topic(&dead_letters, 1).await?;
+    session.client.wait_for(&dead_letter("rejected"), 1).await?;
     relay.wait_for_readiness(200).await?;
     relay.stop().await
 }
@@ -496,8 +496,8 @@ async fn an_event_that_was_set_aside_stays_beside_another_with_its_seq(
     sink: SinkKind,
 ) -> Result<()> {
     for (policy, table) in [
-        (OnRefusal::DeadLetter, "relay_dead_letters"),
-        (OnRefusal::ParkKey, "relay_parked"),
+        (OnRejection::DeadLetter, "relay_dead_letters"),
+        (OnRejection::ParkKey, "relay_parked"),
     ] {
         let (setup, session) = setup("same_seq", sink, policy).await?;
         let sql = &session.client;
@@ -513,7 +513,7 @@ async fn an_event_that_was_set_aside_stays_beside_another_with_its_seq(
         sql.wait_for(&stored, 2).await?;
         assert_eq!(versions_of(&setup.records(1).await?, "c"), [1]);
         relay.wait_for_readiness(200).await?;
-        if policy == OnRefusal::ParkKey {
+        if policy == OnRejection::ParkKey {
             let parked = Parked::of(&setup.config()?.sources[0]).await?;
             let keys = parked.list().await?;
             assert_eq!(keys.len(), 2, "{keys:?}");
@@ -522,7 +522,7 @@ async fn an_event_that_was_set_aside_stays_beside_another_with_its_seq(
             };
             assert_eq!(event_ids.len(), 2);
             let of_b = keys.iter().find(|key| key.key == "b");
-            let event_id = of_b.map(|key| key.refused_event_id);
+            let event_id = of_b.map(|key| key.rejected_event_id);
             assert_eq!(parked.drop_event(1, event_id).await?, Dropped::One);
             sql.wait_for(&format!("{stored} where key = 'a'"), 1)
                 .await?;
@@ -533,8 +533,8 @@ async fn an_event_that_was_set_aside_stays_beside_another_with_its_seq(
     Ok(())
 }
 
-async fn rows_that_make_no_record_are_refused_with_the_reason(sink: SinkKind) -> Result<()> {
-    let (setup, session) = setup("no_record", sink, OnRefusal::DeadLetter).await?;
+async fn rows_that_make_no_record_are_rejected_with_the_reason(sink: SinkKind) -> Result<()> {
+    let (setup, session) = setup("no_record", sink, OnRejection::DeadLetter).await?;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, headers, created_at)
          values ('{0}', 'a', 'made', 1, '{{\"ce_id\":\"another\"}}', now()),
@@ -563,7 +563,7 @@ async fn dead_letters_of_a_page_are_all_recorded_each_with_its_reason(
     sink: SinkKind,
 ) -> Result<()> {
     const ROWS: i64 = 2_100;
-    let (mut setup, session) = setup("letters", sink, OnRefusal::DeadLetter).await?;
+    let (mut setup, session) = setup("dead_letters", sink, OnRejection::DeadLetter).await?;
     setup.max_page_rows = 20_000;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, headers)
@@ -574,11 +574,11 @@ async fn dead_letters_of_a_page_are_all_recorded_each_with_its_reason(
     );
     session.client.batch_execute(&sql).await?;
     let relay = setup.start().await?;
-    let shipped = usize::try_from(ROWS / 3)?;
-    assert_eq!(setup.records(shipped).await?.len(), shipped);
-    let letters = "select count(*) from relay_dead_letters
+    let published = usize::try_from(ROWS / 3)?;
+    assert_eq!(setup.records(published).await?.len(), published);
+    let dead_letters = "select count(*) from relay_dead_letters
         where error like '%' || (select * from jsonb_object_keys(headers)) || '%'";
-    session.client.wait_for(letters, ROWS / 3 * 2).await?;
+    session.client.wait_for(dead_letters, ROWS / 3 * 2).await?;
     relay.wait_for_readiness(200).await?;
     relay.stop().await
 }

@@ -1,4 +1,4 @@
-//! What becomes of a record that Kafka refuses for good, by the source's policy.
+//! What becomes of a record that Kafka rejects for good, by the source's policy.
 
 use std::ops::ControlFlow;
 
@@ -7,12 +7,12 @@ use cli::MAX_TOPIC_NAME_CHARS;
 use super::{
     error::SourceError,
     outcome::{Cause, Restart},
-    shipping::{Shipping, deliver},
+    publisher::{Publisher, deliver},
 };
 use crate::{
-    config::OnRefusal,
+    config::OnRejection,
     dead_letters::{
-        aside::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
+        rejections::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
         storage::{self, EventRef, InTopic},
     },
     kafka::{Sink, SinkError, record::Record},
@@ -27,39 +27,42 @@ const LOOK_ROWS: usize = 100;
 /// Of a key, in an error.
 const SHOWN_KEY_CHARS: usize = 200;
 
-impl<S: Sink> Shipping<'_, S> {
-    /// Sets a refused row aside, or ends with an error that says that it is in the way. Breaks if the sink can't be used any more.
-    pub(super) async fn set_aside(
+impl<S: Sink> Publisher<'_, S> {
+    /// Sets a rejected row aside, or ends with an error that says that it is in the way. Breaks if the sink can't be used any more.
+    pub(super) async fn dead_lettered(
         &mut self,
         row: &Row<'_>,
         position: Option<Position>,
-        refusal: SinkError,
+        rejection: SinkError,
     ) -> Result<ControlFlow<Restart>, SourceError> {
-        let can_park = self.aside.parked_keys() < MAX_PARKED_KEYS
+        let can_park = self.rejections.parked_keys() < MAX_PARKED_KEYS
             && row.key.len() <= MAX_PARKED_KEY_BYTES
             && row.topic.len() <= MAX_TOPIC_NAME_CHARS;
-        let reason = refusal.to_string();
-        match self.config.on_refusal {
-            OnRefusal::ParkKey if can_park => {
+        let reason = rejection.to_string();
+        match self.config.on_rejection {
+            OnRejection::ParkKey if can_park => {
                 let (topic, key) = (row.topic, row.key);
-                self.aside.park(row.into(), topic, key, &reason).await?;
-                self.status.update(|status| status.refused.parked += 1);
+                self.rejections
+                    .park(row.into(), topic, key, &reason)
+                    .await?;
+                self.status.update(|status| status.rejected.parked += 1);
             }
-            OnRefusal::DeadLetter => {
+            OnRejection::DeadLetter => {
                 let (topic, key) = (row.topic, row.key);
-                self.aside.bury(row.into(), topic, key, reason.clone());
+                self.rejections
+                    .add_dead_letter(row.into(), topic, key, reason.clone());
             }
-            OnRefusal::ParkKey | OnRefusal::Halt => {
-                return Err(SourceError::Refused {
+            OnRejection::ParkKey | OnRejection::Halt => {
+                return Err(SourceError::Rejected {
                     event_id: row.event_id,
                     seq: row.seq,
                     key: row.key.chars().take(SHOWN_KEY_CHARS).collect(),
-                    source: refusal,
+                    source: rejection,
                 });
             }
         }
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
-        tracing::error!(%source, %event_id, seq, reason, policy = self.config.on_refusal.name(), "event set aside");
+        tracing::error!(%source, %event_id, seq, reason, policy = self.config.on_rejection.name(), "event set aside");
         // A row that shares its position is a copy of it, or storing it fails.
         let event_id = Some(row.event_id);
         self.pass(position.or(Some(Position { seq, event_id })));
@@ -68,94 +71,98 @@ impl<S: Sink> Shipping<'_, S> {
         if acknowledgements.check().is_ok() {
             return Ok(ControlFlow::Continue(()));
         }
-        // The broker has refused it, and the sink is of no use any more. Everything before it was
+        // The broker has rejected it, and the sink is of no use any more. Everything before it was
         // acknowledged, because it was sent alone.
         self.mark(acknowledgements.acknowledged()).await?;
         Ok(ControlFlow::Break(Restart {
-            cause: Cause::SetAside { event_id },
-            rejection: refusal,
+            cause: Cause::Rejected { event_id },
+            rejection: rejection,
             one_at_a_time: self.one_by_one,
         }))
     }
 
-    /// Ships what was set aside and is to be tried again.
-    pub(super) async fn look_aside(&mut self) -> Result<(), SourceError> {
-        if !self.aside.needs_reload() {
+    /// Publishes what was set aside and is to be tried again.
+    pub(super) async fn retry_parked(&mut self) -> Result<(), SourceError> {
+        if !self.rejections.needs_reload() {
             return Ok(());
         }
-        self.aside.reload().await?;
+        self.rejections.reload().await?;
         let source = &self.config.name;
-        if self.aside.parked_keys() > 0 {
+        if self.rejections.parked_keys() > 0 {
             let page = storage::parked_page(self.reader, source, LOOK_ROWS).await?;
-            self.ship_parked(&page).await?;
+            self.publish_parked(&page).await?;
             if !page.is_last() {
-                self.aside.reload_soon();
+                self.rejections.reload_soon();
             }
         }
         if let Some(topic) = &self.config.dead_letter_topic {
             let page = storage::pending_page(self.reader, source, LOOK_ROWS).await?;
-            self.ship_dead_letters(&page, topic).await?;
+            self.publish_dead_letters(&page, topic).await?;
             if !page.is_last() {
-                self.aside.reload_soon();
+                self.rejections.reload_soon();
             }
         }
-        let parked_keys = self.aside.parked_keys();
+        let parked_keys = self.rejections.parked_keys();
         self.status
             .update(|status| status.parked_keys = parked_keys);
         Ok(())
     }
 
-    async fn ship_parked(&mut self, page: &Page) -> Result<(), SourceError> {
-        let mut refused: Vec<(&str, &str)> = Vec::new();
+    async fn publish_parked(&mut self, page: &Page) -> Result<(), SourceError> {
+        let mut rejected: Vec<(&str, &str)> = Vec::new();
         for row in page.rows() {
             let row = row?;
             let (topic, key) = (row.topic, row.key);
-            if refused.contains(&(topic, key)) {
+            if rejected.contains(&(topic, key)) {
                 continue;
             }
             self.one_by_one = self.one_by_one.max(1);
             match self.send_row(&row).await? {
-                None => self.aside.unpark((&row).into(), topic, key).await?,
-                Some(refusal) => {
-                    let reason = refusal.to_string();
-                    self.aside.park_again((&row).into(), &reason).await?;
+                None => self.rejections.unpark((&row).into(), topic, key).await?,
+                Some(rejection) => {
+                    let reason = rejection.to_string();
+                    self.rejections.park_again((&row).into(), &reason).await?;
                     let (source, event_id) = (&self.config.name, row.event_id);
-                    tracing::warn!(%source, %event_id, seq = row.seq, reason, "refused again, stays parked");
-                    // The broker's refusal ends the sink; its own does not.
+                    tracing::warn!(%source, %event_id, seq = row.seq, reason, "rejected again, stays parked");
+                    // The broker's rejection ends the sink; its own does not.
                     self.sink.acknowledgements().check()?;
-                    refused.push((topic, key));
+                    rejected.push((topic, key));
                 }
             }
         }
         Ok(())
     }
 
-    async fn ship_dead_letters(&mut self, page: &Page, topic: &str) -> Result<(), SourceError> {
+    async fn publish_dead_letters(&mut self, page: &Page, topic: &str) -> Result<(), SourceError> {
         for row in page.rows() {
             let row = row?;
             let event = EventRef::from(&row);
             let Ok(record) = self.router.route(&row) else {
-                self.aside.buried_in_topic(event, InTopic::Refused).await?;
+                self.rejections
+                    .set_in_topic(event, InTopic::Rejected)
+                    .await?;
                 continue;
             };
             let record = Record { topic, ..record };
-            // What goes wrong from here on is this letter's.
+            // What goes wrong from here on is this dead_letter's.
             deliver(&mut self.sink).await?;
             let sent = match self.sink.send(&record).await {
                 Ok(()) => deliver(&mut self.sink).await,
-                refused => refused,
+                rejected => rejected,
             };
             match sent {
-                Ok(()) => self.aside.buried_in_topic(event, InTopic::Sent).await?,
-                Err(SinkError::Refused { .. }) => {
-                    // Not for the letter's sake, if the topic is gone: then it waits.
+                Ok(()) => self.rejections.set_in_topic(event, InTopic::Sent).await?,
+                Err(SinkError::Rejected { .. }) => {
+                    // Not for the dead_letter's sake, if the topic is gone: then it waits.
                     match self.sink.look_up(topic).await {
-                        Err(err @ SinkError::Refused { .. }) => {
+                        Err(err @ SinkError::Rejected { .. }) => {
                             return Err(SourceError::DeadLetterTopic(err));
                         }
                         known => known?,
                     }
-                    self.aside.buried_in_topic(event, InTopic::Refused).await?;
+                    self.rejections
+                        .set_in_topic(event, InTopic::Rejected)
+                        .await?;
                     self.sink.acknowledgements().check()?;
                 }
                 Err(err) => return Err(err.into()),
