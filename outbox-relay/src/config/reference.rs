@@ -1,4 +1,4 @@
-//! docs/relay/configuration.md lists every setting, and no other.
+//! The README lists every setting that there is, and no other.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::{
     security::{SaslTable, TlsTable},
 };
 
-/// Returns the settings of a table, which the error about an unknown one lists.
+/// The settings of a table, which is told of when one is misspelt.
 fn settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
     let Err(error) = toml::from_str::<T>("no_such_setting = 1") else {
         panic!("{prefix}no_such_setting is taken");
@@ -22,7 +22,7 @@ fn settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_reference_lists_every_setting_and_no_other() {
+fn the_readme_lists_every_setting_and_no_other() {
     let mut known: BTreeSet<String> = [
         settings::<File>(""),
         settings::<KafkaTable>("kafka."),
