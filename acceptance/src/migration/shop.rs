@@ -14,8 +14,8 @@ const CONNECTOR: &str = include_str!("debezium.properties");
 const WORKER: &str = "offset.flush.interval.ms=10000\n";
 const HEAP: &str = "-Xmx1g";
 /// The source is configured as this page shows.
-const README: &str = include_str!("../../../outbox-relay/README.md");
-const SECTION: &str = "## Coming from Debezium";
+const PAGE: &str = include_str!("../../../docs/relay/migrating.md");
+const SECTION: &str = "## From Debezium\n";
 const SECTIONS_URL: &str = "postgres://outbox_relay:secret@localhost:5432/shop";
 
 /// Where the events go that are judged: `outbox.event.` and the type of aggregate.
@@ -144,7 +144,7 @@ impl<'a> Shop<'a> {
 
     /// The relay with the page's own configuration.
     pub(super) fn relay(&self) -> Result<Configured> {
-        let (_, section) = README.split_once(SECTION).context("no such section")?;
+        let (_, section) = PAGE.split_once(SECTION).context("no such section")?;
         let (_, block) = section.split_once("```toml\n").context("no block")?;
         let (block, _) = block.split_once("```").context("the block has no end")?;
         ensure!(block.contains(SECTIONS_URL), "another URL in {block}");
