@@ -38,7 +38,7 @@ function connect(Service, address, interceptors) {
   return client;
 }
 
-// grpc-js ignores `waitForReady` in a service config, so it is set for each call.
+// Sets `waitForReady` for each call, because grpc-js ignores it in a service config.
 const waitForReady = (options, nextCall) =>
   new grpc.InterceptingCall(nextCall(options), {
     start(metadata, listener, next) {

@@ -69,7 +69,7 @@ class Rejection:
     """All invalid fields of the request."""
     preconditions: list[str]
     retry_delay: float | None
-    """Seconds to wait before a retry, or None if a retry does not help."""
+    """Seconds to wait before a retry. It is None when a retry does not help."""
 
 
 def rejection(error: grpc.RpcError) -> Rejection:
