@@ -103,7 +103,7 @@ async fn nothing_is_lost_when_the_relay_is_suspended() -> Result<()> {
         load.wait_accepted(ORDERS).await;
         system.stack.outbox_relay.suspend();
         // Longer than records may be on their way.
-        load.accept(5 * ORDERS).await;
+        load.wait_accepted(5 * ORDERS).await;
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         system.stack.outbox_relay.resume();
     }
