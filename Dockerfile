@@ -1,21 +1,21 @@
-# One image a program; PROGRAM is user-service, which is the default, order-service or outbox-relay:
+# Builds one image per program. PROGRAM is user-service (default), order-service or outbox-relay:
 #
 #   docker build --build-arg PROGRAM=outbox-relay --tag outbox-relay .
 
-# Declared out here it is known to the last FROM only, so that all three images share every layer of the builder.
+# Declared before the first FROM, so only the last FROM sees it and all images share the layers of the builder.
 ARG PROGRAM=user-service
 
 FROM rust:1.95.0-bookworm AS builder
-# rdkafka-sys compiles librdkafka from C and links these two libraries dynamically. Named here, because only the large
-# variant of the base image happens to bring them.
+# rdkafka-sys compiles librdkafka from C and links OpenSSL and zlib dynamically. They are installed explicitly, because
+# only the large variant of the base image includes them.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libssl-dev make pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-# In one call, because what the programs have in common is then compiled once.
+# In one call, so that shared dependencies are compiled once.
 RUN cargo build --release --locked -p user-service -p order-service -p outbox-relay
-# Backtraces name files and lines by tables that make up most of a program; packed, they take a third of the room.
+# The debug tables for file names and lines in backtraces are most of a program's size. Compression saves two thirds.
 RUN cd target/release \
     && for program in user-service order-service outbox-relay; do \
         objcopy --compress-debug-sections=zlib "$program"; \
@@ -25,7 +25,7 @@ FROM debian:bookworm-slim AS runtime
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/*
-# As a number, because Kubernetes can't tell that a name isn't root's.
+# A number, because Kubernetes cannot verify that a user name is not root.
 USER 10001:10001
 STOPSIGNAL SIGTERM
 

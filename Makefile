@@ -1,69 +1,69 @@
-# Each target does its own set-up, on a fresh machine too. CONTRIBUTING.md says more.
+# Each target installs what it needs, also on a new machine. See docs/CONTRIBUTING.md.
 .PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay migrate-from-debezium up down lint fmt setup deb tools
 .DEFAULT_GOAL := help
 
-# One set for all who run the system: with another, cargo would build its dependencies once more.
+# One package set for all targets that run the system: with another set, cargo rebuilds dependencies.
 PROGRAMS := -p user-service -p order-service -p outbox-relay -p devstack -p demo
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-help: ## Show this
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 30
 
-demo: setup ## Run the main job, narrated; it then stays up. ONCE=1 ends by itself, with 0 if every step held
+demo: setup ## Run the demo and keep the system running. ONCE=1 stops it afterwards and exits with 0 if every step passed
 	cargo build --locked $(PROGRAMS)
 	$(BUILT)/debug/demo $(if $(ONCE),--once)
 
-test: setup ## Run every test, on a real Postgres and a real Kafka
+test: setup ## Run all tests on a real Postgres and a real Kafka
 	cargo build --locked --workspace --all-targets
 	$(BUILT)/debug/devstack run -- cargo test --locked --workspace
 
-clients: setup ## Call it from other languages, and show what holds. CLIENTS="grpcurl python go node java" ALLOW_MISSING=1
+clients: setup ## Run the example clients. CLIENTS="grpcurl python go node java" selects some, ALLOW_MISSING=1 skips those without tools
 	cargo build --locked $(PROGRAMS)
 	clients/run $(BUILT)/debug/devstack
 	$(BUILT)/debug/devstack run -- cargo test --locked -p outbox-relay --test writers -- --nocapture
 
-bench-relay: setup ## Measure the relay. ROWS=1000000 RUNS=5 RATES=1000,5000 SINKS=rdkafka DEBEZIUM=1 CURVES=1 or full, JSON=FILE, MARKDOWN=FILE
+bench-relay: setup ## Benchmark the relay. ROWS=1000000 (backlog) RUNS=5 RATES=1000,5000 (commits/s) SINKS=rdkafka DEBEZIUM=1 (compare) CURVES=1|full JSON=FILE MARKDOWN=FILE
 	cargo build --locked --release -p outbox-relay -p bench
 	$(BUILT)/release/bench relay $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(if $(RATES),--rates $(RATES)) \
 	  $(if $(SINKS),--sinks $(SINKS)) $(if $(DEBEZIUM),--debezium) $(if $(CURVES),--curves=$(if $(filter full,$(CURVES)),full,short)) \
 	  $(if $(JSON),--json $(JSON)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
-bench-calls: setup ## Measure the services: calls a second beside pgbench, ways of validation, overload. ONLY=throughput RUNS=5 SECONDS=10 RATE=100 JSON=FILE
+bench-calls: setup ## Benchmark gRPC calls. ONLY=throughput|validation|overload RUNS=5 SECONDS=10 (each) RATE=100 (orders/s in validation) JSON=FILE
 	cargo build --locked --release $(PROGRAMS) -p bench
 	$(BUILT)/release/bench calls $(if $(ONLY),--only $(ONLY)) $(if $(RUNS),--runs $(RUNS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(if $(RATE),--rate $(RATE)) $(if $(JSON),--json $(JSON))
 
-bench-projection: setup ## Measure a projection. RECORDS=1000000 RUNS=3 RATE=1000 SECONDS=10 JSON=FILE
+bench-projection: setup ## Benchmark a projection. RECORDS=1000000 (in the topic) RUNS=3 RATE=1000 (users/s) SECONDS=10 (for lag) JSON=FILE
 	cargo build --locked --release $(PROGRAMS) -p bench
 	$(BUILT)/release/bench projection $(if $(RECORDS),--records $(RECORDS)) $(if $(RUNS),--runs $(RUNS)) $(if $(RATE),--rate $(RATE)) \
 	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json $(JSON))
 
-endure-relay: setup ## Load the relay for long. SECONDS=3600 RATE=2000 KILLS=100 STANDBY=1 HOLD=1 (an open transaction) SINK=rdkafka JSON=FILE
+endure-relay: setup ## Run the relay under load and audit all events. SECONDS=3600 RATE=2000 (commits/s) KILLS=100 STANDBY=1 HOLD=1 (an open transaction) SINK=rdkafka JSON=FILE
 	cargo build --locked --release -p outbox-relay -p acceptance
 	$(BUILT)/release/acceptance endurance $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RATE),--rate $(RATE)) \
 	  $(if $(KILLS),--kills $(KILLS)) $(if $(STANDBY),--standby) $(if $(HOLD),--hold-transaction) $(if $(SINK),--sink $(SINK)) $(if $(JSON),--json $(JSON))
 
-migrate-from-debezium: setup ## From Debezium to the relay, under load. ROWS=100000 RATE=1000 LONG_MS=3000 BACK=1 MISTAKE=stop-early JSON=FILE
+migrate-from-debezium: setup ## Test the migration from Debezium under load. ROWS=100000 RATE=1000 (rows/s) LONG_MS=3000 (blocking transactions) BACK=1 (and back) MISTAKE=stop-early JSON=FILE
 	cargo build --locked --release -p outbox-relay -p acceptance
 	$(BUILT)/release/acceptance migrate $(if $(ROWS),--rows $(ROWS)) $(if $(RATE),--rate $(RATE)) $(if $(LONG_MS),--long-ms $(LONG_MS)) \
 	  $(if $(BACK),--back) $(if $(MISTAKE),--mistake $(MISTAKE)) $(if $(JSON),--json $(JSON))
 
-up: setup ## Start the whole system in the background; its addresses are in .devstack/endpoints.env
+up: setup ## Start the system in the background; addresses are in .devstack/endpoints.env
 	cargo build --locked $(PROGRAMS)
 	$(BUILT)/debug/devstack up
 
-down: ## End what `make up` started
+down: ## Stop the system that `make up` started
 	cargo build --locked --quiet $(PROGRAMS)
 	$(BUILT)/debug/devstack down
 
-lint: setup ## Check format, lints, docs, dependencies and contracts
+lint: setup ## Check formatting, lints, docs, dependencies and API contracts
 	scripts/lint
 
-fmt: ## Format the code and the contracts
+fmt: ## Format the Rust code and the .proto files
 	cargo fmt --all
 	! command -v buf || buf format -w
 
-deb: ## Make a Debian package of the relay, and one with its debug symbols; prints where they are
+deb: ## Build the Debian packages of the relay and its debug symbols, and print their paths
 	scripts/setup --only-deb
 	$(MAKE) .tools/bin/cargo-deb
 	PATH="$(CURDIR)/.tools/bin:$$PATH" cargo deb --package outbox-relay --locked --dbgsym
@@ -71,7 +71,7 @@ deb: ## Make a Debian package of the relay, and one with its debug symbols; prin
 setup:
 	@scripts/setup
 
-tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also use: buf, cargo-deny, cargo-machete, @asyncapi/parser, kubernetes-validate; and grpcurl
+tools: .tools/bin/buf .tools/bin/grpcurl ## Install grpcurl and the optional tools of `make lint`: buf, cargo-deny, cargo-machete, @asyncapi/parser, kubernetes-validate
 	! command -v npm || scripts/asyncapi/build
 	! python3 -c 'import ensurepip' || $(MAKE) .tools/bin/kubernetes-validate
 	cargo install --locked --quiet --root .tools cargo-deny@0.20.2 cargo-machete@0.9.2
@@ -85,7 +85,7 @@ tools: .tools/bin/buf .tools/bin/grpcurl ## Install what `make lint` can also us
 .tools/bin/cargo-deb:
 	cargo install --locked --quiet --root .tools cargo-deb@3.8.0
 
-# The schemas of Kubernetes come with it.
+# The package includes the Kubernetes schemas.
 .tools/bin/kubernetes-validate:
 	python3 -m venv .tools/kubernetes-validate
 	.tools/kubernetes-validate/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0

@@ -1,5 +1,5 @@
-//! Minutes and hours under a steady load: what becomes of the table, of the relay's memory and of
-//! every single event, while the relay is killed again and again or a transaction is held open.
+//! Minutes or hours of steady load, while the relay is killed repeatedly or a transaction stays open.
+//! Samples the size of the outbox and the relay's memory, and audits every event.
 
 mod consumer;
 
@@ -14,45 +14,46 @@ use tokio::time::Instant;
 
 use self::consumer::Accountant;
 
-/// Lines of the table that is printed.
+/// Rows of the printed table.
 const SAMPLES: u32 = 12;
 const AGGREGATES: &str = "create table aggregates (key text primary key, version bigint not null)";
-/// Has an id and a snapshot, and so holds vacuum back in the whole database.
+/// Has a transaction id and a snapshot, so it holds back vacuum in the whole database.
 const HOLD: &str = "begin isolation level repeatable read; select pg_current_xact_id()";
-/// Of the outbox with its partitions and indexes, and of the relay's own row.
-const TABLES: &str = "
+/// The size and dead tuples of the outbox with its partitions and indexes, and the dead tuples of the
+/// checkpoints.
+const TABLE_SIZES: &str = "
     select sum(pg_total_relation_size(relid)) filter (where relname like 'outbox\\__')::bigint,
            sum(n_dead_tup) filter (where relname like 'outbox\\__')::bigint,
            sum(n_dead_tup) filter (where relname = 'relay_checkpoints')::bigint
     from pg_stat_user_tables";
 
-/// What the relay has to endure.
+/// Options of the endurance test.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct EnduranceOptions {
-    /// How long, in seconds
+    /// Duration in seconds
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=86_400))]
     seconds: u64,
-    /// Commits a second
+    /// Commits per second
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     rate: u64,
-    /// How often the relay is killed with SIGKILL, spread over the time
+    /// Number of times to kill the relay with SIGKILL, evenly spread
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
     kills: u32,
-    /// Run a second relay, which stands by; the one that leads is killed
+    /// Run a second relay as a standby; kills hit the leader
     #[arg(long)]
     standby: bool,
-    /// Keep a transaction open all the while
+    /// Keep a transaction open for the whole duration
     #[arg(long)]
     hold_transaction: bool,
-    /// The relay's sink
+    /// The relay's sink: kafka or rdkafka
     #[arg(long, default_value = "kafka")]
     sink: String,
-    /// Write what was found to this file, as JSON
+    /// Write the report to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-/// Everything that was found.
+/// The report.
 #[derive(Debug, Serialize)]
 struct Report {
     seconds: u64,
@@ -62,29 +63,29 @@ struct Report {
     standby: bool,
     held_transaction: bool,
     achieved_per_s: f64,
-    /// The longest time without a record.
+    /// The longest time without a new event.
     longest_pause_ms: f64,
     audit: Audit,
     samples: Vec<Sample>,
 }
 
-/// What there was at one moment.
+/// A sample of the running system.
 #[derive(Debug, Serialize)]
 struct Sample {
     at_s: u64,
-    /// Events due by the schedule that no consumer has yet.
+    /// Events that should have been published by the schedule and have not been consumed.
     behind: u64,
     outbox_mib: f64,
-    /// As Postgres' statistics have it, a second ago or so.
+    /// From Postgres' statistics, about a second old.
     outbox_dead_tuples: i64,
     checkpoint_dead_tuples: i64,
     relay_peak_rss_mib: f64,
-    /// Of a core, since the last sample; not of a relay that was killed meanwhile.
+    /// Percent of a core since the last sample. `None` if the leader changed since then.
     relay_cpu_percent: Option<f64>,
     postgres_cpu_percent: f64,
 }
 
-/// Does what was asked for, and tells; fails if a single event is not accounted for.
+/// Runs the test and prints the report. Fails if the audit finds a fault.
 pub(crate) async fn run(options: &EnduranceOptions) -> Result<()> {
     let lab = Lab::start(WalLevel::Replica).await?;
     let report = endure(&lab, options).await;
@@ -96,9 +97,9 @@ pub(crate) async fn run(options: &EnduranceOptions) -> Result<()> {
     );
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+        fs::write(path, json).with_context(|| format!("failed to write {}", path.display()))?;
     }
-    ensure!(report.audit.is_clean(), "not every event is accounted for");
+    ensure!(report.audit.is_clean(), "the audit found faults");
     Ok(())
 }
 
@@ -126,7 +127,7 @@ async fn endure(lab: &Lab, options: &EnduranceOptions) -> Result<Report> {
         measured_for,
     };
     let writers = plan.prepare(lab).await?;
-    let mut watch = Watch {
+    let mut observer = Observer {
         lab,
         options,
         sql: &sql,
@@ -135,8 +136,8 @@ async fn endure(lab: &Lab, options: &EnduranceOptions) -> Result<Report> {
         last: None,
         samples: Vec::new(),
     };
-    let (written, ()) = tokio::try_join!(writers.write(), watch.run(&mut relays))?;
-    let samples = watch.samples;
+    let (written, ()) = tokio::try_join!(writers.write(), observer.run(&mut relays))?;
+    let samples = observer.samples;
     if options.hold_transaction {
         held.batch_execute("rollback").await?;
     }
@@ -162,46 +163,46 @@ async fn endure(lab: &Lab, options: &EnduranceOptions) -> Result<Report> {
     })
 }
 
-/// Looks now and then, and kills when it is time.
-struct Watch<'a> {
+/// Takes the samples and kills the relay on schedule.
+struct Observer<'a> {
     lab: &'a Lab,
     options: &'a EnduranceOptions,
     sql: &'a Sql,
     accountant: &'a Accountant,
     start: Instant,
-    /// Of which relay, when, and what was used until then.
+    /// The relay, time and CPU of the last sample.
     last: Option<(u32, Instant, Cpu)>,
     samples: Vec<Sample>,
 }
 
-impl Watch<'_> {
+impl Observer<'_> {
     async fn run(&mut self, relays: &mut [Relay]) -> Result<()> {
-        self.look(relays[0].pid()).await?;
+        self.sample(relays[0].pid()).await?;
         eprintln!(
             "{:>8}{:>9}{:>12}{:>12}{:>17}{:>11}{:>14}{:>16}",
             "second",
             "behind",
             "outbox MiB",
             "dead rows",
-            "of checkpoint",
+            "checkpoint dead",
             "relay MiB",
             "CPU: relay %",
             "Postgres %"
         );
-        let whole = Duration::from_secs(self.options.seconds);
+        let duration = Duration::from_secs(self.options.seconds);
         let (mut kills, mut samples) = (0, 0);
         loop {
-            // Not at the ends: there would be nothing to disturb.
-            let next_kill = whole * (kills + 1) / (self.options.kills + 1);
-            let next_sample = whole * (samples + 1) / SAMPLES;
+            // Not at the start or the end, where there is no load to disturb.
+            let next_kill = duration * (kills + 1) / (self.options.kills + 1);
+            let next_sample = duration * (samples + 1) / SAMPLES;
             if kills < self.options.kills && next_kill <= next_sample {
                 tokio::time::sleep_until(self.start + next_kill).await;
-                leader(relays).await.kill().await?;
+                find_leader(relays).await.kill().await?;
                 kills += 1;
             } else if samples < SAMPLES {
                 tokio::time::sleep_until(self.start + next_sample).await;
-                let sample = self.look(leader(relays).await.pid()).await?;
-                print(&sample);
+                let sample = self.sample(find_leader(relays).await.pid()).await?;
+                print_sample(&sample);
                 self.samples.push(sample);
                 samples += 1;
             } else {
@@ -210,8 +211,8 @@ impl Watch<'_> {
         }
     }
 
-    async fn look(&mut self, relay: u32) -> Result<Sample> {
-        let tables = self.sql.query_one(TABLES, &[]).await?;
+    async fn sample(&mut self, relay: u32) -> Result<Sample> {
+        let tables = self.sql.query_one(TABLE_SIZES, &[]).await?;
         let cpu = self.lab.processes(relay)?.cpu()?;
         let now = Instant::now();
         let since_start = now - self.start;
@@ -221,10 +222,10 @@ impl Watch<'_> {
             .unwrap_or((relay, now, cpu));
         let used = cpu.since(last_cpu);
         let percent = |cpu_s: f64| cpu_s / (now - last_at).as_secs_f64().max(0.001) * 100.0;
-        let due = since_start.as_secs_f64() * self.options.rate as f64;
+        let scheduled = since_start.as_secs_f64() * self.options.rate as f64;
         Ok(Sample {
             at_s: since_start.as_secs(),
-            behind: (due as u64).saturating_sub(self.accountant.told()),
+            behind: (scheduled as u64).saturating_sub(self.accountant.received()),
             outbox_mib: tables.get::<_, i64>(0) as f64 / f64::from(1 << 20),
             outbox_dead_tuples: tables.get(1),
             checkpoint_dead_tuples: tables.get(2),
@@ -235,8 +236,8 @@ impl Watch<'_> {
     }
 }
 
-/// The one that leads, or any while none does.
-async fn leader(relays: &mut [Relay]) -> &mut Relay {
+/// Returns the leader, or the first relay while there is none.
+async fn find_leader(relays: &mut [Relay]) -> &mut Relay {
     let mut leader = 0;
     for (index, relay) in relays.iter().enumerate() {
         if relay.leads().await {
@@ -246,7 +247,7 @@ async fn leader(relays: &mut [Relay]) -> &mut Relay {
     &mut relays[leader]
 }
 
-fn print(sample: &Sample) {
+fn print_sample(sample: &Sample) {
     let relay_cpu = (sample.relay_cpu_percent).map_or_else(String::new, |cpu| format!("{cpu:.1}"));
     eprintln!(
         "{:>8}{:>9}{:>12.1}{:>12}{:>17}{:>11.1}{relay_cpu:>14}{:>16.1}",

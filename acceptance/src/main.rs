@@ -1,9 +1,11 @@
-//! `acceptance`: what the relay has to withstand, with an account of every event.
+//! `acceptance`: long-running tests of the relay with an audit of every event.
 //!
-//! - `endurance` is a steady load for long, with kills or a transaction that stays open.
-//! - `migration` goes from Debezium to the relay, under load.
+//! - `endurance` runs a steady load, with kills or a transaction that stays open.
+//! - `migration` migrates from Debezium to the relay under load.
 //!
-//! Each fails if an event is lost, altered, too many or out of order.
+//! Each fails if an event is lost, altered, unexpected or out of order.
+
+#![allow(missing_docs, reason = "a program, not a library")]
 
 mod endurance;
 mod migration;
@@ -12,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Loads the relay, and accounts for every event.
+/// Test the relay under load and audit every event
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -22,13 +24,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The relay under a steady load, for long: kills, a held transaction, an account of every event
+    /// Run the relay under a steady load, with kills or an open transaction, and audit every event
     Endurance(endurance::EnduranceOptions),
-    /// From Debezium to the relay, under load: the documented steps, what they cost, an account of every event
+    /// Migrate from Debezium to the relay under load with the documented steps, and audit every event
     Migrate(migration::MigrationOptions),
 }
 
-/// What shells say of a program that a Ctrl-C has ended.
+/// The exit code of a program that was interrupted with Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
@@ -46,7 +48,7 @@ async fn main() -> ExitCode {
     };
     tokio::select! {
         result = running => cli::report(result.map(|()| ExitCode::SUCCESS)),
-        // The guard of the servers' folder clears everything away.
+        // Dropping the servers' folder stops the servers and deletes it.
         () = stop.cancelled() => ExitCode::from(INTERRUPTED),
     }
 }

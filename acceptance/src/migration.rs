@@ -1,7 +1,7 @@
-//! From Debezium to the relay, under load: the documented steps on an outbox that Debezium publishes,
-//! what each costs those who write meanwhile, and an account of every event.
+//! Migrates an outbox from Debezium to the relay under load with the documented steps. Measures how
+//! each step affects concurrent writers, and audits every event.
 
-mod judge;
+mod audit;
 mod report;
 mod shop;
 mod stages;
@@ -17,14 +17,14 @@ use lab::{Configured, Connect, Installation, Lab, Machine, Relay, WalLevel};
 use serde::Serialize;
 
 use self::{
-    judge::judge,
+    audit::audit,
     report::Report,
     shop::{SAMPLE_TOPIC, Shop, TOPIC},
     stages::Stages,
-    writers::{Long, Writers},
+    writers::{LongTransaction, Writers},
 };
 
-/// How long whoever publishes is left alone: before the first step, with the relay, and back again.
+/// Duration of the undisturbed stages: Debezium before the first step, the relay, and Debezium again.
 const STEADY: Duration = Duration::from_secs(5);
 // Names of stages.
 const BEFORE: &str = "Debezium publishes";
@@ -32,53 +32,53 @@ const STOP: &str = "Debezium stops";
 const START: &str = "outbox-relay starts";
 const AFTER: &str = "outbox-relay publishes";
 
-/// Written between the last step and the end of Debezium, so that both publish them.
+/// Rows between the last step and the stop of Debezium, so that both publish them.
 const SAMPLE: &str = "
     insert into outboxevent (id, aggregatetype, aggregateid, type, payload)
     values (gen_random_uuid(), 'sample', '42', 'OrderPlaced', '{\"total\":7.10,\"to\":\"Zo\\u00eb\"}'),
         (gen_random_uuid(), 'sample', '43', 'OrderForgotten', null)";
-/// A relay that is made to believe that everything until now was published.
+/// A checkpoint that claims that all rows so far are published.
 const FROM_NOW: &str = "
     insert into relay_checkpoints (source, epoch, snapshot, max_seq, heartbeat_at, resigned)
     select 'shop', 0, pg_current_snapshot(), max(seq), clock_timestamp(), true from outboxevent";
 
-/// How to go from Debezium to the relay.
+/// Options of the migration.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MigrationOptions {
-    /// Rows that Debezium has published before it begins
+    /// Rows that Debezium publishes before the migration starts
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000))]
     rows: u64,
-    /// Rows that are written each second, all the while
+    /// Rows written per second during the migration
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..=100_000))]
     rate: u64,
-    /// How long transactions stay open that are in the way of the steps, in milliseconds: by default
-    /// longer than `lock_timeout`
+    /// Duration in milliseconds of the transactions that block the steps; the default is longer than
+    /// `lock_timeout`
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(..=10_000))]
     long_ms: u64,
-    /// Go back to Debezium in the end
+    /// Switch back to Debezium at the end
     #[arg(long)]
     back: bool,
-    /// Make a mistake, to see that it is noticed
+    /// Make this mistake, to check that the audit detects it
     #[arg(long)]
     mistake: Option<Mistake>,
-    /// Write what was found to this file, as JSON
+    /// Write the report to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-/// What can be done wrong.
+/// A mistake during the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum Mistake {
-    /// Debezium is stopped before the columns have their defaults
+    /// Stop Debezium before the columns have their defaults
     StopEarly,
-    /// The relay begins with what is written after its start
+    /// Start the relay at the current end of the outbox
     FromNow,
-    /// The relay is started while Debezium still publishes
+    /// Start the relay while Debezium still publishes
     BothAtOnce,
 }
 
-/// Migrates, and tells; fails if a single event is not accounted for.
+/// Runs the migration and prints the report. Fails if the audit finds a fault.
 pub(crate) async fn run(options: &MigrationOptions) -> Result<()> {
     let lab = Lab::start(WalLevel::Logical).await?;
     let report = Box::pin(migrate(&lab, options)).await;
@@ -87,17 +87,14 @@ pub(crate) async fn run(options: &MigrationOptions) -> Result<()> {
     println!("{report}");
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+        fs::write(path, json).with_context(|| format!("failed to write {}", path.display()))?;
     }
-    ensure!(
-        report.verdict.is_clean(),
-        "not every event is accounted for"
-    );
+    ensure!(report.verdict.is_clean(), "the audit found faults");
     Ok(())
 }
 
 async fn migrate(lab: &Lab, options: &MigrationOptions) -> Result<Report> {
-    let shop = Shop::open(lab).await?;
+    let shop = Shop::create(lab).await?;
     let installation = Installation::fetch(&lab.servers.home, &lab.topic.brokers).await?;
     let starting = shop.start_debezium(&installation);
     let debezium = step("starting Debezium", starting).await?;
@@ -121,7 +118,7 @@ async fn migrate(lab: &Lab, options: &MigrationOptions) -> Result<Report> {
     let stages = migration.stages;
     debezium.stop().await?;
     shop.drop_slot().await?;
-    let (verdict, arrivals) = judge(&judge::rows(&shop.sql).await?, &records)?;
+    let (verdict, events) = audit(&audit::load_rows(&shop.sql).await?, &records)?;
     Ok(Report {
         measured_at: chrono::Local::now().format("%Y-%m-%d").to_string(),
         machine: Machine::describe(&lab.sql().await?).await?,
@@ -130,14 +127,14 @@ async fn migrate(lab: &Lab, options: &MigrationOptions) -> Result<Report> {
         rows_per_s: options.rate,
         long_ms: options.long_ms,
         mistake: options.mistake,
-        stages: stages.found(&transactions, &arrivals),
-        longest_pause_ms: stages.longest_pause_ms(&arrivals, &[STOP, START, AFTER]),
+        stages: stages.report(&transactions, &events),
+        longest_pause_ms: stages.longest_pause_ms(&events, &[STOP, START, AFTER]),
         verdict,
         sample: sample.into_iter().map(Into::into).collect(),
     })
 }
 
-/// The documented steps, in their order or another.
+/// Runs the documented steps, in order or with a mistake.
 struct Migration<'a> {
     shop: &'a Shop<'a>,
     debezium: &'a Connect,
@@ -146,21 +143,21 @@ struct Migration<'a> {
 }
 
 impl Migration<'_> {
-    /// Returns the relay, where it publishes in the end.
+    /// Returns the relay if it publishes at the end.
     async fn run(&mut self) -> Result<Option<Relay>> {
-        let making = self.shop.make_relay_tables();
-        self.stages.run("relay.sql", making).await?;
+        let creating = self.shop.create_relay_tables();
+        self.stages.run("relay.sql", creating).await?;
         self.stages.wait(BEFORE, STEADY).await?;
-        // It is older than the columns, and than whatever commits before it.
-        let at_handover = Long::begin(&self.shop.database_url, "at-handover").await?;
-        let place = self.give_columns().await?;
-        // It has a seq now, which is passed by many others before it is committed.
+        // Older than the columns and than every transaction that commits before it.
+        let at_handover = LongTransaction::begin(&self.shop.database_url, "at-handover").await?;
+        let lsn = self.add_columns().await?;
+        // Its row gets a seq now. Many higher ones are committed before it.
         at_handover.write().await?;
         self.shop.sql.batch_execute(SAMPLE).await?;
-        let relay = self.shop.relay()?;
+        let relay = self.shop.configure_relay()?;
         let checking = relay.check(self.shop.lab);
         self.stages.run("outbox-relay check", checking).await?;
-        let relay = self.hand_over(relay, &place).await?;
+        let relay = self.hand_over(relay, &lsn).await?;
         self.stages.wait(AFTER, STEADY).await?;
         at_handover.commit().await?;
         if !self.options.back {
@@ -173,44 +170,44 @@ impl Migration<'_> {
         Ok(None)
     }
 
-    /// Runs the documented SQL, each step with a transaction in its way that is older than the
-    /// columns. Returns the place in the log that it has printed.
-    async fn give_columns(&mut self) -> Result<String> {
+    /// Runs the documented SQL. A transaction that is older than the columns blocks each step. Returns
+    /// the LSN that the last step prints.
+    async fn add_columns(&mut self) -> Result<String> {
         let (url, sql) = (&self.shop.database_url, &self.shop.sql);
         let pause = Duration::from_millis(self.options.long_ms);
-        let at_columns = Long::begin(url, "at-columns").await?;
-        let at_indexes = Long::begin(url, "at-indexes").await?;
-        let at_defaults = Long::begin(url, "at-defaults").await?;
+        let at_columns = LongTransaction::begin(url, "at-columns").await?;
+        let at_indexes = LongTransaction::begin(url, "at-indexes").await?;
+        let at_defaults = LongTransaction::begin(url, "at-defaults").await?;
         let [columns, numbers, indexes, defaults] = steps::read()?;
-        let mut in_the_way = vec![at_columns.write_and_commit_after(pause).await?];
+        let mut blocking = vec![at_columns.write_and_commit_after(pause).await?];
         self.stages.run_documented(sql, &columns).await?;
         self.stages.run_documented(sql, &numbers).await?;
-        in_the_way.push(at_indexes.write_and_commit_after(pause).await?);
+        blocking.push(at_indexes.write_and_commit_after(pause).await?);
         self.stages.run_documented(sql, &indexes).await?;
         if self.options.mistake == Some(Mistake::StopEarly) {
             self.stop_debezium().await?;
         }
-        // Its event has no seq, and is committed in the last moment in which that can be.
-        in_the_way.push(at_defaults.write_and_commit_after(pause).await?);
-        let place = self.stages.run_documented(sql, &defaults).await?;
-        for transaction in in_the_way {
+        // Its row has no seq and commits at the last moment at which that is possible.
+        blocking.push(at_defaults.write_and_commit_after(pause).await?);
+        let lsn = self.stages.run_documented(sql, &defaults).await?;
+        for transaction in blocking {
             transaction.await??;
         }
-        place.context("the last step has not printed where it was")
+        lsn.context("the last step printed no LSN")
     }
 
-    /// From one to the other.
-    async fn hand_over(&mut self, relay: Configured, place: &str) -> Result<Relay> {
+    /// Switches from Debezium to the relay.
+    async fn hand_over(&mut self, relay: Configured, lsn: &str) -> Result<Relay> {
         let mistake = self.options.mistake;
-        // It would never come.
+        // A stopped Debezium never confirms.
         if mistake != Some(Mistake::StopEarly) {
-            let confirming = self.shop.wait_until_confirmed(place);
+            let confirming = self.shop.wait_until_confirmed(lsn);
             self.stages.run("Debezium confirms", confirming).await?;
         }
         match mistake {
-            Some(Mistake::StopEarly) => self.start(relay).await,
+            Some(Mistake::StopEarly) => self.start_relay(relay).await,
             Some(Mistake::BothAtOnce) => {
-                let relay = self.start(relay).await?;
+                let relay = self.start_relay(relay).await?;
                 self.stages.wait("both publish", STEADY).await?;
                 self.stop_debezium().await?;
                 Ok(relay)
@@ -218,11 +215,11 @@ impl Migration<'_> {
             Some(Mistake::FromNow) => {
                 self.stop_debezium().await?;
                 self.shop.sql.batch_execute(FROM_NOW).await?;
-                self.start(relay).await
+                self.start_relay(relay).await
             }
             None => {
                 self.stop_debezium().await?;
-                self.start(relay).await
+                self.start_relay(relay).await
             }
         }
     }
@@ -232,7 +229,7 @@ impl Migration<'_> {
         self.stages.run(STOP, stopping).await
     }
 
-    async fn start(&mut self, relay: Configured) -> Result<Relay> {
+    async fn start_relay(&mut self, relay: Configured) -> Result<Relay> {
         let starting = async {
             let relay = relay.start(self.shop.lab).await?;
             relay.wait_ready().await?;

@@ -1,5 +1,5 @@
-//! The services' calls: how many can be done in a second, what each way of validation costs when user-service is well, slow
-//! and away, and what ten times too many calls do.
+//! Measures gRPC calls: calls per second, the validation modes while user-service is up, slow or down, and
+//! overload by ten times the capacity.
 
 mod overload;
 mod proxy;
@@ -13,22 +13,22 @@ use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// What to measure of the services' calls.
+/// Options of the call benchmarks.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct CallsOptions {
-    /// Seconds that each condition is measured
+    /// Seconds of each measurement
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Orders a second, while ways of validation are compared
+    /// Orders per second in the comparison of validation modes
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=10_000))]
     rate: u64,
-    /// Runs of each measurement of throughput, in turn with pgbench
+    /// Runs of each throughput measurement, interleaved with pgbench
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Measure this alone
+    /// Measure only this part
     #[arg(long)]
     only: Option<Part>,
-    /// Write all figures to this file, as JSON
+    /// Write all figures to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
 }
@@ -36,15 +36,15 @@ pub(crate) struct CallsOptions {
 /// A part of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Calls a second.
+    /// Calls per second, compared with pgbench
     Throughput,
-    /// The ways to know that a user exists.
+    /// The modes of validating that a user exists
     Validation,
-    /// Ten times too many calls.
+    /// Ten times the calls that can be handled
     Overload,
 }
 
-/// What was found.
+/// The report.
 #[derive(Debug, Serialize)]
 struct Report {
     measured_at: String,
@@ -58,18 +58,18 @@ struct Report {
     overload: Option<overload::Figures>,
 }
 
-/// Measures all parts, or one, and tells.
+/// Measures all parts or one, prints the tables and writes the file.
 pub(crate) async fn run(options: &CallsOptions) -> Result<()> {
-    let is_wanted = |part| options.only.is_none_or(|only| only == part);
-    let throughput = match is_wanted(Part::Throughput) {
+    let is_selected = |part| options.only.is_none_or(|only| only == part);
+    let throughput = match is_selected(Part::Throughput) {
         true => Some(throughput::measure(options).await?),
         false => None,
     };
-    let validation = match is_wanted(Part::Validation) {
+    let validation = match is_selected(Part::Validation) {
         true => Some(validation::measure(options).await?),
         false => None,
     };
-    let overload = match is_wanted(Part::Overload) {
+    let overload = match is_selected(Part::Overload) {
         true => Some(overload::measure(options).await?),
         false => None,
     };
@@ -91,17 +91,17 @@ pub(crate) async fn run(options: &CallsOptions) -> Result<()> {
             overload,
         };
         let json = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+        fs::write(path, json).with_context(|| format!("failed to write {}", path.display()))?;
     }
     Ok(())
 }
 
-/// Microseconds, up to a minute.
+/// Returns a histogram of microseconds up to one minute.
 fn histogram() -> Result<Histogram<u64>> {
     Ok(Histogram::new_with_max(60_000_000, 3)?)
 }
 
-/// Latencies, in milliseconds.
+/// Latencies in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 struct Spread {
     p50_ms: f64,
@@ -110,7 +110,7 @@ struct Spread {
 }
 
 impl Spread {
-    /// Of microseconds.
+    /// Summarizes a histogram of microseconds.
     fn of(histogram: &Histogram<u64>) -> Self {
         let ms = |us: u64| us as f64 / 1_000.0;
         Self {

@@ -1,4 +1,4 @@
-//! What an event costs when the backlog, the payload or the headers grow.
+//! Measures the cost per event by backlog, payload size and number of headers.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
     options::Curves,
 };
 
-/// One place on a curve.
+/// One point of a curve.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Point {
     pub(crate) what: &'static str,
@@ -26,24 +26,24 @@ pub(crate) struct Point {
     pub(crate) peak_rss_mib: f64,
 }
 
-/// Rows of the runs in which something else than the backlog changes.
+/// Rows of the runs in which the payload or the headers vary.
 const ROWS: u64 = 200_000;
-/// Small backlogs are drained several times in a row, up to so many rows in all: CPU is counted in
-/// nanoseconds, and still one run is like another only within a tenth.
-const ROWS_OF_A_TURN: u64 = 80_000;
-const MAX_RUNS_OF_A_TURN: u64 = 8;
-/// A machine has moods that last for minutes: backlogs are drained by turns, and medians compared.
-const TURNS: u64 = 5;
-/// Larger ones are drained in the first turn only.
-const MAX_ROWS_OF_LATER_TURNS: u64 = 1_000_000;
-/// Starts of a turn.
+/// Small backlogs are drained several times per round, up to this many rows in total, because the CPU
+/// of single runs differs by up to 10 %.
+const ROWS_PER_ROUND: u64 = 80_000;
+const MAX_RUNS_PER_ROUND: u64 = 8;
+/// A machine can be slower for minutes. Rounds interleave the backlogs, and medians are compared.
+const ROUNDS: u64 = 5;
+/// Larger backlogs are drained in the first round only.
+const MAX_ROWS_OF_LATER_ROUNDS: u64 = 1_000_000;
+/// Measured starts per round.
 const STARTS: u32 = 4;
-/// A start ends with the relay's first page. Until then it connects to the topic's brokers, and runs
-/// code and touches memory for the first time: 2 ms, a quarter of what 10,000 rows take and nothing
-/// to 1,000,000.
+/// A start ends with the relay's first page. It connects to the brokers, and runs code and touches
+/// memory for the first time. That takes 2 ms: a quarter of the time for 10,000 rows, and negligible
+/// for 1,000,000.
 const START_ROWS: u64 = 1_000;
 
-/// Runs all of them, with the relay's default sink.
+/// Measures all curves with this sink.
 pub(crate) async fn measure(lab: &Lab, sink: &str, reach: Curves) -> Result<Vec<Point>> {
     let mut points = Vec::new();
     let run = async |what, backlog| run(lab, sink, what, backlog).await;
@@ -51,8 +51,8 @@ pub(crate) async fn measure(lab: &Lab, sink: &str, reach: Curves) -> Result<Vec<
         Curves::Short => &[10_000, 100_000, 1_000_000],
         Curves::Full => &[10_000, 100_000, 1_000_000, 10_000_000],
     };
-    points.extend(by_turns(lab, sink, backlogs).await?);
-    // About as many bytes each.
+    points.extend(interleaved(lab, sink, backlogs).await?);
+    // Similar total sizes.
     for (rows, payload_bytes) in [(ROWS, 200), (ROWS / 4, 2_000), (ROWS / 20, 20_000)] {
         points.push(run("payload", backlog(rows, payload_bytes, 0)).await?);
     }
@@ -69,13 +69,13 @@ pub(crate) async fn measure(lab: &Lab, sink: &str, reach: Curves) -> Result<Vec<
     Ok(points)
 }
 
-/// The same rows, but for their number.
-async fn by_turns(lab: &Lab, sink: &str, backlogs: &[u64]) -> Result<Vec<Point>> {
+/// Measures backlogs of the same rows and different lengths.
+async fn interleaved(lab: &Lab, sink: &str, backlogs: &[u64]) -> Result<Vec<Point>> {
     let (mut starts, mut drains) = (Vec::new(), BTreeMap::<u64, Vec<Drain>>::new());
-    for turn in 0..TURNS {
-        starts.extend(self::starts(lab, sink, &backlog(START_ROWS, PAYLOAD_BYTES, 0)).await?);
+    for round in 0..ROUNDS {
+        starts.extend(measure_starts(lab, sink, &backlog(START_ROWS, PAYLOAD_BYTES, 0)).await?);
         for rows in backlogs {
-            if turn > 0 && *rows > MAX_ROWS_OF_LATER_TURNS {
+            if round > 0 && *rows > MAX_ROWS_OF_LATER_ROUNDS {
                 continue;
             }
             let drained = drain(lab, sink, &backlog(*rows, PAYLOAD_BYTES, 0)).await?;
@@ -94,24 +94,24 @@ async fn by_turns(lab: &Lab, sink: &str, backlogs: &[u64]) -> Result<Vec<Point>>
 }
 
 async fn run(lab: &Lab, sink: &str, what: &'static str, backlog: Backlog) -> Result<Point> {
-    let starts = starts(lab, sink, &backlog).await?;
+    let starts = measure_starts(lab, sink, &backlog).await?;
     let drains = drain(lab, sink, &backlog).await?;
     Point::of(what, &backlog, &starts, &drains)
 }
 
-/// Drains a backlog as often as a turn takes.
+/// Drains a backlog as often as one round requires.
 async fn drain(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
     lab.fill(backlog).await?;
     let mut drains = Vec::new();
-    for _ in 0..(ROWS_OF_A_TURN / backlog.rows).clamp(1, MAX_RUNS_OF_A_TURN) {
+    for _ in 0..(ROWS_PER_ROUND / backlog.rows).clamp(1, MAX_RUNS_PER_ROUND) {
         drains.push(drain::by_relay(lab, backlog.rows, sink).await?);
     }
     Ok(drains)
 }
 
-/// What it takes until a relay has published the first rows of such a backlog. It is the same for any
-/// number of them, and would be most of what a small one costs.
-async fn starts(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
+/// Measures a relay from its start until it has published the first rows of such a backlog. This is
+/// independent of the backlog and would be most of the cost of a small one.
+async fn measure_starts(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
     let first = Backlog {
         rows: START_ROWS,
         ..backlog.clone()

@@ -11,27 +11,27 @@ use crate::drain::{self, CpuFrom, Drain};
 const CONNECTOR: &str = include_str!("../debezium/connector.properties");
 const TUNED: &str = include_str!("../debezium/tuned.properties");
 
-/// The consumer reads when the row was written from a header, as it does from the relay's records.
+/// Adds the row's timestamp as the header that the consumer also reads from the relay's records.
 const TIME_HEADER: &str =
     "transforms.outbox.table.fields.additional.placement=created_at:header:ce_time\n";
 
 const SLOT: &str = "bench_debezium";
-/// A slot that stays in front of the backlog; each run reads through a copy of it.
+/// A slot that stays at the position before the backlog. Each run reads from a copy of it.
 const KEPT_SLOT: &str = "bench_kept";
 const KEPT_OFFSETS: &str = "connect.offsets.kept";
 
-/// How it is configured.
+/// A configuration of Debezium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tuning {
-    /// As it comes, but for acks=all and idempotence.
+    /// Default settings with acks=all and idempotence.
     Defaults,
     /// For throughput: larger batches and queues.
     Drain,
-    /// For latency: the same, and no waiting for a batch to fill.
+    /// For latency: the same without linger.
     Latency,
 }
 
-/// What can be started again and again on the same rows.
+/// Debezium, which can be run repeatedly on the same rows.
 pub(crate) struct Connector {
     installation: Installation,
 }
@@ -62,13 +62,13 @@ impl Tuning {
 }
 
 impl Connector {
-    /// Fetches it, and lets it publish one row, so that it knows where it was before the backlog comes.
+    /// Installs Debezium and publishes one row, so that its position before the backlog can be restored.
     pub(crate) async fn prepare(lab: &Lab) -> Result<Self> {
         let installation = Installation::fetch(&lab.servers.home, &lab.topic.brokers).await?;
         let connector = Self { installation };
         let preparing = async {
             let sql = lab.sql().await?;
-            // Rows of all partitions as rows of the outbox, and nothing but them.
+            // Publishes inserts only, and the rows of all partitions as rows of the outbox.
             sql.batch_execute(
                 "create publication bench_debezium for table outbox
                      with (publish = 'insert', publish_via_partition_root = true)",
@@ -79,14 +79,14 @@ impl Connector {
             connector.restart(lab, Tuning::Drain).await?.stop().await?;
             let kept = lab.servers.home.path().join(KEPT_OFFSETS);
             fs::copy(connector.installation.offsets(), kept)
-                .context("Connect has not stored where it is")?;
+                .context("Connect stored no offsets")?;
             Ok::<_, anyhow::Error>(())
         };
         step("letting Debezium publish a first row", preparing).await?;
         Ok(connector)
     }
 
-    /// Lets it publish all rows that came after the first one.
+    /// Publishes all rows after the first one.
     pub(crate) async fn drain(&self, lab: &Lab, rows: u64, tuning: Tuning) -> Result<Drain> {
         let draining = async {
             lab.topic.recreate().await?;
@@ -94,9 +94,9 @@ impl Connector {
             let copy = "select pg_copy_logical_replication_slot($1, $2)";
             lab.sql().await?.query(copy, &[&KEPT_SLOT, &SLOT]).await?;
             let kept = lab.servers.home.path().join(KEPT_OFFSETS);
-            // Over the file that Connect has made, for that stays its own.
+            // Overwrites the file that Connect created, which keeps its owner.
             fs::copy(kept, self.installation.offsets())?;
-            let ends = drain::look(lab).await?;
+            let ends = drain::open_ends(lab).await?;
             let running = self.start(lab, tuning).await?;
             let drain = drain::watch(lab, ends, rows, running.pid(), CpuFrom::FirstRecord).await?;
             running.stop().await?;
@@ -105,11 +105,12 @@ impl Connector {
         };
         step(&format!("draining, {}", tuning.name()), draining).await
     }
-    /// Starts it with no memory, and waits until it publishes what is written from now on.
+
+    /// Starts Debezium without offsets, and waits until it publishes new rows.
     pub(crate) async fn restart(&self, lab: &Lab, tuning: Tuning) -> Result<Connect> {
         lab.topic.recreate().await?;
         drop_slots(lab, &[SLOT]).await?;
-        // There is none the first time.
+        // The file does not exist the first time.
         let _ = fs::remove_file(self.installation.offsets());
         let running = self.start(lab, tuning).await?;
         let sql = lab.sql().await?;
@@ -121,15 +122,15 @@ impl Connector {
                      values ($1, 'probe', 'probe', 1, '{}')";
         sql.execute(probe, &[&lab.topic.name]).await?;
         eventually("Debezium's first record", async || {
-            Ok((drain::total(lab).await? == 1).then_some(()))
+            Ok((drain::count_records(lab).await? == 1).then_some(()))
         })
         .await
         .with_context(|| format!("see {}", self.installation.log().display()))?;
         Ok(running)
     }
 
-    /// Lets Postgres forget what it keeps for further runs.
-    pub(crate) async fn forget(&self, lab: &Lab) -> Result<()> {
+    /// Drops the replication slots.
+    pub(crate) async fn drop_slots(&self, lab: &Lab) -> Result<()> {
         drop_slots(lab, &[SLOT, KEPT_SLOT]).await
     }
 
@@ -142,7 +143,7 @@ impl Connector {
     }
 }
 
-/// Drops those that there are, as soon as nobody reads them any more.
+/// Drops the existing slots as soon as no process reads them.
 async fn drop_slots(lab: &Lab, slots: &[&str]) -> Result<()> {
     let sql = lab.sql().await?;
     for slot in slots {

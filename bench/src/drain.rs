@@ -1,4 +1,4 @@
-//! How fast a backlog is published.
+//! Measures how fast a backlog is published.
 
 use std::time::{Duration, Instant};
 
@@ -6,37 +6,37 @@ use anyhow::{Result, ensure};
 use devstack::step;
 use lab::{Cpu, Ends, Lab, Processes, Relay, peak_rss_mib};
 
-/// Between two looks at the topic: the error of a run's length.
+/// Interval between polls of the topic, which is the error of a run's duration.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// How long no further record may come; a JVM takes some seconds to its first.
+/// Limit for the time without a new record. A JVM takes some seconds to its first one.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One run.
+/// The figures of one run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drain {
     pub(crate) rows: u64,
-    /// From the last look at the topic that saw no record to the one that saw them all.
+    /// Time from the last poll of the topic that found no record to the first that found all.
     pub(crate) seconds: f64,
-    /// What was used in that time, or from the start of the publisher.
+    /// CPU used in that time, or since the start of the publisher.
     pub(crate) cpu: Cpu,
-    /// Of the publisher.
+    /// Peak memory of the publisher.
     pub(crate) peak_rss_mib: f64,
 }
 
-/// From when on CPU is counted.
+/// When the CPU measurement starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CpuFrom {
-    /// From the start of the publisher: the first page is read before the first record can be seen.
+    /// At the start of the publisher: it reads the first page before the first record is visible.
     Start,
-    /// From just before the first record, which leaves the start of a JVM out.
+    /// Right before the first record, which excludes the start of a JVM.
     FirstRecord,
 }
 
-/// Lets the relay publish all rows of the outbox.
+/// Measures the relay publishing all rows of the outbox.
 pub(crate) async fn by_relay(lab: &Lab, rows: u64, sink: &str) -> Result<Drain> {
     let draining = async {
         lab.topic.recreate().await?;
-        let ends = look(lab).await?;
+        let ends = open_ends(lab).await?;
         let relay = Relay::start(lab, sink).await?;
         let drain = watch(lab, ends, rows, relay.pid(), CpuFrom::Start).await?;
         relay.wait_published(rows).await?;
@@ -47,13 +47,13 @@ pub(crate) async fn by_relay(lab: &Lab, rows: u64, sink: &str) -> Result<Drain> 
     step(&format!("draining, {sink} sink"), draining).await
 }
 
-/// Connects to the topic, before anything is started that could be missed.
-pub(crate) async fn look(lab: &Lab) -> Result<Ends> {
+/// Connects to the topic. Call it before starting a publisher, so that no record is missed.
+pub(crate) async fn open_ends(lab: &Lab) -> Result<Ends> {
     let topic = lab.topic.clone();
     tokio::task::spawn_blocking(move || topic.ends()).await?
 }
 
-/// Watches the topic until all rows are there.
+/// Polls the topic until all rows are published.
 pub(crate) async fn watch(
     lab: &Lab,
     ends: Ends,
@@ -76,10 +76,10 @@ fn watch_blocking(
     let (mut found, mut progress_at) = (0, Instant::now());
     while found < rows {
         std::thread::sleep(POLL_INTERVAL);
-        let (looked_at, before) = (Instant::now(), found);
+        let (polled_at, before) = (Instant::now(), found);
         found = ends.total()?;
         if found == 0 {
-            started_at = looked_at;
+            started_at = polled_at;
             if cpu_from == CpuFrom::FirstRecord {
                 cpu = processes.cpu()?;
             }
@@ -89,7 +89,7 @@ fn watch_blocking(
         }
         ensure!(
             progress_at.elapsed() < STALL_TIMEOUT,
-            "{found} of {rows} records after {:.0?}, and then no more",
+            "{found} of {rows} records after {:.0?}, and no new record for {STALL_TIMEOUT:?}",
             started_at.elapsed()
         );
     }
@@ -101,20 +101,20 @@ fn watch_blocking(
     })
 }
 
-/// How many records the topic has.
-pub(crate) async fn total(lab: &Lab) -> Result<u64> {
+/// Counts the records in the topic.
+pub(crate) async fn count_records(lab: &Lab) -> Result<u64> {
     let topic = lab.topic.clone();
     tokio::task::spawn_blocking(move || topic.ends()?.total()).await?
 }
 
-/// Checks that the topic has a record for every row, and none more.
+/// Checks that the topic has exactly one record per row.
 pub(crate) async fn check_total(lab: &Lab, rows: u64) -> Result<()> {
-    let total = total(lab).await?;
+    let total = count_records(lab).await?;
     ensure!(total == rows, "{total} records for {rows} rows");
     Ok(())
 }
 
-/// What several runs say together.
+/// Median, minimum and maximum of several runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -123,12 +123,12 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of what `figure` says of each run.
+    /// Summarizes one figure of each run.
     pub(crate) fn of<T>(runs: &[T], figure: impl Fn(&T) -> f64) -> Result<Self> {
         let mut figures: Vec<f64> = runs.iter().map(figure).collect();
         figures.sort_by(f64::total_cmp);
         let (Some(min), Some(max)) = (figures.first(), figures.last()) else {
-            anyhow::bail!("there was no run");
+            anyhow::bail!("no runs");
         };
         let middle = figures.len() / 2;
         let median = match figures.len() % 2 {

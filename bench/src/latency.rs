@@ -1,4 +1,4 @@
-//! How long after its commit a record is in a consumer's hands, at a steady rate of commits.
+//! Measures the latency from a commit to a consumer, at a steady rate of commits.
 
 mod consumer;
 
@@ -12,42 +12,42 @@ use serde::Serialize;
 
 use crate::latency::consumer::Consumer;
 
-/// Before each rate, and not measured.
+/// Warm-up before each rate.
 const WARM_UP: Duration = Duration::from_secs(3);
-/// Before the first rate: until JVMs, the broker's too, have compiled what is busy now.
+/// Warm-up before the first rate, until the JVMs, including the broker's, have compiled the hot code.
 const FIRST_WARM_UP_S: u64 = 12;
 const FIRST_WARM_UP_RATE: u64 = 2_000;
 const IDLE_FOR: Duration = Duration::from_secs(10);
-/// After the last commit, until it is quiet.
+/// Pause after the last commit, before the idle measurement.
 const SETTLE_FOR: Duration = Duration::from_secs(2);
 
-/// What was found at one rate.
+/// The figures at one rate.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Latency {
-    /// Commits a second that were asked for.
+    /// Requested commits per second.
     pub(crate) rate: u64,
-    /// Commits a second that the machine made.
+    /// Achieved commits per second.
     pub(crate) achieved_per_s: f64,
-    /// From the clock in the row, taken right before its commit, to the consumer.
+    /// From the timestamp in the row, taken right before its commit, to the consumer.
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
     pub(crate) max_ms: f64,
-    /// From when the commit was due, which holds Postgres' own delays too.
+    /// From the scheduled time of the commit, which includes delays in Postgres.
     pub(crate) since_due_p50_ms: f64,
     pub(crate) since_due_p99_ms: f64,
-    /// Of a core.
+    /// Percent of a core.
     pub(crate) publisher_cpu_percent: f64,
     pub(crate) postgres_cpu_percent: f64,
     pub(crate) broker_cpu_percent: f64,
 }
 
-/// Measures at `rate` commits a second for so many seconds, while `publisher` publishes.
+/// Measures `rate` commits per second for `seconds`, while the process `publisher` publishes.
 pub(crate) async fn measure(lab: &Lab, publisher: u32, rate: u64, seconds: u64) -> Result<Latency> {
-    let what = format!("latency at {rate} commits a second");
+    let what = format!("latency at {rate} commits/s");
     step(&what, measure_at(lab, publisher, rate, seconds)).await
 }
 
-/// Commits for a while, and measures nothing.
+/// Commits for some seconds without measuring.
 pub(crate) async fn warm_up(lab: &Lab, publisher: u32) -> Result<()> {
     let warming_up = measure_at(lab, publisher, FIRST_WARM_UP_RATE, FIRST_WARM_UP_S);
     step("warm-up", warming_up).await?;
@@ -77,7 +77,7 @@ async fn measure_at(lab: &Lab, publisher: u32, rate: u64, seconds: u64) -> Resul
     let received = consumer.finish(written.committed).await?;
     let since_due = &received.since_due;
     let since_created = &received.since_created;
-    ensure!(!since_created.is_empty(), "nothing was measured");
+    ensure!(!since_created.is_empty(), "no record was measured");
     let percent = |cpu_s: f64| cpu_s / measured_for.as_secs_f64() * 100.0;
     Ok(Latency {
         rate,
@@ -93,21 +93,21 @@ async fn measure_at(lab: &Lab, publisher: u32, rate: u64, seconds: u64) -> Resul
     })
 }
 
-/// CPU of a publisher that has nothing to publish, in percent of a core.
+/// Returns the CPU of a publisher without pending rows, in percent of a core.
 pub(crate) async fn idle_cpu_percent(publisher: u32) -> Result<f64> {
-    let looking = async {
+    let measuring = async {
         tokio::time::sleep(SETTLE_FOR).await;
         let before = cpu_s(publisher)?;
         tokio::time::sleep(IDLE_FOR).await;
         let used = cpu_s(publisher)? - before;
         Ok(used / IDLE_FOR.as_secs_f64() * 100.0)
     };
-    step("idling", looking).await
+    step("idle", measuring).await
 }
 
-/// Microseconds, up to a minute; what takes longer counts as that.
+/// Returns a histogram of microseconds up to one minute; longer values are clamped.
 fn histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_max(60_000_000, 3).context("no histogram")
+    Histogram::new_with_max(60_000_000, 3).context("failed to create a histogram")
 }
 
 fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {

@@ -1,5 +1,4 @@
-//! What no relay can surpass on this machine: reading alone and producing alone, each as a process of
-//! its own.
+//! Upper bounds for a relay on this machine: reading only and producing only, each in its own process.
 
 mod produce;
 mod read;
@@ -19,7 +18,7 @@ use crate::drain::check_total;
 
 const RUN_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What a child process tells on its standard output.
+/// The figures that a child process prints to stdout.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Limit {
     pub(crate) rows: u64,
@@ -29,8 +28,8 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// What this process has used for `rows`.
-    fn tell(rows: u64, seconds: f64) -> Result<()> {
+    /// Prints the resource use of this process for `rows`.
+    fn print(rows: u64, seconds: f64) -> Result<()> {
         let own = std::process::id();
         let limit = Self {
             rows,
@@ -43,14 +42,14 @@ impl Limit {
     }
 }
 
-/// Reads all rows of the outbox, and does nothing with them.
-pub(crate) async fn reading(lab: &Lab, rows: u64) -> Result<Limit> {
+/// Measures reading all rows of the outbox.
+pub(crate) async fn measure_read(lab: &Lab, rows: u64) -> Result<Limit> {
     let arguments = [("DATABASE_URL", lab.database_url.clone())];
-    step("reading alone", run_child("read", &arguments, rows)).await
+    step("read only", run_child("read", &arguments, rows)).await
 }
 
-/// Produces as many records as the outbox has rows.
-pub(crate) async fn producing(lab: &Lab, rows: u64, payload_bytes: u32) -> Result<Limit> {
+/// Measures producing as many records as the outbox has rows.
+pub(crate) async fn measure_produce(lab: &Lab, rows: u64, payload_bytes: u32) -> Result<Limit> {
     let producing = async {
         lab.topic.recreate().await?;
         let arguments = [
@@ -63,7 +62,7 @@ pub(crate) async fn producing(lab: &Lab, rows: u64, payload_bytes: u32) -> Resul
         check_total(lab, rows).await?;
         Ok(limit)
     };
-    step("producing alone", producing).await
+    step("produce only", producing).await
 }
 
 async fn run_child(subcommand: &str, variables: &[(&str, String)], rows: u64) -> Result<Limit> {
@@ -74,9 +73,14 @@ async fn run_child(subcommand: &str, variables: &[(&str, String)], rows: u64) ->
         .kill_on_drop(true)
         .output();
     let output = tokio::time::timeout(RUN_TIMEOUT, running).await;
-    let output = output.with_context(|| format!("{subcommand} doesn't end"))??;
+    let output =
+        output.with_context(|| format!("{subcommand} did not finish within {RUN_TIMEOUT:?}"))??;
     ensure!(output.status.success(), "{subcommand} failed");
     let limit: Limit = serde_json::from_slice(&output.stdout)?;
-    ensure!(limit.rows == rows, "{} of {rows} rows", limit.rows);
+    ensure!(
+        limit.rows == rows,
+        "{subcommand} processed {} of {rows} rows",
+        limit.rows
+    );
     Ok(limit)
 }

@@ -1,12 +1,13 @@
-//! `bench`: how fast it is, beside what and at what cost, on a real Postgres and a real Kafka.
+//! `bench`: measures throughput, latency and resource use on a real Postgres and a real Kafka.
 //!
-//! - `session` is one measurement from the start of its servers to its report, and the place to
-//!   begin reading.
-//! - `drain`, `limits`, `latency` and `curves` are what is measured; `debezium` is what the relay is measured beside.
-//! - `calls` measures the services from their doors; `projection` what they make of events.
-//! - `report` is what was found, `tables` lays it out.
+//! - `session` runs one measurement of the relay from server start to report. Start reading there.
+//! - `drain`, `limits`, `latency` and `curves` are its parts; `debezium` is the comparison.
+//! - `calls` measures the gRPC services, `projection` a projection.
+//! - `report` holds the figures, `tables` formats them.
 //!
-//! Servers, load and the relay's process are of the crate `lab`.
+//! The crate `lab` provides the servers, the load and the relay's process.
+
+#![allow(missing_docs, reason = "a program, not a library")]
 
 mod calls;
 mod curves;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measures; there are no limits to be kept, the figures are for people to judge.
+/// Measure throughput, latency and resource use; no figure has a limit that makes this fail
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -34,21 +35,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The relay: draining a backlog, latency, and what limits it; with --debezium beside Debezium
+    /// Measure the relay: drain of a backlog, latency and upper bounds; with --debezium also Debezium
     Relay(options::RelayOptions),
-    /// The services: ways of validation side by side, and ten times too many calls
+    /// Measure the services: calls per second compared with pgbench, validation modes, overload
     Calls(calls::CallsOptions),
-    /// A projection: building it anew beside a plain consumer, and how late it is
+    /// Measure a projection: rebuild compared with a plain consumer, and lag
     Projection(projection::ProjectionOptions),
-    /// Only read an outbox; a process of its own, so that its CPU is
+    /// Only read an outbox; a separate process, so that its CPU is measured alone
     #[command(hide = true)]
     Read(limits::ReadOptions),
-    /// Only produce records; a process of its own, so that its CPU is
+    /// Only produce records; a separate process, so that its CPU is measured alone
     #[command(hide = true)]
     Produce(limits::ProduceOptions),
 }
 
-/// What shells say of a program that a Ctrl-C has ended.
+/// The exit code of a program that was interrupted with Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
@@ -60,7 +61,7 @@ async fn main() -> ExitCode {
     };
     tokio::select! {
         result = run(command) => cli::report(result.map(|()| ExitCode::SUCCESS)),
-        // The guard of the servers' folder clears everything away.
+        // Dropping the servers' folder stops the servers and deletes it.
         () = stop.cancelled() => ExitCode::from(INTERRUPTED),
     }
 }

@@ -1,5 +1,5 @@
-//! order-service's projection of users: how fast it is built from a topic, beside a plain consumer
-//! of the same topic, and how late an event is applied at a steady rate.
+//! Measures order-service's projection of users: the rate of a rebuild compared with a plain consumer of
+//! the same topic, and the lag at a steady rate.
 
 mod plain;
 mod users;
@@ -13,41 +13,41 @@ use lab::peak_rss_mib;
 use serde::Serialize;
 use tokio::{process::Command, time::Instant};
 
-/// What to measure of the projection.
+/// Options of the projection benchmark.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ProjectionOptions {
-    /// Records that wait in the topic
+    /// Records in the topic
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(PLAIN_RECORDS..=100_000_000))]
     records: u64,
-    /// Runs of everybody, by turns
+    /// Interleaved runs of each contender
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Users a second, while lag is measured
+    /// Users per second during the lag measurement
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     rate: u64,
-    /// Seconds that lag is measured
+    /// Seconds of the lag measurement
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
-    /// Write all figures to this file, as JSON
+    /// Write all figures to this file as JSON
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-/// The records that the plain consumer applies: it takes long enough for these.
+/// Records that the plain consumer applies. It is slow, so these are enough.
 const PLAIN_RECORDS: u64 = 20_000;
 const TOPIC: &str = "bench.users.v1";
 const PARTITIONS: i32 = 6;
-/// With the times of commits Postgres itself says when a row was there for others.
+/// Commit timestamps show when a row became visible.
 const POSTGRES_SETTINGS: [&str; 3] = [
     "track_commit_timestamp=on",
     "shared_buffers=512MB",
     "max_wal_size=4GB",
 ];
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Far above what anything here takes.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// Limit for each wait, far longer than any of them takes.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What was found; medians of the runs.
+/// The report, with the medians of the runs.
 #[derive(Debug, Serialize)]
 struct Report {
     measured_at: String,
@@ -55,9 +55,9 @@ struct Report {
     runs: u32,
     /// `projection rebuild`.
     rebuild: Rate,
-    /// A service that is started with all these records waiting.
+    /// A service that starts with all records pending.
     catch_up: Rate,
-    /// A consumer that applies a statement a record and lets Kafka keep its offset.
+    /// A consumer that runs one statement per record and keeps its offset in Kafka.
     plain: Rate,
     rebuild_over_plain: f64,
     steady: Lag,
@@ -75,7 +75,7 @@ impl Rate {
     fn of(mut rates: Vec<(f64, f64)>) -> Self {
         rates.sort_by(|a, b| a.0.total_cmp(&b.0));
         let peak_rss_mib = rates.iter().map(|(_, rss)| *rss).fold(0.0, f64::max);
-        let at = |place: usize| rates.get(place).map_or(0.0, |(rate, _)| *rate);
+        let at = |index: usize| rates.get(index).map_or(0.0, |(rate, _)| *rate);
         Self {
             records_per_s: at(rates.len() / 2),
             min: at(0),
@@ -85,7 +85,7 @@ impl Rate {
     }
 }
 
-/// From before a record was sent to its row's commit.
+/// Time from before a record was sent to the commit of its row.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Lag {
     rate: u64,
@@ -95,7 +95,7 @@ struct Lag {
     lag_max_ms: f64,
 }
 
-/// Measures, and tells.
+/// Runs the measurement, prints the tables and writes the file.
 pub(crate) async fn run(options: &ProjectionOptions) -> Result<()> {
     let servers = Servers::start(&POSTGRES_SETTINGS).await?;
     let report = measure(&servers, options).await;
@@ -104,14 +104,14 @@ pub(crate) async fn run(options: &ProjectionOptions) -> Result<()> {
     println!("{}", report.table());
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+        fs::write(path, json).with_context(|| format!("failed to write {}", path.display()))?;
     }
     Ok(())
 }
 
 async fn measure(servers: &Servers, options: &ProjectionOptions) -> Result<Report> {
-    // First, because it is of a system at rest: what the others write is flushed for minutes.
-    let steady = steady(servers, options).await?;
+    // First, while the system is idle: the writes of the other measurements are flushed for minutes.
+    let steady = measure_lag(servers, options).await?;
     let addresses = servers.addresses();
     addresses.create_topic(TOPIC, PARTITIONS).await?;
     let brokers = servers.kafka.brokers().to_owned();
@@ -125,7 +125,7 @@ async fn measure(servers: &Servers, options: &ProjectionOptions) -> Result<Repor
         let database = async |what: &str| addresses.create_database(&format!("{what}{run}")).await;
         let url = database("plain").await?;
         let plain = plain::consume(&brokers, TOPIC, &url, PLAIN_RECORDS);
-        plains.push((step("a plain consumer", plain).await?, 0.0));
+        plains.push((step("plain consumer", plain).await?, 0.0));
         let url = database("rebuild").await?;
         let rebuild = Program::migrated(&url, &brokers)
             .await?
@@ -135,7 +135,7 @@ async fn measure(servers: &Servers, options: &ProjectionOptions) -> Result<Repor
         let catch_up = Program::migrated(&url, &brokers)
             .await?
             .catch_up(options.records);
-        catch_ups.push(step("a service that catches up", catch_up).await?);
+        catch_ups.push(step("service catching up", catch_up).await?);
     }
     let (rebuild, plain) = (Rate::of(rebuilds), Rate::of(plains));
     Ok(Report {
@@ -150,7 +150,7 @@ async fn measure(servers: &Servers, options: &ProjectionOptions) -> Result<Repor
     })
 }
 
-/// order-service, with a database of its own.
+/// order-service with its own database.
 struct Program {
     executable: PathBuf,
     url: String,
@@ -165,7 +165,7 @@ impl Program {
             brokers: brokers.to_owned(),
         };
         let status = program.command(&["migrate"]).status().await?;
-        ensure!(status.success(), "can't migrate: {status}");
+        ensure!(status.success(), "migrate failed: {status}");
         Ok(program)
     }
 
@@ -189,10 +189,10 @@ impl Program {
         command
     }
 
-    /// Records a second of `projection rebuild`, from its start to its end, and its memory.
+    /// Runs `projection rebuild`. Returns its records per second and its peak memory in MiB.
     async fn rebuild(self, records: u64) -> Result<(f64, f64)> {
         let sql = Sql::connect(&self.url).await?;
-        // As if a service had followed the topic, and applied nothing yet.
+        // As if a service had subscribed to the topic and applied nothing yet.
         let known = format!(
             "insert into projection_offsets (projection, topic, partition, next_offset)
              select '{}', '{TOPIC}', partition, 0
@@ -202,7 +202,7 @@ impl Program {
         sql.batch_execute(&known).await?;
         let started = Instant::now();
         let mut child = self.command(&["projection", "rebuild"]).spawn()?;
-        let pid = child.id().context("it runs")?;
+        let pid = child.id().context("order-service has exited")?;
         let mut rss = 0.0;
         let status = loop {
             rss = peak_rss_mib(pid).unwrap_or(rss);
@@ -212,23 +212,29 @@ impl Program {
             }
         };
         let took = started.elapsed();
-        ensure!(status.success(), "the rebuild failed: {status}");
+        ensure!(status.success(), "projection rebuild failed: {status}");
         let built = sql.count("select count(*) from users_cache").await?;
-        // What is nearest to the end comes with the follower.
-        ensure!(built as u64 + 1_000 >= records, "only {built} users");
+        // The last records are left to the running service.
+        ensure!(
+            built as u64 + 1_000 >= records,
+            "rebuilt only {built} of {records} users"
+        );
         Ok((built as f64 / took.as_secs_f64(), rss))
     }
 
-    /// Records a second of a service that is started in front of all records, and its memory.
+    /// Starts a service with all records pending. Returns its records per second and its peak memory in MiB.
     async fn catch_up(self, records: u64) -> Result<(f64, f64)> {
         let sql = Sql::connect(&self.url).await?;
         let started = Instant::now();
         let mut child = self.command(&["serve"]).spawn()?;
-        let pid = child.id().context("it runs")?;
+        let pid = child.id().context("order-service has exited")?;
         let applied = "select coalesce(sum(applied), 0)::bigint from projection_offsets";
         while (sql.count(applied).await? as u64) < records {
-            ensure!(started.elapsed() < PATIENCE, "it does not catch up");
-            ensure!(child.try_wait()?.is_none(), "it has ended");
+            ensure!(
+                started.elapsed() < WAIT_TIMEOUT,
+                "order-service did not catch up within {WAIT_TIMEOUT:?}"
+            );
+            ensure!(child.try_wait()?.is_none(), "order-service has exited");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         let per_s = records as f64 / started.elapsed().as_secs_f64();
@@ -238,8 +244,8 @@ impl Program {
     }
 }
 
-/// The system at rest, but for users that come at a steady rate.
-async fn steady(servers: &Servers, options: &ProjectionOptions) -> Result<Lag> {
+/// Measures the lag at a steady rate of users on an otherwise idle system.
+async fn measure_lag(servers: &Servers, options: &ProjectionOptions) -> Result<Lag> {
     let stack = Stack::start(&servers.home, &servers.addresses(), "", &[]).await?;
     let names = stack.names();
     let sql = Sql::connect(&names.orders_database_url).await?;
@@ -266,7 +272,7 @@ async fn steady(servers: &Servers, options: &ProjectionOptions) -> Result<Lag> {
 }
 
 impl Report {
-    /// For people, in Markdown.
+    /// Formats the report as Markdown.
     fn table(&self) -> String {
         let row = |what: &str, rate: &Rate| {
             format!(
@@ -275,16 +281,16 @@ impl Report {
             )
         };
         format!(
-            "{} records, {} runs by turns\n\n| | records/s: median | min | max | peak RSS, MiB |\n\
+            "{} records, {} interleaved runs\n\n| | records/s: median | min | max | peak RSS, MiB |\n\
              |---|---:|---:|---:|---:|\n{}{}{}\n\
-             rebuild beside the plain consumer: {:.0}x\n\n\
-             lag at {} users/s, from before a record was sent to its row's commit: \
+             rebuild compared with the plain consumer: {:.0}x\n\n\
+             lag at {} users/s, from before the record is sent to the commit of its row: \
              p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms\n",
             self.records,
             self.runs,
             row("projection rebuild", &self.rebuild),
-            row("a service that catches up", &self.catch_up),
-            row("a plain consumer, a statement a record", &self.plain),
+            row("service catching up", &self.catch_up),
+            row("plain consumer, one statement per record", &self.plain),
             self.rebuild_over_plain,
             self.steady.rate,
             self.steady.lag_p50_ms,

@@ -1,4 +1,4 @@
-//! What was found, as it stands in the JSON file.
+//! The figures, as in the JSON file.
 
 use anyhow::Result;
 use lab::{Machine, per};
@@ -11,7 +11,7 @@ use crate::{
     limits::Limit,
 };
 
-/// Everything.
+/// The report.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) measured_at: String,
@@ -19,13 +19,13 @@ pub(crate) struct Report {
     pub(crate) rows: u64,
     pub(crate) payload_bytes: u32,
     pub(crate) runs: u32,
-    /// The relay with the sink that was named first, its default.
+    /// The relay with the first sink.
     pub(crate) drain: DrainFigures,
-    /// The relay over librdkafka.
+    /// The relay with the rdkafka sink.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain_rdkafka: Option<DrainFigures>,
     pub(crate) limits: LimitFigures,
-    /// The relay with the same sink.
+    /// The relay with the first sink.
     pub(crate) latency: Vec<Latency>,
     pub(crate) idle_cpu_percent: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,7 +34,7 @@ pub(crate) struct Report {
     pub(crate) curves: Vec<Point>,
 }
 
-/// Debezium's best: tuned for each kind of measurement.
+/// Debezium, tuned for each measurement, and with its defaults.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct DebeziumFigures {
     pub(crate) version: &'static str,
@@ -44,7 +44,7 @@ pub(crate) struct DebeziumFigures {
     pub(crate) latency: Vec<Latency>,
 }
 
-/// The runs of one contender: medians, and the extremes of the rate.
+/// Medians of the runs of one contender, with the lowest and highest rate.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct DrainFigures {
     pub(crate) contender: String,
@@ -54,11 +54,11 @@ pub(crate) struct DrainFigures {
     pub(crate) events_per_cpu_s: f64,
     pub(crate) events_per_postgres_cpu_s: f64,
     pub(crate) events_per_broker_cpu_s: f64,
-    /// The most of all runs.
+    /// The highest of all runs.
     pub(crate) peak_rss_mib: f64,
 }
 
-/// What reading alone and producing alone reach.
+/// Figures of reading only and producing only.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LimitFigures {
     pub(crate) read_rows_per_s: f64,

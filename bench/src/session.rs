@@ -1,4 +1,4 @@
-//! One measurement, from the start of its servers to its report.
+//! One measurement of the relay, from server start to report.
 
 use std::{collections::BTreeMap, fs};
 
@@ -16,7 +16,7 @@ use crate::{
     tables,
 };
 
-/// Measures what was asked for, and tells.
+/// Runs the measurement, prints the tables and writes the files.
 pub(crate) async fn run(options: &RelayOptions) -> Result<()> {
     let wal_level = if options.debezium {
         WalLevel::Logical
@@ -30,11 +30,11 @@ pub(crate) async fn run(options: &RelayOptions) -> Result<()> {
     println!("{}", tables::text(&report));
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+        fs::write(path, json).with_context(|| format!("failed to write {}", path.display()))?;
     }
     if let Some(path) = &options.markdown {
         fs::write(path, tables::markdown(&report))
-            .with_context(|| format!("can't write {}", path.display()))?;
+            .with_context(|| format!("failed to write {}", path.display()))?;
     }
     Ok(())
 }
@@ -51,7 +51,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
         further_headers: 0,
     })
     .await?;
-    // The broker's code is compiled while it runs: nobody's first run should pay for that.
+    // The broker's JVM compiles code while it runs. A first, unmeasured run keeps that out of the figures.
     eprintln!("warm-up");
     Runs::default().add(lab, options, None).await?;
     let mut runs = Runs::default();
@@ -60,7 +60,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
         runs.add(lab, options, connector.as_ref()).await?;
     }
     if let Some(connector) = &connector {
-        connector.forget(lab).await?;
+        connector.drop_slots(lab).await?;
     }
     let (latency, idle_cpu_percent) = relay_latency(lab, default_sink, options).await?;
     let debezium = match &connector {
@@ -92,7 +92,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
     })
 }
 
-/// What was measured by turns, so that a change of the machine's mood meets everybody.
+/// The interleaved runs. A change in the machine's speed then affects all contenders.
 #[derive(Default)]
 struct Runs {
     drains: BTreeMap<String, Vec<Drain>>,
@@ -101,7 +101,7 @@ struct Runs {
 }
 
 impl Runs {
-    /// One more of each.
+    /// Adds one run of each contender.
     async fn add(
         &mut self,
         lab: &Lab,
@@ -120,14 +120,17 @@ impl Runs {
                 self.drains.entry(name).or_default().push(drain);
             }
         }
-        self.reading.push(limits::reading(lab, rows).await?);
-        let producing = limits::producing(lab, rows, PAYLOAD_BYTES).await?;
+        self.reading.push(limits::measure_read(lab, rows).await?);
+        let producing = limits::measure_produce(lab, rows, PAYLOAD_BYTES).await?;
         self.producing.push(producing);
         Ok(())
     }
 
     fn drain_figures(&self, contender: &str) -> Result<DrainFigures> {
-        let runs = self.drains.get(contender).context("it was not measured")?;
+        let runs = self
+            .drains
+            .get(contender)
+            .context("contender was not measured")?;
         DrainFigures::of(contender, runs)
     }
 }
@@ -136,7 +139,7 @@ fn contender(sink: &str) -> String {
     format!("outbox-relay, {sink} sink")
 }
 
-/// Latency at each rate, then what an idle relay takes.
+/// Measures the latency at each rate, then the CPU of the idle relay.
 async fn relay_latency(
     lab: &Lab,
     sink: &str,
@@ -146,10 +149,10 @@ async fn relay_latency(
     lab.topic.recreate().await?;
     let relay = Relay::start(lab, sink).await?;
     relay.wait_ready().await?;
-    let found = latency_at_rates(lab, relay.pid(), options).await?;
+    let latency = latency_at_rates(lab, relay.pid(), options).await?;
     let idle_cpu_percent = latency::idle_cpu_percent(relay.pid()).await?;
     relay.stop().await?;
-    Ok((found, idle_cpu_percent))
+    Ok((latency, idle_cpu_percent))
 }
 
 async fn debezium_latency(
@@ -159,10 +162,10 @@ async fn debezium_latency(
 ) -> Result<Vec<Latency>> {
     lab.empty().await?;
     let running = connector.restart(lab, Tuning::Latency).await?;
-    let found = latency_at_rates(lab, running.pid(), options).await?;
+    let latency = latency_at_rates(lab, running.pid(), options).await?;
     running.stop().await?;
-    connector.forget(lab).await?;
-    Ok(found)
+    connector.drop_slots(lab).await?;
+    Ok(latency)
 }
 
 async fn latency_at_rates(
@@ -171,9 +174,9 @@ async fn latency_at_rates(
     options: &RelayOptions,
 ) -> Result<Vec<Latency>> {
     latency::warm_up(lab, publisher).await?;
-    let mut found = Vec::new();
+    let mut latencies = Vec::new();
     for rate in &options.rates {
-        found.push(latency::measure(lab, publisher, *rate, options.seconds).await?);
+        latencies.push(latency::measure(lab, publisher, *rate, options.seconds).await?);
     }
-    Ok(found)
+    Ok(latencies)
 }

@@ -1,4 +1,4 @@
-//! The report for people: on the terminal, and as Markdown.
+//! Formats the report as text and as Markdown.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use lab::Table;
 
 use crate::report::{DrainFigures, Report};
 
-/// The report as plain text.
+/// Returns the report as plain text.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = format!("\n{}\n", setting(report));
     for table in tables(report) {
@@ -15,7 +15,7 @@ pub(crate) fn text(report: &Report) -> String {
     text
 }
 
-/// The report as Markdown.
+/// Returns the report as Markdown.
 pub(crate) fn markdown(report: &Report) -> String {
     let mut text = format!("# Results\n\n{}\n", setting(report));
     for table in tables(report) {
@@ -63,7 +63,7 @@ fn drains(report: &Report) -> Table {
         "events/s: median",
         "min",
         "max",
-        "events per CPU-s: publisher",
+        "events per CPU-second: publisher",
         "Postgres",
         "broker",
         "peak RSS, MiB",
@@ -94,15 +94,15 @@ fn drains(report: &Report) -> Table {
     }
     Table {
         heading: format!(
-            "Draining a backlog of {} events of {} B, {} runs by turns",
+            "Drain of a backlog of {} events of {} B, {} interleaved runs",
             whole(report.rows as f64),
             report.payload_bytes,
             report.runs
         ),
-        note: "From the last look at the topic that saw no record to the one that saw them all, \
-               10 ms apart. CPU of the relay's runs is counted from its start, of Debezium's from \
-               its first record; a new JVM is slow for some seconds, which weighs more in a short \
-               run. The relay's records have eight headers, Debezium's one",
+        note: "Time from the last poll of the topic that found no record to the first that found all; polls \
+               are 10 ms apart. CPU is measured from the start of the relay, and from the first record \
+               of Debezium. A new JVM is slow for some seconds, which weighs more in a short run. The \
+               relay's records have eight headers, Debezium's have one",
         rows,
     }
 }
@@ -112,14 +112,14 @@ fn limits(report: &Report) -> Table {
     let rows = vec![
         row(&[
             "",
-            "a second: median",
+            "rows/s: median",
             "min",
             "max",
-            "per CPU-s",
+            "rows per CPU-second",
             "peak RSS, MiB",
         ]),
         vec![
-            "reading alone".to_owned(),
+            "read only".to_owned(),
             whole(limits.read_rows_per_s),
             whole(limits.read_rows_per_s_min),
             whole(limits.read_rows_per_s_max),
@@ -127,7 +127,7 @@ fn limits(report: &Report) -> Table {
             whole(limits.read_peak_rss_mib),
         ],
         vec![
-            "producing alone, librdkafka".to_owned(),
+            "produce only, librdkafka".to_owned(),
             whole(limits.produce_events_per_s),
             whole(limits.produce_events_per_s_min),
             whole(limits.produce_events_per_s_max),
@@ -136,9 +136,9 @@ fn limits(report: &Report) -> Table {
         ],
     ];
     Table {
-        heading: "What limits it".to_owned(),
-        note: "The same rows read with COPY in pages of 20,000 and dropped; the same records, \
-               eight headers each, produced from memory",
+        heading: "Upper bounds".to_owned(),
+        note: "Read only reads the same rows with COPY in pages of 20,000 and discards them. Produce only \
+               sends the same records, with eight headers each, from memory",
         rows,
     }
 }
@@ -151,9 +151,9 @@ fn latencies(report: &Report) -> Table {
         "p50, ms",
         "p99",
         "max",
-        "since due: p50",
+        "from schedule: p50",
         "p99",
-        "% of a core: publisher",
+        "CPU, % of a core: publisher",
         "Postgres",
         "broker",
     ])];
@@ -179,11 +179,12 @@ fn latencies(report: &Report) -> Table {
     }
     Table {
         heading: format!(
-            "Latency of single-row commits; the idle relay takes {:.2} % of a core",
+            "Latency of single-row commits; an idle relay uses {:.2} % of a core",
             report.idle_cpu_percent
         ),
-        note: "After a warm-up. From the clock in the row, right before its commit, to a consumer; since due: from \
-               when the commit was due by the schedule, which waits for nothing",
+        note: "After a warm-up. Latency is the time from the row's timestamp, taken right before its commit, to the \
+               consumer. From schedule, it is the time from the commit's scheduled time, which is independent of \
+               slow commits",
         rows,
     }
 }
@@ -196,7 +197,7 @@ fn curves(report: &Report) -> Table {
         "headers",
         "events/s",
         "MB/s",
-        "us of CPU an event: relay",
+        "CPU per event, us: relay",
         "Postgres",
         "broker",
         "peak RSS, MiB",
@@ -216,10 +217,10 @@ fn curves(report: &Report) -> Table {
         ]);
     }
     Table {
-        heading: "What an event costs, by backlog, payload and headers".to_owned(),
-        note: "Backlogs are drained by turns, small ones several times in each. CPU is the median of \
-               the runs, of the rows behind the first 1,000: a start takes so much once, and what it \
-               takes until these are published is measured by itself; MB/s are those of payloads",
+        heading: "Cost per event by backlog, payload size and headers".to_owned(),
+        note: "Runs over the backlogs are interleaved; small backlogs run several times in each round. CPU is \
+               the median of the runs for the rows after the first 1,000: the CPU of a start up to these \
+               rows is measured separately and subtracted. MB/s count payloads only",
         rows,
     }
 }
@@ -228,7 +229,7 @@ fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
-/// A number without a fraction, in groups of three digits.
+/// Formats a number without a fraction, in groups of three digits.
 fn whole(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
@@ -246,7 +247,7 @@ mod tests {
     use super::whole;
 
     #[test]
-    fn digits_come_in_groups_of_three() {
+    fn digits_are_grouped_by_three() {
         let found = [1.2, 999.6, 123_456.0, 1e7].map(whole);
         assert_eq!(found, ["1", "1,000", "123,456", "10,000,000"]);
     }

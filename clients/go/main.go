@@ -1,4 +1,4 @@
-// Command scenario calls user-service and order-service as a first client would, and checks every answer.
+// Command scenario calls user-service and order-service and checks every response.
 //
 // It reads USER_SERVICE_ADDR, ORDER_SERVICE_ADDR and USER_SERVICE_PID, and prints a line for each step.
 package main
@@ -18,20 +18,20 @@ import (
 	userv1 "example.com/outbox/clients/go/gen/user/v1"
 )
 
-// The programs run in the folder of this client; ../ is shared by the clients of all languages.
+// Paths are relative to the folder of this client, in which the program runs.
 const (
 	serviceConfigFile = "../service_config.json"
 	moneyVectorsFile  = "../money_vectors.json"
 )
 
-// services are the stubs of both services, on channels with the same options.
+// services holds the stubs of both services, on channels with the same options.
 type services struct {
 	users  userv1.UserServiceClient
 	orders orderv1.OrderServiceClient
 	close  func()
 }
 
-// errSkipped is why a step was not run.
+// errSkipped is returned by a step that cannot run here.
 var errSkipped = errors.New("skipped")
 
 func main() {
@@ -39,16 +39,16 @@ func main() {
 		fmt.Printf("go %s, grpc-go %s\n", strings.TrimPrefix(runtime.Version(), "go"), grpc.Version)
 		return
 	}
-	held, err := run(context.Background())
+	passed, err := run(context.Background())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 	}
-	if err != nil || !held {
+	if err != nil || !passed {
 		os.Exit(1)
 	}
 }
 
-// run does the steps in their order and tells whether all of them held.
+// run runs the steps in order and reports whether all of them passed.
 func run(ctx context.Context) (bool, error) {
 	services, err := dial()
 	if err != nil {
@@ -56,24 +56,24 @@ func run(ctx context.Context) (bool, error) {
 	}
 	defer services.close()
 	scenario := scenario{services: services}
-	held := true
+	passed := true
 	for _, step := range scenario.steps() {
 		detail, err := step.run(ctx)
 		switch {
 		case errors.Is(err, errSkipped):
 			fmt.Printf("skipped\t%s\t%s\n", step.name, oneLine(err.Error()))
 		case err != nil:
-			held = false
+			passed = false
 			fmt.Printf("failed\t%s\t%s\n", step.name, oneLine(err.Error()))
 		default:
 			fmt.Printf("ok\t%s\t%s\n", step.name, oneLine(detail))
 		}
 	}
-	return held, nil
+	return passed, nil
 }
 
-// dial opens a channel to each service. Both retry, wait for a server that is away and have a timeout, because the
-// service config says so.
+// dial opens a channel to each service. Timeouts, retries and waiting for a server that is down come from the service
+// config.
 func dial(more ...grpc.DialOption) (services, error) {
 	config, err := os.ReadFile(serviceConfigFile)
 	if err != nil {

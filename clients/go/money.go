@@ -17,22 +17,22 @@ import (
 
 var nanosPerUnit = big.NewInt(1_000_000_000)
 
-// toDecimal writes an amount with so many digits behind the point, exactly: 19.90. No float is ever involved.
+// toDecimal formats an amount with this number of decimal places, such as 19.90. It is exact: no float is involved.
 func toDecimal(amount *moneyv1.Money, digits int) string {
 	nanos := new(big.Int).Mul(big.NewInt(amount.GetUnits()), nanosPerUnit)
 	nanos.Add(nanos, big.NewInt(int64(amount.GetNanos())))
 	return new(big.Rat).SetFrac(nanos, nanosPerUnit).FloatString(digits)
 }
 
-// fromDecimal reads an amount that was written so.
+// fromDecimal parses a decimal number.
 func fromDecimal(currency, decimal string) (*moneyv1.Money, error) {
 	amount, ok := new(big.Rat).SetString(decimal)
 	if !ok {
-		return nil, fmt.Errorf("%q is no decimal number", decimal)
+		return nil, fmt.Errorf("%q is not a decimal number", decimal)
 	}
 	amount.Mul(amount, new(big.Rat).SetInt(nanosPerUnit))
 	if !amount.IsInt() {
-		return nil, fmt.Errorf("%s has more than nine digits behind the point", decimal)
+		return nil, fmt.Errorf("%s has more than nine decimal places", decimal)
 	}
 	units, nanos := new(big.Int).QuoRem(amount.Num(), nanosPerUnit, new(big.Int))
 	if !units.IsInt64() {
@@ -41,13 +41,13 @@ func fromDecimal(currency, decimal string) (*moneyv1.Money, error) {
 	return &moneyv1.Money{CurrencyCode: currency, Units: units.Int64(), Nanos: int32(nanos.Int64())}, nil
 }
 
-// digitsOf counts the digits behind the point.
+// digitsOf counts the decimal places.
 func digitsOf(decimal string) int {
 	_, digits, _ := strings.Cut(decimal, ".")
 	return len(digits)
 }
 
-// money: amounts are exact to the last digit, or rejected.
+// money: amounts are exact to the last digit or rejected.
 func (s *scenario) money(ctx context.Context) (string, error) {
 	vectors, err := readMoneyVectors()
 	if err != nil {
@@ -85,19 +85,19 @@ func (s *scenario) money(ctx context.Context) (string, error) {
 		}
 		slices.Sort(vector.Fields)
 		if !slices.Equal(rejected.fields, vector.Fields) {
-			return "", fmt.Errorf("%+v: rejected for %v", vector, rejected.fields)
+			return "", fmt.Errorf("%+v: rejected because of %v", vector, rejected.fields)
 		}
 	}
 	return fmt.Sprintf("%d exact, %d rejected", len(vectors.Valid), len(vectors.Invalid)), nil
 }
 
-// moneyVector is one of the amounts on which the clients of all languages agree.
+// moneyVector is a test amount. The clients of all languages share them.
 type moneyVector struct {
 	CurrencyCode string   `json:"currency_code"`
 	Units        int64    `json:"units,string"`
 	Nanos        int32    `json:"nanos"`
-	Decimal      string   `json:"decimal"` // of a valid one
-	Fields       []string `json:"fields"`  // what is wrong with an invalid one
+	Decimal      string   `json:"decimal"` // set if valid
+	Fields       []string `json:"fields"`  // the invalid fields, set if invalid
 }
 
 func (v moneyVector) money() *moneyv1.Money {

@@ -14,10 +14,10 @@ import (
 	orderv1 "example.com/outbox/clients/go/gen/order/v1"
 )
 
-// order: with the token, order-service waits until it knows the user.
+// order: with the token, order-service waits for the user's event.
 func (s *scenario) order(ctx context.Context) (string, error) {
 	if s.created == nil {
-		return "", errors.New("needs the user of create")
+		return "", errors.New("the step create did not create a user")
 	}
 	order, err := s.placeOrder(ctx, s.created)
 	if err != nil {
@@ -26,7 +26,7 @@ func (s *scenario) order(ctx context.Context) (string, error) {
 	return "order " + order.GetOrderId(), nil
 }
 
-// metadata: the same, and no code sees the token but an interceptor.
+// metadata: an interceptor passes the token on; the calls do not mention it.
 func (s *scenario) metadata(ctx context.Context) (string, error) {
 	var session tokenSession
 	following, err := dial(grpc.WithUnaryInterceptor(session.intercept))
@@ -39,27 +39,27 @@ func (s *scenario) metadata(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if token := session.token.Load(); token == nil || *token != created.GetConsistencyToken() {
-		return "", fmt.Errorf("no %s in the metadata of CreateUser's answer", tokenKey)
+		return "", fmt.Errorf("no %s in the metadata of CreateUser's response", tokenKey)
 	}
 	ordered, err := following.orders.CreateOrder(ctx, newOrder(created.GetUser().GetUserId(), euros(19, 90)))
 	if err != nil {
 		return "", err
 	}
-	// Only a token that was read can be rejected.
-	garbled := "no token"
-	session.token.Store(&garbled)
+	// A rejection proves that the service reads the token.
+	invalidToken := "no token"
+	session.token.Store(&invalidToken)
 	_, err = following.orders.CreateOrder(ctx, newOrder(created.GetUser().GetUserId(), euros(19, 90)))
 	invalid, err := wantRejection(err, codes.InvalidArgument, "VALIDATION_FAILED")
 	if err != nil {
 		return "", err
 	}
 	if !slices.Equal(invalid.fields, []string{tokenKey}) {
-		return "", fmt.Errorf("rejected for %v", invalid.fields)
+		return "", fmt.Errorf("rejected because of %v", invalid.fields)
 	}
-	return "order " + ordered.GetOrder().GetOrderId() + ", the token carried by an interceptor", nil
+	return "order " + ordered.GetOrder().GetOrderId() + ", token passed by an interceptor", nil
 }
 
-// page: pages of two, until there is no token for another.
+// page: pages of two orders, until there is no next page.
 func (s *scenario) page(ctx context.Context) (string, error) {
 	created, err := s.users.CreateUser(ctx, newUser())
 	if err != nil {
@@ -107,7 +107,7 @@ func (s *scenario) page(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d orders on %d pages", len(listed), pages), nil
 }
 
-// cancel: once, and for good.
+// cancel: an order is cancelled once.
 func (s *scenario) cancel(ctx context.Context) (string, error) {
 	created, err := s.users.CreateUser(ctx, newUser())
 	if err != nil {
@@ -130,7 +130,7 @@ func (s *scenario) cancel(ctx context.Context) (string, error) {
 	}
 	if order.GetState() != orderv1.OrderState_ORDER_STATE_CANCELLED ||
 		order.GetCancelReason() != orderv1.CancelReason_CANCEL_REASON_REQUESTED || order.GetVersion() != 2 {
-		return "", fmt.Errorf("not cancelled on request: %v", order)
+		return "", fmt.Errorf("not cancelled as requested: %v", order)
 	}
 	_, err = cancel()
 	if _, err := wantRejection(err, codes.FailedPrecondition, "ORDER_CANCELLED"); err != nil {
@@ -139,7 +139,7 @@ func (s *scenario) cancel(ctx context.Context) (string, error) {
 	return "order " + order.GetOrderId(), nil
 }
 
-// repeat: a request that is sent twice is carried out once.
+// repeat: a request that is sent twice is executed once.
 func (s *scenario) repeat(ctx context.Context) (string, error) {
 	created, err := s.users.CreateUser(ctx, newUser())
 	if err != nil {
@@ -166,7 +166,7 @@ func (s *scenario) repeat(ctx context.Context) (string, error) {
 	return "order " + first.GetOrder().GetOrderId(), nil
 }
 
-// changeOne changes the character in the middle.
+// changeOne replaces the character in the middle.
 func changeOne(token string) string {
 	changed, middle := []byte(token), len(token)/2
 	changed[middle] = 'A'

@@ -10,26 +10,26 @@ import (
 	"time"
 )
 
-// retry: a server that dies costs time. There is no code for that here: the service config retries, and the request id
-// makes it safe.
+// retry: a call succeeds although the server is killed. The service config retries it, and the request id makes that
+// safe.
 func (s *scenario) retry(ctx context.Context) (string, error) {
 	pid, err := userServicePID()
 	if err != nil {
 		return "", err
 	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		return "", fmt.Errorf("can't kill user-service, process %d: %w", pid, err)
+		return "", fmt.Errorf("failed to kill user-service, process %d: %w", pid, err)
 	}
-	began := time.Now()
+	started := time.Now()
 	created, err := s.users.CreateUser(ctx, newUser())
 	if err != nil {
 		return "", err
 	}
-	took := time.Since(began).Round(time.Millisecond)
+	took := time.Since(started).Round(time.Millisecond)
 	return fmt.Sprintf("user %s, %v after the kill", created.GetUser().GetUserId(), took), nil
 }
 
-// userServicePID prefers the file, which tells of restarts; the environment is as old as this process.
+// userServicePID prefers ENDPOINTS_FILE, which is updated after a restart of the service.
 func userServicePID() (int, error) {
 	value := os.Getenv("USER_SERVICE_PID")
 	if text, err := os.ReadFile(os.Getenv("ENDPOINTS_FILE")); err == nil {

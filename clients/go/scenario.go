@@ -17,7 +17,7 @@ type step struct {
 
 type scenario struct {
 	services
-	created *userv1.CreateUserResponse // by the first step, for the second
+	created *userv1.CreateUserResponse // set by the step create, used by the step order
 }
 
 func (s *scenario) steps() []step {
@@ -37,7 +37,7 @@ func (s *scenario) steps() []step {
 	}
 }
 
-// placeOrder orders for a user that may be too new for order-service.
+// placeOrder places an order for a user that order-service may not know yet.
 func (s *scenario) placeOrder(ctx context.Context, user *userv1.CreateUserResponse) (*orderv1.Order, error) {
 	request := newOrder(user.GetUser().GetUserId(), euros(19, 90))
 	request.ConsistencyToken = user.GetConsistencyToken()

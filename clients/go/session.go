@@ -8,11 +8,11 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// tokenKey is the metadata in which both services give, and order-service takes, a consistency token.
+// tokenKey is the metadata key of consistency tokens. Both services send them; order-service accepts them.
 const tokenKey = "x-consistency-token"
 
-// tokenSession lets a call see what was written just before it, whichever service wrote it: it remembers the last token
-// that it was given and sends it along. Keep one for each user of your program, not one for all.
+// tokenSession gives read-your-writes across services: it sends the last received token with the next call. Keep one
+// per user session, not one per program.
 type tokenSession struct {
 	token atomic.Pointer[string]
 }

@@ -16,7 +16,7 @@ import (
 	userv1 "example.com/outbox/clients/go/gen/user/v1"
 )
 
-// create: the answer names its version, for calls to other services to wait for.
+// create: the response has a consistency token, which lets calls to other services wait for this write.
 func (s *scenario) create(ctx context.Context) (string, error) {
 	var header metadata.MD
 	created, err := s.users.CreateUser(ctx, newUser(), grpc.Header(&header))
@@ -34,7 +34,7 @@ func (s *scenario) create(ctx context.Context) (string, error) {
 	return "user " + user.GetUserId(), nil
 }
 
-// etag: an update holds for the version that was read, or not at all.
+// etag: an update applies to the version that was read, or is rejected.
 func (s *scenario) etag(ctx context.Context) (string, error) {
 	created, err := s.users.CreateUser(ctx, newUser())
 	if err != nil {
@@ -54,7 +54,7 @@ func (s *scenario) etag(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if user.GetName() != "Ada King" || user.GetEmail() != read.GetEmail() || user.GetVersion() != 2 {
-		return "", fmt.Errorf("not what was asked for: %v", user)
+		return "", fmt.Errorf("not updated as requested: %v", user)
 	}
 	_, err = rename("Ada Byron")
 	if _, err := wantRejection(err, codes.Aborted, "ETAG_MISMATCH"); err != nil {
@@ -63,7 +63,7 @@ func (s *scenario) etag(ctx context.Context) (string, error) {
 	return fmt.Sprintf("etag %s became %s", read.GetEtag(), user.GetEtag()), nil
 }
 
-// delete: the user is gone at once, and order-service follows.
+// delete: the user is deleted at once, and order-service then cancels its orders.
 func (s *scenario) delete(ctx context.Context) (string, error) {
 	created, err := s.users.CreateUser(ctx, newUser())
 	if err != nil {
@@ -88,9 +88,9 @@ func (s *scenario) delete(ctx context.Context) (string, error) {
 	if _, err := wantRejection(err, codes.FailedPrecondition, "USER_DELETED"); err != nil {
 		return "", err
 	}
-	for began := time.Now(); order.GetState() != orderv1.OrderState_ORDER_STATE_CANCELLED; time.Sleep(50 * time.Millisecond) {
-		if time.Since(began) > patience {
-			return "", fmt.Errorf("still open after %v: %v", patience, order)
+	for started := time.Now(); order.GetState() != orderv1.OrderState_ORDER_STATE_CANCELLED; time.Sleep(50 * time.Millisecond) {
+		if time.Since(started) > waitTimeout {
+			return "", fmt.Errorf("still open after %v: %v", waitTimeout, order)
 		}
 		got, err := s.orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: order.GetOrderId()})
 		if err != nil {
@@ -101,5 +101,5 @@ func (s *scenario) delete(ctx context.Context) (string, error) {
 	if order.GetCancelReason() != orderv1.CancelReason_CANCEL_REASON_USER_DELETED {
 		return "", fmt.Errorf("cancelled for another reason: %v", order)
 	}
-	return "user " + userID + ", and its order is cancelled", nil
+	return "user " + userID + ", its open order was cancelled", nil
 }

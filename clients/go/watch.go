@@ -10,10 +10,10 @@ import (
 	orderv1 "example.com/outbox/clients/go/gen/order/v1"
 )
 
-// How long a watch, and what another service does by itself, may take here.
-const patience = 10 * time.Second
+// waitTimeout limits a watch, and the wait for what another service does asynchronously.
+const waitTimeout = 10 * time.Second
 
-// watch: a stream that was broken off goes on where it ended.
+// watch: a new stream resumes where the previous one ended.
 func (s *scenario) watch(ctx context.Context) (string, error) {
 	created, err := s.users.CreateUser(ctx, newUser())
 	if err != nil {
@@ -45,17 +45,17 @@ func (s *scenario) watch(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if seen[0] != third.GetOrderId() {
-		return "", fmt.Errorf("resumed with %s, not with %s", seen[0], third.GetOrderId())
+		return "", fmt.Errorf("resumed with %s, want %s", seen[0], third.GetOrderId())
 	}
-	return "2 orders, and after a pause the third", nil
+	return "two orders, then the third after resuming", nil
 }
 
-// watchSome reads the orders of so many messages, and ends the stream.
+// watchSome reads count messages and ends the stream.
 func (s *scenario) watchSome(ctx context.Context, count int, request *orderv1.WatchOrdersRequest) (
 	orderIDs []string, resumeToken string, err error) {
-	// A stream is ended by its context; without a limit it would last as long as the server lets it.
-	ctx, end := context.WithTimeout(ctx, patience)
-	defer end()
+	// Cancelling the context ends the stream. Without a timeout it lasts as long as the server allows.
+	ctx, cancel := context.WithTimeout(ctx, waitTimeout)
+	defer cancel()
 	stream, err := s.orders.WatchOrders(ctx, request)
 	if err != nil {
 		return nil, "", err

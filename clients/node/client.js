@@ -1,4 +1,4 @@
-// What a Node program needs to call the two services well: copy this file.
+// A client for both services with retries, consistency tokens, decoded errors and exact money. Copy this file.
 
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -13,7 +13,7 @@ const BILLION = 1_000_000_000n;
 
 const path = (relative) => fileURLToPath(new URL(relative, import.meta.url));
 const serviceConfig = readFileSync(path('../service_config.json'), 'utf8');
-// 64-bit integers are strings: a number of JavaScript is a float and would round them.
+// 64-bit integers are strings, because a JavaScript number would round them.
 const definition = protoLoader.loadSync(['user/v1/user.proto', 'order/v1/order.proto'], {
   includeDirs: [path('../../proto')],
   longs: String,
@@ -25,7 +25,7 @@ const { user, order } = grpc.loadPackageDefinition(definition);
 export const connectUsers = (address, ...interceptors) => connect(user.v1.UserService, address, interceptors);
 export const connectOrders = (address, ...interceptors) => connect(order.v1.OrderService, address, interceptors);
 
-// A client that retries by itself what the service config says, and whose unary methods return promises.
+// Returns a client that retries as the service config says and whose unary methods return promises.
 function connect(Service, address, interceptors) {
   const client = new Service(address, grpc.credentials.createInsecure(), {
     'grpc.service_config': serviceConfig,
@@ -38,7 +38,7 @@ function connect(Service, address, interceptors) {
   return client;
 }
 
-// grpc-js reads `waitForReady` of a service config, and goes by that of the call alone.
+// Sets `waitForReady` for each call, because grpc-js ignores it in a service config.
 const waitForReady = (options, nextCall) =>
   new grpc.InterceptingCall(nextCall(options), {
     start(metadata, listener, next) {
@@ -47,8 +47,8 @@ const waitForReady = (options, nextCall) =>
     },
   });
 
-// Lets a caller see its own writes: gives the token of the last answer to the next call, of any service. Have one for
-// each session whose steps build on each other, and give its interceptor to that session's clients.
+// Gives read-your-writes across services: sends the token of the last response with the next call. Create one per user
+// session and pass its interceptor to that session's clients.
 export class ConsistencyTokens {
   token = undefined;
 
@@ -66,9 +66,8 @@ export class ConsistencyTokens {
     });
 }
 
-// Why a call was rejected, read from the google.rpc.Status of its error. Branch on `reason`; show people `message`.
-// `fields` are those of the request that are wrong, all of them. `retryDelay` is in seconds: how long to wait before
-// another try, undefined if none would help.
+// Decodes the google.rpc.Status of an error. Branch on `reason`; show `message` to people. `fields` are all invalid
+// fields of the request. `retryDelay` is in seconds, or undefined if a retry does not help.
 export function rejection(error) {
   const { code, details: message, reason, domain, statusDetails = [] } = GoogleError.parseGRPCStatusDetails(error);
   const detail = (name) => statusDetails.find((each) => each.$type?.name === name);
@@ -84,18 +83,18 @@ export function rejection(error) {
   };
 }
 
-// "19.90" for 19 units, 900,000,000 nanos and 2 digits, those of the currency; exact, there is no float on the way.
+// Returns "19.90" for 19 units, 900,000,000 nanos and the 2 decimal places of the currency. Exact: no float is involved.
 export function toDecimal({ units, nanos }, digits) {
   const total = BigInt(units) * BILLION + BigInt(nanos);
   const [sign, size] = total < 0n ? ['-', -total] : ['', total];
   const fraction = String(size % BILLION).padStart(9, '0');
-  if (/[1-9]/.test(fraction.slice(digits))) throw new RangeError(`more than ${digits} digits: .${fraction}`);
+  if (/[1-9]/.test(fraction.slice(digits))) throw new RangeError(`more than ${digits} decimal places: .${fraction}`);
   return `${sign}${size / BILLION}${digits > 0 ? '.' : ''}${fraction.slice(0, digits)}`;
 }
 
-// The opposite of `toDecimal`.
+// The inverse of `toDecimal`.
 export function toMoney(currencyCode, decimal) {
   const [, sign, whole, fraction = ''] = /^(-?)(\d+)(?:\.(\d{1,9}))?$/.exec(decimal) ?? [];
-  if (whole === undefined) throw new RangeError(`no decimal number with at most nine digits: ${decimal}`);
+  if (whole === undefined) throw new RangeError(`not a decimal number with at most nine decimal places: ${decimal}`);
   return { currencyCode, units: String(BigInt(sign + whole)), nanos: Number(sign + fraction.padEnd(9, '0')) };
 }

@@ -1,4 +1,4 @@
-// Walks through the API, a step for each promise, and prints a line for each: ok, failed or skipped, step, detail.
+// Runs a step for each guarantee of the API and prints a line for it: ok, failed or skipped; step; detail.
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
@@ -17,7 +17,7 @@ const orders = connectOrders(ORDER_SERVICE_ADDR);
 
 class Skipped extends Error {}
 
-// A call that is repeated with its requestId gets the first answer, so retries are safe.
+// A repeated call with the same requestId gets the first response, so retries are safe.
 const userRequest = () => ({
   email: `ada-${randomUUID()}@example.com`,
   name: 'Ada Lovelace',
@@ -36,12 +36,12 @@ async function newOrder({ user, consistencyToken }, amount = TEN_EUROS) {
   return answer.order;
 }
 
-// What a call says that has to be rejected.
+// Checks that a call is rejected, and returns why.
 async function rejected(call, code, reason) {
   const answer = await call.catch((error) => ({ error }));
-  assert(answer.error, `accepted, not rejected as ${reason}`);
+  assert(answer.error, `accepted, want ${reason}`);
   const why = rejection(answer.error);
-  assert.deepEqual([why.code, why.reason], [code, reason], `${why.code} ${why.reason} (${why.message}), not ${reason}`);
+  assert.deepEqual([why.code, why.reason], [code, reason], `got ${why.code} ${why.reason} (${why.message}), want ${code} ${reason}`);
   return why;
 }
 
@@ -68,14 +68,14 @@ const steps = {
     const sessionUsers = connectUsers(USER_SERVICE_ADDR, tokens.interceptor);
     const sessionOrders = connectOrders(ORDER_SERVICE_ADDR, tokens.interceptor);
     const { user, consistencyToken } = await sessionUsers.createUser(userRequest());
-    assert.equal(tokens.token, consistencyToken, 'the interceptor has seen no token');
+    assert.equal(tokens.token, consistencyToken, 'the interceptor received no token');
     const { order } = await sessionOrders.createOrder(orderRequest(user.userId));
 
-    tokens.token = 'no token'; // Only one that was read can be rejected.
+    tokens.token = 'no token'; // A rejection proves that the service reads the token.
     const call = sessionOrders.createOrder(orderRequest(user.userId));
     const { fields } = await rejected(call, 'INVALID_ARGUMENT', 'VALIDATION_FAILED');
     assert.deepEqual(fields, ['x-consistency-token']);
-    return `${order.orderId}, the token carried by an interceptor`;
+    return `${order.orderId}, token passed by an interceptor`;
   },
 
   async page() {
@@ -135,7 +135,7 @@ const steps = {
     const order = orders.createOrder(orderRequest(randomUUID()));
     const unknown = await rejected(order, 'FAILED_PRECONDITION', 'USER_UNKNOWN');
     assert(unknown.retryDelay > 0 && unknown.preconditions.length > 0, JSON.stringify(unknown));
-    return `${bad.fields.length} fields at once; try again in ${unknown.retryDelay} s`;
+    return `${bad.fields.length} invalid fields; retry after ${unknown.retryDelay} s`;
   },
 
   async repeat() {
@@ -172,7 +172,7 @@ const steps = {
     const follow = async (count, resumeToken = '') => {
       const request = { userId: user.user.userId, resumeToken };
       const stream = orders.watchOrders(request, { deadline: Date.now() + WATCH_TIMEOUT_MS });
-      stream.on('error', () => {}); // What cancels it is reported once more, after the loop.
+      stream.on('error', () => {}); // The cancellation is reported here as well.
       const messages = [];
       for await (const message of stream) if (messages.push(message) === count) break;
       stream.cancel();
@@ -184,7 +184,7 @@ const steps = {
     const third = await newOrder(user);
     const [resumed] = await follow(1, messages[1].resumeToken);
     assert.deepEqual(resumed.order, third);
-    return 'two orders, then the third one after resuming';
+    return 'two orders, then the third after resuming';
   },
 
   async delete() {
@@ -206,21 +206,21 @@ const steps = {
       [current.state, current.cancelReason],
       ['ORDER_STATE_CANCELLED', 'CANCEL_REASON_USER_DELETED'],
     );
-    return 'its open order was cancelled';
+    return `${userId}, its open order was cancelled`;
   },
 
   async retry() {
     const pid = userServicePid();
     if (!pid) throw new Skipped('USER_SERVICE_PID is not set');
-    await newUser(); // So that there is a connection, and it is lost.
+    await newUser(); // Opens the connection that the kill breaks.
     process.kill(pid, 'SIGKILL');
     const started = Date.now();
     await newUser();
-    return `answered ${(Date.now() - started) / 1000} s after the server was killed, by the service config alone`;
+    return `answered ${(Date.now() - started) / 1000} s after the server was killed`;
   },
 };
 
-// The process as it is now: whoever ran before us may have killed the one in our environment.
+// Prefers ENDPOINTS_FILE, which is updated after a restart of the service.
 function userServicePid() {
   const endpoints = ENDPOINTS_FILE && existsSync(ENDPOINTS_FILE) ? readFileSync(ENDPOINTS_FILE, 'utf8') : '';
   return Number(/^USER_SERVICE_PID=(\d+)$/m.exec(endpoints)?.[1] ?? USER_SERVICE_PID);

@@ -1,4 +1,7 @@
-"""What a Python program needs to call the two services well: copy this file and the stubs."""
+"""A client for both services with retries, consistency tokens, decoded errors and exact money.
+
+Copy this file and the stubs.
+"""
 
 import pathlib
 from collections import namedtuple
@@ -16,7 +19,7 @@ SERVICE_CONFIG = pathlib.Path(__file__).parent.with_name("service_config.json")
 
 
 def connect(address: str, *interceptors) -> grpc.Channel:
-    """A channel that retries by itself what the service config says; requests with a request_id may be repeated."""
+    """Returns a channel that retries as the service config says. Requests with a request_id are safe to repeat."""
     options = [("grpc.service_config", SERVICE_CONFIG.read_text())]
     return grpc.intercept_channel(grpc.insecure_channel(address, options), *interceptors)
 
@@ -29,9 +32,9 @@ class _Details(
 
 
 class ConsistencyTokens(grpc.UnaryUnaryClientInterceptor):
-    """Lets a caller see its own writes: gives the token of the last answer to the next call, of any service.
+    """Gives read-your-writes across services: sends the token of the last response with the next call.
 
-    Have one for each session whose steps build on each other, and share it between that session's channels.
+    Create one per user session and share it between that session's channels.
     """
 
     def __init__(self, token: str | None = None):
@@ -50,27 +53,27 @@ class ConsistencyTokens(grpc.UnaryUnaryClientInterceptor):
 
 
 def token_of(call: grpc.Call) -> str | None:
-    """The consistency token in the metadata of an answer; rejections have none."""
+    """Returns the consistency token in the metadata of a response. Rejections have none."""
     return dict(call.initial_metadata() or ()).get(TOKEN_KEY)
 
 
 @dataclass
 class Rejection:
-    """Why a call was rejected. Branch on `reason`; show people `message`."""
+    """Why a call was rejected. Branch on `reason`; show `message` to people."""
 
     code: grpc.StatusCode
     message: str
     reason: str
     domain: str
     fields: list[str]
-    """The fields of the request that are wrong, all of them."""
+    """All invalid fields of the request."""
     preconditions: list[str]
     retry_delay: float | None
-    """In seconds: how long to wait before another try; None if none would help."""
+    """Seconds to wait before a retry. It is None when a retry does not help."""
 
 
 def rejection(error: grpc.RpcError) -> Rejection:
-    """Reads the google.rpc.Status of an error."""
+    """Decodes the google.rpc.Status of an error."""
     status = rpc_status.from_call(error)
 
     def detail(kind):
@@ -94,15 +97,15 @@ def rejection(error: grpc.RpcError) -> Rejection:
 
 
 def to_decimal(money: Money) -> Decimal:
-    """19.9 for 19 units and 900,000,000 nanos; exact, there is no float on the way."""
+    """Returns 19.9 for 19 units and 900,000,000 nanos. Exact: no float is involved."""
     return Decimal(money.units) + Decimal(money.nanos).scaleb(-9)
 
 
 def to_money(currency_code: str, amount: Decimal) -> Money:
-    """The opposite of `to_decimal`. More than nine digits behind the point are an error; nothing is rounded."""
+    """The inverse of `to_decimal`. Raises ValueError for more than nine decimal places instead of rounding."""
     units = int(amount)
     nanos = int((amount - units).scaleb(9))
     money = Money(currency_code=currency_code, units=units, nanos=nanos)
     if to_decimal(money) != amount:
-        raise ValueError(f"{amount} has more than nine digits behind the point")
+        raise ValueError(f"{amount} has more than nine decimal places")
     return money

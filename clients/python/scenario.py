@@ -1,4 +1,4 @@
-"""Walks through the API, a step for each promise, and prints a line for each: ok, failed or skipped, step, detail."""
+"""Runs a step for each guarantee of the API and prints a line for it: ok, failed or skipped; step; detail."""
 
 import json
 import os
@@ -27,11 +27,11 @@ orders = order_pb2_grpc.OrderServiceStub(connect(ORDER_ADDR))
 
 
 class Skipped(Exception):
-    """A step that can't be run here."""
+    """Raised by a step that cannot run here."""
 
 
 def request_id() -> str:
-    """Names one change: a call that is repeated with it gets the first answer, so retries are safe."""
+    """Returns a new id for one change. A repeated call with it gets the first response, so retries are safe."""
     return str(uuid.uuid4())
 
 
@@ -55,14 +55,14 @@ def new_order(user: user_pb2.CreateUserResponse, amount: Money = TEN_EUROS) -> o
 
 
 def rejected(call, request, code: grpc.StatusCode, reason: str) -> Rejection:
-    """What a call says that has to be rejected."""
+    """Checks that a call is rejected, and returns why."""
     try:
         answer = call(request)
     except grpc.RpcError as error:
         why = rejection(error)
-        assert (why.code, why.reason) == (code, reason), f"{why.code} {why.reason} ({why.message}), not {reason}"
+        assert (why.code, why.reason) == (code, reason), f"got {why.code} {why.reason} ({why.message}), want {reason}"
         return why
-    raise AssertionError(f"accepted, not rejected as {reason}: {answer}")
+    raise AssertionError(f"accepted, want {reason}: {answer}")
 
 
 def create() -> str:
@@ -88,14 +88,14 @@ def metadata() -> str:
     session_users = user_pb2_grpc.UserServiceStub(connect(USER_ADDR, tokens))
     session_orders = order_pb2_grpc.OrderServiceStub(connect(ORDER_ADDR, tokens))
     user = session_users.CreateUser(create_user_request())
-    assert tokens.token == user.consistency_token, "the interceptor has seen no token"
+    assert tokens.token == user.consistency_token, "the interceptor received no token"
     placed = session_orders.CreateOrder(order_request(user.user.user_id)).order
 
-    tokens.token = "no token"  # Only one that was read can be rejected.
+    tokens.token = "no token"  # A rejection proves that the service reads the token.
     request = order_request(user.user.user_id)
     bad = rejected(session_orders.CreateOrder, request, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
     assert bad.fields == ["x-consistency-token"], bad
-    return f"{placed.order_id}, the token carried by an interceptor"
+    return f"{placed.order_id}, token passed by an interceptor"
 
 
 def page() -> str:
@@ -151,7 +151,7 @@ def error() -> str:
     request = order_request(str(uuid.uuid4()))
     unknown = rejected(orders.CreateOrder, request, grpc.StatusCode.FAILED_PRECONDITION, "USER_UNKNOWN")
     assert unknown.retry_delay and unknown.retry_delay > 0 and unknown.preconditions, unknown
-    return f"{len(bad.fields)} fields at once; try again in {unknown.retry_delay} s"
+    return f"{len(bad.fields)} invalid fields; retry after {unknown.retry_delay} s"
 
 
 def repeat() -> str:
@@ -199,7 +199,7 @@ def watch() -> str:
     third = new_order(user)
     (resumed,) = follow(1, messages[-1].resume_token)
     assert resumed.order == third, f"{resumed.order}, not {third}"
-    return "two orders, then the third one after resuming"
+    return "two orders, then the third after resuming"
 
 
 def delete() -> str:
@@ -218,22 +218,22 @@ def delete() -> str:
         time.sleep(0.05)
     assert current.state == order_pb2.ORDER_STATE_CANCELLED, current
     assert current.cancel_reason == order_pb2.CANCEL_REASON_USER_DELETED, current
-    return "its open order was cancelled"
+    return f"{user_id}, its open order was cancelled"
 
 
 def retry() -> str:
     pid = user_service_pid()
     if not pid:
         raise Skipped("USER_SERVICE_PID is not set")
-    new_user()  # So that there is a connection, and it is lost.
+    new_user()  # Opens the connection that the kill breaks.
     os.kill(pid, signal.SIGKILL)
     started = time.monotonic()
     new_user()
-    return f"answered {time.monotonic() - started:.1f} s after the server was killed, by the service config alone"
+    return f"answered {time.monotonic() - started:.1f} s after the server was killed"
 
 
 def user_service_pid() -> int | None:
-    """The process as it is now: whoever ran before us may have killed the one in our environment."""
+    """Prefers ENDPOINTS_FILE, which is updated after a restart of the service."""
     endpoints = pathlib.Path(os.environ.get("ENDPOINTS_FILE", "/dev/null"))
     lines = dict(line.split("=", 1) for line in endpoints.read_text().splitlines()) if endpoints.exists() else {}
     pid = lines.get("USER_SERVICE_PID") or os.environ.get("USER_SERVICE_PID")

@@ -1,5 +1,5 @@
-//! How long a new user stays unknown to order-service: create a user, order at once without a token,
-//! try again every millisecond until the order is accepted. Prints percentiles over 200 users.
+//! Measures how long a new user is unknown to order-service: creates a user, places an order without
+//! a token, and retries every millisecond until it is accepted. Prints percentiles over 200 users.
 //!
 //!     cargo build --release --workspace && cargo run --release -p demo --example visibility_gap
 
@@ -13,9 +13,9 @@ const USERS: usize = 200;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Without the short wait of order-service itself, which would hide what is measured.
+    // First without the short wait in order-service, which would hide the delay.
     for (title, unknown_user_wait_ms) in
-        [("no wait in order-service", "0"), ("as published", "250")]
+        [("no wait in order-service", "0"), ("default wait", "250")]
     {
         let system = System::start_with(&[("UNKNOWN_USER_WAIT_MS", unknown_user_wait_ms)]).await?;
         // The first calls open connections.
@@ -24,7 +24,7 @@ async fn main() -> Result<()> {
         took.sort();
         let at = |percent: usize| took[(took.len() - 1) * percent / 100].as_secs_f64() * 1e3;
         println!(
-            "{title}: {rejected} of {USERS} first tries rejected; accepted after p50 {:.1} ms, \
+            "{title}: {rejected} of {USERS} first attempts rejected; accepted after p50 {:.1} ms, \
              p99 {:.1} ms, at most {:.1} ms",
             at(50),
             at(99),
@@ -35,7 +35,8 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// From the answer to CreateUser to the answer of the CreateOrder that is accepted.
+/// Returns the times from the response of CreateUser to the accepted CreateOrder, and the number of
+/// rejected first attempts.
 async fn measure(system: &System, run: &str) -> Result<(Vec<Duration>, usize)> {
     let mut took = Vec::new();
     let mut rejected = 0;

@@ -1,4 +1,6 @@
-//! The whole system, with clients for it: what the demo and the tests from the outside share.
+//! The whole system and its gRPC clients. The demo and the end-to-end tests share it.
+
+#![allow(missing_docs, reason = "a program, not a library")]
 
 mod load;
 mod system;

@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use crate::system::{System, money};
 
-/// Callers at once.
+/// Concurrent callers.
 const CALLERS: usize = 4;
-/// The pause of a caller between two calls, so that the load is steady and not all that is possible.
+/// Pause of a caller between two calls. It keeps the load steady and below capacity.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Orders that are placed in the background until they are asked to stop.
+/// A background load that places orders until [`Load::stop`].
 #[derive(Debug)]
 pub struct Load {
     callers: Vec<JoinHandle<Placed>>,
@@ -27,14 +27,13 @@ pub struct Load {
     accepted: Arc<AtomicUsize>,
 }
 
-/// What callers got.
+/// The orders that the load placed.
 #[derive(Clone, Debug, Default)]
 pub struct Placed {
-    /// The orders that were accepted.
     pub order_ids: Vec<String>,
-    /// Calls that were repeated, with the same request id, because no answer came.
+    /// Failed calls that were retried with the same request id.
     pub repeated: usize,
-    /// The slowest answer.
+    /// Duration of the slowest call, including its retries.
     pub slowest: Duration,
 }
 
@@ -51,13 +50,13 @@ impl Load {
                     .step_by(CALLERS)
                     .cloned()
                     .collect();
-                let call = call(
+                let caller = place_orders(
                     system.orders(),
                     user_ids,
                     stopped.clone(),
                     Arc::clone(&accepted),
                 );
-                tokio::spawn(call)
+                tokio::spawn(caller)
             })
             .collect();
         Self {
@@ -67,20 +66,20 @@ impl Load {
         }
     }
 
-    /// How many were accepted so far.
+    /// Returns the number of accepted orders so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more are accepted.
-    pub async fn accept(&self, more: usize) {
-        let wanted = self.accepted() + more;
-        while self.accepted() < wanted {
+    /// Waits until this many more orders are accepted.
+    pub async fn wait_accepted(&self, more: usize) {
+        let target = self.accepted() + more;
+        while self.accepted() < target {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Stops, after every call has got its answer.
+    /// Stops the load after all calls in progress have completed.
     ///
     /// # Errors
     /// If a caller panicked.
@@ -97,9 +96,9 @@ impl Load {
     }
 }
 
-/// Places orders one after the other. A call without an answer is repeated with its request id
-/// until it has one, so that no outcome stays unknown.
-async fn call(
+/// Places orders one after another. A failed call is retried with the same request id until it
+/// succeeds, so no outcome stays unknown.
+async fn place_orders(
     mut orders: OrderServiceClient<Channel>,
     user_ids: Vec<String>,
     stopped: watch::Receiver<bool>,

@@ -1,4 +1,4 @@
-//! `make demo`: the main job, narrated. Every step is checked; the exit code tells.
+//! `make demo`: runs the demo scenario with narration. The exit code is 0 only if every step passes.
 
 mod narrator;
 mod scenario;
@@ -9,16 +9,16 @@ use clap::Parser;
 use demo::System;
 use tokio_util::sync::CancellationToken;
 
-/// Starts the whole system and shows what it is for.
+/// Start the whole system and run a scenario that shows what it guarantees
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// End after the scenario, with 0 if every step held
+    /// Stop after the scenario; the exit code is 0 if every step passed
     #[arg(long)]
     once: bool,
 }
 
-/// What shells say of a program that a Ctrl-C has ended.
+/// The exit code of a program that was interrupted with Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
@@ -32,23 +32,23 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    narrator::title("Starting a real Postgres, a real Apache Kafka, two services and the relay");
+    narrator::title("Starting Postgres, Apache Kafka, both services and the relay");
     let mut steps = narrator::Steps::default();
-    let telling = async {
+    let running = async {
         let mut system = System::start().await?;
         let result = scenario::run(&mut system, &mut steps).await;
         Ok::<_, anyhow::Error>((system, result))
     };
     let (system, result) = tokio::select! {
-        told = telling => told?,
-        // In the middle of something: the guard of the servers' folder clears everything away.
+        finished = running => finished?,
+        // Interrupted: dropping the servers' folder stops the servers and deletes it.
         () = stop.cancelled() => return Ok(ExitCode::from(INTERRUPTED)),
     };
-    steps.table();
+    steps.print_table();
     if !cli.once {
-        narrator::invite(&system);
+        narrator::print_addresses(&system);
         stop.cancelled().await;
-        narrator::title("Ending everything");
+        narrator::title("Stopping everything");
     }
     system.stop().await;
     result.map(|()| ExitCode::SUCCESS)

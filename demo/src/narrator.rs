@@ -1,4 +1,4 @@
-//! How the demo speaks: titles, lines, and a table of what happened at the end.
+//! Terminal output of the demo: titles, lines, and a table of results.
 
 use std::{
     io::{IsTerminal as _, stdout},
@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use demo::System;
 
-/// The headline of a part.
+/// Prints the title of a part.
 pub(crate) fn title(text: &str) {
     if stdout().is_terminal() {
         println!("\n\x1b[1m{text}\x1b[0m");
@@ -17,18 +17,27 @@ pub(crate) fn title(text: &str) {
     }
 }
 
-/// A line below it.
+/// Prints a line below the title.
 pub(crate) fn say(text: impl AsRef<str>) {
     println!("   {}", text.as_ref());
 }
 
-/// What was done, whether it held, and how long it took.
+/// The results of the steps so far.
 #[derive(Debug, Default)]
-pub(crate) struct Steps(Vec<(String, bool, Duration, String)>);
+pub(crate) struct Steps(Vec<StepResult>);
+
+#[derive(Debug)]
+struct StepResult {
+    name: String,
+    passed: bool,
+    took: Duration,
+    /// A short sentence for the table.
+    detail: String,
+}
 
 impl Steps {
-    /// Does a step and notes what came of it: a short sentence for the table.
-    pub(crate) async fn step(
+    /// Runs a step and records its result.
+    pub(crate) async fn run(
         &mut self,
         name: &str,
         work: impl Future<Output = Result<String>>,
@@ -36,38 +45,43 @@ impl Steps {
         title(name);
         let started = Instant::now();
         let result = work.await;
-        let outcome = match &result {
-            Ok(outcome) => outcome.clone(),
-            Err(err) => format!("{err:#}"),
-        };
-        self.0
-            .push((name.to_owned(), result.is_ok(), started.elapsed(), outcome));
+        self.0.push(StepResult {
+            name: name.to_owned(),
+            passed: result.is_ok(),
+            took: started.elapsed(),
+            detail: match &result {
+                Ok(detail) => detail.clone(),
+                Err(err) => format!("{err:#}"),
+            },
+        });
         result.map(drop)
     }
 
-    /// Prints the table.
-    pub(crate) fn table(&self) {
-        title("What happened");
+    pub(crate) fn print_table(&self) {
+        title("Results");
         let width = self
             .0
             .iter()
-            .map(|(name, ..)| name.chars().count())
+            .map(|step| step.name.chars().count())
             .max()
             .unwrap_or(0);
-        for (name, held, took, outcome) in &self.0 {
-            let mark = if *held { "held  " } else { "FAILED" };
-            let seconds = took.as_secs_f64();
-            println!("   {mark}  {name:width$}  {seconds:6.2} s  {outcome}");
+        for step in &self.0 {
+            let result = if step.passed { "passed" } else { "FAILED" };
+            let (name, detail) = (&step.name, &step.detail);
+            let seconds = step.took.as_secs_f64();
+            println!("   {result}  {name:width$}  {seconds:6.2} s  {detail}");
         }
-        say("(`make demo` without ONCE=1 stays up; `make up` runs the system in the background.)");
+        say(
+            "(`make demo` without ONCE=1 keeps running; `make up` runs the system in the background.)",
+        );
     }
 }
 
-/// Where everything is, and what to try there.
-pub(crate) fn invite(system: &System) {
+/// Prints the addresses of all parts and commands to try.
+pub(crate) fn print_addresses(system: &System) {
     let names = system.stack.names();
     let (users, orders) = (&names.user_service_addr, &names.order_service_addr);
-    title("It is all still up: try it from another terminal");
+    title("Everything is still running: try it from another terminal");
     say(format!("user-service   {users}"));
     say(format!("order-service  {orders}"));
     say(format!(
@@ -84,6 +98,6 @@ grpcurl -plaintext -d '{{"page_size":3}}' {orders} order.v1.OrderService/ListOrd
 grpcurl -plaintext -d '{{"user_id":"01a1b2c3-d4e5-7000-8000-000000000000","amount":{{"currency_code":"EUR","units":19,"nanos":900000000}}}}' {orders} order.v1.OrderService/CreateOrder
 grpcurl -plaintext {users} describe user.v1.UserService
 
-(`make tools` installs grpcurl into .tools/bin.) Ctrl-C ends everything."#
+(`make tools` installs grpcurl into .tools/bin.) Ctrl-C stops everything."#
     );
 }

@@ -1,4 +1,4 @@
-//! The scenario: what the system is for, and what happens when its relay is killed.
+//! The scenario of the demo: orders, rejections, and a relay that is killed under load.
 
 use std::time::{Duration, Instant};
 
@@ -13,37 +13,44 @@ use uuid::Uuid;
 use crate::narrator::{Steps, say};
 
 const USERS: usize = 20;
-/// Orders that are placed while there is no relay.
+/// Orders that are placed while the relay is down.
 const ORDERS_WITHOUT_RELAY: usize = 300;
 
-pub(crate) async fn run(system: &mut System, told: &mut Steps) -> Result<()> {
+pub(crate) async fn run(system: &mut System, steps: &mut Steps) -> Result<()> {
     let mut user_ids = Vec::new();
-    told.step(
-        "Users are created, and order at once",
-        order_at_once(system, &mut user_ids),
-    )
-    .await?;
-    told.step(
-        "An unknown user is rejected, and told why",
-        reject_unknown(system),
-    )
-    .await?;
-    told.step(
-        "Everything that is wrong is told at once",
-        reject_invalid(system),
-    )
-    .await?;
-    told.step(
-        "The relay is killed while orders flow",
-        kill_relay(system, &user_ids),
-    )
-    .await?;
-    told.step("Nothing was lost", nothing_lost(system)).await?;
-    told.step("Nothing stayed behind", nothing_behind(system))
+    steps
+        .run(
+            "Users are created, and their orders are accepted at once",
+            create_users_and_orders(system, &mut user_ids),
+        )
+        .await?;
+    steps
+        .run(
+            "An order for an unknown user is rejected with a reason",
+            reject_unknown_user(system),
+        )
+        .await?;
+    steps
+        .run(
+            "A rejected call lists every invalid field",
+            reject_invalid_fields(system),
+        )
+        .await?;
+    steps
+        .run(
+            "Orders are accepted while the relay is down",
+            kill_relay(system, &user_ids),
+        )
+        .await?;
+    steps
+        .run("Every order has its event in Kafka", check_events(system))
+        .await?;
+    steps
+        .run("Both services have caught up", check_projections(system))
         .await
 }
 
-async fn order_at_once(system: &System, user_ids: &mut Vec<String>) -> Result<String> {
+async fn create_users_and_orders(system: &System, user_ids: &mut Vec<String>) -> Result<String> {
     let mut latencies = Vec::new();
     for number in 0..USERS {
         let email = format!("user{number}@example.com");
@@ -51,7 +58,7 @@ async fn order_at_once(system: &System, user_ids: &mut Vec<String>) -> Result<St
             .create_user(&email, &format!("User {number}"))
             .await?;
         let user_id = created.user.context("a created user")?.user_id;
-        // At once: order-service can't have heard of this user yet. The token makes it wait.
+        // order-service has probably not received this user's event yet. The token makes it wait.
         let started = Instant::now();
         let placed = system
             .create_order(&user_id, &created.consistency_token)
@@ -61,7 +68,7 @@ async fn order_at_once(system: &System, user_ids: &mut Vec<String>) -> Result<St
             let order_id = placed.order.context("a placed order")?.order_id;
             say(format!("user  {user_id} ({email})"));
             say(format!(
-                "order {order_id}, with the consistency token of CreateUser"
+                "order {order_id}, placed with the consistency token from CreateUser"
             ));
         }
         user_ids.push(user_id);
@@ -75,12 +82,12 @@ async fn order_at_once(system: &System, user_ids: &mut Vec<String>) -> Result<St
     Ok(text)
 }
 
-async fn reject_unknown(system: &System) -> Result<String> {
+async fn reject_unknown_user(system: &System) -> Result<String> {
     let nobody = Uuid::now_v7().to_string();
     let Err(status) = system.create_order(&nobody, "").await else {
-        bail!("an order for a user that does not exist was accepted");
+        bail!("an order for an unknown user was accepted");
     };
-    let reason = expect(&status, Code::FailedPrecondition, "USER_UNKNOWN")?;
+    let reason = expect_rejection(&status, Code::FailedPrecondition, "USER_UNKNOWN")?;
     let details = status.get_error_details();
     let retry = details
         .retry_info()
@@ -90,19 +97,19 @@ async fn reject_unknown(system: &System) -> Result<String> {
     say(format!("{:?} {reason}", status.code()));
     say(status.message());
     say(format!(
-        "retry after {} ms, for it may be lag",
+        "retry after {} ms: the user's event may not have arrived yet",
         retry.as_millis()
     ));
     Ok(format!("{:?} {reason}", status.code()))
 }
 
-async fn reject_invalid(system: &System) -> Result<String> {
+async fn reject_invalid_fields(system: &System) -> Result<String> {
     let request = CreateUserRequest {
         email: "no address".into(),
         ..Default::default()
     };
     let Err(user) = system.users().create_user(request).await else {
-        bail!("a user without an address was made");
+        bail!("a user without an email address was created");
     };
     let request = CreateOrderRequest {
         user_id: "nobody".into(),
@@ -110,11 +117,11 @@ async fn reject_invalid(system: &System) -> Result<String> {
         ..Default::default()
     };
     let Err(order) = system.orders().create_order(request).await else {
-        bail!("an order over a billionth of a euro was placed");
+        bail!("an order of 1.000000001 EUR was accepted");
     };
     let mut fields = Vec::new();
     for status in [user, order] {
-        expect(&status, Code::InvalidArgument, "VALIDATION_FAILED")?;
+        expect_rejection(&status, Code::InvalidArgument, "VALIDATION_FAILED")?;
         let details = status.get_error_details();
         for violation in &details
             .bad_request()
@@ -127,73 +134,76 @@ async fn reject_invalid(system: &System) -> Result<String> {
     }
     ensure!(
         fields == ["email", "name", "user_id", "amount.nanos"],
-        "named only {fields:?}"
+        "wrong fields: {fields:?}"
     );
-    Ok(format!("{} fields named in two calls", fields.len()))
+    Ok(format!("{} invalid fields in two calls", fields.len()))
 }
 
 async fn kill_relay(system: &mut System, user_ids: &[String]) -> Result<String> {
     let load = Load::start(system, user_ids);
-    load.accept(100).await;
+    load.wait_accepted(100).await;
     let pid = system.stack.outbox_relay.pid().unwrap_or_default();
     say(format!("kill -9 {pid} (outbox-relay)"));
     system.stack.outbox_relay.kill_and_hold().await;
-    load.accept(ORDERS_WITHOUT_RELAY).await;
+    load.wait_accepted(ORDERS_WITHOUT_RELAY).await;
     let (_, orders) = system.audit().await?;
     say(format!(
-        "without a relay {ORDERS_WITHOUT_RELAY} more orders were accepted"
+        "{ORDERS_WITHOUT_RELAY} more orders were accepted while the relay was down"
     ));
     say(format!(
-        "their events wait in the outbox: {} records are missing in Kafka",
+        "{} events are pending in the outbox and not yet in Kafka",
         orders.lost
     ));
     ensure!(
         orders.lost >= ORDERS_WITHOUT_RELAY,
-        "somebody else published them: {orders}"
+        "another process published the events: {orders}"
     );
     system.stack.outbox_relay.release().await;
-    say("the relay is started again");
-    load.accept(100).await;
+    say("the relay was started again");
+    load.wait_accepted(100).await;
     let placed = load.stop().await?;
     let slowest = placed.slowest.as_millis();
     Ok(format!(
-        "{} orders accepted meanwhile, the slowest in {slowest} ms",
+        "{} orders accepted, the slowest in {slowest} ms",
         placed.order_ids.len()
     ))
 }
 
-async fn nothing_lost(system: &System) -> Result<String> {
+async fn check_events(system: &System) -> Result<String> {
     let (users, orders) = system.wait_until_published().await?;
     say(format!("users:  {users}"));
     say(format!("orders: {orders}"));
     ensure!(
         Audit::is_clean(&users) && Audit::is_clean(&orders),
-        "the topics are wrong"
+        "events are missing, unexpected or out of order"
     );
     Ok(format!(
-        "{} orders, {} records, {} of them repeats",
+        "{} orders, {} records, {} of them duplicates",
         orders.versions, orders.records, orders.repeated
     ))
 }
 
-async fn nothing_behind(system: &System) -> Result<String> {
-    let counted = system.wait_until_followed().await?;
+async fn check_projections(system: &System) -> Result<String> {
+    let counted = system.wait_until_projected().await?;
     let (users, cached) = (
         system.count("users").await?,
         system.count("users_cache").await?,
     );
     say(format!(
-        "user-service counts {counted} orders, as many as order-service has"
+        "user-service counts {counted} orders, the same as order-service"
     ));
     say(format!(
-        "order-service knows {cached} users, as many as user-service has"
+        "order-service knows {cached} users, the same as user-service"
     ));
-    ensure!(users == cached, "{users} users, {cached} known");
+    ensure!(
+        users == cached,
+        "user-service has {users} users, order-service knows {cached}"
+    );
     Ok(format!("{counted} orders counted, {cached} users known"))
 }
 
-/// The reason in a status, if it is the one expected.
-fn expect(status: &Status, code: Code, reason: &str) -> Result<String> {
+/// Checks the code and the reason of a status, and returns the reason.
+fn expect_rejection(status: &Status, code: Code, reason: &str) -> Result<String> {
     let details = status.get_error_details();
     let found = details
         .error_info()

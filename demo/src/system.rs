@@ -14,42 +14,41 @@ use proto::{
 };
 use tonic::{Status, transport::Channel};
 
-/// How long what is eventually consistent may take; far longer than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Limit for a state that is reached eventually; far longer than it usually takes.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The whole system and its clients.
+/// The running system and its gRPC clients.
 #[derive(Debug)]
 pub struct System {
-    /// Postgres and Kafka, where they are this system's own.
+    /// Postgres and Kafka, unless they are shared with other tests.
     pub servers: Option<Servers>,
-    /// The programs.
     pub stack: Stack,
     users: UserServiceClient<Channel>,
     orders: OrderServiceClient<Channel>,
 }
 
 impl System {
-    /// Starts everything, servers too.
+    /// Starts the servers and the programs.
     ///
     /// # Errors
-    /// If something does not start.
+    /// Fails if a server or program does not start.
     pub async fn start() -> Result<Self> {
         Self::start_with(&[]).await
     }
 
-    /// Starts everything, with further variables for both services.
+    /// Starts the servers and the programs, with additional environment variables for both services.
     ///
     /// # Errors
-    /// If something does not start.
+    /// Fails if a server or program does not start.
     pub async fn start_with(variables: &[(&str, &str)]) -> Result<Self> {
         Self::start_on(Servers::start(&[]).await?, variables).await
     }
 
-    /// Starts the programs on servers of their own, with further variables for both services.
+    /// Starts the programs on these servers, with additional environment variables for both services.
     ///
     /// # Errors
-    /// If something does not start.
+    /// Fails if a server or program does not start.
     pub async fn start_on(servers: Servers, variables: &[(&str, &str)]) -> Result<Self> {
         let stack = Stack::start(&servers.home, &servers.addresses(), "", variables).await?;
         Self::connect(Some(servers), stack)
@@ -58,15 +57,16 @@ impl System {
     /// Starts the programs on the servers that all tests of a run share.
     ///
     /// # Errors
-    /// If something does not start.
+    /// Fails if a server or program does not start.
     pub async fn start_on_shared_servers(test: &str) -> Result<Self> {
         Self::start_on_shared_servers_with(test, &[]).await
     }
 
-    /// The same, with further variables for both services.
+    /// Like [`System::start_on_shared_servers`], with additional environment variables for both
+    /// services.
     ///
     /// # Errors
-    /// If something does not start.
+    /// Fails if a server or program does not start.
     pub async fn start_on_shared_servers_with(
         test: &str,
         variables: &[(&str, &str)],
@@ -80,7 +80,7 @@ impl System {
     fn connect(servers: Option<Servers>, stack: Stack) -> Result<Self> {
         let channel = |addr: &str| {
             let endpoint = Channel::from_shared(format!("http://{addr}"))?;
-            // A service that was killed is tried again with the next call.
+            // A lazy channel reconnects with the next call after a service was killed.
             Ok::<_, anyhow::Error>(endpoint.timeout(Duration::from_secs(10)).connect_lazy())
         };
         let users = UserServiceClient::new(channel(&stack.names().user_service_addr)?);
@@ -93,7 +93,7 @@ impl System {
         })
     }
 
-    /// Ends everything.
+    /// Stops everything that this system started.
     pub async fn stop(self) {
         self.stack.stop().await;
         if let Some(servers) = self.servers {
@@ -101,20 +101,14 @@ impl System {
         }
     }
 
-    /// A client of user-service.
     pub fn users(&self) -> UserServiceClient<Channel> {
         self.users.clone()
     }
 
-    /// A client of order-service.
     pub fn orders(&self) -> OrderServiceClient<Channel> {
         self.orders.clone()
     }
 
-    /// Makes a user.
-    ///
-    /// # Errors
-    /// The service's.
     pub async fn create_user(&self, email: &str, name: &str) -> Result<CreateUserResponse, Status> {
         let (email, name) = (email.to_owned(), name.to_owned());
         let request = CreateUserRequest {
@@ -125,10 +119,6 @@ impl System {
         Ok(self.users().create_user(request).await?.into_inner())
     }
 
-    /// Deletes a user.
-    ///
-    /// # Errors
-    /// The service's.
     pub async fn delete_user(&self, user_id: &str) -> Result<DeleteUserResponse, Status> {
         let request = DeleteUserRequest {
             user_id: user_id.to_owned(),
@@ -137,10 +127,7 @@ impl System {
         Ok(self.users().delete_user(request).await?.into_inner())
     }
 
-    /// Places an order of 19.90 EUR; `token` is that of CreateUser, or empty.
-    ///
-    /// # Errors
-    /// The service's.
+    /// Places an order of 19.90 EUR. `token` is the consistency token from CreateUser, or empty.
     pub async fn create_order(
         &self,
         user_id: &str,
@@ -155,10 +142,10 @@ impl System {
         Ok(self.orders().create_order(request).await?.into_inner())
     }
 
-    /// Compares users and orders with the records that tell of them.
+    /// Compares users and orders with their records in Kafka.
     ///
     /// # Errors
-    /// If a database or a topic can't be read.
+    /// Fails if a database or topic cannot be read.
     pub async fn audit(&self) -> Result<(Audit, Audit)> {
         let names = self.stack.names();
         let compare = async |url: &str, sql: &str, topic: &str| {
@@ -174,58 +161,50 @@ impl System {
         )
     }
 
-    /// Waits until every row has its record, and returns what else the audits of users and orders
-    /// say.
+    /// Waits until every user and order has its record, and returns both audits.
     ///
     /// # Errors
-    /// If that does not come about.
+    /// Fails after 60 s.
     pub async fn wait_until_published(&self) -> Result<(Audit, Audit)> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
         loop {
             let (users, orders) = self.audit().await?;
             if users.lost + orders.lost == 0 {
                 return Ok((users, orders));
             }
             if tokio::time::Instant::now() > deadline {
-                bail!("still not published after {PATIENCE:?}: users {users}; orders {orders}");
+                bail!("not published within {WAIT_TIMEOUT:?}: users {users}; orders {orders}");
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Waits until user-service counts as many orders as order-service has, over all users.
+    /// Waits until the order summaries in user-service count all orders, and returns their number.
     ///
     /// # Errors
-    /// If that does not come about, or more are counted than there are.
-    pub async fn wait_until_followed(&self) -> Result<i64> {
+    /// Fails after 60 s, or if more orders are counted than exist.
+    pub async fn wait_until_projected(&self) -> Result<i64> {
         let placed = self.count("orders").await?;
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
         loop {
-            let counted = self.orders_counted().await?;
+            let counted = self.count_summarized_orders().await?;
             if counted == placed {
                 return Ok(counted);
             }
             if counted > placed || tokio::time::Instant::now() > deadline {
-                bail!("user-service counts {counted} orders, and there are {placed}");
+                bail!("user-service counts {counted} orders, order-service has {placed}");
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// The ids of all orders.
-    ///
-    /// # Errors
-    /// If the database can't be read.
     pub async fn order_ids(&self) -> Result<HashSet<String>> {
         let url = &self.stack.names().orders_database_url;
         let rows = query(url, "select order_id::text from orders").await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// How many rows a table of one of the services has.
-    ///
-    /// # Errors
-    /// If there is no such table.
+    /// Counts the rows of a table of one of the services.
     pub async fn count(&self, table: &str) -> Result<i64> {
         let names = self.stack.names();
         let url = match table {
@@ -233,11 +212,11 @@ impl System {
             _ => &names.orders_database_url,
         };
         let rows = query(url, &format!("select count(*) from {table}")).await?;
-        Ok(rows.first().context("a count is a row")?.get(0))
+        Ok(rows.first().context("count returned no row")?.get(0))
     }
 
-    /// What user-service says, by the door that everybody uses.
-    async fn orders_counted(&self) -> Result<i64> {
+    /// Adds up the order summaries of all users, read over gRPC.
+    async fn count_summarized_orders(&self) -> Result<i64> {
         let mut counted = 0;
         let mut page_token = String::new();
         loop {
@@ -262,7 +241,6 @@ impl System {
     }
 }
 
-/// An amount.
 pub fn money(currency_code: &str, units: i64, nanos: i32) -> Money {
     Money {
         currency_code: currency_code.to_owned(),

@@ -1,4 +1,4 @@
-// Checks that a document is AsyncAPI; prints what is not, and ends with 1 then. (A test of e2e-tests checks its examples.)
+// Validates an AsyncAPI document. Prints all errors and exits with 1 if there are any. (e2e-tests check its examples.)
 import {readFileSync} from 'node:fs';
 import {Parser} from '@asyncapi/parser';
 

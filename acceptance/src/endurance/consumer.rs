@@ -16,48 +16,48 @@ use rdkafka::{
 };
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// After the last commit, how long nothing new may come before the rest counts as lost.
+/// After the last commit: time without a new event after which the missing events count as lost.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// While nobody knows yet how many commits there will be.
+/// The number of commits is not known yet.
 const UNKNOWN: u64 = u64::MAX;
 
-/// Accounts for every record, on a thread of its own.
+/// Consumes and audits every record on its own thread.
 pub(super) struct Accountant {
     thread: JoinHandle<Result<Accounts>>,
-    told: Arc<AtomicU64>,
-    wanted: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
+    expected: Arc<AtomicU64>,
 }
 
-/// What came of it.
+/// The result of an [`Accountant`].
 pub(super) struct Accounts {
     pub(super) auditor: Auditor,
-    /// The longest time without an event that had not come before.
+    /// The longest time without a new event.
     pub(super) longest_pause: Duration,
 }
 
 impl Accountant {
     pub(super) fn start(consumer: BaseConsumer) -> Self {
-        let told = Arc::new(AtomicU64::new(0));
-        let wanted = Arc::new(AtomicU64::new(UNKNOWN));
+        let received = Arc::new(AtomicU64::new(0));
+        let expected = Arc::new(AtomicU64::new(UNKNOWN));
         let thread = {
-            let (told, wanted) = (Arc::clone(&told), Arc::clone(&wanted));
-            thread::spawn(move || consume(&consumer, &told, &wanted))
+            let (received, expected) = (Arc::clone(&received), Arc::clone(&expected));
+            thread::spawn(move || consume(&consumer, &received, &expected))
         };
         Self {
             thread,
-            told,
-            wanted,
+            received,
+            expected,
         }
     }
 
-    /// How many events have come so far, whatever was repeated.
-    pub(super) fn told(&self) -> u64 {
-        self.told.load(Ordering::Relaxed)
+    /// Returns the number of distinct events received so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
-    /// Waits until as many events have come as were committed, or no more come.
+    /// Waits until all committed events were received, or no more arrive.
     pub(super) async fn finish(self, committed: u64) -> Result<Accounts> {
-        self.wanted.store(committed, Ordering::Relaxed);
+        self.expected.store(committed, Ordering::Relaxed);
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
         joining
             .await?
@@ -65,38 +65,43 @@ impl Accountant {
     }
 }
 
-fn consume(consumer: &BaseConsumer, told: &AtomicU64, wanted: &AtomicU64) -> Result<Accounts> {
+fn consume(
+    consumer: &BaseConsumer,
+    received: &AtomicU64,
+    expected: &AtomicU64,
+) -> Result<Accounts> {
     let mut accounts = Accounts {
         auditor: Auditor::default(),
         longest_pause: Duration::ZERO,
     };
-    let mut last_news: Option<Instant> = None;
+    let mut last_new: Option<Instant> = None;
     loop {
         if let Some(record) = consumer.poll(POLL_TIMEOUT) {
-            let (key, version) = identity(&record?).context("a record has no version")?;
+            let (key, version) =
+                parse_identity(&record?).context("a record has no key or version")?;
             accounts.auditor.see(&key, version);
-            let now_told = accounts.auditor.told() as u64;
-            if told.swap(now_told, Ordering::Relaxed) != now_told {
-                let pause = last_news.map_or(Duration::ZERO, |last| last.elapsed());
+            let now_received = accounts.auditor.told() as u64;
+            if received.swap(now_received, Ordering::Relaxed) != now_received {
+                let pause = last_new.map_or(Duration::ZERO, |last| last.elapsed());
                 accounts.longest_pause = accounts.longest_pause.max(pause);
-                last_news = Some(Instant::now());
+                last_new = Some(Instant::now());
             }
             continue;
         }
-        let wanted = wanted.load(Ordering::Relaxed);
-        if wanted == UNKNOWN {
+        let expected = expected.load(Ordering::Relaxed);
+        if expected == UNKNOWN {
             continue;
         }
-        // Nothing came for a moment: what is repeated would have come by now.
-        let is_all = accounts.auditor.told() as u64 >= wanted;
-        if is_all || last_news.is_none_or(|last| last.elapsed() > STALL_TIMEOUT) {
+        // Nothing arrived within the poll timeout, so no more duplicates are expected.
+        let is_complete = accounts.auditor.told() as u64 >= expected;
+        if is_complete || last_new.is_none_or(|last| last.elapsed() > STALL_TIMEOUT) {
             return Ok(accounts);
         }
     }
 }
 
-/// Which version of which aggregate a record tells of.
-fn identity(record: &BorrowedMessage<'_>) -> Option<(String, i64)> {
+/// Returns the key and the version of a record's aggregate.
+fn parse_identity(record: &BorrowedMessage<'_>) -> Option<(String, i64)> {
     let headers = record.headers()?;
     let header = (headers.iter()).find(|header| header.key == "ce_aggregateversion")?;
     let version = std::str::from_utf8(header.value?).ok()?.parse().ok()?;

@@ -4,9 +4,9 @@ use devstack::Record;
 use lab::{Machine, Table};
 use serde::Serialize;
 
-use super::{Mistake, judge::Verdict, stages::Found};
+use super::{Mistake, audit::Verdict, stages::StageReport};
 
-/// Everything that was found.
+/// The report.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) measured_at: String,
@@ -14,19 +14,19 @@ pub(super) struct Report {
     pub(super) debezium: &'static str,
     pub(super) backlog_rows: u64,
     pub(super) rows_per_s: u64,
-    /// So long transactions stayed open that were in the way of the steps.
+    /// Duration of the transactions that blocked the steps.
     pub(super) long_ms: u64,
-    /// What was done wrong on purpose.
+    /// The mistake that was made on purpose.
     pub(super) mistake: Option<Mistake>,
-    pub(super) stages: Vec<Found>,
-    /// The longest time without a new event, from the end of Debezium on.
+    pub(super) stages: Vec<StageReport>,
+    /// The longest time without a new event since Debezium stopped.
     pub(super) longest_pause_ms: i64,
     pub(super) verdict: Verdict,
-    /// The same events, as each published them.
+    /// The same events as published by Debezium and by the relay.
     pub(super) sample: Vec<Sample>,
 }
 
-/// A record.
+/// A record of a sample event.
 #[derive(Debug, Serialize)]
 pub(super) struct Sample {
     by: &'static str,
@@ -59,7 +59,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n{}", self.stages())?;
         writeln!(f, "{}", self.events())?;
-        writeln!(f, "Events as each published them")?;
+        writeln!(f, "Sample events as published by Debezium and the relay")?;
         for sample in &self.sample {
             writeln!(
                 f,
@@ -82,14 +82,14 @@ impl Report {
         let header = [
             "",
             "attempts",
-            "took, ms",
-            "last one, ms",
+            "duration, ms",
+            "last attempt, ms",
             "longest transaction, ms",
             "row to topic: p50, ms",
             "max",
         ];
         let mut rows = vec![header.map(str::to_owned).to_vec()];
-        let late = |ms: Option<i64>| ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
+        let text = |ms: Option<i64>| ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
         rows.extend(self.stages.iter().map(|stage| {
             vec![
                 stage.name.clone(),
@@ -97,17 +97,17 @@ impl Report {
                 format!("{:.0}", stage.took_ms),
                 format!("{:.0}", stage.last_attempt_ms),
                 format!("{:.0}", stage.longest_transaction_ms),
-                late(stage.event_p50_ms),
-                late(stage.event_max_ms),
+                text(stage.event_p50_ms),
+                text(stage.event_max_ms),
             ]
         }));
         Table {
             heading: format!(
-                "What it cost: {} rows a second, behind {} that were published, and transactions of {} ms in the way",
+                "Stages at {} rows/s after a backlog of {} rows, with blocking transactions of {} ms",
                 self.rows_per_s, self.backlog_rows, self.long_ms
             ),
-            note: "The longest of all transactions that writers had open meanwhile; a step that found no moment for its \
-                   lock within lock_timeout was run once more",
+            note: "The longest transaction is the writers' longest one during the stage. A step that did not get its \
+                   lock within lock_timeout was retried",
             rows,
         }
     }
@@ -117,45 +117,45 @@ impl Report {
         let pause = usize::try_from(self.longest_pause_ms).unwrap_or_default();
         let rows = [
             ("rows committed", verdict.rows),
-            ("  of them without seq", verdict.rows_without_seq),
+            ("  without seq", verdict.rows_without_seq),
             ("records by Debezium", verdict.records_by_debezium),
             ("records by the relay", verdict.records_by_relay),
             ("lost", verdict.lost),
             ("phantom", verdict.phantom),
-            ("altered, or in another partition", verdict.altered),
+            ("altered or in another partition", verdict.altered),
             (
-                "by the relay, of rows without seq",
+                "by the relay for rows without seq",
                 verdict.of_rows_without_seq,
             ),
             ("out of order", verdict.audit.inverted),
             (
-                "keys whose last record is not the newest",
+                "keys whose last record is not the newest version",
                 verdict.audit.stale,
             ),
             ("repeated", verdict.repeated()),
             (
-                "  by Debezium, of its own",
+                "  by Debezium after Debezium",
                 verdict.repeated_by_debezium_of_its_own,
             ),
             (
-                "  by Debezium, of the relay's",
+                "  by Debezium after the relay",
                 verdict.repeated_by_debezium_of_the_relay,
             ),
             (
-                "  by the relay, of its own",
+                "  by the relay after the relay",
                 verdict.repeated_by_relay_of_its_own,
             ),
             (
-                "  by the relay, of Debezium's",
+                "  by the relay after Debezium",
                 verdict.repeated_by_relay_of_debezium,
             ),
-            ("  of all these, behind a newer version", verdict.steps_back),
-            ("longest pause in the hand-over, ms", pause),
+            ("  of these, after a newer version", verdict.steps_back),
+            ("longest pause during the hand-over, ms", pause),
         ];
         let row = |(name, count): (&str, usize)| vec![name.to_owned(), count.to_string()];
         Table {
             heading: "Events".to_owned(),
-            note: "Out of order is what came, for the first time, behind a newer version of its key",
+            note: "Out of order counts events whose first record comes after a newer version of their key",
             rows: rows.into_iter().map(row).collect(),
         }
     }

@@ -1,4 +1,4 @@
-//! A database with an outbox that Debezium publishes, its topics, and those who publish.
+//! The test environment: a database with an outbox, its topics, Debezium and the relay.
 
 use std::time::Duration;
 
@@ -9,27 +9,26 @@ use lab::{Configured, Connect, Ends, Installation, Lab, PARTITIONS, with_databas
 const TABLES: &str = include_str!("shop.sql");
 const RELAY_TABLES: &str = include_str!("../../../outbox-relay/sql/relay.sql");
 const CONNECTOR: &str = include_str!("debezium.properties");
-/// Connect stores how far it has come, and tells Postgres, every 60 s if nothing is said; nobody who
-/// measures wants to wait for that.
+/// Connect stores its offset and confirms it to Postgres every 60 s by default, which is too long for
+/// a test.
 const WORKER: &str = "offset.flush.interval.ms=10000\n";
 const HEAP: &str = "-Xmx1g";
-/// The source is configured as this page shows.
+/// The page whose source configuration is used.
 const PAGE: &str = include_str!("../../../docs/relay/migrating.md");
 const SECTION: &str = "## From Debezium\n";
-const SECTIONS_URL: &str = "postgres://outbox_relay:secret@localhost:5432/shop";
+const EXAMPLE_URL: &str = "postgres://outbox_relay:secret@localhost:5432/shop";
 
-/// Where the events go that are judged: `outbox.event.` and the type of aggregate.
+/// The topic of the audited events: `outbox.event.` and the aggregate type.
 pub(super) const TOPIC: &str = "outbox.event.order";
-/// Where events go that are published by both and compared by eye.
+/// The topic of the sample events, which both publish.
 pub(super) const SAMPLE_TOPIC: &str = "outbox.event.sample";
 /// Versions of each key of the backlog.
 const BACKLOG_VERSIONS: u64 = 10;
-/// A topic is whole when nothing has come in so many looks, of so many at most.
+/// A topic is complete when this many polls in a row find no new record.
 const QUIET_POLLS: u32 = 10;
 const QUIET_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const QUIET_POLLS_LIMIT: u32 = 120;
 
-/// The servers, and what is in them.
 pub(super) struct Shop<'a> {
     pub(super) lab: &'a Lab,
     pub(super) database_url: String,
@@ -38,8 +37,8 @@ pub(super) struct Shop<'a> {
 }
 
 impl<'a> Shop<'a> {
-    /// Makes the database and the topics.
-    pub(super) async fn open(lab: &'a Lab) -> Result<Self> {
+    /// Creates the database and the topics.
+    pub(super) async fn create(lab: &'a Lab) -> Result<Self> {
         let addresses = lab.servers.addresses();
         let database_url = addresses.create_database("shop").await?;
         let sql = Sql::connect(&database_url).await?;
@@ -47,7 +46,7 @@ impl<'a> Shop<'a> {
         for topic in [TOPIC, SAMPLE_TOPIC] {
             addresses.create_topic(topic, PARTITIONS).await?;
         }
-        // Nothing is compacted away before it is judged, and one clock tells when it came.
+        // No compaction before the audit, and the broker's clock in all records.
         let configs = [
             ("cleanup.policy", "delete"),
             ("message.timestamp.type", "LogAppendTime"),
@@ -61,7 +60,7 @@ impl<'a> Shop<'a> {
         })
     }
 
-    /// Starts Debezium, and waits until it reads.
+    /// Starts Debezium and waits until it reads its slot.
     pub(super) async fn start_debezium(&self, installation: &Installation) -> Result<Connect> {
         let connector = with_database(CONNECTOR, &self.database_url)?;
         let connect = installation.start(&connector, WORKER, HEAP).await?;
@@ -71,7 +70,7 @@ impl<'a> Shop<'a> {
         Ok(connect)
     }
 
-    /// Stops the connector as the page says. Connect itself goes on.
+    /// Stops the connector as documented. Connect keeps running.
     pub(super) async fn stop_debezium(&self, connect: &Connect) -> Result<()> {
         connect.ask("PUT", "/connectors/shop/stop").await?;
         eventually("a connector that has stopped", async || {
@@ -83,22 +82,22 @@ impl<'a> Shop<'a> {
         self.wait_for_slot("not active").await
     }
 
-    /// Lets a connector go on that was stopped.
+    /// Resumes a stopped connector.
     pub(super) async fn resume_debezium(&self, connect: &Connect) -> Result<()> {
         connect.ask("PUT", "/connectors/shop/resume").await?;
         self.wait_for_slot("active").await
     }
 
-    /// Waits until Debezium has told Postgres that it needs nothing before this place any more.
-    pub(super) async fn wait_until_confirmed(&self, place: &str) -> Result<()> {
+    /// Waits until Debezium has confirmed this LSN to Postgres.
+    pub(super) async fn wait_until_confirmed(&self, lsn: &str) -> Result<()> {
         let query = format!(
             "select count(*) from pg_replication_slots
-             where slot_name = 'shop_outbox' and confirmed_flush_lsn >= '{place}'"
+             where slot_name = 'shop_outbox' and confirmed_flush_lsn >= '{lsn}'"
         );
         self.sql.wait_for(&query, 1).await
     }
 
-    /// Lets Postgres forget what it keeps for Debezium.
+    /// Drops Debezium's replication slot.
     pub(super) async fn drop_slot(&self) -> Result<()> {
         self.wait_for_slot("not active").await?;
         let drop = "select pg_drop_replication_slot('shop_outbox')";
@@ -137,22 +136,31 @@ impl<'a> Shop<'a> {
         .await
     }
 
-    /// Makes the tables that the relay keeps for itself.
-    pub(super) async fn make_relay_tables(&self) -> Result<()> {
+    /// Creates the relay's own tables.
+    pub(super) async fn create_relay_tables(&self) -> Result<()> {
         Ok(self.sql.batch_execute(RELAY_TABLES).await?)
     }
 
-    /// The relay with the page's own configuration.
-    pub(super) fn relay(&self) -> Result<Configured> {
-        let (_, section) = PAGE.split_once(SECTION).context("no such section")?;
-        let (_, block) = section.split_once("```toml\n").context("no block")?;
-        let (block, _) = block.split_once("```").context("the block has no end")?;
-        ensure!(block.contains(SECTIONS_URL), "another URL in {block}");
-        let source = block.replace(SECTIONS_URL, &self.database_url);
+    /// Returns a relay with the documented configuration.
+    pub(super) fn configure_relay(&self) -> Result<Configured> {
+        let (_, section) = PAGE
+            .split_once(SECTION)
+            .context("the page has no section on Debezium")?;
+        let (_, block) = section
+            .split_once("```toml\n")
+            .context("the section has no TOML block")?;
+        let (block, _) = block
+            .split_once("```")
+            .context("the TOML block has no end")?;
+        ensure!(
+            block.contains(EXAMPLE_URL),
+            "{EXAMPLE_URL} not found in {block}"
+        );
+        let source = block.replace(EXAMPLE_URL, &self.database_url);
         Configured::new(self.lab, "kafka", "outbox-relay", &source)
     }
 
-    /// Waits until nothing comes any more, and reads what has come.
+    /// Waits until no more records arrive, and reads the topic.
     pub(super) async fn read_to_the_end(&self, topic: &str) -> Result<Vec<Record>> {
         let ends = self.ends().await?;
         let (mut last, mut quiet) = (0, 0);
@@ -165,7 +173,7 @@ impl<'a> Shop<'a> {
                 return self.addresses.read_topic(topic).await;
             }
         }
-        bail!("the topic never came to rest")
+        bail!("topic {topic} still grows after {QUIET_POLLS_LIMIT} polls")
     }
 
     async fn ends(&self) -> Result<Ends> {

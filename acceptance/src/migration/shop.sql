@@ -1,4 +1,4 @@
--- An outbox as Debezium's event router wants it, before anybody thought of another relay.
+-- An outbox for Debezium's event router.
 create table outboxevent (
     id uuid primary key,
     aggregatetype text not null,
@@ -8,5 +8,5 @@ create table outboxevent (
 );
 create publication shop_outbox for table outboxevent with (publish = 'insert');
 
--- What the events tell of.
+-- The aggregates whose changes are published.
 create table aggregates (key text primary key, version bigint not null);

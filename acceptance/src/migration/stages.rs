@@ -1,4 +1,4 @@
-//! What was done when, so that it can be told what it cost whom.
+//! The stages of the migration, and how each affected writers and events.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,22 +8,22 @@ use lab::unix_us;
 use serde::Serialize;
 
 use super::{
-    judge::Arrival,
+    audit::FirstRecord,
     steps::{Attempt, Step},
-    writers::{Transaction, longest},
+    writers::{Transaction, longest_duration},
 };
 
-/// Attempts of a step that `lock_timeout` strikes, and what writers get between them.
+/// Attempts of a step that runs into `lock_timeout`, and the pause between them.
 const ATTEMPTS: u32 = 10;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(1);
-/// After a step: what queued behind it is not the next one's.
+/// Pause after a step, so that transactions queued behind it do not count for the next step.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// From the first stage to the last.
+/// The stages so far, in order.
 #[derive(Default)]
 pub(super) struct Stages(Vec<Stage>);
 
-/// Something that was done while writers went on.
+/// A stage, during which the writers continue.
 struct Stage {
     name: String,
     attempts: u32,
@@ -34,23 +34,24 @@ struct Stage {
     to_ms: i64,
 }
 
-/// What it cost.
+/// The measurements of a stage.
 #[derive(Debug, Serialize)]
-pub(super) struct Found {
+pub(super) struct StageReport {
     pub(super) name: String,
     pub(super) attempts: u32,
     pub(super) took_ms: f64,
-    /// Of this, the attempt that did it.
+    /// The part of the successful attempt.
     pub(super) last_attempt_ms: f64,
-    /// The longest of the transactions that were open meanwhile.
+    /// The longest transaction that was open during the stage.
     pub(super) longest_transaction_ms: f64,
-    /// Of events that came meanwhile, from the row to the topic; not of transactions that took their time.
+    /// Latency from the row to the topic of events that were published during the stage, without those of
+    /// long transactions.
     pub(super) event_p50_ms: Option<i64>,
     pub(super) event_max_ms: Option<i64>,
 }
 
 impl Stages {
-    /// Does something, which has this name.
+    /// Runs `work` as a stage.
     pub(super) async fn run<T>(
         &mut self,
         name: &str,
@@ -62,7 +63,7 @@ impl Stages {
         Ok(result)
     }
 
-    /// Lets time go by.
+    /// Waits as a stage.
     pub(super) async fn wait(&mut self, name: &str, time: Duration) -> Result<()> {
         let waiting = async {
             tokio::time::sleep(time).await;
@@ -71,12 +72,11 @@ impl Stages {
         self.run(name, waiting).await
     }
 
-    /// Runs a documented step, once more where its locks were not to be had. Returns what it has
-    /// printed.
+    /// Runs a documented step and retries it if it does not get its locks. Returns its output.
     pub(super) async fn run_documented(
         &mut self,
         sql: &Sql,
-        todo: &Step,
+        documented: &Step,
     ) -> Result<Option<String>> {
         let start = now();
         let (mut attempts, mut last_from) = (0, start.0);
@@ -84,15 +84,18 @@ impl Stages {
             while attempts < ATTEMPTS {
                 attempts += 1;
                 last_from = Instant::now();
-                if let Attempt::Done(printed) = todo.attempt(sql).await? {
+                if let Attempt::Done(printed) = documented.attempt(sql).await? {
                     return Ok(printed);
                 }
                 tokio::time::sleep(BETWEEN_ATTEMPTS).await;
             }
-            bail!("{} found no moment for its lock", todo.title)
+            bail!(
+                "{} did not get its lock in {ATTEMPTS} attempts",
+                documented.title
+            )
         };
-        let printed = step(&todo.title, running).await?;
-        self.push(&todo.title, attempts, start, last_from);
+        let printed = step(&documented.title, running).await?;
+        self.push(&documented.title, attempts, start, last_from);
         tokio::time::sleep(SETTLE).await;
         Ok(printed)
     }
@@ -116,45 +119,48 @@ impl Stages {
         });
     }
 
-    /// What each of them cost.
-    pub(super) fn found(&self, transactions: &[Transaction], arrivals: &[Arrival]) -> Vec<Found> {
-        let found = |stage: &Stage| {
-            let meanwhile = |arrival: &&Arrival| {
-                (stage.from_ms..stage.to_ms).contains(&arrival.at_ms) && !arrival.of_long
+    /// Measures each stage.
+    pub(super) fn report(
+        &self,
+        transactions: &[Transaction],
+        events: &[FirstRecord],
+    ) -> Vec<StageReport> {
+        let report = |stage: &Stage| {
+            let is_in_stage = |event: &&FirstRecord| {
+                (stage.from_ms..stage.to_ms).contains(&event.at_ms) && !event.from_long_transaction
             };
-            let mut late: Vec<i64> = (arrivals.iter().filter(meanwhile))
-                .map(|arrival| arrival.late_ms)
+            let mut latencies: Vec<i64> = (events.iter().filter(is_in_stage))
+                .map(|event| event.latency_ms)
                 .collect();
-            late.sort_unstable();
+            latencies.sort_unstable();
             let took_ms = |from: Instant| (stage.to - from).as_secs_f64() * 1_000.0;
-            let longest = longest(transactions, stage.from, stage.to);
-            Found {
+            let longest = longest_duration(transactions, stage.from, stage.to);
+            StageReport {
                 name: stage.name.clone(),
                 attempts: stage.attempts,
                 took_ms: took_ms(stage.from),
                 last_attempt_ms: took_ms(stage.last_from),
                 longest_transaction_ms: longest.as_secs_f64() * 1_000.0,
-                event_p50_ms: late.get(late.len() / 2).copied(),
-                event_max_ms: late.last().copied(),
+                event_p50_ms: latencies.get(latencies.len() / 2).copied(),
+                event_max_ms: latencies.last().copied(),
             }
         };
-        self.0.iter().map(found).collect()
+        self.0.iter().map(report).collect()
     }
 
-    /// The longest time without an event that had not come before, of what ended while these stages
-    /// lasted.
-    pub(super) fn longest_pause_ms(&self, arrivals: &[Arrival], stages: &[&str]) -> i64 {
-        let is_meant = |at_ms: i64| {
-            let meant = self
+    /// Returns the longest time without a new event that ended during one of these stages.
+    pub(super) fn longest_pause_ms(&self, events: &[FirstRecord], stages: &[&str]) -> i64 {
+        let is_in_stages = |at_ms: i64| {
+            let selected = self
                 .0
                 .iter()
                 .filter(|stage| stages.contains(&stage.name.as_str()));
-            meant
+            selected
                 .into_iter()
                 .any(|stage| (stage.from_ms..=stage.to_ms).contains(&at_ms))
         };
-        let pairs = arrivals.windows(2);
-        let pairs = pairs.filter(|pair| is_meant(pair[1].at_ms));
+        let pairs = events.windows(2);
+        let pairs = pairs.filter(|pair| is_in_stages(pair[1].at_ms));
         pairs
             .map(|pair| pair[1].at_ms - pair[0].at_ms)
             .max()

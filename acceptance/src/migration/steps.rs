@@ -1,4 +1,4 @@
-//! The documented SQL, taken from the file that people are told to run.
+//! The documented SQL steps, read from the file that users run.
 
 use anyhow::{Context as _, Result, anyhow};
 use devstack::{Sql, statements};
@@ -8,23 +8,23 @@ const COLUMNS_ONLINE: &str = include_str!("../../../outbox-relay/sql/columns-onl
 
 /// One numbered step of the file.
 pub(super) struct Step {
-    /// Its number and what its comment begins with.
+    /// The number and the first words of its comment.
     pub(super) title: String,
     statements: Vec<String>,
 }
 
-/// What became of one attempt.
+/// The result of one attempt.
 pub(super) enum Attempt {
-    /// It is done. The last value that it has printed, if any.
+    /// The step is done. Holds the last printed value, if any.
     Done(Option<String>),
-    /// `lock_timeout` struck.
+    /// The step ran into `lock_timeout`.
     TimedOut,
 }
 
-/// All steps, in order.
+/// Reads all steps in order.
 pub(super) fn read() -> Result<[Step; 4]> {
     let mut steps: Vec<Step> = Vec::new();
-    // Statements in front of the first step belong to it.
+    // Statements before the first step belong to it.
     let mut code = String::new();
     for line in COLUMNS_ONLINE.lines() {
         let Some(comment) = line.strip_prefix("-- ") else {
@@ -34,7 +34,7 @@ pub(super) fn read() -> Result<[Step; 4]> {
         };
         if comment.starts_with(|first: char| first.is_ascii_digit()) {
             if let Some(step) = steps.last_mut() {
-                step.take(&mut code);
+                step.add_statements(&mut code);
             }
             let end = comment.find([',', ':']).unwrap_or(comment.len());
             let end = comment
@@ -48,13 +48,13 @@ pub(super) fn read() -> Result<[Step; 4]> {
         }
     }
     let last = steps.last_mut().context("the file has no steps")?;
-    last.take(&mut code);
+    last.add_statements(&mut code);
     let steps = steps.try_into();
-    steps.map_err(|_| anyhow!("the file has another number of steps"))
+    steps.map_err(|_| anyhow!("the file does not have four steps"))
 }
 
 impl Step {
-    fn take(&mut self, code: &mut String) {
+    fn add_statements(&mut self, code: &mut String) {
         self.statements.extend(statements(&std::mem::take(code)));
     }
 
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_is_read_as_its_steps() {
+    fn the_file_is_split_into_its_steps() {
         let steps = read().unwrap();
         let statements = steps.iter().map(|step| step.statements.len());
         assert_eq!(statements.collect::<Vec<_>>(), [4, 2, 3, 3]);

@@ -1,4 +1,4 @@
-//! Those who write to the outbox all the while, and know nothing of the migration.
+//! Sessions that write to the outbox during the whole migration.
 
 use std::time::{Duration, Instant};
 
@@ -8,21 +8,21 @@ use tokio::task::JoinSet;
 use tokio_postgres::Statement;
 use tokio_util::sync::CancellationToken;
 
-/// Sessions, each with keys of its own: nobody waits for anybody but for what the migration does.
+/// Number of sessions. Each has its own keys, so writers wait only for the migration.
 const SESSIONS: u64 = 4;
-/// Keys that a session has in use, and after how many transactions there is a new one in place of
-/// the oldest: of every moment there are keys that had their last version in it.
+/// Keys in use by a session, and the transactions after which a new key replaces the oldest one. At
+/// any time some keys get their last version.
 const KEYS_IN_USE: u64 = 16;
 const NEW_KEY_EVERY: u64 = 8;
-/// Rows of a transaction, on average, from one to four.
+/// Average number of rows in a transaction; it has one to four.
 const ROWS_PER_TRANSACTION: f64 = 2.5;
-/// Of so many transactions one is rolled back.
+/// One in this many transactions is rolled back.
 const ROLLBACK_EVERY: u64 = 11;
-/// Of so many one rolls back to a savepoint, and goes on.
+/// One in this many transactions rolls back to a savepoint and continues.
 const SAVEPOINT_EVERY: u64 = 7;
 
-/// The next version of an aggregate, with its event, in one statement: as services do, the
-/// aggregate's row is changed first. `$1` is its key, `$2` the type of aggregate.
+/// Writes the next version of an aggregate and its event in one statement. As in a service, the
+/// aggregate's row changes first. `$1` is its key, `$2` the aggregate type.
 pub(super) const CHANGE: &str = "
     with changed as (
         insert into aggregates as a (key, version) values ($1, 1)
@@ -36,13 +36,13 @@ pub(super) const CHANGE: &str = "
         'note', repeat('x', 100))
     from changed";
 
-/// Running, each on a connection of its own.
+/// Running sessions, each on its own connection.
 pub(super) struct Writers {
     sessions: JoinSet<Result<Vec<Transaction>>>,
-    end: CancellationToken,
+    stop: CancellationToken,
 }
 
-/// From its first statement to the answer to its last one.
+/// The time from the first statement to the result of the last one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Transaction {
     began: Instant,
@@ -50,10 +50,10 @@ pub(super) struct Transaction {
 }
 
 impl Writers {
-    /// Starts them; together they write so many rows a second, whether or not what they wrote
-    /// before was slow.
+    /// Starts sessions that together write this many rows per second. The schedule does not wait for
+    /// slow transactions.
     pub(super) async fn start(database_url: &str, rows_per_s: u64) -> Result<Self> {
-        let end = CancellationToken::new();
+        let stop = CancellationToken::new();
         let mut sessions = JoinSet::new();
         let transactions_per_s = rows_per_s as f64 / ROWS_PER_TRANSACTION / SESSIONS as f64;
         let interval = Duration::from_secs_f64(1.0 / transactions_per_s);
@@ -65,14 +65,14 @@ impl Writers {
                 sql,
                 change,
             };
-            sessions.spawn(writer.run(interval, end.clone()));
+            sessions.spawn(writer.run(interval, stop.clone()));
         }
-        Ok(Self { sessions, end })
+        Ok(Self { sessions, stop })
     }
 
-    /// Ends them, and returns what they did.
+    /// Stops the sessions and returns their transactions.
     pub(super) async fn finish(mut self) -> Result<Vec<Transaction>> {
-        self.end.cancel();
+        self.stop.cancel();
         let mut all = Vec::new();
         while let Some(transactions) = self.sessions.join_next().await {
             all.extend(transactions?.context("a writer failed")?);
@@ -81,12 +81,16 @@ impl Writers {
     }
 }
 
-/// The longest that a transaction took of those that were open in this time.
-pub(super) fn longest(transactions: &[Transaction], from: Instant, to: Instant) -> Duration {
-    let meanwhile = |transaction: &&Transaction| transaction.began < to && transaction.ended > from;
+/// Returns the duration of the longest transaction that was open in this time.
+pub(super) fn longest_duration(
+    transactions: &[Transaction],
+    from: Instant,
+    to: Instant,
+) -> Duration {
+    let was_open = |transaction: &&Transaction| transaction.began < to && transaction.ended > from;
     let took = |transaction: &Transaction| transaction.ended - transaction.began;
-    let meanwhile = transactions.iter().filter(meanwhile);
-    meanwhile.map(took).max().unwrap_or_default()
+    let open = transactions.iter().filter(was_open);
+    open.map(took).max().unwrap_or_default()
 }
 
 struct Writer {
@@ -96,13 +100,13 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(self, interval: Duration, end: CancellationToken) -> Result<Vec<Transaction>> {
+    async fn run(self, interval: Duration, stop: CancellationToken) -> Result<Vec<Transaction>> {
         let start = Instant::now();
         let mut transactions = Vec::new();
         for turn in 0.. {
             let due = start + interval.mul_f64(turn as f64);
             tokio::time::sleep_until(due.into()).await;
-            if end.is_cancelled() {
+            if stop.is_cancelled() {
                 break;
             }
             let began = Instant::now();
@@ -138,17 +142,17 @@ impl Writer {
     }
 }
 
-/// What the keys of transactions begin with that take their time.
+/// Prefix of the keys of long transactions.
 pub(super) const LONG_KEY: &str = "long-";
 
-/// A transaction that takes its time.
-pub(super) struct Long {
+/// A transaction that stays open until `commit`.
+pub(super) struct LongTransaction {
     sql: Sql,
     key: String,
 }
 
-impl Long {
-    /// Begins it, so that it has an id: older than whatever begins after it.
+impl LongTransaction {
+    /// Begins the transaction and assigns its id, which makes it older than every later transaction.
     pub(super) async fn begin(database_url: &str, name: &str) -> Result<Self> {
         let sql = Sql::connect(database_url).await?;
         sql.batch_execute("begin; select pg_current_xact_id()")
@@ -157,19 +161,19 @@ impl Long {
         Ok(Self { sql, key })
     }
 
-    /// Writes an event, and so holds a lock on the outbox until its end.
+    /// Writes an event, which locks the outbox until the transaction ends.
     pub(super) async fn write(&self) -> Result<()> {
         self.sql.execute(CHANGE, &[&self.key, &"order"]).await?;
         Ok(())
     }
 
-    /// Commits, and writes the same aggregate's next version.
+    /// Commits, and then writes the next version of the same aggregate.
     pub(super) async fn commit(self) -> Result<()> {
         self.sql.batch_execute("commit").await?;
         self.write().await
     }
 
-    /// Writes an event now, and commits it in the background after a while.
+    /// Writes an event now and commits it in the background after the pause.
     pub(super) async fn write_and_commit_after(
         self,
         pause: Duration,

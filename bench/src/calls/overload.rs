@@ -1,4 +1,4 @@
-//! Ten times as many calls as can be done.
+//! Measures ten times as many calls as the service can handle.
 
 use std::{
     sync::{
@@ -22,18 +22,18 @@ use tonic::Code;
 
 use super::{CallsOptions, Spread, histogram};
 
-/// One connection to the database makes capacity small enough for the machine to offer ten times of
-/// it, to itself.
+/// One database connection keeps the capacity low enough for this machine to generate ten times the
+/// load.
 const VARIABLES: [(&str, &str); 2] = [("DATABASE_POOL_SIZE", "1"), ("MAX_CALLS", "32")];
-/// Callers of which each waits for its answer: as many as there is room for.
+/// Concurrent callers in the capacity measurement, as many as `MAX_CALLS`.
 const CALLERS: usize = 32;
-const TIMES: u64 = 10;
-/// Calls without an answer at most: those beyond are not made, and counted.
-const MAX_UNANSWERED: usize = 2_000;
-/// Calls are made in heaps, so many a second: a timer for each would be late.
-const HEAPS_PER_S: u64 = 200;
+const OVERLOAD_FACTOR: u64 = 10;
+/// Limit of concurrent calls. Calls beyond it are counted as not made.
+const MAX_IN_FLIGHT: usize = 2_000;
+/// Calls are made in batches, this many per second: one timer per call would be late.
+const BATCHES_PER_S: u64 = 200;
 
-/// What was measured, and whether what is in the database agrees.
+/// The figures. Orders and events are counted in the database.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Figures {
     capacity_per_s: f64,
@@ -44,7 +44,7 @@ pub(crate) struct Figures {
     accepted: Spread,
     shed_per_s: f64,
     shed: Spread,
-    /// Calls that ended otherwise, which none should.
+    /// Calls with another error. There should be none.
     otherwise: u64,
     orders: i64,
     events: i64,
@@ -65,15 +65,18 @@ pub(super) async fn measure(options: &CallsOptions) -> Result<Figures> {
         .await?;
     let time = Duration::from_secs(options.seconds);
     let at_capacity = step(
-        "as many calls as can be done",
-        capacity(&system, &user_id, time),
+        "calls at capacity",
+        measure_capacity(&system, &user_id, time),
     )
     .await?;
     let capacity_per_s = at_capacity.len() as f64 / time.as_secs_f64();
-    let offered = capacity_per_s as u64 * TIMES;
-    let (counts, not_made) =
-        step("ten times as many", offer(&system, &user_id, offered, time)).await?;
-    // One order came before.
+    let offered = capacity_per_s as u64 * OVERLOAD_FACTOR;
+    let (counts, not_made) = step(
+        "calls at ten times the capacity",
+        offer_load(&system, &user_id, offered, time),
+    )
+    .await?;
+    // One order was placed before.
     let accepted = 1 + at_capacity.len() + counts.accepted.len();
     let (orders, events) = (system.count("orders").await?, system.count("outbox").await?);
     let figures = Figures {
@@ -92,28 +95,29 @@ pub(super) async fn measure(options: &CallsOptions) -> Result<Figures> {
     if let Some(system) = Arc::into_inner(system) {
         system.stop().await;
     }
-    ensure!(
-        orders == events,
-        "half done: {orders} orders, {events} events"
-    );
+    ensure!(orders == events, "{orders} orders but {events} events");
     ensure!(
         orders as u64 >= accepted && orders as u64 <= accepted + counts.otherwise,
-        "{accepted} accepted, {orders} there"
+        "{accepted} orders were accepted, {orders} are in the database"
     );
     Ok(figures)
 }
 
-/// Callers that wait for their answers: nobody is rejected.
-async fn capacity(system: &Arc<System>, user_id: &str, time: Duration) -> Result<Histogram<u64>> {
+/// Measures callers that wait for their responses. No call is rejected.
+async fn measure_capacity(
+    system: &Arc<System>,
+    user_id: &str,
+    time: Duration,
+) -> Result<Histogram<u64>> {
     let end = Instant::now() + time;
     let callers = (0..CALLERS).map(|_| {
         let (system, user_id) = (Arc::clone(system), user_id.to_owned());
         tokio::spawn(async move {
             let mut latency = histogram()?;
             while Instant::now() < end {
-                let asked = Instant::now();
+                let started = Instant::now();
                 system.create_order(&user_id, "").await?;
-                latency.saturating_record(asked.elapsed().as_micros() as u64);
+                latency.saturating_record(started.elapsed().as_micros() as u64);
             }
             anyhow::Ok(latency)
         })
@@ -125,8 +129,8 @@ async fn capacity(system: &Arc<System>, user_id: &str, time: Duration) -> Result
     Ok(all)
 }
 
-/// Calls at a rate that does not heed answers.
-async fn offer(
+/// Makes calls at a fixed rate, independent of responses. Also returns the number of calls not made.
+async fn offer_load(
     system: &Arc<System>,
     user_id: &str,
     rate: u64,
@@ -137,23 +141,23 @@ async fn offer(
         shed: histogram()?,
         otherwise: 0,
     }));
-    let places = Arc::new(Semaphore::new(MAX_UNANSWERED));
+    let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     let not_made = AtomicU64::new(0);
     let start = Instant::now();
-    for heap in 0..time.as_secs() * HEAPS_PER_S {
-        sleep_until(start + Duration::from_secs(1) * heap as u32 / HEAPS_PER_S as u32).await;
-        for _ in 0..rate / HEAPS_PER_S {
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+    for batch in 0..time.as_secs() * BATCHES_PER_S {
+        sleep_until(start + Duration::from_secs(1) * batch as u32 / BATCHES_PER_S as u32).await;
+        for _ in 0..rate / BATCHES_PER_S {
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
                 not_made.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
             let (system, user_id) = (Arc::clone(system), user_id.to_owned());
             let counts = Arc::clone(&counts);
             tokio::spawn(async move {
-                let _place = place;
-                let asked = Instant::now();
+                let _permit = permit;
+                let started = Instant::now();
                 let answer = system.create_order(&user_id, "").await;
-                let us = asked.elapsed().as_micros() as u64;
+                let us = started.elapsed().as_micros() as u64;
                 let mut counts = counts.lock();
                 match answer {
                     Ok(_) => counts.accepted.saturating_record(us),
@@ -165,15 +169,15 @@ async fn offer(
             });
         }
     }
-    // All of them have ended when all places are free.
-    let _all = places.acquire_many(MAX_UNANSWERED as u32).await?;
-    let counts = Arc::into_inner(counts).context("a call goes on")?;
+    // All calls have ended when all permits are free.
+    let _all = permits.acquire_many(MAX_IN_FLIGHT as u32).await?;
+    let counts = Arc::into_inner(counts).context("a call is still running")?;
     let counts = counts.into_inner();
     Ok((counts, not_made.into_inner()))
 }
 
 impl Figures {
-    /// For people, in Markdown.
+    /// Formats the figures as Markdown.
     pub(super) fn table(&self) -> String {
         let row = |what: &str, per_s: f64, spread: &Spread| {
             format!(
@@ -182,19 +186,19 @@ impl Figures {
             )
         };
         format!(
-            "| calls | a second | p50, ms | p99 | max |\n|---|---:|---:|---:|---:|\n{}{}{}\n\
-             offered: {:.0} a second; not made: {}; ended otherwise: {}; orders {}, events {}\n",
+            "| calls | calls/s | p50, ms | p99 | max |\n|---|---:|---:|---:|---:|\n{}{}{}\n\
+             offered: {:.0} calls/s; not made: {}; other errors: {}; orders {}, events {}\n",
+            row("at capacity", self.capacity_per_s, &self.at_capacity),
             row(
-                "as many as can be done",
-                self.capacity_per_s,
-                &self.at_capacity
-            ),
-            row(
-                "ten times as many: accepted",
+                "at ten times the capacity: accepted",
                 self.accepted_per_s,
                 &self.accepted
             ),
-            row("ten times as many: shed", self.shed_per_s, &self.shed),
+            row(
+                "at ten times the capacity: rejected",
+                self.shed_per_s,
+                &self.shed
+            ),
             self.offered_per_s,
             self.not_made,
             self.otherwise,

@@ -7,70 +7,74 @@ use tokio::{
     sync::watch,
 };
 
-/// How the way to a server is.
+/// The forwarding mode of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// As it should be.
+pub(super) enum Mode {
+    /// Without delay.
     Open,
-    /// Whatever is sent arrives so much later, in either direction.
+    /// With this delay in each direction.
     Slow(Duration),
-    /// There is no connection, and none is made.
+    /// Closes all connections and accepts no new ones.
     Closed,
 }
 
-/// A way to a server that can be made slow, and closed.
+/// A TCP proxy to a server that can be slowed down and closed.
 #[derive(Debug)]
 pub(super) struct Proxy {
     listener: TcpListener,
-    way: watch::Receiver<Way>,
+    mode: watch::Receiver<Mode>,
 }
 
 impl Proxy {
-    pub(super) async fn bind() -> Result<(Self, watch::Sender<Way>)> {
-        let (control, way) = watch::channel(Way::Open);
+    pub(super) async fn bind() -> Result<(Self, watch::Sender<Mode>)> {
+        let (control, mode) = watch::channel(Mode::Open);
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        Ok((Self { listener, way }, control))
+        Ok((Self { listener, mode }, control))
     }
 
     pub(super) fn addr(&self) -> Result<String> {
         Ok(self.listener.local_addr()?.to_string())
     }
 
-    /// Leads to `server`, until it is dropped.
-    pub(super) async fn lead_to(self, server: String) -> io::Result<()> {
+    /// Forwards connections to `server` until the future is dropped.
+    pub(super) async fn forward_to(self, server: String) -> io::Result<()> {
         loop {
             let (client, _) = self.listener.accept().await?;
-            let (way, server) = (self.way.clone(), server.clone());
+            let (mode, server) = (self.mode.clone(), server.clone());
             tokio::spawn(async move {
-                if *way.borrow() != Way::Closed {
-                    let _ = connect(client, &server, way).await;
+                if *mode.borrow() != Mode::Closed {
+                    let _ = connect(client, &server, mode).await;
                 }
             });
         }
     }
 }
 
-async fn connect(client: TcpStream, server: &str, mut way: watch::Receiver<Way>) -> io::Result<()> {
+async fn connect(
+    client: TcpStream,
+    server: &str,
+    mut mode: watch::Receiver<Mode>,
+) -> io::Result<()> {
     let server = TcpStream::connect(server).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let closed = way.clone();
+    let current = mode.clone();
     tokio::select! {
-        result = pass_on(from_client, to_server, closed.clone()) => result,
-        result = pass_on(from_server, to_client, closed) => result,
-        _ = way.wait_for(|way| *way == Way::Closed) => Ok(()),
+        result = forward_bytes(from_client, to_server, current.clone()) => result,
+        result = forward_bytes(from_server, to_client, current) => result,
+        _ = mode.wait_for(|mode| *mode == Mode::Closed) => Ok(()),
     }
 }
 
-/// Hands bytes on, each as late as it has to be: what comes meanwhile does not wait for it.
-async fn pass_on(
+/// Copies bytes with the current delay. Reading continues while earlier bytes are delayed.
+async fn forward_bytes(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    way: watch::Receiver<Way>,
+    mode: watch::Receiver<Mode>,
 ) -> io::Result<()> {
-    let (late, mut due) = tokio::sync::mpsc::channel(1_000);
+    let (delayed, mut pending) = tokio::sync::mpsc::channel(1_000);
     let reading = async {
         loop {
             let mut bytes = vec![0; 16 * 1024];
@@ -79,11 +83,11 @@ async fn pass_on(
                 return Ok(());
             }
             bytes.truncate(count);
-            let delay = match *way.borrow() {
-                Way::Slow(delay) => delay,
+            let delay = match *mode.borrow() {
+                Mode::Slow(delay) => delay,
                 _ => Duration::ZERO,
             };
-            if late
+            if delayed
                 .send((tokio::time::Instant::now() + delay, bytes))
                 .await
                 .is_err()
@@ -93,7 +97,7 @@ async fn pass_on(
         }
     };
     let writing = async {
-        while let Some((time, bytes)) = due.recv().await {
+        while let Some((time, bytes)) = pending.recv().await {
             tokio::time::sleep_until(time).await;
             to.write_all(&bytes).await?;
         }

@@ -1,5 +1,5 @@
-//! How many orders and users can be created in a second, by callers that each wait for their answer, beside pgbench
-//! with the same work as one statement on the same database.
+//! Measures how many orders and users can be created per second by callers that wait for each response, compared with
+//! pgbench, which does the same work in one statement on the same database.
 
 use std::{
     fmt::Write as _,
@@ -27,30 +27,30 @@ use tonic::transport::Channel;
 use super::{CallsOptions, Spread, histogram};
 use crate::drain;
 
-/// Calls under way at once.
+/// Concurrent calls.
 const CONCURRENCY: [usize; 4] = [1, 16, 64, 256];
-/// Clients of pgbench at most: each has a connection of its own, and more of them do not commit more.
+/// Limit of pgbench clients. Each has its own connection, and more of them do not commit more.
 const MAX_PGBENCH_CLIENTS: usize = 64;
 /// Calls that share a connection to a service.
 const CALLS_PER_CONNECTION: usize = 64;
-/// Users whose orders are placed, and one who orders everything.
+/// Number of users in [`Users::Many`].
 const USERS: usize = 100;
-/// Before each measurement, and not measured.
+/// Warm-up before each measurement.
 const WARM_UP: Duration = Duration::from_secs(1);
 const CREATE_ORDER: &str = include_str!("create_order.sql");
 const CREATE_USER: &str = include_str!("create_user.sql");
 
-/// What is called.
+/// The users that calls are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Users {
-    /// The calls are about many users.
+    /// Many users.
     Many,
-    /// They are all about one.
+    /// One user.
     Hot,
 }
 
-/// What a call is like.
+/// A variant of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Variant {
     users: Users,
@@ -87,7 +87,7 @@ const USER_VARIANTS: [Variant; 2] = [
     },
 ];
 
-/// One way to call, at one concurrency.
+/// The figures of one variant at one concurrency.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Figures {
     concurrency: usize,
@@ -98,14 +98,14 @@ pub(super) struct Figures {
     calls_per_s_max: f64,
     p50_ms: f64,
     p99_ms: f64,
-    /// The same work as one statement, run right before, by as many clients, but 64 at most.
+    /// pgbench right before, with the same number of clients up to 64.
     pgbench_per_s: f64,
-    /// The median of the ratios of runs that followed each other.
+    /// The median ratio of a run to the pgbench run before it.
     ratio: f64,
     cpu_s: CpuSeconds,
 }
 
-/// CPU-seconds while calls were measured, by process.
+/// CPU-seconds during a measurement, by process.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 struct CpuSeconds {
     user_service: f64,
@@ -116,13 +116,13 @@ struct CpuSeconds {
     load_generator: f64,
 }
 
-/// What was found.
+/// The report.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Throughput {
     machine: Machine,
     pub(super) create_order: Vec<Figures>,
     pub(super) create_user: Vec<Figures>,
-    /// The most memory that each service has had resident.
+    /// Peak memory of each service.
     order_service_peak_rss_mib: f64,
     user_service_peak_rss_mib: f64,
 }
@@ -143,14 +143,14 @@ pub(super) async fn measure(options: &CallsOptions) -> Result<Throughput> {
     throughput
 }
 
-/// The system, and what its calls need.
+/// The running system and the callers' connections.
 struct Lab<'a> {
     system: &'a System,
     user_ids: Arc<[String]>,
     orders: Vec<OrderServiceClient<Channel>>,
     users: Vec<UserServiceClient<Channel>>,
-    length: Duration,
-    /// No e-mail is used twice.
+    duration: Duration,
+    /// The next number for a unique e-mail address.
     emails: Arc<AtomicU64>,
     home: Home,
 }
@@ -191,7 +191,7 @@ impl<'a> Lab<'a> {
             users: (channels(&names.user_service_addr)?.into_iter())
                 .map(UserServiceClient::new)
                 .collect(),
-            length: Duration::from_secs(options.seconds),
+            duration: Duration::from_secs(options.seconds),
             emails: Arc::default(),
             home: Home::new()?,
         })
@@ -201,7 +201,7 @@ impl<'a> Lab<'a> {
         let (mut create_order, mut create_user) = (Vec::new(), Vec::new());
         for concurrency in CONCURRENCY {
             for variant in ORDER_VARIANTS {
-                let place = |caller| self.order_call(caller, variant);
+                let create = |caller| self.order_call(caller, variant);
                 let url = &self.system.stack.names().orders_database_url;
                 let users = if variant.users == Users::Hot {
                     1
@@ -215,8 +215,15 @@ impl<'a> Lab<'a> {
                 };
                 let what = "CreateOrder";
                 create_order.push(
-                    self.compare(what, concurrency, variant, options.runs, &place, &reference)
-                        .await?,
+                    self.compare(
+                        what,
+                        concurrency,
+                        variant,
+                        options.runs,
+                        &create,
+                        &reference,
+                    )
+                    .await?,
                 );
             }
             for variant in USER_VARIANTS {
@@ -247,12 +254,16 @@ impl<'a> Lab<'a> {
             machine: Machine::describe(&sql).await?,
             create_order,
             create_user,
-            order_service_peak_rss_mib: peak_rss_mib(stack.order_service.pid().context("ended")?)?,
-            user_service_peak_rss_mib: peak_rss_mib(stack.user_service.pid().context("ended")?)?,
+            order_service_peak_rss_mib: peak_rss_mib(
+                stack.order_service.pid().context("service has exited")?,
+            )?,
+            user_service_peak_rss_mib: peak_rss_mib(
+                stack.user_service.pid().context("service has exited")?,
+            )?,
         })
     }
 
-    /// Runs calls and pgbench in turn.
+    /// Runs pgbench and calls alternately.
     async fn compare<C: Call>(
         &self,
         what: &str,
@@ -263,9 +274,9 @@ impl<'a> Lab<'a> {
         reference: &Reference<'_>,
     ) -> Result<Figures> {
         let label = format!(
-            "{what}, {concurrency} at once{}{}",
+            "{what}, concurrency {concurrency}{}{}",
             if variant.users == Users::Hot {
-                ", one hot user"
+                ", one user"
             } else {
                 ""
             },
@@ -282,9 +293,9 @@ impl<'a> Lab<'a> {
                 let pgbench_per_s = self.pgbench(reference, clients).await?;
                 self.call_for(WARM_UP, concurrency, call).await?;
                 let before = self.cpu()?;
-                let latency = self.call_for(self.length, concurrency, call).await?;
+                let latency = self.call_for(self.duration, concurrency, call).await?;
                 let cpu_s = self.cpu()?.since(before);
-                let per_s = latency.len() as f64 / self.length.as_secs_f64();
+                let per_s = latency.len() as f64 / self.duration.as_secs_f64();
                 measured.push(Run {
                     per_s,
                     latency,
@@ -297,22 +308,22 @@ impl<'a> Lab<'a> {
         step(&label, comparing).await
     }
 
-    /// Lets so many callers call one after the other; returns how long each call took, in microseconds.
+    /// Runs this number of callers, each one call after another. Returns the latencies in microseconds.
     async fn call_for<C: Call>(
         &self,
-        length: Duration,
+        duration: Duration,
         concurrency: usize,
         call: &(impl Fn(usize) -> C + Sync),
     ) -> Result<Histogram<u64>> {
-        let end = Instant::now() + length;
+        let end = Instant::now() + duration;
         let callers = (0..concurrency).map(|caller| {
             let mut call = call(caller);
             tokio::spawn(async move {
                 let mut latency = histogram()?;
                 while Instant::now() < end {
-                    let asked = Instant::now();
+                    let started = Instant::now();
                     call.call().await?;
-                    latency.saturating_record(asked.elapsed().as_micros() as u64);
+                    latency.saturating_record(started.elapsed().as_micros() as u64);
                 }
                 anyhow::Ok(latency)
             })
@@ -324,10 +335,10 @@ impl<'a> Lab<'a> {
         Ok(all)
     }
 
-    /// Transactions a second of pgbench with as many clients, on one thread.
+    /// Runs pgbench with this number of clients on one thread. Returns its transactions per second.
     async fn pgbench(&self, reference: &Reference<'_>, clients: usize) -> Result<f64> {
         let script = self.home.write("pgbench.sql", reference.sql)?;
-        let seconds = self.length.as_secs().max(1);
+        let seconds = self.duration.as_secs().max(1);
         let output = Command::new(postgres_program("pgbench")?)
             .args(["--no-vacuum", "--protocol=prepared", "--jobs=1"])
             .args([format!("--client={clients}"), format!("--time={seconds}")])
@@ -337,14 +348,14 @@ impl<'a> Lab<'a> {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let limit = 2 * self.length + Duration::from_secs(60);
+        let limit = 2 * self.duration + Duration::from_secs(60);
         let output = tokio::time::timeout(limit, output).await??;
-        let (said, complaint) = (
+        let (stdout, stderr) = (
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr),
         );
-        ensure!(output.status.success(), "pgbench failed: {complaint}");
-        tps(&said).with_context(|| format!("pgbench said nothing of tps: {said}"))
+        ensure!(output.status.success(), "pgbench failed: {stderr}");
+        parse_tps(&stdout).with_context(|| format!("no tps in the output of pgbench: {stdout}"))
     }
 
     fn order_call(&self, caller: usize, variant: Variant) -> OrderCall {
@@ -366,8 +377,12 @@ impl<'a> Lab<'a> {
 
     fn cpu(&self) -> Result<CpuSeconds> {
         let stack = &self.system.stack;
-        let servers = self.system.servers.as_ref().context("servers of our own")?;
-        let pid = |pid: Option<u32>| pid.context("a process has ended");
+        let servers = self
+            .system
+            .servers
+            .as_ref()
+            .context("the servers are shared")?;
+        let pid = |pid: Option<u32>| pid.context("a process has exited");
         Ok(CpuSeconds {
             user_service: cpu_s(pid(stack.user_service.pid())?)?,
             order_service: cpu_s(pid(stack.order_service.pid())?)?,
@@ -379,11 +394,11 @@ impl<'a> Lab<'a> {
     }
 }
 
-/// One statement that does a call's work.
+/// The pgbench statement that does the same work as a call.
 struct Reference<'a> {
     url: &'a str,
     sql: &'a str,
-    /// Users among whom it chooses.
+    /// Number of users to choose from.
     users: usize,
 }
 
@@ -493,10 +508,10 @@ impl Figures {
 }
 
 impl Throughput {
-    /// For people, in Markdown.
+    /// Formats the report as Markdown.
     pub(super) fn table(&self) -> String {
         let mut text = String::from(
-            "| call | at once | users | request_id | calls/s | p50, ms | p99 | pgbench/s | ratio | CPU-s: service | Postgres | load |\n\
+            "| call | concurrency | users | request_id | calls/s | p50, ms | p99 | pgbench/s | ratio | CPU-seconds: service | Postgres | load |\n\
              |---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         );
         for (call, all) in [
@@ -538,8 +553,8 @@ impl Throughput {
     }
 }
 
-/// The transactions a second in pgbench's report.
-fn tps(report: &str) -> Option<f64> {
+/// Parses the transactions per second from the output of pgbench.
+fn parse_tps(report: &str) -> Option<f64> {
     let line = report
         .lines()
         .find_map(|line| line.strip_prefix("tps = "))?;
@@ -551,10 +566,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pgbench_is_understood() {
+    fn tps_is_parsed_from_pgbench_output() {
         let report = "number of failed transactions: 0 (0.000%)\nlatency average = 0.8 ms\n\
                       tps = 1180.123456 (without initial connection time)\n";
-        assert_eq!(tps(report), Some(1_180.123_456));
-        assert_eq!(tps("tps = -"), None);
+        assert_eq!(parse_tps(report), Some(1_180.123_456));
+        assert_eq!(parse_tps("tps = -"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The ways to know that a user exists, side by side.
+//! Compares the modes of validating that a user exists.
 
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
@@ -13,22 +13,22 @@ use tonic_types::StatusExt as _;
 
 use super::{
     CallsOptions, Spread,
-    proxy::{Proxy, Way},
+    proxy::{Mode, Proxy},
 };
 
 const MODES: [&str; 3] = ["local", "local-then-remote", "remote"];
-/// Added to each direction of the way to a slow user-service.
-const SLOWNESS: Duration = Duration::from_millis(100);
-const CONDITIONS: [(&str, Way); 3] = [
-    ("well", Way::Open),
-    ("slow", Way::Slow(SLOWNESS)),
-    ("away", Way::Closed),
+/// Delay in each direction to a slow user-service.
+const SLOW_DELAY: Duration = Duration::from_millis(100);
+const CONDITIONS: [(&str, Mode); 3] = [
+    ("up", Mode::Open),
+    ("slow", Mode::Slow(SLOW_DELAY)),
+    ("down", Mode::Closed),
 ];
 const KNOWN_USERS: usize = 50;
-/// Of so many orders one is of a user who was created right before it.
+/// One in this many orders is for a user created right before it.
 const NEW_USER_EVERY: u64 = 5;
 
-/// What orders met under one condition.
+/// The figures of one mode under one condition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Figures {
     mode: &'static str,
@@ -37,7 +37,7 @@ pub(crate) struct Figures {
     new: Outcome,
 }
 
-/// What became of orders at their first try, without a consistency token.
+/// The results of first attempts to place an order without a consistency token.
 #[derive(Clone, Debug, Serialize)]
 struct Outcome {
     orders: u64,
@@ -46,7 +46,7 @@ struct Outcome {
     rejected: BTreeMap<String, u64>,
 }
 
-/// What is counted while it goes on.
+/// The counts during a measurement.
 struct Count {
     latency: Histogram<u64>,
     accepted: u64,
@@ -76,19 +76,19 @@ impl Count {
 pub(super) async fn measure(options: &CallsOptions) -> Result<Vec<Figures>> {
     let mut figures = Vec::new();
     for mode in MODES {
-        let (proxy, way) = Proxy::bind().await?;
+        let (proxy, control) = Proxy::bind().await?;
         let addr = proxy.addr()?;
         let variables = [("VALIDATION", mode), ("USER_SERVICE_ADDR", addr.as_str())];
         let system = Arc::new(System::start_with(&variables).await?);
         let user_service = system.stack.names().user_service_addr.clone();
-        let leading = tokio::spawn(proxy.lead_to(user_service));
-        let users = known_users(&system).await?;
+        let forwarding = tokio::spawn(proxy.forward_to(user_service));
+        let users = create_known_users(&system).await?;
         for condition in CONDITIONS {
             let what = format!("{mode}, user-service {}", condition.0);
-            let load = under(&system, mode, condition, &way, &users, options);
-            figures.push(step(&what, load).await?);
+            let measuring = measure_condition(&system, mode, condition, &control, &users, options);
+            figures.push(step(&what, measuring).await?);
         }
-        leading.abort();
+        forwarding.abort();
         if let Some(system) = Arc::into_inner(system) {
             system.stop().await;
         }
@@ -96,7 +96,7 @@ pub(super) async fn measure(options: &CallsOptions) -> Result<Vec<Figures>> {
     Ok(figures)
 }
 
-async fn known_users(system: &System) -> Result<Vec<String>> {
+async fn create_known_users(system: &System) -> Result<Vec<String>> {
     let mut users = Vec::new();
     for number in 0..KNOWN_USERS {
         let created = system
@@ -111,17 +111,17 @@ async fn known_users(system: &System) -> Result<Vec<String>> {
     Ok(users)
 }
 
-/// Orders at a steady rate, whatever becomes of those before.
-async fn under(
+/// Places orders at a steady rate, independent of responses.
+async fn measure_condition(
     system: &Arc<System>,
     mode: &'static str,
-    (user_service, way): (&'static str, Way),
-    control: &watch::Sender<Way>,
+    (user_service, proxy_mode): (&'static str, Mode),
+    control: &watch::Sender<Mode>,
     users: &[String],
     options: &CallsOptions,
 ) -> Result<Figures> {
-    control.send_replace(way);
-    // Whoever was connected notices.
+    control.send_replace(proxy_mode);
+    // Open connections react to the new mode.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let counts = Arc::new(Mutex::new((Count::new()?, Count::new()?)));
     let start = Instant::now();
@@ -142,9 +142,9 @@ async fn under(
             } else {
                 known
             };
-            let asked = Instant::now();
+            let started = Instant::now();
             let answer = system.create_order(&user_id, "").await;
-            let us = asked.elapsed().as_micros() as u64;
+            let us = started.elapsed().as_micros() as u64;
             let mut counts = counts.lock();
             let count = if is_new { &mut counts.1 } else { &mut counts.0 };
             count.latency.saturating_record(us);
@@ -171,10 +171,10 @@ async fn under(
     })
 }
 
-/// For people, in Markdown.
+/// Formats the figures as Markdown.
 pub(super) fn table(figures: &[Figures]) -> String {
     let mut text = String::from(
-        "| validation | user-service is | known users: accepted | p50, ms | p99 | new users: accepted at once | p50, ms | p99 | rejected |\n\
+        "| validation | user-service | known users: accepted | p50, ms | p99 | new users: accepted at first attempt | p50, ms | p99 | rejected |\n\
          |---|---|---:|---:|---:|---:|---:|---:|---|\n",
     );
     for Figures {

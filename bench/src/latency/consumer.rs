@@ -20,19 +20,19 @@ use rdkafka::{
 use super::histogram;
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// After the last commit, how long its record may take.
+/// Limit for the last record to arrive after the last commit.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
-/// While nobody knows yet how many records will come.
+/// The number of records is not known yet.
 const UNKNOWN: u64 = u64::MAX;
 
-/// Consumes on a thread of its own, as any consumer with librdkafka does.
+/// Consumes on its own thread with librdkafka.
 pub(super) struct Consumer {
     thread: JoinHandle<Result<Received>>,
-    wanted: Arc<AtomicU64>,
+    expected: Arc<AtomicU64>,
 }
 
-/// What came, and how long it took in microseconds. Only what was due while measuring is in the
-/// histograms.
+/// The received records and their latencies in microseconds. The histograms hold only records that
+/// were scheduled during the measurement.
 pub(super) struct Received {
     records: u64,
     pub(super) since_created: Histogram<u64>,
@@ -40,19 +40,19 @@ pub(super) struct Received {
 }
 
 impl Consumer {
-    /// What is due before `measured_from_us` is warm-up.
+    /// Starts consuming. Records scheduled before `measured_from_us` belong to the warm-up.
     pub(super) fn start(consumer: BaseConsumer, measured_from_us: u64) -> Self {
-        let wanted = Arc::new(AtomicU64::new(UNKNOWN));
+        let expected = Arc::new(AtomicU64::new(UNKNOWN));
         let thread = {
-            let wanted = Arc::clone(&wanted);
-            thread::spawn(move || consume(&consumer, measured_from_us, &wanted))
+            let expected = Arc::clone(&expected);
+            thread::spawn(move || consume(&consumer, measured_from_us, &expected))
         };
-        Self { thread, wanted }
+        Self { thread, expected }
     }
 
-    /// Waits until as many records came as were committed, and no more.
+    /// Waits until all committed records have arrived. Fails if there are more.
     pub(super) async fn finish(self, committed: u64) -> Result<Received> {
-        self.wanted.store(committed, Ordering::Relaxed);
+        self.expected.store(committed, Ordering::Relaxed);
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
         let received = joining
             .await?
@@ -60,13 +60,17 @@ impl Consumer {
         let records = received.records;
         ensure!(
             records == committed,
-            "{records} records of {committed} commits"
+            "received {records} records of {committed} commits"
         );
         Ok(received)
     }
 }
 
-fn consume(consumer: &BaseConsumer, measured_from_us: u64, wanted: &AtomicU64) -> Result<Received> {
+fn consume(
+    consumer: &BaseConsumer,
+    measured_from_us: u64,
+    expected: &AtomicU64,
+) -> Result<Received> {
     let mut received = Received {
         records: 0,
         since_created: histogram()?,
@@ -77,17 +81,23 @@ fn consume(consumer: &BaseConsumer, measured_from_us: u64, wanted: &AtomicU64) -
         match consumer.poll(POLL_TIMEOUT) {
             Some(Ok(record)) => received.add(&record, measured_from_us)?,
             Some(Err(err)) => return Err(err.into()),
-            // Nothing came for a moment: too many would have been seen by now.
-            None if received.records >= wanted.load(Ordering::Relaxed) => return Ok(received),
-            None => {}
+            // No record within the poll timeout: unexpected ones would have arrived by now.
+            None => {
+                if received.records >= expected.load(Ordering::Relaxed) {
+                    return Ok(received);
+                }
+            }
         }
-        let wanted = wanted.load(Ordering::Relaxed);
-        if wanted == UNKNOWN {
+        let expected = expected.load(Ordering::Relaxed);
+        if expected == UNKNOWN {
             continue;
         }
         let deadline = deadline.get_or_insert_with(|| Instant::now() + ARRIVAL_TIMEOUT);
         if Instant::now() > *deadline {
-            bail!("only {} of {wanted} records came", received.records);
+            bail!(
+                "received only {} of {expected} records within {ARRIVAL_TIMEOUT:?}",
+                received.records
+            );
         }
     }
 }
@@ -96,9 +106,12 @@ impl Received {
     fn add(&mut self, record: &BorrowedMessage<'_>, measured_from_us: u64) -> Result<()> {
         let now_us = unix_us(SystemTime::now());
         self.records += 1;
-        let due_us = record.payload().and_then(due_us).context("no due_us")?;
+        let due_us = record
+            .payload()
+            .and_then(due_us)
+            .context("a record has no due_us")?;
         if due_us >= measured_from_us {
-            let created_us = created_us(record).context("no ce_time")?;
+            let created_us = created_us(record).context("a record has no ce_time")?;
             self.since_created
                 .saturating_record(now_us.saturating_sub(created_us));
             self.since_due
@@ -108,7 +121,7 @@ impl Received {
     }
 }
 
-/// The clock in the row.
+/// Returns the timestamp of the row.
 fn created_us(record: &BorrowedMessage<'_>) -> Option<u64> {
     let headers = record.headers()?;
     let header = headers.iter().find(|header| header.key == "ce_time")?;

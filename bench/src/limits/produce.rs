@@ -20,7 +20,6 @@ use rdkafka::{
 
 use super::Limit;
 
-/// What to produce.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ProduceOptions {
     #[arg(long, env)]
@@ -33,12 +32,12 @@ pub(crate) struct ProduceOptions {
     payload_bytes: usize,
 }
 
-/// The relay's default for records in flight.
+/// The relay's default limit of records in flight.
 const MAX_IN_FLIGHT: u64 = 20_000;
 const PAUSE: Duration = Duration::from_micros(200);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Produces records like those of the backlog with librdkafka, set as in the relay.
+/// Produces records like those of the backlog with librdkafka and the relay's settings.
 pub(crate) async fn produce(options: ProduceOptions) -> Result<()> {
     tokio::task::spawn_blocking(move || produce_blocking(&options)).await?
 }
@@ -63,16 +62,14 @@ fn produce_blocking(options: &ProduceOptions) -> Result<()> {
         }
         send(&producer, &options.topic, number, &payload)?;
     }
-    producer
-        .flush(TIMEOUT)
-        .context("not acknowledged in time")?;
+    producer.flush(TIMEOUT).context("flush timed out")?;
     let failed = deliveries.failed.load(Ordering::Relaxed);
     ensure!(failed == 0, "{failed} records were rejected");
     let seconds = started_at.elapsed().as_secs_f64();
-    Limit::tell(deliveries.acknowledged(), seconds)
+    Limit::print(deliveries.acknowledged(), seconds)
 }
 
-/// Sends a record with the eight headers that the relay gives a row with a trace.
+/// Sends a record with the eight headers that the relay sets for a row with a trace.
 fn send(
     producer: &ThreadedProducer<Deliveries>,
     topic: &str,
@@ -118,7 +115,7 @@ fn send(
     }
 }
 
-/// Counts what came of the records.
+/// Counts acknowledged and failed records.
 #[derive(Clone, Default)]
 struct Deliveries {
     taken: Arc<AtomicU64>,

@@ -7,12 +7,11 @@ use futures_util::TryStreamExt as _;
 
 use super::Limit;
 
-/// What to read.
 #[derive(Args, Debug)]
 pub(crate) struct ReadOptions {
     #[arg(long, env)]
     database_url: String,
-    /// As many as the relay reads at once.
+    /// Rows per page; the default is the relay's
     #[arg(long, default_value_t = 20_000)]
     page_rows: i64,
 }
@@ -20,13 +19,13 @@ pub(crate) struct ReadOptions {
 /// The columns that the relay reads.
 const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
      traceparent, created_at";
-/// A binary COPY ends with a message of its own, of two bytes.
+/// A binary COPY ends with a message of two bytes.
 const TRAILER_BYTES: usize = 2;
 
-/// Reads the outbox in pages by seq, as the relay does, but asks for nothing else.
+/// Reads the outbox in pages by seq, as the relay does, without its other queries.
 pub(crate) async fn read(options: &ReadOptions) -> Result<()> {
     let sql = Sql::connect(&options.database_url).await?;
-    // By the index, whatever the planner believes.
+    // Forces the index, whatever the planner estimates.
     sql.batch_execute("set enable_seqscan = off; set enable_bitmapscan = off; set jit = off")
         .await?;
     let last = sql.count("select max(seq) from outbox").await?;
@@ -44,5 +43,5 @@ pub(crate) async fn read(options: &ReadOptions) -> Result<()> {
         }
         done = page_end;
     }
-    Limit::tell(rows, started_at.elapsed().as_secs_f64())
+    Limit::print(rows, started_at.elapsed().as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! A consumer as it is usually written: a statement a record, and Kafka keeps the offset.
+//! A typical consumer: one statement per record, and the offset in Kafka.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use rdkafka::{
 };
 
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(120);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Applies so many records; returns how many a second, from the first on.
+/// Applies this number of records. Returns the records per second since the first one.
 pub(super) async fn consume(brokers: &str, topic: &str, url: &str, records: u64) -> Result<f64> {
     let sql = Sql::connect(url).await?;
     sql.batch_execute(
@@ -33,14 +33,17 @@ pub(super) async fn consume(brokers: &str, topic: &str, url: &str, records: u64)
         .set("auto.offset.reset", "earliest")
         .create()?;
     consumer.subscribe(&[topic])?;
-    let asked = Instant::now();
+    let subscribed = Instant::now();
     let mut started = None;
     for _ in 0..records {
-        // A poll also ends, with nothing, for what it does beside.
+        // A poll can return nothing although records are pending.
         let message = loop {
             match consumer.poll(POLL_TIMEOUT) {
                 Some(message) => break message?,
-                None => ensure!(asked.elapsed() < PATIENCE, "no records"),
+                None => ensure!(
+                    subscribed.elapsed() < WAIT_TIMEOUT,
+                    "no record within {WAIT_TIMEOUT:?}"
+                ),
             }
         };
         started.get_or_insert_with(Instant::now);

@@ -1,4 +1,4 @@
-//! Records of users, as user-service and the relay write them.
+//! Produces records of users like those of user-service and the relay.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,19 +15,19 @@ type Producer = ThreadedProducer<DefaultProducerContext>;
 const TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Writes so many users.
+/// Produces this number of users.
 pub(super) async fn fill(brokers: String, topic: &'static str, records: u64) -> Result<()> {
     tokio::task::spawn_blocking(move || {
         let producer = producer(&brokers, "5")?;
         for number in 0..records {
             send(&producer, topic, number, "backlog", "Ada Lovelace")?;
         }
-        producer.flush(TIMEOUT).context("not acknowledged in time")
+        producer.flush(TIMEOUT).context("flush timed out")
     })
     .await?
 }
 
-/// Writes `rate` users a second, each with the time as its name; returns how many.
+/// Produces `rate` users per second, each with the current time as its name. Returns their number.
 pub(super) async fn send_steadily(
     brokers: String,
     topic: String,
@@ -38,7 +38,7 @@ pub(super) async fn send_steadily(
     tokio::task::spawn_blocking(move || {
         let producer = producer(&brokers, "0")?;
         let start = std::time::Instant::now();
-        // No two runs may have the same users.
+        // Each run needs new user ids.
         let first = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)?
             .as_micros() as u64;
@@ -56,9 +56,7 @@ pub(super) async fn send_steadily(
                 &now.as_micros().to_string(),
             )?;
         }
-        producer
-            .flush(TIMEOUT)
-            .context("not acknowledged in time")?;
+        producer.flush(TIMEOUT).context("flush timed out")?;
         Ok(rate * seconds)
     })
     .await?

@@ -23,10 +23,10 @@ async fn killed_under_load(test: &str, part: impl Fn(&System) -> &Process) -> Re
     let user_ids = known_users(&system, 8).await?;
     let load = Load::start(&system, &user_ids);
     for _ in 0..KILLS {
-        load.accept(ORDERS).await;
+        load.wait_accepted(ORDERS).await;
         part(&system).kill();
     }
-    load.accept(ORDERS).await;
+    load.wait_accepted(ORDERS).await;
     let placed = load.stop().await?;
     assert_nothing_lost(&system, &placed.order_ids).await?;
     system.stop().await;
@@ -100,10 +100,10 @@ async fn nothing_is_lost_when_the_relay_is_suspended() -> Result<()> {
     let user_ids = known_users(&system, 8).await?;
     let load = Load::start(&system, &user_ids);
     for _ in 0..3 {
-        load.accept(ORDERS).await;
+        load.wait_accepted(ORDERS).await;
         system.stack.outbox_relay.suspend();
         // Longer than records may be on their way.
-        load.accept(5 * ORDERS).await;
+        load.wait_accepted(5 * ORDERS).await;
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         system.stack.outbox_relay.resume();
     }

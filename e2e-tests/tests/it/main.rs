@@ -62,7 +62,7 @@ async fn assert_nothing_lost(system: &System, accepted: &[String]) -> Result<()>
     let placed = system.order_ids().await?;
     let missing: Vec<&String> = accepted.iter().filter(|id| !placed.contains(*id)).collect();
     assert!(missing.is_empty(), "accepted and gone: {missing:?}");
-    let counted = system.wait_until_followed().await?;
+    let counted = system.wait_until_projected().await?;
     assert_eq!(counted, i64::try_from(placed.len())?);
     println!("users: {users}; orders: {orders}");
     Ok(())

@@ -41,12 +41,12 @@ async fn away_and_back(server: impl Fn(&mut System) -> &mut Process) -> Result<(
     let user_ids = known_users(&system, 8).await?;
     wait_for_health(&system, ServingStatus::Serving).await?;
     let load = Load::start(&system, &user_ids);
-    load.accept(100).await;
+    load.wait_accepted(100).await;
     server(&mut system).kill_and_hold().await;
     wait_for_health(&system, ServingStatus::NotServing).await?;
     server(&mut system).release().await;
     wait_for_health(&system, ServingStatus::Serving).await?;
-    load.accept(100).await;
+    load.wait_accepted(100).await;
     let placed = load.stop().await?;
     assert_nothing_lost(&system, &placed.order_ids).await?;
     system.stop().await;

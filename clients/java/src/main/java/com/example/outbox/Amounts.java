@@ -11,13 +11,13 @@ import java.util.Currency;
 import java.util.List;
 import money.v1.MoneyOuterClass.Money;
 
-/** Money from and to BigDecimal, exactly. No double is ever involved. */
+/** Converts Money from and to BigDecimal exactly, without doubles. */
 final class Amounts {
   private static final int NANOS_DIGITS = 9;
 
   private Amounts() {}
 
-  /** With the currency's digits: 19.90. */
+  /** Returns the amount with the decimal places of its currency, such as 19.90. */
   static BigDecimal toDecimal(Money amount) {
     int digits = Currency.getInstance(amount.getCurrencyCode()).getDefaultFractionDigits();
     return BigDecimal.valueOf(amount.getUnits())
@@ -38,7 +38,7 @@ final class Amounts {
     return fromDecimal("EUR", new BigDecimal(decimal));
   }
 
-  /** The amounts on which the clients of all languages agree. */
+  /** The test amounts that the clients of all languages share. */
   record Vectors(List<Vector> valid, List<Vector> invalid) {
     private static final Path FILE = Path.of("..", "money_vectors.json");
 
@@ -50,10 +50,10 @@ final class Amounts {
   }
 
   /**
-   * One of them.
+   * A test amount.
    *
-   * @param decimal of a valid one
-   * @param fields what is wrong with an invalid one
+   * @param decimal set if the amount is valid
+   * @param fields the invalid fields, set if the amount is invalid
    */
   record Vector(
       @SerializedName("currency_code") String currencyCode,

@@ -3,7 +3,7 @@ package com.example.outbox;
 import io.grpc.ManagedChannel;
 
 /**
- * Calls user-service and order-service as a first client would, and checks every answer.
+ * Calls user-service and order-service and checks every response.
  *
  * <p>It reads USER_SERVICE_ADDR, ORDER_SERVICE_ADDR and USER_SERVICE_PID, and prints a line for each step.
  */
@@ -16,10 +16,10 @@ public final class Main {
       System.out.println("java " + System.getProperty("java.version") + ", grpc-java " + grpc);
       return;
     }
-    boolean held;
+    boolean passed;
     try (Services services = Services.connect()) {
-      held = new Scenario(services).run();
+      passed = new Scenario(services).run();
     }
-    System.exit(held ? 0 : 1);
+    System.exit(passed ? 0 : 1);
   }
 }

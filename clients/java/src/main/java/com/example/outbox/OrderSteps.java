@@ -26,13 +26,13 @@ import order.v1.OrderOuterClass.WatchOrdersRequest;
 import order.v1.OrderOuterClass.WatchOrdersResponse;
 import user.v1.UserOuterClass.CreateUserResponse;
 
-/** What becomes of orders. */
+/** The steps about orders. */
 final class OrderSteps extends Steps {
   OrderSteps(Services services) {
     super(services);
   }
 
-  /** Pages of two, until there is no token for another. */
+  /** Lists pages of two orders until there is no next page. */
   String page() throws Exception {
     CreateUserResponse user = services.users.createUser(newUser());
     Set<String> placed = new HashSet<>();
@@ -63,7 +63,7 @@ final class OrderSteps extends Steps {
     return listed.size() + " orders on " + pages + " pages";
   }
 
-  /** Once, and for good. */
+  /** An order is cancelled once. */
   String cancel() throws Exception {
     Order placed = placeOrder(services.users.createUser(newUser()));
     Order cancelled = cancelOrder(placed);
@@ -81,19 +81,19 @@ final class OrderSteps extends Steps {
     return services.orders.cancelOrder(request).getOrder();
   }
 
-  /** A request that is sent twice is carried out once. */
+  /** A request that is sent twice is executed once. */
   String repeat() throws Exception {
     CreateUserResponse user = services.users.createUser(newUser());
     CreateOrderRequest request = newOrder(user, euros("19.90"));
     CreateOrderResponse first = services.orders.createOrder(request);
     CreateOrderResponse second = services.orders.createOrder(request);
-    check(first.equals(second), "another answer", second);
+    check(first.equals(second), "another response", second);
     CreateOrderRequest other = request.toBuilder().setAmount(euros("19.91")).build();
     Rejection.want(INVALID_ARGUMENT, "REQUEST_ID_REUSED", () -> services.orders.createOrder(other));
     return "order " + first.getOrder().getOrderId();
   }
 
-  /** Amounts are exact to the last digit, or rejected. */
+  /** Amounts are exact to the last digit or rejected. */
   String money() throws Exception {
     Amounts.Vectors vectors = Amounts.Vectors.read();
     CreateUserResponse user = services.users.createUser(newUser());
@@ -114,7 +114,7 @@ final class OrderSteps extends Steps {
     return vectors.valid().size() + " exact, " + vectors.invalid().size() + " rejected";
   }
 
-  /** A stream that was broken off goes on where it ended. */
+  /** A new stream resumes where the previous one ended. */
   String watch() {
     CreateUserResponse user = services.users.createUser(newUser());
     Set<String> placed = Set.of(placeOrder(user).getOrderId(), placeOrder(user).getOrderId());
@@ -125,18 +125,18 @@ final class OrderSteps extends Steps {
     String third = placeOrder(user).getOrderId();
     String resumeToken = seen.get(1).getResumeToken();
     seen = watchSome(request.toBuilder().setResumeToken(resumeToken).build(), 1);
-    check(orderIds(seen).equals(List.of(third)), "seen after a pause", seen);
-    return "2 orders, and after a pause the third";
+    check(orderIds(seen).equals(List.of(third)), "seen after resuming", seen);
+    return "two orders, then the third after resuming";
   }
 
-  /** Reads so many messages, and ends the stream. */
+  /** Reads this number of messages and ends the stream. */
   private List<WatchOrdersResponse> watchSome(WatchOrdersRequest request, int count) {
     List<WatchOrdersResponse> seen = new ArrayList<>();
-    // Closing the context ends the stream; without a deadline it would last as long as the server lets it.
+    // Closing the context ends the stream. Without a deadline it lasts as long as the server allows.
     try (Context.CancellableContext ending = Context.current().withCancellation()) {
       ending.run(() -> {
         Iterator<WatchOrdersResponse> stream =
-            services.orders.withDeadlineAfter(PATIENCE.toSeconds(), SECONDS).watchOrders(request);
+            services.orders.withDeadlineAfter(WAIT_TIMEOUT.toSeconds(), SECONDS).watchOrders(request);
         while (seen.size() < count) {
           seen.add(stream.next());
         }
@@ -149,7 +149,7 @@ final class OrderSteps extends Steps {
     return seen.stream().map(message -> message.getOrder().getOrderId()).toList();
   }
 
-  /** Changes the character in the middle. */
+  /** Replaces the character in the middle. */
   private static String changeOne(String token) {
     int middle = token.length() / 2;
     char other = token.charAt(middle) == 'A' ? 'B' : 'A';

@@ -3,7 +3,7 @@ package com.example.outbox;
 import java.util.LinkedHashMap;
 import java.util.Map;
 
-/** The steps, in their order. Each throws if an answer is not what the contract promises. */
+/** The steps in order. Each throws if a response breaks the contract. */
 final class Scenario {
   private final Map<String, Step> steps = new LinkedHashMap<>();
 
@@ -25,25 +25,25 @@ final class Scenario {
     steps.put("retry", users::retry);
   }
 
-  /** What a client does, told in a few words. */
+  /** A step. It returns a short detail. */
   interface Step {
     String run() throws Exception;
   }
 
-  /** Why a step was not run. */
+  /** Thrown by a step that cannot run here. */
   static final class Skipped extends RuntimeException {
     Skipped(String why) {
       super(why);
     }
   }
 
-  /** Runs all of them, prints a line for each, and tells whether all held. */
+  /** Runs all steps, prints a line for each, and returns whether all passed. */
   boolean run() {
-    boolean held = true;
+    boolean passed = true;
     for (Map.Entry<String, Step> step : steps.entrySet()) {
-      held &= run(step.getKey(), step.getValue());
+      passed &= run(step.getKey(), step.getValue());
     }
-    return held;
+    return passed;
   }
 
   private static boolean run(String name, Step step) {

@@ -21,7 +21,7 @@ import user.v1.UserServiceGrpc.UserServiceBlockingStub;
 
 /** The stubs of both services, on channels with the same options. */
 final class Services implements AutoCloseable {
-  /** Shared by the clients of all languages; they run in their own folders. */
+  /** The path is relative to the folder of this client, in which the program runs. */
   private static final Path SERVICE_CONFIG = Path.of("..", "service_config.json");
 
   final UserServiceBlockingStub users;
@@ -42,7 +42,7 @@ final class Services implements AutoCloseable {
         channel("USER_SERVICE_ADDR", config, interceptors), channel("ORDER_SERVICE_ADDR", config, interceptors));
   }
 
-  /** It retries, waits for a server that is away and has a timeout, because the service config says so. */
+  /** Timeouts, retries and waiting for a server that is down come from the service config. */
   private static ManagedChannel channel(String variable, Map<String, ?> config, ClientInterceptor... interceptors) {
     String address = System.getenv(variable);
     if (address == null) {
@@ -55,8 +55,8 @@ final class Services implements AutoCloseable {
   }
 
   /**
-   * The shared one, and UNKNOWN is worth another try too: that is what grpc-java says of a call that it begins on a
-   * connection that has just broken (grpc/grpc-java#10120). The services say it only of what is no gRPC call.
+   * Reads the shared config and makes UNKNOWN retryable too: grpc-java reports it for a call on a connection that has
+   * just broken (grpc/grpc-java#10120). The services return it only for requests that are not gRPC calls.
    */
   private static Map<String, ?> readServiceConfig() throws IOException {
     try (Reader reader = Files.newBufferedReader(SERVICE_CONFIG)) {

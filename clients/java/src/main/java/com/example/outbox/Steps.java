@@ -10,10 +10,10 @@ import order.v1.OrderOuterClass.Order;
 import user.v1.UserOuterClass.CreateUserRequest;
 import user.v1.UserOuterClass.CreateUserResponse;
 
-/** What the steps have in common. */
+/** Helpers that all steps share. */
 abstract class Steps {
-  /** How long a watch, and what another service does by itself, may take here. */
-  static final Duration PATIENCE = Duration.ofSeconds(10);
+  /** Limits a watch, and the wait for what another service does asynchronously. */
+  static final Duration WAIT_TIMEOUT = Duration.ofSeconds(10);
 
   final Services services;
 
@@ -21,7 +21,7 @@ abstract class Steps {
     this.services = services;
   }
 
-  /** Orders for a user that may be too new for order-service. */
+  /** Places an order for a user that order-service may not know yet. */
   final Order placeOrder(CreateUserResponse user) {
     return services.orders.createOrder(newOrder(user, euros("19.90"))).getOrder();
   }
@@ -45,7 +45,7 @@ abstract class Steps {
     return CreateOrderRequest.newBuilder().setUserId(userId).setAmount(amount).setRequestId(newRequestId());
   }
 
-  /** Every mutation has one: with it, sending it again is safe. */
+  /** Returns the id that makes repeating a change safe. Every change has one. */
   static String newRequestId() {
     return UUID.randomUUID().toString();
   }

@@ -10,22 +10,22 @@ import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 
 /**
- * Lets a call see what was written just before it, whichever service wrote it: it remembers the last consistency token
- * that it was given and sends it along. Keep one for each user of your program, not one for all.
+ * Gives read-your-writes across services: it sends the last received consistency token with the next call. Keep one per
+ * user session, not one per program.
  */
 final class TokenSession implements ClientInterceptor {
-  /** The metadata in which both services give, and order-service takes, a token. */
+  /** The metadata key of consistency tokens. Both services send them; order-service accepts them. */
   static final Metadata.Key<String> TOKEN =
       Metadata.Key.of("x-consistency-token", Metadata.ASCII_STRING_MARSHALLER);
 
   private volatile String token;
 
-  /** The last token; null before the first. */
+  /** Returns the last token, or null before the first response. */
   String token() {
     return token;
   }
 
-  /** Goes on with a token from elsewhere: of another process, say. */
+  /** Sets a token from elsewhere, such as another process. */
   void token(String token) {
     this.token = token;
   }
@@ -38,13 +38,13 @@ final class TokenSession implements ClientInterceptor {
         if (token != null) {
           headers.put(TOKEN, token);
         }
-        super.start(new Remembering<>(listener), headers);
+        super.start(new TokenListener<>(listener), headers);
       }
     };
   }
 
-  private final class Remembering<A> extends SimpleForwardingClientCallListener<A> {
-    Remembering(ClientCall.Listener<A> listener) {
+  private final class TokenListener<A> extends SimpleForwardingClientCallListener<A> {
+    TokenListener(ClientCall.Listener<A> listener) {
       super(listener);
     }
 

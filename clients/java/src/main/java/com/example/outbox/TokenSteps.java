@@ -12,39 +12,39 @@ import order.v1.OrderOuterClass.Order;
 import user.v1.UserOuterClass.CreateUserResponse;
 import user.v1.UserOuterClass.User;
 
-/** Who was told of a write sees it everywhere, by its consistency token. */
+/** The steps about consistency tokens: with its token, a write is visible in every service. */
 final class TokenSteps extends Steps {
-  /** By the first step, for the second. */
+  /** Set by the step create, used by the step order. */
   private CreateUserResponse created;
 
   TokenSteps(Services services) {
     super(services);
   }
 
-  /** The answer names its version, for calls to other services to wait for. */
+  /** The response has a consistency token, which lets calls to other services wait for this write. */
   String create() {
     AtomicReference<Metadata> headers = new AtomicReference<>();
     AtomicReference<Metadata> trailers = new AtomicReference<>();
-    CreateUserResponse answer = services
+    CreateUserResponse response = services
         .users
         .withInterceptors(MetadataUtils.newCaptureMetadataInterceptor(headers, trailers))
         .createUser(newUser());
-    User user = answer.getUser();
-    check(!user.getUserId().isEmpty() && !user.getEtag().isEmpty() && user.getVersion() == 1, "incomplete", answer);
-    String token = answer.getConsistencyToken();
-    check(!token.isEmpty(), "no token", answer);
+    User user = response.getUser();
+    check(!user.getUserId().isEmpty() && !user.getEtag().isEmpty() && user.getVersion() == 1, "incomplete", response);
+    String token = response.getConsistencyToken();
+    check(!token.isEmpty(), "no token", response);
     check(token.equals(headers.get().get(TokenSession.TOKEN)), "x-consistency-token", headers);
-    created = answer;
+    created = response;
     return "user " + user.getUserId();
   }
 
-  /** With the token, order-service waits until it knows the user. */
+  /** With the token, order-service waits for the user's event. */
   String order() {
-    check(created != null, "needs the user of create", created);
+    check(created != null, "the step create did not create a user", created);
     return "order " + placeOrder(created).getOrderId();
   }
 
-  /** The same, and no code sees the token but an interceptor. */
+  /** An interceptor passes the token on; the calls do not mention it. */
   String metadata() throws Exception {
     TokenSession session = new TokenSession();
     try (Services following = Services.connect(session)) {
@@ -52,13 +52,13 @@ final class TokenSteps extends Steps {
       check(user.getConsistencyToken().equals(session.token()), "x-consistency-token of CreateUser", session.token());
       String userId = user.getUser().getUserId();
       Order order = following.orders.createOrder(newOrder(userId, euros("19.90")).build()).getOrder();
-      // Only a token that was read can be rejected.
+      // A rejection proves that the service reads the token.
       session.token("no token");
       CreateOrderRequest request = newOrder(userId, euros("19.90")).build();
       Rejection invalid =
           Rejection.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> following.orders.createOrder(request));
       check(invalid.fields().equals(List.of(TokenSession.TOKEN.name())), "fields", invalid);
-      return "order " + order.getOrderId() + ", the token carried by an interceptor";
+      return "order " + order.getOrderId() + ", token passed by an interceptor";
     }
   }
 }

@@ -25,7 +25,7 @@ import user.v1.UserOuterClass.DeleteUserResponse;
 import user.v1.UserOuterClass.UpdateUserRequest;
 import user.v1.UserOuterClass.User;
 
-/** What becomes of users. */
+/** The steps about users. */
 final class UserSteps extends Steps {
   private static final long POLL_INTERVAL_MS = 50;
 
@@ -33,7 +33,7 @@ final class UserSteps extends Steps {
     super(services);
   }
 
-  /** An update holds for the version that was read, or not at all. */
+  /** An update applies to the version that was read, or is rejected. */
   String etag() throws Exception {
     User read = services.users.createUser(newUser()).getUser();
     User updated = rename(read, "Ada King");
@@ -52,7 +52,7 @@ final class UserSteps extends Steps {
     return services.users.updateUser(request).getUser();
   }
 
-  /** A rejection says what is wrong, all at once, and when to try again. */
+  /** An error lists every invalid field and says when to retry. */
   String error() throws Exception {
     CreateUserRequest bad = newUser().toBuilder().setEmail("nobody").setName("").build();
     Rejection invalid = Rejection.want(INVALID_ARGUMENT, "VALIDATION_FAILED", () -> services.users.createUser(bad));
@@ -62,11 +62,11 @@ final class UserSteps extends Steps {
     Rejection unknown = Rejection.want(FAILED_PRECONDITION, "USER_UNKNOWN", () -> services.orders.createOrder(early));
     check(unknown.retryDelay().compareTo(Duration.ZERO) > 0, "retry delay", unknown);
     check(!unknown.preconditions().isEmpty(), "preconditions", unknown);
-    return "bad fields %s; %s, again in %d ms"
+    return "invalid fields %s; %s, retry after %d ms"
         .formatted(invalid.fields(), unknown.preconditions(), unknown.retryDelay().toMillis());
   }
 
-  /** The user is gone at once, and order-service follows. */
+  /** The user is deleted at once, and order-service then cancels its orders. */
   String delete() throws Exception {
     CreateUserResponse user = services.users.createUser(newUser());
     Order order = placeOrder(user);
@@ -74,14 +74,14 @@ final class UserSteps extends Steps {
         .setUserId(user.getUser().getUserId())
         .setRequestId(newRequestId())
         .build();
-    DeleteUserResponse answer = services.users.deleteUser(request);
-    User deleted = answer.getUser();
+    DeleteUserResponse response = services.users.deleteUser(request);
+    User deleted = response.getUser();
     check(deleted.hasDeleteTime() && deleted.getEmail().isEmpty() && deleted.getName().isEmpty(), "deleted", deleted);
     CreateOrderRequest late = newOrder(deleted.getUserId(), euros("1"))
-        .setConsistencyToken(answer.getConsistencyToken())
+        .setConsistencyToken(response.getConsistencyToken())
         .build();
     Rejection.want(FAILED_PRECONDITION, "USER_DELETED", () -> services.orders.createOrder(late));
-    Instant end = Instant.now().plus(PATIENCE);
+    Instant end = Instant.now().plus(WAIT_TIMEOUT);
     while (order.getState() != OrderState.ORDER_STATE_CANCELLED) {
       check(Instant.now().isBefore(end), "still open", order);
       Thread.sleep(POLL_INTERVAL_MS);
@@ -90,24 +90,23 @@ final class UserSteps extends Steps {
           .getOrder();
     }
     check(order.getCancelReason() == CancelReason.CANCEL_REASON_USER_DELETED, "cancelled", order);
-    return "user " + deleted.getUserId() + ", and its order is cancelled";
+    return "user " + deleted.getUserId() + ", its open order was cancelled";
   }
 
   /**
-   * A server that dies costs time. There is no code for that here: the service config retries, and the request id makes
-   * it safe.
+   * A call succeeds although the server is killed. The service config retries it, and the request id makes that safe.
    */
   String retry() throws IOException {
     long pid = userServicePid();
     ProcessHandle process = ProcessHandle.of(pid).orElseThrow(() -> new IllegalStateException("no process " + pid));
-    check(process.destroyForcibly(), "can't kill", process);
-    Instant began = Instant.now();
+    check(process.destroyForcibly(), "failed to kill", process);
+    Instant started = Instant.now();
     User user = services.users.createUser(newUser()).getUser();
     return "user %s, %d ms after the kill"
-        .formatted(user.getUserId(), Duration.between(began, Instant.now()).toMillis());
+        .formatted(user.getUserId(), Duration.between(started, Instant.now()).toMillis());
   }
 
-  /** The file is preferred, which tells of restarts; the environment is as old as this process. */
+  /** Prefers ENDPOINTS_FILE, which is updated after a restart of the service. */
   private static long userServicePid() throws IOException {
     String prefix = "USER_SERVICE_PID=";
     String value = System.getenv("USER_SERVICE_PID");

@@ -1,4 +1,4 @@
-//! Compares what was committed with what stands in the topic.
+//! Compares the committed rows with the records in the topic.
 
 use std::collections::HashMap;
 
@@ -8,74 +8,75 @@ use serde::{Deserialize, Serialize};
 
 use super::writers::LONG_KEY;
 
-/// A row of the outbox, as it was committed.
+/// A committed row of the outbox.
 pub(super) struct Row {
     pub(super) id: String,
     pub(super) key: String,
     pub(super) payload: String,
-    /// Whether it is for the relay.
+    /// The relay publishes only rows with a seq.
     pub(super) has_seq: bool,
 }
 
-/// What of a payload is looked at.
+/// The fields of a payload that the audit uses.
 #[derive(Deserialize)]
 struct Payload {
     version: i64,
     at_ms: i64,
 }
 
-/// Who wrote a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Publisher {
     Debezium,
     Relay,
 }
 
-/// What was told of an event so far.
-struct Told {
+/// The records of an event so far.
+struct Occurrences {
     partition: i32,
-    by: Vec<Publisher>,
+    publishers: Vec<Publisher>,
 }
 
-/// What was found.
+/// The result of an audit.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub(super) struct Verdict {
     pub(super) rows: usize,
-    /// Those that were written before the defaults, and are Debezium's alone.
+    /// Rows from before the defaults, which only Debezium publishes.
     pub(super) rows_without_seq: usize,
     pub(super) records_by_debezium: usize,
     pub(super) records_by_relay: usize,
     /// Committed rows without a record.
     pub(super) lost: usize,
-    /// Records of what was never committed.
+    /// Records without a committed row.
     pub(super) phantom: usize,
-    /// Records with another key or value than their row, or in another partition than the first of
-    /// their event.
+    /// Records whose key or value differs from their row, or whose partition differs from the first
+    /// record of their event.
     pub(super) altered: usize,
-    /// Records of the relay of rows that are none of its business.
+    /// Records by the relay of rows without a seq.
     pub(super) of_rows_without_seq: usize,
-    /// Repeats of what the same publisher had written before, or else the other one.
+    /// Repeats of an event that the same publisher or only the other one wrote before.
     pub(super) repeated_by_debezium_of_its_own: usize,
     pub(super) repeated_by_debezium_of_the_relay: usize,
     pub(super) repeated_by_relay_of_its_own: usize,
     pub(super) repeated_by_relay_of_debezium: usize,
-    /// Repeats behind a newer version of their key: harmless to a consumer that looks at the
-    /// version, and a step back for one that does not.
+    /// Repeats after a newer version of their key. A consumer that ignores versions would go back to
+    /// an older state.
     pub(super) steps_back: usize,
-    /// By versions of aggregates; `inverted` are first occurrences behind a newer version.
+    /// The audit by aggregate versions; `inverted` counts first occurrences after a newer version.
     pub(super) audit: Audit,
 }
 
-/// When events first came: the broker's clock, and how long after they were written.
-pub(super) struct Arrival {
+/// The first record of an event.
+pub(super) struct FirstRecord {
+    /// By the broker's clock.
     pub(super) at_ms: i64,
-    pub(super) late_ms: i64,
-    /// Of a transaction that took its time.
-    pub(super) of_long: bool,
+    /// Time from the row to the topic.
+    pub(super) latency_ms: i64,
+    /// From a transaction that stays open on purpose.
+    pub(super) from_long_transaction: bool,
 }
 
 impl Verdict {
-    /// Whether nothing is wrong; what was repeated is not.
+    /// Returns whether there are no faults. Repeats are not faults.
     pub(super) fn is_clean(&self) -> bool {
         let faults = [
             self.lost,
@@ -86,7 +87,6 @@ impl Verdict {
         faults == [0; 4] && self.audit.is_clean()
     }
 
-    /// Repeats of all kinds.
     pub(super) fn repeated(&self) -> usize {
         [
             self.repeated_by_debezium_of_its_own,
@@ -99,8 +99,8 @@ impl Verdict {
     }
 }
 
-/// Everything that is in the outbox.
-pub(super) async fn rows(sql: &Sql) -> Result<Vec<Row>> {
+/// Loads all rows of the outbox.
+pub(super) async fn load_rows(sql: &Sql) -> Result<Vec<Row>> {
     let query = "select id::text, aggregateid, payload::text, seq is not null from outboxevent
                  where aggregatetype = 'order'";
     let rows = sql.query(query, &[]).await?;
@@ -113,17 +113,18 @@ pub(super) async fn rows(sql: &Sql) -> Result<Vec<Row>> {
     Ok(rows.iter().map(row).collect())
 }
 
-/// Compares the rows with the records, which stand in the order of their partitions.
-pub(super) fn judge(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Arrival>)> {
+/// Compares the rows with the records, which are in partition order. Also returns the first record of
+/// each event in time order.
+pub(super) fn audit(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<FirstRecord>)> {
     let mut verdict = Verdict {
         rows: rows.len(),
         rows_without_seq: rows.iter().filter(|row| !row.has_seq).count(),
         ..Verdict::default()
     };
     let by_id: HashMap<&str, &Row> = rows.iter().map(|row| (row.id.as_str(), row)).collect();
-    let mut told: HashMap<&str, Told> = HashMap::new();
+    let mut seen: HashMap<&str, Occurrences> = HashMap::new();
     let mut highest: HashMap<&str, i64> = HashMap::new();
-    let (mut auditor, mut arrivals) = (Auditor::default(), Vec::new());
+    let (mut auditor, mut first_records) = (Auditor::default(), Vec::new());
     for record in records {
         let publisher = match record.header("ce_id") {
             Some(_) => Publisher::Relay,
@@ -133,7 +134,7 @@ pub(super) fn judge(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Ar
             Publisher::Debezium => verdict.records_by_debezium += 1,
             Publisher::Relay => verdict.records_by_relay += 1,
         }
-        let id = record.header("id").context("a record without an id")?;
+        let id = record.header("id").context("a record has no id header")?;
         let Some(row) = by_id.get(id) else {
             verdict.phantom += 1;
             continue;
@@ -143,36 +144,39 @@ pub(super) fn judge(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Ar
         verdict.of_rows_without_seq += usize::from(publisher == Publisher::Relay && !row.has_seq);
         let Payload { version, at_ms } = serde_json::from_str(&row.payload)?;
         let newest = highest.entry(&row.key).or_default();
-        if let Some(told) = told.get_mut(id) {
-            let is_moved = told.partition != record.partition;
+        if let Some(event) = seen.get_mut(id) {
+            let is_moved = event.partition != record.partition;
             verdict.altered += usize::from(is_moved || !is_as_committed);
             verdict.steps_back += usize::from(version < *newest);
-            let is_own = told.by.contains(&publisher);
+            let is_own = event.publishers.contains(&publisher);
             *match (publisher, is_own) {
                 (Publisher::Debezium, true) => &mut verdict.repeated_by_debezium_of_its_own,
                 (Publisher::Debezium, false) => &mut verdict.repeated_by_debezium_of_the_relay,
                 (Publisher::Relay, true) => &mut verdict.repeated_by_relay_of_its_own,
                 (Publisher::Relay, false) => &mut verdict.repeated_by_relay_of_debezium,
             } += 1;
-            told.by.push(publisher);
+            event.publishers.push(publisher);
         } else {
             verdict.altered += usize::from(!is_as_committed);
-            let (partition, by) = (record.partition, vec![publisher]);
-            told.insert(&row.id, Told { partition, by });
+            let event = Occurrences {
+                partition: record.partition,
+                publishers: vec![publisher],
+            };
+            seen.insert(&row.id, event);
             let now_ms = record.timestamp_ms.unwrap_or_default();
-            arrivals.push(Arrival {
+            first_records.push(FirstRecord {
                 at_ms: now_ms,
-                late_ms: now_ms - at_ms,
-                of_long: row.key.starts_with(LONG_KEY),
+                latency_ms: now_ms - at_ms,
+                from_long_transaction: row.key.starts_with(LONG_KEY),
             });
         }
         *newest = version.max(*newest);
         auditor.see(&row.key, version);
     }
-    verdict.lost = rows.len() - told.len();
+    verdict.lost = rows.len() - seen.len();
     verdict.audit = auditor.finish(newest_versions(rows)?);
-    arrivals.sort_by_key(|arrival| arrival.at_ms);
-    Ok((verdict, arrivals))
+    first_records.sort_by_key(|first| first.at_ms);
+    Ok((verdict, first_records))
 }
 
 fn newest_versions(rows: &[Row]) -> Result<HashMap<String, i64>> {
@@ -189,7 +193,7 @@ fn newest_versions(rows: &[Row]) -> Result<HashMap<String, i64>> {
 mod tests {
     use super::*;
 
-    /// Versions of one key; the first was written before the defaults.
+    /// Returns rows with these versions of one key. The first has no seq.
     fn committed(versions: i64) -> Vec<Row> {
         let row = |version: i64| Row {
             id: format!("id-{version}"),
@@ -215,16 +219,16 @@ mod tests {
         }
     }
 
-    /// Of three rows; these versions by Debezium, then those by the relay.
+    /// Audits three rows and records of these versions, first by Debezium and then by the relay.
     fn verdict(by_debezium: &[i64], by_relay: &[i64]) -> Verdict {
         let debezium = by_debezium.iter().map(|v| record(Publisher::Debezium, *v));
         let relay = by_relay.iter().map(|v| record(Publisher::Relay, *v));
         let records: Vec<Record> = debezium.chain(relay).collect();
-        judge(&committed(3), &records).unwrap().0
+        audit(&committed(3), &records).unwrap().0
     }
 
     #[test]
-    fn what_comes_twice_is_counted_by_who_wrote_it_and_forgiven() {
+    fn repeats_are_counted_by_publisher_and_are_no_faults() {
         let found = verdict(&[1, 2, 2, 3], &[2, 3, 3]);
         assert!(found.is_clean(), "{found:?}");
         assert_eq!(found.repeated_by_debezium_of_its_own, 1);
@@ -234,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_fault_is_found() {
+    fn every_kind_of_fault_is_detected() {
         assert!(verdict(&[1, 2], &[2, 3]).is_clean());
         let lost = verdict(&[1], &[3]);
         assert_eq!((lost.lost, lost.audit.lost, lost.is_clean()), (1, 1, false));
@@ -256,7 +260,7 @@ mod tests {
             record(Publisher::Relay, 2),
             record(Publisher::Relay, 3),
         ];
-        let (altered, _) = judge(&committed(3), &records).unwrap();
+        let (altered, _) = audit(&committed(3), &records).unwrap();
         assert_eq!((altered.altered, altered.is_clean()), (1, false));
     }
 }

@@ -14,16 +14,17 @@ import (
 	userv1 "example.com/outbox/clients/go/gen/user/v1"
 )
 
-// rejection is what the services say of a call that they reject: the parts of its google.rpc.Status.
+// rejection is the decoded google.rpc.Status of a rejected call.
 type rejection struct {
 	code          codes.Code
-	reason        string // what to branch on
+	reason        string // branch on this
 	domain        string
-	fields        []string // the bad fields, sorted
-	preconditions []string // the types of what does not hold
+	fields        []string // the invalid fields, sorted
+	preconditions []string // the types of the failed preconditions
 	retryDelay    time.Duration
 }
 
+// readRejection decodes the status of an error.
 func readRejection(err error) rejection {
 	rejected := rejection{code: status.Code(err)}
 	for _, detail := range status.Convert(err).Details() {
@@ -46,10 +47,10 @@ func readRejection(err error) rejection {
 	return rejected
 }
 
-// wantRejection checks that a call was rejected, and for this reason.
+// wantRejection checks that a call was rejected with this code and reason.
 func wantRejection(err error, code codes.Code, reason string) (rejection, error) {
 	if err == nil {
-		return rejection{}, fmt.Errorf("accepted, where %v %s was expected", code, reason)
+		return rejection{}, fmt.Errorf("accepted, want %v %s", code, reason)
 	}
 	rejected := readRejection(err)
 	if rejected.code != code || rejected.reason != reason {
@@ -58,7 +59,7 @@ func wantRejection(err error, code codes.Code, reason string) (rejection, error)
 	return rejected, nil
 }
 
-// rejections: a rejection says what is wrong, all at once, and when to try again.
+// rejections: an error lists every invalid field and says when to retry.
 func (s *scenario) rejections(ctx context.Context) (string, error) {
 	_, err := s.users.CreateUser(ctx, &userv1.CreateUserRequest{Email: "nobody", RequestId: uuid.NewString()})
 	invalid, err := wantRejection(err, codes.InvalidArgument, "VALIDATION_FAILED")
@@ -66,7 +67,7 @@ func (s *scenario) rejections(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if invalid.domain != "user-service" || !slices.Equal(invalid.fields, []string{"email", "name"}) {
-		return "", fmt.Errorf("not what is wrong: %+v", invalid)
+		return "", fmt.Errorf("want the fields email and name: %+v", invalid)
 	}
 	_, err = s.orders.CreateOrder(ctx, newOrder(uuid.NewString(), euros(1, 0)))
 	unknown, err := wantRejection(err, codes.FailedPrecondition, "USER_UNKNOWN")
@@ -74,7 +75,7 @@ func (s *scenario) rejections(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if unknown.retryDelay <= 0 || len(unknown.preconditions) == 0 {
-		return "", fmt.Errorf("no delay or no precondition: %+v", unknown)
+		return "", fmt.Errorf("no retry delay or no precondition: %+v", unknown)
 	}
-	return fmt.Sprintf("bad fields %v; %v, again in %v", invalid.fields, unknown.preconditions, unknown.retryDelay), nil
+	return fmt.Sprintf("invalid fields %v; %v, retry after %v", invalid.fields, unknown.preconditions, unknown.retryDelay), nil
 }

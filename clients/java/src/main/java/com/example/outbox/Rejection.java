@@ -14,11 +14,11 @@ import java.util.List;
 import java.util.concurrent.Callable;
 
 /**
- * What the services say of a call that they reject: the parts of its google.rpc.Status.
+ * The decoded google.rpc.Status of a rejected call.
  *
- * @param info its reason is what to branch on
- * @param fields the bad fields, sorted
- * @param preconditions the types of what does not hold
+ * @param info branch on its reason
+ * @param fields the invalid fields, sorted
+ * @param preconditions the types of the failed preconditions
  */
 record Rejection(
     Status.Code code, ErrorInfo info, List<String> fields, List<String> preconditions, Duration retryDelay) {
@@ -48,11 +48,11 @@ record Rejection(
     return new Rejection(rejected.getStatus().getCode(), info, fields, preconditions, retryDelay);
   }
 
-  /** Checks that a call is rejected, and for this reason. */
+  /** Checks that a call is rejected with this code and reason. */
   static Rejection want(Status.Code code, String reason, Callable<?> call) throws Exception {
-    Object answer;
+    Object response;
     try {
-      answer = call.call();
+      response = call.call();
     } catch (StatusRuntimeException rejected) {
       Rejection rejection = of(rejected);
       if (rejection.code() != code || !rejection.info().getReason().equals(reason)) {
@@ -60,6 +60,6 @@ record Rejection(
       }
       return rejection;
     }
-    throw new IllegalStateException("accepted, where " + code + " " + reason + " was expected: " + answer);
+    throw new IllegalStateException("accepted, want " + code + " " + reason + ": " + response);
   }
 }
