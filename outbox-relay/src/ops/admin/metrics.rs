@@ -290,14 +290,10 @@ mod tests {
     }
 
     #[test]
-    fn every_figure_and_every_alert_is_explained() {
+    fn every_metric_state_and_restart_reason_is_documented() {
         let text = text(&[SharedStatus::new("test")]);
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-        let figures = types.filter_map(|rest| rest.split(' ').next());
-        let alerts = RULES
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("- alert: "));
-        for name in figures.chain(alerts) {
+        for name in types.filter_map(|rest| rest.split(' ').next()) {
             assert!(PAGE.contains(&format!("| `{name}` |")), "{name}");
         }
         let reasons = Reason::ALL.map(Reason::name);
@@ -306,8 +302,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_alert_links_to_its_runbook() {
+        let rules: Vec<&str> = RULES.split("- alert: ").skip(1).collect();
+        assert!(!rules.is_empty());
+        for rule in rules {
+            let name = rule.lines().next().unwrap();
+            let heading = format!("### {name}");
+            let headings = PAGE.lines().filter(|line| *line == heading).count();
+            assert_eq!(headings, 1, "{PATH} has {headings} headings '{heading}'");
+            let runbooks: Vec<&str> = rule
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("runbook_url: "))
+                .collect();
+            assert_eq!(
+                runbooks,
+                [format!("{PATH}#{}", name.to_lowercase())],
+                "{name}"
+            );
+        }
+        let runbooks = PAGE
+            .lines()
+            .filter_map(|line| line.strip_prefix("### OutboxRelay"));
+        for name in runbooks {
+            let alert = format!("- alert: OutboxRelay{name}\n");
+            assert!(
+                RULES.contains(&alert),
+                "there is no alert OutboxRelay{name}"
+            );
+        }
+    }
+
+    const PATH: &str = "docs/operations/outbox-relay.md";
     const RULES: &str = include_str!("../../../../deploy/prometheus/outbox-relay.rules.yaml");
-    const PAGE: &str = include_str!("../../../../docs/operations.md");
+    const PAGE: &str = include_str!("../../../../docs/operations/outbox-relay.md");
 
     fn figures_in(text: &str) -> impl Iterator<Item = &str> {
         let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
