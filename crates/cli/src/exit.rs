@@ -38,7 +38,7 @@ pub fn print_error(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Prints an error to standard error and returns the exit code. A closed standard output, as behind `head`, is a
+/// Prints an error to standard error and returns the exit code. A closed standard output, as with `head`, is a
 /// success.
 pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
     let err = match result {

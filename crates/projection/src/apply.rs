@@ -83,7 +83,7 @@ pub(crate) async fn apply_batch<P: Projection>(
     })
 }
 
-/// Returns the range from each partition's position to the offset behind its last message.
+/// Returns the range from each partition's position to the offset after its last message.
 pub(crate) fn offset_ranges(
     positions: &OffsetRanges,
     messages: &[BorrowedMessage<'_>],

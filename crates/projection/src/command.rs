@@ -126,7 +126,7 @@ impl DeadLettersCommand {
                 );
                 Ok(ExitCode::SUCCESS)
             }
-            Self::Redrive { ids, all: false } => redrive_these(conn, projection, name, &ids).await,
+            Self::Redrive { ids, all: false } => redrive_ids(conn, projection, name, &ids).await,
             Self::Redrive { all: true, .. } => redrive_all(conn, projection, name).await,
             Self::Drop { ids } => {
                 let mut code = ExitCode::SUCCESS;
@@ -144,7 +144,7 @@ impl DeadLettersCommand {
     }
 }
 
-async fn redrive_these<P: Projection>(
+async fn redrive_ids<P: Projection>(
     conn: &mut AsyncPgConnection,
     projection: &P,
     name: &str,
@@ -193,7 +193,7 @@ async fn redrive_all<P: Projection>(
             return Ok(code);
         };
         after = *last;
-        if redrive_these(conn, projection, name, &ids).await? == ExitCode::FAILURE {
+        if redrive_ids(conn, projection, name, &ids).await? == ExitCode::FAILURE {
             code = ExitCode::FAILURE;
         }
     }

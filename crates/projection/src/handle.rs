@@ -35,7 +35,7 @@ pub struct ConsumerConfig {
     pub topic: String,
     /// The topic that receives copies of dead letters. It must exist. `None`: no copies.
     pub dead_letter_topic: Option<String>,
-    /// How long the contents of dead letters are kept. They are then erased, and the rows stay.
+    /// The retention of the contents of dead letters. They are then erased, and the rows stay.
     /// Use one value for all projections of a database.
     pub dead_letter_retention: Duration,
     /// The `group.instance.id` of this replica: after a restart it gets its partitions back at once.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
-/// Ranges of offsets by partition: the first, and the one behind the last.
+/// Ranges of offsets by partition: the first, and the one after the last.
 pub(crate) type OffsetRanges = BTreeMap<i32, (i64, i64)>;
 
 /// The number of records by outcome.

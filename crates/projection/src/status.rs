@@ -19,7 +19,7 @@ pub struct PartitionStatus {
     pub partition: i32,
     /// The offset of the next record to apply; `None` if the partition was never consumed.
     pub next_offset: Option<i64>,
-    /// The offset behind its last record.
+    /// The offset after its last record.
     pub end_offset: i64,
     /// The number of offsets from the first pending record to the end. In a compacted topic some of them
     /// have no record.

@@ -99,7 +99,7 @@ impl Topic {
         Ok(topic.partitions().iter().map(|p| p.id()).collect())
     }
 
-    /// Returns the first offset of a partition, and the one behind its last.
+    /// Returns the first offset of a partition, and the one after its last.
     pub(crate) fn watermarks(&self, partition: i32) -> Result<(i64, i64)> {
         Ok(self
             .client
@@ -113,7 +113,7 @@ impl Topic {
         partitions.map(|p| Ok((p, self.watermarks(p)?.1))).collect()
     }
 
-    /// Returns the offset and the timestamp (Unix time in milliseconds) of the first record at or behind
+    /// Returns the offset and the timestamp (Unix time in milliseconds) of the first record at or after
     /// `offset`, or `None` if there is no record up to the end.
     ///
     /// # Errors

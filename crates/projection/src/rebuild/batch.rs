@@ -19,7 +19,7 @@ pub(super) struct Batch<'a, C> {
     pub(super) messages: Vec<BorrowedMessage<'a>>,
     /// The decoded messages.
     pub(super) decoded: DecodedBatch<C>,
-    /// The partitions whose end was reached behind these messages.
+    /// The partitions whose end was reached after these messages.
     pub(super) at_end: BTreeSet<i32>,
 }
 

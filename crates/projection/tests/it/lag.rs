@@ -114,7 +114,7 @@ fn write_in_transaction(
     producer.init_transactions(TIMEOUT)?;
     producer.begin_transaction()?;
     let record = BaseRecord::to(&setup.name).partition(0).key("a");
-    // It has no type, so it is dead-lettered.
+    // Dead-lettered: it has no type.
     let sent = producer.send(record.payload("{}"));
     sent.map_err(|(err, _)| err)?;
     producer.flush(TIMEOUT)?;

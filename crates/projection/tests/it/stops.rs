@@ -1,4 +1,4 @@
-//! What stops a consumer permanently, and its shutdown.
+//! Conditions that stop a consumer permanently, and its shutdown.
 
 use anyhow::{Context as _, Result, ensure};
 use devstack::{Addresses, PATIENCE, eventually};
