@@ -10,7 +10,7 @@ pub struct LogOptions {
     /// Log at this level (error, warn, info, debug, trace or off), or at levels per module: info,outbox_relay=debug
     #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true, value_parser = parse_filter)]
     log_level: Filter,
-    /// Log lines of text, or one JSON object per line
+    /// Log in this format: lines of text, or one JSON object per line
     #[arg(long, env = "LOG_FORMAT", default_value = "text", global = true)]
     log_format: LogFormat,
 }

@@ -35,7 +35,7 @@ pub struct TopicOption {
 /// The option that names the projection `P`.
 #[derive(Args, Debug)]
 pub(crate) struct NameOption<P: Configurable> {
-    /// Name the projection, its stored offsets and its Kafka consumer group; a new name starts from the earliest record
+    /// Use this name for the projection, its stored offsets and its consumer group; a new name starts from the earliest record
     #[arg(long, env = "CONSUMER_GROUP", default_value = P::CONSUMER_GROUP, value_parser = not_blank)]
     pub(crate) consumer_group: String,
     #[arg(skip)]
