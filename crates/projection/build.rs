@@ -1,4 +1,4 @@
-//! Migrations are embedded by a macro, whose files cargo does not watch by itself.
+//! Rebuilds the crate when a migration changes: cargo does not watch files that a macro embeds.
 
 fn main() {
     println!("cargo::rerun-if-changed=migrations");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use cli::{KafkaOptions, milliseconds, number};
-use projection::FollowOptions;
+use projection::ConsumerOptions;
 use service_kit::{
     ServerOptions,
     database::{CallOptions, DatabaseOptions},
@@ -46,5 +46,5 @@ pub struct ServeOptions {
     #[command(flatten)]
     pub(crate) topic: OrdersTopic,
     #[command(flatten)]
-    pub(crate) users: FollowOptions<UsersProjection>,
+    pub(crate) users: ConsumerOptions<UsersProjection>,
 }

@@ -109,13 +109,13 @@ impl Application for OrderService {
             arrivals: Arc::clone(&arrivals),
             changes: Arc::clone(&changes),
         };
-        let following = projection::follow(
-            options.users.on(options.kafka),
+        let consumer = projection::spawn_consumer(
+            options.users.into_config(options.kafka),
             Arc::new(projection),
             pool.clone(),
             shutdown.clone(),
         );
-        let state = following.state();
+        let state = consumer.state();
         let looks = database::pool(options.database.url(), watch::MAX_LOOKS);
         let looks = CallDatabase::new(looks, watch::MAX_LOOKS);
         let writes = calls.writes();
@@ -150,12 +150,12 @@ impl Application for OrderService {
                 service: SERVICE_NAME,
                 pool,
                 migrations: &MIGRATIONS,
-                projection: move || state.borrow().check(),
+                projection: move || state.borrow().ensure_running(),
             },
             writes,
         };
         server.serve(service, shutdown).await?;
-        following.ended().await;
+        consumer.join().await;
         Ok(())
     }
 }

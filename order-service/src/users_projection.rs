@@ -186,7 +186,7 @@ impl Rebuildable for UsersProjection {
 
     /// An order that was placed meanwhile was checked against the old table, which may not have heard
     /// of a deletion that the new one has.
-    async fn swapped(&self, conn: &mut AsyncPgConnection) -> QueryResult<()> {
+    async fn after_swap(&self, conn: &mut AsyncPgConnection) -> QueryResult<()> {
         cancel_what_deleted_users_left_open(conn, &self.orders_topic).await
     }
 }
@@ -263,7 +263,7 @@ impl Projection for UsersProjection {
         cancel_orders_of_deleted(conn, &self.orders_topic, &deletions).await
     }
 
-    fn applied(&self, users: &[UserChange]) {
+    fn after_commit(&self, users: &[UserChange]) {
         for user in users {
             self.arrivals.wake(user.user_id());
             if user.deletion().is_some() {

@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
-use cli::{LogOptions, complain, say, visible};
+use cli::{LogOptions, print_error, say, visible};
 use outbox_relay::{Dropped, Finding, Level, ParkedKey, Relay, ResetTo, config::Config};
 use uuid::Uuid;
 
@@ -282,11 +282,11 @@ async fn healthcheck(config: &Path) -> ExitCode {
     match asking.await {
         Ok((200, _)) => ExitCode::SUCCESS,
         Ok((_, body)) => {
-            complain(format_args!("{}", body.trim_end()));
+            print_error(format_args!("{}", body.trim_end()));
             ExitCode::FAILURE
         }
         Err(err) => {
-            complain(format_args!("{err:#}"));
+            print_error(format_args!("{err:#}"));
             ExitCode::FAILURE
         }
     }

@@ -1,26 +1,26 @@
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use uuid::Uuid;
 
-/// The first byte of every token, so that a later layout can be told apart.
+/// The first byte of every token, which identifies its layout.
 const LAYOUT: u8 = 1;
 /// Layout, aggregate, id, version.
 const ENCODED_BYTES: usize = 1 + 1 + 16 + 8;
 
-/// Names one version of one aggregate: "I have seen this write; answer as if you had, too".
+/// A version of an aggregate that a caller has seen. A call with it returns a state at least as new.
 ///
-/// It names a version and never a position in a log, because a version stays true through failover, rebuild and
-/// compaction. It is opaque to callers and URL-safe; it grants nothing, so it is not signed.
+/// It contains a version and not a position in a log, because a version stays valid after a failover, a rebuild and
+/// compaction. It is opaque to callers and URL-safe. It is not signed, because it grants no access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConsistencyToken {
-    /// What kind of thing was written.
+    /// The kind of the aggregate.
     pub aggregate: Aggregate,
-    /// Which one.
+    /// The id of the aggregate.
     pub id: Uuid,
-    /// Its version after the write.
+    /// The version of the aggregate after the write.
     pub version: i64,
 }
 
-/// The kinds of things that a token can name.
+/// The kinds of aggregates in a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aggregate {
     /// A user of user-service.
@@ -29,12 +29,12 @@ pub enum Aggregate {
     Order,
 }
 
-/// The text is not a token that this system has made.
+/// The error for a text that is not a token of this system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MalformedToken;
 
 impl ConsistencyToken {
-    /// The token as callers see it.
+    /// Encodes the token for callers.
     pub fn encode(&self) -> String {
         let mut bytes = [0; ENCODED_BYTES];
         bytes[0] = LAYOUT;
@@ -47,10 +47,10 @@ impl ConsistencyToken {
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads a token that a caller gives back.
+    /// Decodes a token of a caller.
     ///
     /// # Errors
-    /// [`MalformedToken`] for anything that [`encode`](Self::encode) can't have made.
+    /// [`MalformedToken`] for a text that [`encode`](Self::encode) cannot return.
     pub fn decode(token: &str) -> Result<Self, MalformedToken> {
         let bytes = BASE64_URL_SAFE_NO_PAD
             .decode(token)
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_issued_is_rejected() {
+    fn a_malformed_token_is_rejected() {
         let good = ConsistencyToken {
             aggregate: Aggregate::Order,
             id: Uuid::nil(),

@@ -1,5 +1,5 @@
-//! The contracts between the services and with everybody else: the gRPC services, the payloads of the events, and the
-//! consistency token. What is public here is promised; `buf.yaml` and the golden files in `tests/` keep it so.
+//! The public contracts: the gRPC services, the payloads of the events, and the consistency token. `buf.yaml` and the
+//! golden files in `tests/` detect breaking changes.
 
 mod consistency_token;
 pub mod events;
@@ -11,9 +11,9 @@ pub use consistency_token::{Aggregate, ConsistencyToken, MalformedToken};
 /// Every message and service as a serialized `FileDescriptorSet`, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// A time, as protobuf has it.
+/// Converts a time to a protobuf `Timestamp`.
 pub fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
-    // Less than 10^9 but for a leap second, which is 10^9 and more.
+    // chrono represents a leap second as 10^9 nanoseconds or more.
     let nanos = i32::try_from(time.timestamp_subsec_nanos().min(999_999_999)).unwrap_or_default();
     prost_types::Timestamp {
         seconds: time.timestamp(),

@@ -1,5 +1,5 @@
-//! The payloads that have been released, byte for byte. A file here is never edited: a new field gets a new file, and
-//! the old ones must still parse.
+//! The released payloads, byte for byte. A golden file is never edited: a new field gets a new file, and the old files
+//! must still parse.
 
 use anyhow::Result;
 use proto::events::{CancelReason, Order, OrderState, User};

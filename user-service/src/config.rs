@@ -2,7 +2,7 @@
 
 use clap::Args;
 use cli::{KafkaOptions, kafka_name};
-use projection::FollowOptions;
+use projection::ConsumerOptions;
 use proto::events;
 use service_kit::{
     ServerOptions,
@@ -26,5 +26,5 @@ pub struct ServeOptions {
     #[arg(long, env = "USERS_TOPIC", default_value = events::USERS_TOPIC, value_parser = kafka_name)]
     pub(crate) users_topic: String,
     #[command(flatten)]
-    pub(crate) orders: FollowOptions<OrdersProjection>,
+    pub(crate) orders: ConsumerOptions<OrdersProjection>,
 }

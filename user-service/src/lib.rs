@@ -78,13 +78,13 @@ impl Application for UserService {
         // calls keeps none of them waiting.
         let pool = database::pool(options.database.url(), BACKGROUND_CONNECTIONS);
         let calls = options.calls.open(&options.database);
-        let following = projection::follow(
-            options.orders.on(options.kafka),
+        let consumer = projection::spawn_consumer(
+            options.orders.into_config(options.kafka),
             Arc::new(OrdersProjection),
             pool.clone(),
             shutdown.clone(),
         );
-        let state = following.state();
+        let state = consumer.state();
         let writes = calls.writes();
         let users = Users::new(Store::new(calls, options.users_topic));
         let service = UserServiceServer::new(users)
@@ -98,12 +98,12 @@ impl Application for UserService {
                 service: SERVICE_NAME,
                 pool,
                 migrations: &MIGRATIONS,
-                projection: move || state.borrow().check(),
+                projection: move || state.borrow().ensure_running(),
             },
             writes,
         };
         server.serve(service, shutdown).await?;
-        following.ended().await;
+        consumer.join().await;
         Ok(())
     }
 }

@@ -7,29 +7,29 @@ use std::{
 
 use secrecy::SecretString;
 
-/// Of a file that holds a secret.
+/// The maximum size of a file that contains a secret.
 pub const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
-/// Collects the mistakes of a configuration, so that all of them are reported at once.
+/// The mistakes of a configuration, collected to report all of them at once.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<String>);
 
-/// A configuration that can't be used: one line a mistake. Ends the program with exit code 64.
+/// An invalid configuration: one line per mistake. The program exits with 64.
 #[derive(Debug)]
 pub struct ConfigError(Vec<String>);
 
 impl Problems {
-    /// Notes that the setting `name` can't be used, and why.
+    /// Adds a mistake of the setting `name`.
     pub fn add(&mut self, name: impl Display, reason: impl Display) {
         self.0.push(format!("{name}: {reason}"));
     }
 
-    /// The value, or a note of why there is none.
+    /// Returns the value, or adds its error as a mistake.
     pub fn check<T, E: Display>(&mut self, name: &str, value: Result<T, E>) -> Option<T> {
         value.map_err(|reason| self.add(name, reason)).ok()
     }
 
-    /// A secret, given either itself or as the name of a file that holds it.
+    /// Returns a secret that is set either directly or as the name of a file.
     pub fn secret(
         &mut self,
         name: &str,
@@ -42,32 +42,32 @@ impl Problems {
             (Some(_), Some(_)) => {
                 self.add(
                     name,
-                    format!("is given twice, by {name} and by {name}_FILE"),
+                    format!("set by both {name} and {name}_FILE; remove one"),
                 );
                 None
             }
             _ => {
                 self.add(
                     name,
-                    format!("is missing: set {name}, or {name}_FILE to a file with it"),
+                    format!("missing; set {name}, or {name}_FILE to a file that contains it"),
                 );
                 None
             }
         }
     }
 
-    /// All mistakes, as an error.
+    /// Returns all mistakes as an error.
     pub fn into_error(self) -> ConfigError {
         ConfigError(self.0)
     }
 
-    /// Whether there is no mistake.
+    /// Returns whether there are no mistakes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The secret in a file, without the line break at its end.
+/// Reads a secret from a file, without whitespace at its end.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -75,13 +75,13 @@ pub fn read_secret(file: &Path) -> Result<SecretString, String> {
     match read_text(file, MAX_SECRET_BYTES) {
         Ok(text) => Ok(text.trim_end().into()),
         Err(err) => Err(format!(
-            "{}: {err}; name a file that can be read",
+            "failed to read {}: {err}; check that the file exists and is readable",
             file.display()
         )),
     }
 }
 
-/// The text in a file of at most so many bytes: a device has no end.
+/// Reads a text file of at most `max_bytes`. The limit also ends the reading of a device.
 ///
 /// # Errors
 /// If the file cannot be read, is larger, or is not UTF-8.
@@ -90,7 +90,7 @@ pub fn read_text(file: &Path, max_bytes: u64) -> io::Result<String> {
     let mut reader = fs::File::open(file)?.take(max_bytes + 1);
     reader.read_to_string(&mut text)?;
     if reader.limit() == 0 {
-        let reason = format!("the file is larger than {max_bytes} bytes");
+        let reason = format!("file is larger than {max_bytes} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     Ok(text)
@@ -109,16 +109,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_an_end_is_rejected() {
+    fn an_endless_file_is_rejected() {
         let rejected = read_secret(Path::new("/dev/zero")).unwrap_err();
         assert!(rejected.contains("larger than 65536 bytes"), "{rejected}");
     }
 
     #[test]
-    fn every_mistake_is_told() {
+    fn every_mistake_is_reported() {
         let mut problems = Problems::default();
         assert!(problems.secret("DATABASE_URL", None, None).is_none());
-        problems.add("KAFKA_BROKERS", "is missing");
+        problems.add("KAFKA_BROKERS", "missing");
         let text = problems.into_error().to_string();
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains("DATABASE_URL_FILE"), "{text}");

@@ -6,20 +6,20 @@ use std::{
 
 use crate::config::ConfigError;
 
-/// The options or the configuration can't be used: sysexits.h EX_USAGE.
+/// The exit code for invalid options or configuration: sysexits.h EX_USAGE.
 pub const BAD_CONFIGURATION: u8 = 64;
-/// sysexits.h EX_SOFTWARE.
+/// The exit code for a failure: sysexits.h EX_SOFTWARE.
 const FAILED: u8 = 70;
 
 /// The exit codes, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes:
-  0   ended as it was asked to
-  1   a check found something wrong (healthcheck)
-  64  the options or the configuration can't be used; one line a mistake
+  0   success
+  1   a check failed (healthcheck)
+  64  invalid options or configuration; one line per mistake
   70  failed; the reason is on standard error";
 
-/// Prints a line, or returns an error of `io` from the function around it where `println!` would panic.
-/// [`report`](crate::report) knows which of them is no failure.
+/// Prints a line. On an I/O error it returns from the calling function, where `println!` would panic.
+/// [`report`](crate::report) handles a closed pipe.
 #[macro_export]
 macro_rules! say {
     ($($text:tt)*) => {
@@ -27,44 +27,44 @@ macro_rules! say {
     };
 }
 
-/// What [`say!`](crate::say) does.
+/// The implementation of [`say!`](crate::say).
 #[doc(hidden)]
 pub fn print_line(text: fmt::Arguments<'_>) -> io::Result<()> {
     writeln!(io::stdout(), "{text}")
 }
 
-/// Prints a line on standard error. Where nobody listens there is nobody to tell, either.
-pub fn complain(text: fmt::Arguments<'_>) {
+/// Prints a line to standard error. Ignores I/O errors, which could be reported nowhere.
+pub fn print_error(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// The exit code for a result; an error is told on standard error. A reader of standard output who
-/// has seen enough, as `head` has, is none.
+/// Prints an error to standard error and returns the exit code. A closed standard output, as with `head`, is a
+/// success.
 pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
     let err = match result {
         Ok(code) => return code,
         Err(err) => err,
     };
     if let Some(mistakes) = err.downcast_ref::<ConfigError>() {
-        tell(mistakes);
+        print_mistakes(mistakes);
         return ExitCode::from(BAD_CONFIGURATION);
     }
-    let is_enough = |err: &io::Error| err.kind() == io::ErrorKind::BrokenPipe;
-    if err.downcast_ref().is_some_and(is_enough) {
+    let is_closed_pipe = |err: &io::Error| err.kind() == io::ErrorKind::BrokenPipe;
+    if err.downcast_ref().is_some_and(is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    complain(format_args!("error: {err:#}"));
+    print_error(format_args!("error: {err:#}"));
     ExitCode::from(FAILED)
 }
 
-/// Ends the process with 64, and says why.
-pub(crate) fn end_with(mistakes: &ConfigError) -> ! {
-    tell(mistakes);
+/// Prints the mistakes and exits with 64.
+pub(crate) fn exit_with_mistakes(mistakes: &ConfigError) -> ! {
+    print_mistakes(mistakes);
     std::process::exit(BAD_CONFIGURATION.into())
 }
 
-/// Ends the process as clap does, with 64 for a mistake and with 0 after `--help` or `--version`.
-pub(crate) fn end_with_usage(err: &clap::Error) -> ! {
+/// Prints clap's message and exits: with 64 for a mistake, with 0 after `--help` or `--version`.
+pub(crate) fn exit_with_usage(err: &clap::Error) -> ! {
     let _ = err.print();
     std::process::exit(if err.use_stderr() {
         BAD_CONFIGURATION.into()
@@ -73,16 +73,16 @@ pub(crate) fn end_with_usage(err: &clap::Error) -> ! {
     })
 }
 
-fn tell(mistakes: &ConfigError) {
+fn print_mistakes(mistakes: &ConfigError) {
     for line in mistakes.to_string().lines() {
-        complain(format_args!("error: {line}"));
+        print_error(format_args!("error: {line}"));
     }
-    complain(format_args!(
-        "See --help for every option and its variable."
+    print_error(format_args!(
+        "See --help for all options and their environment variables."
     ));
 }
 
-/// An error with its reasons, on one line.
+/// Formats an error and its sources on one line.
 pub fn chain(err: &dyn std::error::Error) -> String {
     let mut text = err.to_string();
     let mut source = err.source();

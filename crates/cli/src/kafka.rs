@@ -1,50 +1,50 @@
-//! Settings that say where Kafka is and what is there: what can't be right is told before a client
-//! that would try for ever is made.
+//! Settings of Kafka. They are validated before a client is created, because a client retries an invalid address
+//! forever.
 
 use clap::Args;
 
-/// Kafka's own limit for the name of a topic, which becomes the name of a folder.
+/// Kafka's limit for the name of a topic.
 pub const MAX_TOPIC_NAME_CHARS: usize = 249;
 
-/// A value that may be left out. clap would take the `Option` itself for a property of the argument.
+/// An optional value. With `Option` itself clap would make the argument optional and parse the inner type.
 pub type Optional<T> = Option<T>;
 
-/// The Kafka to connect to.
+/// The options of the connection to Kafka.
 #[derive(Args, Clone, Debug)]
 pub struct KafkaOptions {
-    /// The Kafka brokers to connect to first, as host:port, separated by commas
-    #[arg(long, env = "KAFKA_BROKERS", value_parser = brokers)]
+    /// Connect to Kafka through these bootstrap brokers: host:port, separated by commas
+    #[arg(long, env = "KAFKA_BROKERS", value_parser = parse_brokers)]
     pub kafka_brokers: String,
 }
 
-/// Parses brokers, as `host:port`, separated by commas; drops the blanks around them.
-fn brokers(text: &str) -> Result<String, String> {
+/// Parses brokers, `host:port` separated by commas. Trims each.
+fn parse_brokers(text: &str) -> Result<String, String> {
     let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
     if brokers.iter().all(|broker| is_address(broker)) {
         return Ok(brokers.join(","));
     }
     Err(format!(
-        "{text:?} isn't host:port, or several with commas between"
+        "invalid value {text:?}: must be host:port, or several separated by commas"
     ))
 }
 
-/// Parses the name of a topic, or of something else for which Kafka has the same rule.
+/// Parses a name by Kafka's rules for topics, which also apply to instance ids.
 ///
 /// # Errors
-/// If Kafka would not accept it.
+/// If the name is invalid.
 pub fn kafka_name(text: &str) -> Result<String, String> {
     if is_topic_name(text) {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "{text:?} isn't a name of 1 to {MAX_TOPIC_NAME_CHARS} dead_letters, digits, '.', '_', '-'"
+        "invalid name {text:?}: must be 1 to {MAX_TOPIC_NAME_CHARS} letters, digits, '.', '_' or '-'"
     ))
 }
 
-/// The same, where empty means none.
+/// Like [`kafka_name`], and parses an empty text as `None`.
 ///
 /// # Errors
-/// If Kafka would not accept it.
+/// If the name is invalid.
 pub fn optional_kafka_name(text: &str) -> Result<Optional<String>, String> {
     match text {
         "" => Ok(None),
@@ -52,14 +52,14 @@ pub fn optional_kafka_name(text: &str) -> Result<Optional<String>, String> {
     }
 }
 
-/// Kafka's own rule. A broker that is asked about anything else may close the connection.
+/// Returns whether a name is valid by Kafka's rules. A broker may close the connection on any other.
 pub fn is_topic_name(name: &str) -> bool {
     (1..=MAX_TOPIC_NAME_CHARS).contains(&name.len())
         && name.chars().all(is_topic_char)
         && !matches!(name, "." | "..")
 }
 
-/// Whether a topic's name may have it.
+/// Returns whether a topic's name may contain the character.
 pub fn is_topic_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || "._-".contains(c)
 }
@@ -88,13 +88,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn brokers_are_addresses() {
+    fn brokers_must_be_addresses() {
         for (text, found) in [
             ("localhost:9092", "localhost:9092"),
             (" a.example:1 ,10.0.0.1:65535", "a.example:1,10.0.0.1:65535"),
             ("[::1]:9092", "[::1]:9092"),
         ] {
-            assert_eq!(brokers(text).as_deref(), Ok(found));
+            assert_eq!(parse_brokers(text).as_deref(), Ok(found));
         }
         for bad in [
             "",
@@ -109,12 +109,12 @@ mod tests {
             "::1:9092",
             "kafka://a:1",
         ] {
-            assert!(brokers(bad).is_err(), "{bad}");
+            assert!(parse_brokers(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn names_are_those_that_kafka_takes() {
+    fn only_names_that_kafka_accepts_are_valid() {
         for good in ["a", "users.v1", "A_b-9", "...", &"x".repeat(249)] {
             assert_eq!(kafka_name(good).as_deref(), Ok(good));
         }

@@ -1,5 +1,4 @@
-//! What every program of this workspace starts with: options that are checked whole, logs, the
-//! signals that ask for its end, and exit codes that mean something.
+//! Options, logging, shutdown signals and exit codes of every program of this workspace.
 
 mod config;
 mod exit;
@@ -11,7 +10,7 @@ mod values;
 mod visible;
 
 pub use config::{ConfigError, MAX_SECRET_BYTES, Problems, read_secret, read_text};
-pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, complain, print_line, report};
+pub use exit::{BAD_CONFIGURATION, EXIT_CODES, chain, print_error, print_line, report};
 pub use kafka::{
     KafkaOptions, MAX_TOPIC_NAME_CHARS, Optional, is_topic_char, is_topic_name, kafka_name,
     optional_kafka_name,

@@ -1,7 +1,7 @@
-//! Reads the command line and the environment, and reports every mistake in them at once.
+//! Parses the command line and the environment, and reports all mistakes at once.
 //!
-//! clap stops at the first mistake. Here the argument that it names is replaced by one that accepts
-//! anything, and the command is parsed again, until only mistakes of the command line itself are left.
+//! clap stops at the first mistake. This module replaces the argument that clap names by one that accepts
+//! any value, and parses again until only mistakes of the command line itself remain.
 
 use std::ffi::OsString;
 
@@ -13,17 +13,17 @@ use clap::{
 
 use crate::{config::Problems, exit};
 
-/// An argument that is also a variable.
+/// An argument that also has an environment variable.
 struct Setting {
     long: String,
     variable: String,
-    /// The variables that can be given instead.
+    /// The variables that exclude this one.
     alternatives: Vec<String>,
-    /// It is given by its variable, empty, although it has no default that this could override.
+    /// The variable is set to an empty text, and the argument has no default that this could override.
     is_empty: bool,
 }
 
-/// Why a setting cannot be used.
+/// A mistake in a setting.
 struct Mistake {
     variable: String,
     reason: String,
@@ -31,10 +31,10 @@ struct Mistake {
 
 /// Parses the command line and the environment.
 ///
-/// Ends the process with 64 after one line for each mistake, and with 0 after `--help` or `--version`.
+/// Exits with 64 after printing one line per mistake, and with 0 after `--help` or `--version`.
 ///
-/// An empty variable counts as not set where its setting has no default. Where it is one of two
-/// alternatives it is a mistake: nothing says which of them is meant.
+/// An empty variable counts as unset if its setting has no default. If it is one of two alternatives, it is a
+/// mistake, because the choice would be ambiguous.
 pub fn parse<C: Parser>() -> C {
     let settings = settings(&C::command(), std::env::args_os().skip(1));
     let is_empty = |arg: &Arg| setting_of(&settings, arg).is_some_and(|setting| setting.is_empty);
@@ -46,48 +46,47 @@ pub fn parse<C: Parser>() -> C {
         }
     });
     let mut mistakes: Vec<Mistake> = Vec::new();
-    // Variables whose arguments break no rule any more.
+    // Variables whose arguments were replaced and accept any value.
     let mut excused: Vec<String> = Vec::new();
-    // Each round finds a setting to excuse, or is the last.
+    // Each iteration finds a setting to replace, or is the last.
     loop {
         let err = match command.clone().try_get_matches_from(std::env::args_os()) {
             Ok(mut matches) if mistakes.is_empty() => match C::from_arg_matches_mut(&mut matches) {
                 Ok(options) => return options,
-                Err(err) => exit::end_with_usage(&err.format(&mut command)),
+                Err(err) => exit::exit_with_usage(&err.format(&mut command)),
             },
-            Ok(matches) => report(mistakes, &C::command(), &matches),
+            Ok(matches) => exit_with_mistakes(mistakes, &C::command(), &matches),
             Err(err) => err,
         };
-        let (known, told) = (excused.len(), mistakes.len());
-        for mistake in mistakes_in(&err, &settings) {
+        let (excused_before, mistakes_before) = (excused.len(), mistakes.len());
+        for mistake in find_mistakes(&err, &settings) {
             if mistakes.iter().all(|m| m.variable != mistake.variable) {
                 excused.push(mistake.variable.clone());
                 mistakes.push(mistake);
             }
         }
-        // Of two that exclude each other clap names one as invalid, which may be told of already.
-        for setting in named(&err, ContextKind::PriorArg, &settings).unwrap_or_default() {
+        // clap names one of two conflicting arguments as invalid; it may have a mistake already.
+        for setting in find_settings(&err, ContextKind::PriorArg, &settings).unwrap_or_default() {
             if !excused.contains(&setting.variable) {
                 let (variable, reason) = (setting.variable.clone(), reason(&err, setting));
                 excused.push(variable.clone());
-                if let Some(reason) = reason.filter(|_| mistakes.len() == told) {
+                if let Some(reason) = reason.filter(|_| mistakes.len() == mistakes_before) {
                     mistakes.push(Mistake { variable, reason });
                 }
             }
         }
-        if excused.len() == known {
-            end_with(mistakes, &settings, &err);
+        if excused.len() == excused_before {
+            exit_with_usage(mistakes, &settings, &err);
         }
         command = map_args(command, &|arg| match setting_of(&settings, &arg) {
-            Some(s) if excused.contains(&s.variable) => lenient(&arg, s),
+            Some(s) if excused.contains(&s.variable) => accept_any(&arg, s),
             _ => arg,
         });
     }
 }
 
-/// Ends the process with every mistake, in the order in which the matched subcommand declares its
-/// settings.
-fn report(mistakes: Vec<Mistake>, command: &Command, matches: &ArgMatches) -> ! {
+/// Prints all mistakes in the order in which the matched subcommand declares its settings, and exits.
+fn exit_with_mistakes(mistakes: Vec<Mistake>, command: &Command, matches: &ArgMatches) -> ! {
     let mut declared = Vec::new();
     let (mut command, mut matches) = (Some(command), Some(matches));
     while let (Some(parent), Some(of_parent)) = (command, matches) {
@@ -101,27 +100,27 @@ fn report(mistakes: Vec<Mistake>, command: &Command, matches: &ArgMatches) -> ! 
     for Mistake { variable, reason } in mistakes {
         problems.add(variable, reason);
     }
-    exit::end_with(&problems.into_error())
+    exit::exit_with_mistakes(&problems.into_error())
 }
 
-/// Ends the process with a mistake of the command line, and with those of settings that were found before it.
-fn end_with(mut mistakes: Vec<Mistake>, settings: &[Setting], err: &clap::Error) -> ! {
+/// Prints the mistakes of settings found so far, and one of the command line itself, and exits.
+fn exit_with_usage(mut mistakes: Vec<Mistake>, settings: &[Setting], err: &clap::Error) -> ! {
     mistakes.sort_by_key(|m| settings.iter().position(|s| s.variable == m.variable));
     for Mistake { variable, reason } in mistakes {
-        exit::complain(format_args!("error: {variable}: {reason}"));
+        exit::print_error(format_args!("error: {variable}: {reason}"));
     }
-    exit::end_with_usage(err)
+    exit::exit_with_usage(err)
 }
 
 /// Returns a mistake for each setting that `err` names. Empty if `err` is about the command line itself.
-fn mistakes_in(err: &clap::Error, settings: &[Setting]) -> Vec<Mistake> {
+fn find_mistakes(err: &clap::Error, settings: &[Setting]) -> Vec<Mistake> {
     if err.kind() == ErrorKind::InvalidUtf8 {
         let is_text =
             |s: &&Setting| std::env::var_os(&s.variable).is_none_or(|v| v.to_str().is_some());
         let broken = settings.iter().filter(|setting| !is_text(setting));
         let mistake = |setting: &Setting| Mistake {
             variable: setting.variable.clone(),
-            reason: "is not valid UTF-8".to_owned(),
+            reason: "not valid UTF-8".to_owned(),
         };
         return broken.map(mistake).collect();
     }
@@ -131,13 +130,13 @@ fn mistakes_in(err: &clap::Error, settings: &[Setting]) -> Vec<Mistake> {
             reason: reason(err, setting)?,
         })
     };
-    let found = named(err, ContextKind::InvalidArg, settings).unwrap_or_default();
+    let found = find_settings(err, ContextKind::InvalidArg, settings).unwrap_or_default();
     let mistakes = found.into_iter().map(mistake);
     mistakes.collect::<Option<_>>().unwrap_or_default()
 }
 
 /// Returns the settings of the arguments that `err` names, or `None` if one of them has no variable.
-fn named<'a>(
+fn find_settings<'a>(
     err: &clap::Error,
     kind: ContextKind,
     settings: &'a [Setting],
@@ -148,14 +147,14 @@ fn named<'a>(
         _ => return None,
     };
     let find = |argument: &String| {
-        // As in `--listen-addr <LISTEN_ADDR>`.
+        // The argument has the form `--listen-addr <LISTEN_ADDR>`.
         let long = argument.strip_prefix("--")?.split(' ').next()?;
         settings.iter().find(|setting| setting.long == long)
     };
     arguments.iter().map(find).collect()
 }
 
-/// Why a setting cannot be used. Says nothing of its value where a parser does not: it may be a secret.
+/// Returns the reason of a mistake. Contains the value only if its parser does: it may be a secret.
 fn reason(err: &clap::Error, setting: &Setting) -> Option<String> {
     let variable = &setting.variable;
     match err.kind() {
@@ -169,18 +168,18 @@ fn reason(err: &clap::Error, setting: &Setting) -> Option<String> {
         ErrorKind::MissingRequiredArgument => {
             let or = |other| format!(" or {other}");
             let others: String = setting.alternatives.iter().map(or).collect();
-            Some(format!("is missing: set {variable}{others}"))
+            Some(format!("missing; set {variable}{others}"))
         }
         ErrorKind::ArgumentConflict => {
             let others = setting.alternatives.join(" and ");
-            Some(format!("is given twice, by {variable} and by {others}"))
+            Some(format!("set by both {variable} and {others}; remove one"))
         }
         _ => None,
     }
 }
 
-/// The settings of a command, and of the subcommand that these arguments name: that of another one can have the same
-/// option.
+/// Returns the settings of a command and of the subcommand that these arguments name. Other subcommands may
+/// have an option of the same name.
 fn settings(command: &Command, mut arguments: impl Iterator<Item = OsString>) -> Vec<Setting> {
     let mut found: Vec<Setting> = settings_of(command).collect();
     let subcommand = arguments.find_map(|argument| command.find_subcommand(argument.to_str()?));
@@ -222,8 +221,8 @@ fn map_args(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
     command.mut_subcommands(|subcommand| map_args(subcommand, change))
 }
 
-/// The argument of a setting, without any rule that it could break.
-fn lenient(arg: &Arg, setting: &Setting) -> Arg {
+/// Returns the argument of a setting with a parser that accepts any value.
+fn accept_any(arg: &Arg, setting: &Setting) -> Arg {
     Arg::new(arg.get_id().clone())
         .long(setting.long.clone())
         .env(setting.variable.clone())
@@ -238,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_option_of_another_subcommand_is_no_setting() {
+    fn an_option_of_another_subcommand_is_not_a_setting() {
         let rows = Arg::new("rows").long("rows");
         let command = Command::new("test")
             .arg(Arg::new("log").long("log").env("LOG"))

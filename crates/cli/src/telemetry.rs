@@ -4,18 +4,18 @@ use tracing_subscriber::{
     EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-/// How and how much to log.
+/// The options of logging.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogOptions {
-    /// What to log: a level, or levels by module as in "info,outbox_relay=debug"
-    #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true, value_parser = filter)]
+    /// Log at this level (error, warn, info, debug, trace or off), or at levels per module: info,outbox_relay=debug
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true, value_parser = parse_filter)]
     log_level: Filter,
-    /// Whether lines are for people, "text", or for programs, "json", one object a line
+    /// Log in this format: lines of text, or one JSON object per line
     #[arg(long, env = "LOG_FORMAT", default_value = "text", global = true)]
     log_format: LogFormat,
 }
 
-/// The text of an [`EnvFilter`], which is no `Clone`.
+/// The text of an [`EnvFilter`], which is not `Clone`.
 #[derive(Clone, Debug)]
 struct Filter(String);
 
@@ -26,7 +26,7 @@ enum LogFormat {
 }
 
 impl LogOptions {
-    /// Sends what the program logs to standard error.
+    /// Installs the subscriber, which logs to standard error.
     pub fn install(self) {
         let registry = tracing_subscriber::registry().with(EnvFilter::new(self.log_level.0));
         let lines = fmt::layer().with_writer(std::io::stderr);
@@ -42,10 +42,14 @@ impl LogOptions {
     }
 }
 
-fn filter(text: &str) -> Result<Filter, String> {
-    let reason = || format!("{text:?} isn't a level, nor levels by module as in info,hyper=warn");
-    // The filter takes a word that is no level for a module of which everything is to be logged,
-    // and of the others nothing: a typing mistake would end all logs.
+fn parse_filter(text: &str) -> Result<Filter, String> {
+    let reason = || {
+        format!(
+            "invalid value {text:?}: must be a level, or levels per module such as info,hyper=warn"
+        )
+    };
+    // EnvFilter reads a word that is not a level as a module, and logs only that module: a typo would
+    // disable all logs.
     let is_word = |part: &str| !part.contains(['=', '[', ']', '{', '}']);
     let mut words = text.split(',').filter(|part| is_word(part));
     if words.any(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
@@ -62,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_understood_as_a_whole_or_not_at_all() {
+    fn a_filter_with_an_invalid_part_is_rejected() {
         for good in [
             "info",
             "WARN",
@@ -70,10 +74,10 @@ mod tests {
             "info,outbox_relay=debug",
             "[call{path=a}]=debug",
         ] {
-            assert!(filter(good).is_ok(), "{good}");
+            assert!(parse_filter(good).is_ok(), "{good}");
         }
         for bad in ["", "verbose", "info,debgu", "info,", "a=b", "a=info=b", "["] {
-            assert!(filter(bad).is_err(), "{bad}");
+            assert!(parse_filter(bad).is_err(), "{bad}");
         }
     }
 }

@@ -15,7 +15,7 @@ where
             .filter(|number| range.contains(number))
             .ok_or_else(|| {
                 let (low, high) = (range.start(), range.end());
-                format!("{text:?} isn't a number from {low} to {high}")
+                format!("invalid value {text:?}: must be a number from {low} to {high}")
             })
     }
 }
@@ -39,7 +39,7 @@ pub fn seconds(
 /// Parses a text that is not blank.
 ///
 /// # Errors
-/// If it is.
+/// If it is blank.
 pub fn not_blank(text: &str) -> Result<String, &'static str> {
     if text.trim().is_empty() {
         return Err("must not be empty");
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_in_its_range_or_rejected_with_it() {
+    fn a_number_out_of_range_is_rejected_with_its_range() {
         assert_eq!(number(1..=100)("16"), Ok(16));
         assert_eq!(seconds(1..=100)(" 16 "), Ok(Duration::from_secs(16)));
         for bad in ["", "0", "101", "-1", "1 s", "many"] {

@@ -1,28 +1,28 @@
-//! A batch of records and their offsets, in one transaction.
+//! Applies a batch of records and advances its offsets in one transaction.
 
 use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 use rdkafka::{Message as _, message::BorrowedMessage};
 
 use crate::{
     Projection, dead_letters,
-    decoded::Decoded,
-    offsets::{Moves, Offsets},
+    decoded::DecodedBatch,
+    offsets::{OffsetRanges, Offsets},
     poison,
     record::Record,
 };
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is applied, or set aside, and the offsets are behind it.
+    /// Its records are applied or dead-lettered, and the offsets are advanced.
     Applied { dead_lettered: usize },
-    /// Somebody else has moved the offsets; nothing is applied.
-    Overtaken,
+    /// Another consumer has advanced the offsets. Nothing is applied.
+    OffsetConflict,
 }
 
-/// Why a transaction was rolled back.
+/// The reason why a transaction was rolled back.
 enum Rollback {
-    Overtaken,
+    OffsetConflict,
     Database(diesel::result::Error),
 }
 
@@ -32,93 +32,99 @@ impl From<diesel::result::Error> for Rollback {
     }
 }
 
-/// Applies `messages`, which were decoded. `from` is the next offset that each of their partitions has
-/// now.
+/// Applies decoded messages. `positions` holds the next offset of each of their partitions.
+///
+/// A poison record that only the database can detect is found by halving the batch.
 ///
 /// # Errors
-/// Where trying again can help.
-pub(crate) async fn apply<P: Projection>(
+/// Errors that a retry can resolve.
+pub(crate) async fn apply_batch<P: Projection>(
     projection: &P,
     offsets: &Offsets<'_>,
     conn: &mut AsyncPgConnection,
-    from: &Moves,
+    positions: &OffsetRanges,
     messages: &[BorrowedMessage<'_>],
-    decoded: &Decoded<P::Change>,
+    decoded: &DecodedBatch<P::Change>,
 ) -> diesel::QueryResult<Outcome> {
-    let mut from = from.clone();
-    let mut all_dead_lettered = 0;
+    let mut positions = positions.clone();
+    let mut total_dead_lettered = 0;
     let mut parts = vec![messages];
     while let Some(part) = parts.pop() {
-        let of_part;
+        let decoded_part;
         let decoded = if part.len() == messages.len() {
             decoded
         } else {
-            of_part = Decoded::of(projection, part);
-            &of_part
+            decoded_part = DecodedBatch::decode(projection, part);
+            &decoded_part
         };
-        let mut outcome = transact(projection, offsets, conn, &from, part, decoded).await;
-        if let Some(poison) = outcome.as_ref().err().and_then(poison::in_change) {
+        let mut outcome =
+            apply_in_transaction(projection, offsets, conn, &positions, part, decoded).await;
+        if let Some(poison) = outcome.as_ref().err().and_then(poison::from_database_error) {
             let [message] = part else {
-                // One of them is rejected: halves find it, and keep the others, in a few transactions.
+                // One of them is poison: halving isolates it in a few transactions.
                 let (first, second) = part.split_at(part.len() / 2);
                 parts.extend([second, first]);
                 continue;
             };
-            let rejected = Decoded::rejected(message, poison);
-            outcome = transact(projection, offsets, conn, &from, part, &rejected).await;
+            let rejected = DecodedBatch::from_rejected(message, poison);
+            outcome =
+                apply_in_transaction(projection, offsets, conn, &positions, part, &rejected).await;
         }
         match outcome? {
-            Outcome::Applied { dead_lettered } => all_dead_lettered += dead_lettered,
-            Outcome::Overtaken => return Ok(Outcome::Overtaken),
+            Outcome::Applied { dead_lettered } => total_dead_lettered += dead_lettered,
+            Outcome::OffsetConflict => return Ok(Outcome::OffsetConflict),
         }
-        for (partition, (_, to)) in moves(&from, part) {
-            from.insert(partition, (to, to));
+        for (partition, (_, to)) in offset_ranges(&positions, part) {
+            positions.insert(partition, (to, to));
         }
     }
     Ok(Outcome::Applied {
-        dead_lettered: all_dead_lettered,
+        dead_lettered: total_dead_lettered,
     })
 }
 
-/// The offsets behind `messages`.
-pub(crate) fn moves(from: &Moves, messages: &[BorrowedMessage<'_>]) -> Moves {
-    let mut moves = Moves::new();
+/// Returns the range from each partition's position to the offset after its last message.
+pub(crate) fn offset_ranges(
+    positions: &OffsetRanges,
+    messages: &[BorrowedMessage<'_>],
+) -> OffsetRanges {
+    let mut ranges = OffsetRanges::new();
     for message in messages {
-        let start = from
+        let start = positions
             .get(&message.partition())
             .map_or(message.offset(), |(next, _)| *next);
-        moves.entry(message.partition()).or_insert((start, 0)).1 = message.offset() + 1;
+        ranges.entry(message.partition()).or_insert((start, 0)).1 = message.offset() + 1;
     }
-    moves
+    ranges
 }
 
-async fn transact<P: Projection>(
+async fn apply_in_transaction<P: Projection>(
     projection: &P,
     offsets: &Offsets<'_>,
     conn: &mut AsyncPgConnection,
-    from: &Moves,
+    positions: &OffsetRanges,
     messages: &[BorrowedMessage<'_>],
-    decoded: &Decoded<P::Change>,
+    decoded: &DecodedBatch<P::Change>,
 ) -> diesel::QueryResult<Outcome> {
-    let Decoded {
+    let DecodedBatch {
         changes,
         dead_letters,
         counts,
     } = decoded;
     let dead_letters = dead_letters.iter().map(|(index, poison)| {
-        let record = Record::of(&messages[*index]);
+        let record = Record::from_message(&messages[*index]);
         (record, poison)
     });
     let dead_letters: Vec<_> = dead_letters.collect();
-    let moves = moves(from, messages);
+    let ranges = offset_ranges(positions, messages);
     let result = conn
         .transaction(async |conn| {
-            // First of all, because it locks the rows: from here on nobody else can apply these.
-            if !offsets.compare_and_set(conn, &moves, counts).await? {
-                return Err(Rollback::Overtaken);
+            // First, because it locks the rows: no other consumer can apply these records after it.
+            if !offsets.compare_and_set(conn, &ranges, counts).await? {
+                return Err(Rollback::OffsetConflict);
             }
             for (record, poison) in &dead_letters {
-                dead_letters::dead_lettered(conn, offsets, record, poison).await?;
+                dead_letters::insert(conn, offsets, record, poison).await?;
             }
             if !changes.is_empty() {
                 projection.apply(conn, changes).await?;
@@ -128,7 +134,7 @@ async fn transact<P: Projection>(
         .await;
     match result {
         Ok(()) => {}
-        Err(Rollback::Overtaken) => return Ok(Outcome::Overtaken),
+        Err(Rollback::OffsetConflict) => return Ok(Outcome::OffsetConflict),
         Err(Rollback::Database(err)) => return Err(err),
     }
     for (record, poison) in &dead_letters {
@@ -138,10 +144,10 @@ async fn transact<P: Projection>(
             partition = record.partition(),
             offset = record.offset(),
             %poison,
-            "record moved to dead_letters",
+            "poison record dead-lettered",
         );
     }
-    projection.applied(changes);
+    projection.after_commit(changes);
     Ok(Outcome::Applied {
         dead_lettered: dead_letters.len(),
     })

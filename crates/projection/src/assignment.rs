@@ -1,4 +1,4 @@
-//! Which partitions are ours, and where they begin: librdkafka's callbacks.
+//! Librdkafka's rebalance callbacks: they assign partitions from the stored offsets.
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +19,17 @@ use rdkafka::{
 };
 
 use crate::{
-    following::{MAX_BACKOFF, Shared, backoff},
-    offsets::Moves,
+    handle::{MAX_BACKOFF, Shared, backoff},
+    offsets::OffsetRanges,
 };
 
-/// How long Kafka may take to say where a partition begins.
+/// The timeout of a request for a partition's first and last offset.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Assigns partitions from the offsets in the database, while the consumer is polled.
+/// The partitions that are assigned to this consumer, and its position in each.
 pub(crate) struct Assignment {
     shared: Arc<Shared>,
-    /// Where we are in each partition that is ours.
+    /// By assigned partition.
     positions: Mutex<BTreeMap<i32, Position>>,
     has_joined: AtomicBool,
     has_failed: AtomicBool,
@@ -39,25 +39,25 @@ pub(crate) struct Assignment {
 struct Position {
     /// The offset of the next record.
     next: i64,
-    /// Whether records were applied since the partition was assigned. Until then librdkafka may
-    /// still give out what it fetched when the partition was ours before.
-    has_moved: bool,
+    /// Records were applied since the partition was assigned. Until then librdkafka may still return
+    /// records that it fetched during an earlier assignment.
+    has_advanced: bool,
 }
 
 impl Assignment {
-    /// A consumer that subscribes to the topic, and is assigned its partitions by us.
+    /// Creates a consumer that subscribes to the topic and has its partitions assigned by this type.
     ///
     /// # Errors
-    /// If the configuration can't be used.
-    pub(crate) fn consumer(shared: &Arc<Shared>) -> Result<BaseConsumer<Self>, KafkaError> {
-        let options = &shared.options;
+    /// If the configuration is invalid.
+    pub(crate) fn create_consumer(shared: &Arc<Shared>) -> Result<BaseConsumer<Self>, KafkaError> {
+        let consumer_config = &shared.config;
         let mut config = ClientConfig::new();
         config
-            .set("bootstrap.servers", &options.brokers)
-            .set("group.id", &options.name)
-            .set("client.id", &options.name)
+            .set("bootstrap.servers", &consumer_config.brokers)
+            .set("group.id", &consumer_config.name)
+            .set("client.id", &consumer_config.name)
             .set("partition.assignment.strategy", "cooperative-sticky")
-            // Offsets come from the database; an offset that the topic does not have is an error.
+            // Offsets come from the database. One that is out of range must be an error.
             .set("auto.offset.reset", "error")
             .set("enable.auto.offset.store", "false")
             .set("enable.auto.commit", "true")
@@ -65,11 +65,11 @@ impl Assignment {
             .set("session.timeout.ms", "10000")
             .set("reconnect.backoff.max.ms", "1000")
             .set("fetch.error.backoff.ms", "100")
-            // Partitions that are added are noticed, and read, so soon.
+            // Added partitions are consumed within this time.
             .set("topic.metadata.refresh.interval.ms", "10000")
-            // Bounds what waits in memory to be applied.
+            // Bounds the memory of fetched records.
             .set("queued.max.messages.kbytes", "16384");
-        if let Some(instance_id) = &options.instance_id {
+        if let Some(instance_id) = &consumer_config.instance_id {
             config.set("group.instance.id", instance_id);
         }
         let context = Self {
@@ -79,22 +79,22 @@ impl Assignment {
             has_failed: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<Self> = config.create_with_context(context)?;
-        consumer.subscribe(&[&options.topic])?;
+        consumer.subscribe(&[&consumer_config.topic])?;
         Ok(consumer)
     }
 
-    /// Whether the group has given us our part, be it nothing: before that, no record comes.
+    /// Returns whether the group has assigned partitions, possibly none. No record arrives before that.
     pub(crate) fn has_joined(&self) -> bool {
         self.has_joined.load(Ordering::Acquire)
     }
 
-    /// Whether partitions could not be taken, which only a new consumer can mend.
+    /// Returns whether an assignment failed. Only a new consumer recovers from that.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Acquire)
     }
 
-    /// The next offset of each partition that is ours.
-    pub(crate) fn positions(&self) -> Moves {
+    /// Returns an empty range at the next offset of each assigned partition.
+    pub(crate) fn positions(&self) -> OffsetRanges {
         let positions = self.positions.lock();
         let positions = positions.iter();
         positions
@@ -102,30 +102,33 @@ impl Assignment {
             .collect()
     }
 
-    /// The offsets were moved, in the database.
-    pub(crate) fn moved(&self, moves: &Moves) {
+    /// Advances the positions to the ends of these ranges, which the database has committed.
+    pub(crate) fn advance(&self, ranges: &OffsetRanges) {
         let mut positions = self.positions.lock();
-        for (partition, (_, to)) in moves {
+        for (partition, (_, to)) in ranges {
             let position = Position {
                 next: *to,
-                has_moved: true,
+                has_advanced: true,
             };
             positions.insert(*partition, position);
         }
     }
 
-    /// Whether a record lies before those that were applied: its topic was made anew.
-    pub(crate) fn is_backwards(&self, message: &BorrowedMessage<'_>) -> bool {
+    /// Returns whether a record lies before those that were applied: its topic was recreated.
+    pub(crate) fn has_regressed(&self, message: &BorrowedMessage<'_>) -> bool {
         let position = self.positions.lock().get(&message.partition()).copied();
-        position.is_some_and(|at| at.has_moved && message.offset() < at.next)
+        position.is_some_and(|at| at.has_advanced && message.offset() < at.next)
     }
 
-    /// The next offset and the end of a partition that ends before it; none if there is none.
+    /// Returns the next offset and the end offset of a partition that ends before its next offset.
     ///
     /// # Errors
-    /// If Kafka does not answer.
-    pub(crate) fn ahead(&self, client: &BaseConsumer) -> Result<Option<(i64, i64)>, KafkaError> {
-        let topic = &self.shared.options.topic;
+    /// If Kafka does not respond.
+    pub(crate) fn find_recreated(
+        &self,
+        client: &BaseConsumer,
+    ) -> Result<Option<(i64, i64)>, KafkaError> {
+        let topic = &self.shared.config.topic;
         for (partition, (next, _)) in self.positions() {
             let (_, end) = client.fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)?;
             if end < next {
@@ -135,26 +138,28 @@ impl Assignment {
         Ok(None)
     }
 
-    /// Waits for Kafka and the database as long as it takes; none if it is asked to end.
-    fn next_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<i64> {
+    /// Loads the next offset of a partition. Retries until it succeeds; returns `None` at a shutdown.
+    fn load_next_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<i64> {
         let shared = &self.shared;
         let mut backoff = backoff();
         while !shared.shutdown.is_cancelled() {
-            let topic = &shared.options.topic;
+            let topic = &shared.config.topic;
             let loaded = consumer
                 .fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)
-                .map_err(|err| format!("Kafka does not answer: {err}"))
+                .map_err(|err| {
+                    format!("failed to get the offsets of partition {partition} from Kafka: {err}")
+                })
                 .and_then(|(earliest, _)| {
                     shared.runtime.block_on(async {
                         let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
                         let offsets = shared.offsets();
-                        let loading = offsets.begin(&mut conn, partition, earliest);
+                        let loading = offsets.load_or_create(&mut conn, partition, earliest);
                         loading.await.map_err(|err| err.to_string())
                     })
                 });
             match loaded {
                 Ok(next) => return Some(next),
-                Err(reason) => shared.fail(&format!("can't load offsets: {reason}")),
+                Err(reason) => shared.set_failing(&format!("failed to load offsets: {reason}")),
             }
             shared.pause(backoff.next().unwrap_or(MAX_BACKOFF));
         }
@@ -172,14 +177,14 @@ impl Assignment {
             .map(|e| e.partition())
             .collect();
         for partition in numbers {
-            let Some(next) = self.next_offset(consumer, partition) else {
+            let Some(next) = self.load_next_offset(consumer, partition) else {
                 return Ok(());
             };
-            let topic = &self.shared.options.topic;
+            let topic = &self.shared.config.topic;
             partitions.set_partition_offset(topic, partition, Offset::Offset(next))?;
             let position = Position {
                 next,
-                has_moved: false,
+                has_advanced: false,
             };
             self.positions.lock().insert(partition, position);
         }
@@ -218,16 +223,16 @@ impl ConsumerContext for Assignment {
         err: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
-        let projection = &self.shared.options.name;
+        let projection = &self.shared.config.name;
         let count = partitions.count();
-        let (what, result) = match err {
+        let (event, result) = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                ("assigned", self.assign(consumer, partitions))
+                ("partitions assigned", self.assign(consumer, partitions))
             }
-            _ => ("revoked", self.unassign(consumer, partitions)),
+            _ => ("partitions revoked", self.unassign(consumer, partitions)),
         };
         match result {
-            Ok(()) => tracing::info!(%projection, partitions = count, "{what}"),
+            Ok(()) => tracing::info!(%projection, partitions = count, "{event}"),
             Err(error) => {
                 tracing::warn!(%projection, %error, "rebalance failed");
                 self.has_failed.store(true, Ordering::Release);

@@ -1,24 +1,24 @@
-//! The subcommands `dead-letters` and `projection` of a service that follows a topic.
+//! The subcommands `dead-letters` and `projection` of a service with a projection.
 
 use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use cli::{KafkaOptions, complain, say, visible};
+use cli::{KafkaOptions, print_error, say, visible};
 use diesel_async::AsyncPgConnection;
 use serde_json::{Value, json};
 
 use crate::{
-    Configurable, Projection, RebuildOptions, Rebuildable, Redriven,
+    Configurable, Projection, RebuildOptions, Rebuildable, RedriveOutcome,
     dead_letters::{self, DeadLetter, Summary},
     drop_replaced,
-    offsets::check_known,
+    offsets::ensure_projection_exists,
     options::{NameOption, SourceOptions},
     redrive,
 };
 
-/// Dead letters that `redrive --all` reads at a time.
-const PAGE: i64 = 100;
+/// Dead letters that `redrive --all` loads at a time.
+const PAGE_SIZE: i64 = 100;
 
 /// The options of `dead-letters`.
 #[derive(Args, Debug)]
@@ -32,10 +32,10 @@ pub struct DeadLettersOptions<P: Configurable> {
 }
 
 impl<P: Configurable> DeadLettersOptions<P> {
-    /// Does it, and prints what has become of it.
+    /// Runs the subcommand and prints its result.
     ///
     /// # Errors
-    /// If the database has no such projection, or fails.
+    /// If the projection does not exist, or the database fails.
     pub async fn run(self, conn: &mut AsyncPgConnection) -> Result<ExitCode> {
         let projection = P::from_options(self.projection);
         let name = self.name.consumer_group;
@@ -43,41 +43,41 @@ impl<P: Configurable> DeadLettersOptions<P> {
     }
 }
 
-/// What to do with the records that could not be applied.
+/// The subcommands of `dead-letters`.
 #[derive(Clone, Debug, Subcommand)]
 enum DeadLettersCommand {
-    /// List them, the oldest first, without what they hold
+    /// List dead letters, oldest first, without their contents
     List {
-        /// So many at most
+        /// List at most this many
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=10_000))]
         limit: i64,
-        /// Those behind the one with this number
+        /// List dead letters with an id greater than this (pagination)
         #[arg(long, default_value_t = 0)]
         after: i64,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Show one with its headers and its payload, which may hold personal data. Ends with 1 if there is none
+    /// Show a dead letter with its headers and payload, which may contain personal data; exits with 1 if not found
     Show {
-        /// Its number
+        /// The id of the dead letter
         id: i64,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Apply them once more, here; what is applied is no dead letter any more. Ends with 1 if one still can't be
+    /// Apply dead letters again and delete those that succeed; exits with 1 if one fails
     Redrive {
-        /// Their numbers
+        /// The ids of the dead letters
         #[arg(required_unless_present = "all")]
         ids: Vec<i64>,
-        /// All of them
+        /// Redrive all dead letters
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
-    /// Forget them for good; copies in the dead letter topic stay. Ends with 1 if there is none with one of the numbers
+    /// Delete dead letters permanently; their copies in the dead-letter topic stay; exits with 1 if one is not found
     Drop {
-        /// Their numbers
+        /// The ids of the dead letters
         #[arg(required = true)]
         ids: Vec<i64>,
     },
@@ -90,7 +90,7 @@ impl DeadLettersCommand {
         projection: &P,
         name: &str,
     ) -> Result<ExitCode> {
-        check_known(conn, name).await?;
+        ensure_projection_exists(conn, name).await?;
         match self {
             Self::List { limit, after, json } => {
                 let dead_letters = dead_letters::list(conn, name, after, limit).await?;
@@ -98,33 +98,35 @@ impl DeadLettersCommand {
                     say!(
                         "{}",
                         if json {
-                            summary(dead_letter).to_string()
+                            summary_json(dead_letter).to_string()
                         } else {
-                            line(dead_letter)
+                            format_line(dead_letter)
                         }
                     );
                 }
                 if dead_letters.is_empty() && !json {
-                    complain(format_args!("no dead letters of {name}"));
+                    print_error(format_args!("projection {name} has no dead letters"));
                 }
                 Ok(ExitCode::SUCCESS)
             }
             Self::Show { id, json } => {
                 let Some(dead_letter) = dead_letters::find(conn, name, id).await? else {
-                    complain(format_args!("there is no dead letter {id} of {name}"));
+                    print_error(format_args!(
+                        "dead letter {id} of projection {name} not found"
+                    ));
                     return Ok(ExitCode::FAILURE);
                 };
                 say!(
                     "{}",
                     if json {
-                        whole(&dead_letter).to_string()
+                        full_json(&dead_letter).to_string()
                     } else {
-                        page(&dead_letter)
+                        format_page(&dead_letter)
                     }
                 );
                 Ok(ExitCode::SUCCESS)
             }
-            Self::Redrive { ids, all: false } => redrive_these(conn, projection, name, &ids).await,
+            Self::Redrive { ids, all: false } => redrive_ids(conn, projection, name, &ids).await,
             Self::Redrive { all: true, .. } => redrive_all(conn, projection, name).await,
             Self::Drop { ids } => {
                 let mut code = ExitCode::SUCCESS;
@@ -132,7 +134,7 @@ impl DeadLettersCommand {
                     if dead_letters::discard(conn, name, id).await? {
                         say!("{id}\tdropped");
                     } else {
-                        say!("{id}\tthere is none");
+                        say!("{id}\tnot found");
                         code = ExitCode::FAILURE;
                     }
                 }
@@ -142,7 +144,7 @@ impl DeadLettersCommand {
     }
 }
 
-async fn redrive_these<P: Projection>(
+async fn redrive_ids<P: Projection>(
     conn: &mut AsyncPgConnection,
     projection: &P,
     name: &str,
@@ -151,22 +153,22 @@ async fn redrive_these<P: Projection>(
     let mut code = ExitCode::SUCCESS;
     for id in ids {
         match redrive(conn, projection, name, *id).await? {
-            Redriven::Applied => {
+            RedriveOutcome::Applied => {
                 say!("{id}\tapplied");
             }
-            Redriven::Rejected(poison) => {
-                say!("{id}\tstill rejected: {poison}");
+            RedriveOutcome::Rejected(poison) => {
+                say!("{id}\tfailed: {poison}");
                 code = ExitCode::FAILURE;
             }
-            Redriven::Erased => {
+            RedriveOutcome::Erased => {
                 say!(
-                    "{id}\twhat it held is erased; a rebuild finds the record if its topic has it \
-                     still, and `dead-letters drop` forgets it"
+                    "{id}\tfailed: its contents are erased. Rebuild the projection to read the record from \
+                     its topic again, or delete the dead letter with `dead-letters drop`."
                 );
                 code = ExitCode::FAILURE;
             }
-            Redriven::Missing => {
-                say!("{id}\tthere is none");
+            RedriveOutcome::NotFound => {
+                say!("{id}\tnot found");
                 code = ExitCode::FAILURE;
             }
         }
@@ -182,7 +184,7 @@ async fn redrive_all<P: Projection>(
     let mut code = ExitCode::SUCCESS;
     let mut after = 0;
     loop {
-        let dead_letters = dead_letters::list(conn, name, after, PAGE).await?;
+        let dead_letters = dead_letters::list(conn, name, after, PAGE_SIZE).await?;
         let ids: Vec<i64> = dead_letters
             .iter()
             .map(|dead_letter| dead_letter.dead_letter_id)
@@ -191,13 +193,13 @@ async fn redrive_all<P: Projection>(
             return Ok(code);
         };
         after = *last;
-        if redrive_these(conn, projection, name, &ids).await? == ExitCode::FAILURE {
+        if redrive_ids(conn, projection, name, &ids).await? == ExitCode::FAILURE {
             code = ExitCode::FAILURE;
         }
     }
 }
 
-fn line(dead_letter: &Summary) -> String {
+fn format_line(dead_letter: &Summary) -> String {
     let erased = dead_letter.erased_at.map_or("", |_| "\terased");
     format!(
         "{}\t{}\t{}[{}]@{}\tkey {}\t{}: {}{erased}",
@@ -209,58 +211,58 @@ fn line(dead_letter: &Summary) -> String {
         dead_letter
             .key
             .as_deref()
-            .map_or_else(|| "-".to_owned(), text),
+            .map_or_else(|| "-".to_owned(), escape),
         dead_letter.error_class,
         dead_letter.error,
     )
 }
 
-fn page(dead_letter: &DeadLetter) -> String {
-    let mut page = line(&dead_letter.summary).replace('\t', "\n");
+fn format_page(dead_letter: &DeadLetter) -> String {
+    let mut page = format_line(&dead_letter.summary).replace('\t', "\n");
     for (name, value) in dead_letter.headers() {
         let _ = write!(
             page,
             "\nheader {}: {}",
             name.escape_default(),
-            value.map_or_else(String::new, text)
+            value.map_or_else(String::new, escape)
         );
     }
     let payload = dead_letter.payload.as_deref();
     let _ = write!(
         page,
         "\npayload {}",
-        payload.map_or_else(|| "none".to_owned(), text)
+        payload.map_or_else(|| "none".to_owned(), escape)
     );
     page
 }
 
-fn summary(dead_letter: &Summary) -> Value {
+fn summary_json(dead_letter: &Summary) -> Value {
     json!({
         "id": dead_letter.dead_letter_id,
         "dead_lettered_at": dead_letter.dead_lettered_at,
         "topic": dead_letter.topic,
         "partition": dead_letter.partition,
         "offset": dead_letter.record_offset,
-        "key": dead_letter.key.as_deref().map(text),
+        "key": dead_letter.key.as_deref().map(escape),
         "class": dead_letter.error_class,
         "error": dead_letter.error,
         "erased_at": dead_letter.erased_at,
     })
 }
 
-fn whole(dead_letter: &DeadLetter) -> Value {
-    let mut value = summary(&dead_letter.summary);
+fn full_json(dead_letter: &DeadLetter) -> Value {
+    let mut value = summary_json(&dead_letter.summary);
     let headers = dead_letter.headers();
     let headers: Vec<_> = headers
-        .map(|(name, value)| json!({ "name": name, "value": value.map(text) }))
+        .map(|(name, value)| json!({ "name": name, "value": value.map(escape) }))
         .collect();
     value["headers"] = headers.into();
-    value["payload"] = dead_letter.payload.as_deref().map(text).into();
+    value["payload"] = dead_letter.payload.as_deref().map(escape).into();
     value
 }
 
-/// Text with escapes for what a terminal would obey, and whatever is no text byte by byte.
-fn text(bytes: &[u8]) -> String {
+/// Escapes what a terminal would obey, and all bytes that are not UTF-8.
+fn escape(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => visible(text).into_owned(),
         Err(_) => bytes.escape_ascii().to_string(),
@@ -281,37 +283,36 @@ pub struct ProjectionOptions<P: Configurable> {
 }
 
 impl<P: Configurable + Rebuildable> ProjectionOptions<P> {
-    /// Does it, and prints what has become of it. `follower` is a second connection to the same
-    /// database.
+    /// Runs the subcommand and prints its result. `swap_conn` is a second connection to the same database.
     ///
     /// # Errors
-    /// As of [`status`](crate::status) and [`rebuild`](crate::rebuild).
+    /// Those of [`status`](crate::status) and [`rebuild`](crate::rebuild).
     pub async fn run(
         self,
         conn: &mut AsyncPgConnection,
-        follower: &mut AsyncPgConnection,
+        swap_conn: &mut AsyncPgConnection,
     ) -> Result<()> {
         let projection = P::from_options(self.projection);
-        let options = self.source.on(self.kafka);
+        let options = self.source.into_rebuild_options(self.kafka);
         self.command
-            .run(conn, follower, &projection, &options)
+            .run(conn, swap_conn, &projection, &options)
             .await
     }
 }
 
-/// What to do with a projection.
+/// The subcommands of `projection`.
 #[derive(Clone, Debug, Subcommand)]
 enum ProjectionCommand {
-    /// Show how far it is behind its topic, and what became of the records
+    /// Show the lag of each partition, and how many records were applied, skipped and dead-lettered
     Status {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Build its tables anew from the topic, beside those that serve, and swap them. Ended in the middle, it goes on
-    /// where it was when it is begun again
+    /// Rebuild the tables from the topic beside the live ones, then swap them; an interrupted rebuild resumes when it
+    /// is run again
     Rebuild {
-        /// Only drop the tables that the last rebuild has replaced, which are kept in the schema projection_replaced
+        /// Only drop the tables that the last rebuild replaced (schema projection_replaced)
         #[arg(long)]
         drop_old: bool,
     },
@@ -321,7 +322,7 @@ impl ProjectionCommand {
     async fn run<P: Rebuildable>(
         self,
         conn: &mut AsyncPgConnection,
-        follower: &mut AsyncPgConnection,
+        swap_conn: &mut AsyncPgConnection,
         projection: &P,
         options: &RebuildOptions,
     ) -> Result<()> {
@@ -332,7 +333,7 @@ impl ProjectionCommand {
                     say!("{}", serde_json::to_string(&partitions)?);
                     return Ok(());
                 }
-                say!("partition\tnext\tend\tlag\tlag, s\tapplied\tskipped\tset aside");
+                say!("partition\tnext\tend\tlag\tlag, s\tapplied\tskipped\tdead-lettered");
                 for p in &partitions {
                     let next = p
                         .next_offset
@@ -351,18 +352,18 @@ impl ProjectionCommand {
             }
             Self::Rebuild { drop_old: true } => {
                 drop_replaced(conn).await?;
-                say!("dropped, if there were any");
+                say!("dropped the replaced tables, if any");
             }
             Self::Rebuild { drop_old: false } => {
-                let rebuilt = crate::rebuild(conn, follower, projection, options).await?;
+                let rebuilt = crate::rebuild(conn, swap_conn, projection, options).await?;
                 let (records, s) = (rebuilt.records, rebuilt.took.as_secs_f64());
                 say!(
-                    "{records} records in {s:.1} s, {:.0} a second",
+                    "rebuilt {records} records in {s:.1} s ({:.0} records/s)",
                     records as f64 / s
                 );
                 say!(
-                    "the new tables serve; the old ones are in the schema projection_replaced until \
-                     you run the same with --drop-old"
+                    "The new tables are live. The replaced ones are in the schema projection_replaced: \
+                     drop them with `projection rebuild --drop-old`."
                 );
             }
         }

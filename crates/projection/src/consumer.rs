@@ -1,7 +1,7 @@
-//! The consumer: a thread of its own that polls Kafka and applies what comes.
+//! The consumer: a thread that polls Kafka and applies records.
 //!
-//! A thread and not a task, because librdkafka calls back while it is polled, and the callback that
-//! assigns partitions has to ask the database where they begin.
+//! It is a thread and not a task because librdkafka calls back while it is polled, and the callback
+//! that assigns partitions has to load their offsets from the database.
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -22,149 +22,151 @@ use crate::{
     Projection,
     apply::{self, Outcome},
     assignment::Assignment,
-    dead_letter_upkeep,
-    decoded::Decoded,
-    following::{Following, MAX_BACKOFF, MIN_BACKOFF, Options, Shared, State, backoff},
+    dead_letter_maintenance,
+    decoded::DecodedBatch,
+    handle::{
+        ConsumerConfig, ConsumerHandle, ConsumerState, MAX_BACKOFF, MIN_BACKOFF, Shared, backoff,
+    },
     rebuild::rebuild_name,
-    topic_monitor::{Look, TopicMonitor},
+    topic_monitor::{TopicMonitor, TopicState},
 };
 
-/// Records of a batch at most. More per transaction is faster in a rebuild and keeps the offset's
-/// row locked for longer.
+/// Maximum records of a batch. A larger batch is faster in a rebuild, and locks the offset's row for
+/// longer.
 const MAX_BATCH_RECORDS: usize = 1_000;
-/// Bytes of their payloads, but for the last.
+/// Payload bytes that end a batch; the last record may exceed it.
 const MAX_BATCH_BYTES: usize = 16 << 20;
-/// How long a poll waits for a record; it bounds how late a shutdown is noticed.
+/// The timeout of a poll; it bounds how late a shutdown is noticed.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Follows a topic until `shutdown`.
-pub fn follow<P: Projection>(
-    options: Options,
+/// Spawns a consumer that applies a topic to a projection until `shutdown`.
+pub fn spawn_consumer<P: Projection>(
+    config: ConsumerConfig,
     projection: Arc<P>,
     pool: Pool<AsyncPgConnection>,
     shutdown: CancellationToken,
-) -> Following {
-    let (state_now, state) = watch::channel(State::Starting);
+) -> ConsumerHandle {
+    let (state_sender, state) = watch::channel(ConsumerState::Starting);
     let runtime = Handle::current();
     let shared = Arc::new(Shared {
-        options,
+        config,
         pool,
         runtime,
         shutdown,
-        state: state_now,
+        state: state_sender,
     });
     let dead_letters = Arc::new(Notify::new());
-    let upkeep = dead_letter_upkeep::look_after(Arc::clone(&shared), dead_letters.clone());
-    tokio::spawn(upkeep);
-    let follower = Follower {
+    let maintenance = dead_letter_maintenance::maintain(Arc::clone(&shared), dead_letters.clone());
+    tokio::spawn(maintenance);
+    let worker = ConsumerWorker {
         shared,
         projection,
         dead_letters,
     };
     let thread = thread::spawn(move || {
-        let _guard = PanicGuard(Arc::clone(&follower.shared));
-        follower.run();
+        let _guard = PanicGuard(Arc::clone(&worker.shared));
+        worker.run();
     });
-    Following { state, thread }
+    ConsumerHandle { state, thread }
 }
 
-/// Tells of the end of the thread where nobody has asked for it, which nobody else would notice.
+/// Sets the state to stopped if the thread panics, which would otherwise go unnoticed.
 struct PanicGuard(Arc<Shared>);
 
 impl Drop for PanicGuard {
     fn drop(&mut self) {
         if thread::panicking() {
-            let reason =
-                "it panicked, which is a bug: restart the service, and see its log for why";
-            self.0.stop(reason.to_owned());
+            let reason = "consumer panicked, which is a bug. Look up the panic in the log, and restart the service.";
+            self.0.set_stopped(reason.to_owned());
         }
     }
 }
 
-struct Follower<P> {
+struct ConsumerWorker<P> {
     shared: Arc<Shared>,
     projection: Arc<P>,
-    /// Is told of new ones.
+    /// Notified when records were dead-lettered.
     dead_letters: Arc<Notify>,
 }
 
-/// Why a consumer has to be made anew, or none.
-enum End {
-    /// Asked to end.
+/// The reason why a consumer ends.
+enum ExitReason {
+    /// The shutdown token was cancelled.
     Shutdown,
-    /// Somebody else moved our offsets: begin from theirs.
-    Overtaken,
-    /// See [`State::Stopped`].
+    /// Another consumer has advanced the offsets. Restart from the stored ones.
+    OffsetConflict,
+    /// See [`ConsumerState::Stopped`].
     Stopped(String),
 }
 
-impl<P: Projection> Follower<P> {
+impl<P: Projection> ConsumerWorker<P> {
     fn run(self) {
-        let name = &self.shared.options.name;
+        let name = &self.shared.config.name;
         while !self.shared.shutdown.is_cancelled() {
             match self.consume() {
-                Ok(End::Shutdown) => return,
-                Ok(End::Overtaken) => {
-                    tracing::info!(projection = %name, "overtaken by another consumer, going on from its offset");
+                Ok(ExitReason::Shutdown) => return,
+                Ok(ExitReason::OffsetConflict) => {
+                    tracing::info!(projection = %name, "another consumer advanced the offsets, restarting from the stored offsets");
                 }
-                Ok(End::Stopped(reason)) => {
-                    self.shared.stop(reason);
+                Ok(ExitReason::Stopped(reason)) => {
+                    self.shared.set_stopped(reason);
                     return;
                 }
                 Err(err) => {
-                    self.shared.fail(&format!("Kafka: {err}"));
+                    self.shared.set_failing(&format!("Kafka: {err}"));
                     self.shared.pause(MAX_BACKOFF);
                 }
             }
         }
     }
 
-    fn consume(&self) -> Result<End, KafkaError> {
-        let consumer = Assignment::consumer(&self.shared)?;
+    fn consume(&self) -> Result<ExitReason, KafkaError> {
+        let consumer = Assignment::create_consumer(&self.shared)?;
         let topic_monitor = TopicMonitor::start(&self.shared, consumer.context())?;
         loop {
             if self.shared.shutdown.is_cancelled() {
-                return Ok(End::Shutdown);
+                return Ok(ExitReason::Shutdown);
             }
-            let (batch, interruption) = next_batch(&consumer);
+            let (batch, interruption) = poll_batch(&consumer);
             if !batch.is_empty() {
-                match self.apply_until_done(&consumer, &batch) {
+                match self.apply_with_retry(&consumer, &batch) {
                     Some(Outcome::Applied { dead_lettered: 0 }) => {}
                     Some(Outcome::Applied { .. }) => self.dead_letters.notify_one(),
-                    Some(Outcome::Overtaken) => return Ok(End::Overtaken),
-                    None => return Ok(End::Shutdown),
+                    Some(Outcome::OffsetConflict) => return Ok(ExitReason::OffsetConflict),
+                    None => return Ok(ExitReason::Shutdown),
                 }
-                self.shared.succeed();
+                self.shared.set_running();
             }
             let error = match interruption {
                 None => None,
                 Some(Interruption::Error(err)) => Some(err),
-                Some(Interruption::Backwards(offset)) => {
-                    return Ok(self.recreated(&format!("it went back to offset {offset}")));
+                Some(Interruption::OffsetRegressed(offset)) => {
+                    let evidence = format!("a record has the earlier offset {offset}");
+                    return Ok(self.stop_at_recreated_topic(&evidence));
                 }
             };
             if error.is_none()
-                && let Some(look) = topic_monitor.news()
-                && let Some(end) = self.heed(look, consumer.context())
+                && let Some(state) = topic_monitor.take_latest()
+                && let Some(exit) = self.handle_topic_state(state, consumer.context())
             {
-                return Ok(end);
+                return Ok(exit);
             }
             match error {
                 None => {}
                 Some(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
-                    return Ok(self.recreated("it no longer has the offset that is stored"));
+                    return Ok(self.stop_at_recreated_topic("the stored offset is out of range"));
                 }
-                // librdkafka mends these by itself, and tells of them one after the other.
+                // librdkafka recovers from these, and reports each of them in turn.
                 Some(KafkaError::MessageConsumption(
                     RDKafkaErrorCode::AllBrokersDown
                     | RDKafkaErrorCode::BrokerTransportFailure
                     | RDKafkaErrorCode::Resolve,
-                )) => self.shared.fail("no connection to Kafka"),
+                )) => self.shared.set_failing("no connection to Kafka"),
                 Some(KafkaError::MessageConsumptionFatal(code)) => {
                     return Err(KafkaError::MessageConsumptionFatal(code));
                 }
                 Some(err) => {
-                    self.shared.fail(&format!("Kafka: {err}"));
+                    self.shared.set_failing(&format!("Kafka: {err}"));
                     self.shared.pause(MIN_BACKOFF);
                 }
             }
@@ -174,58 +176,60 @@ impl<P: Projection> Follower<P> {
         }
     }
 
-    /// Takes notice of what the topic_monitor has seen.
-    fn heed(&self, look: Look, assignment: &Assignment) -> Option<End> {
-        let topic = &self.shared.options.topic;
-        match look {
-            Look::NoTopic => self.shared.fail(&format!("Kafka has no topic {topic}")),
-            Look::NoConnection => self.shared.fail("no connection to Kafka"),
-            Look::Recreated { next, end } => {
-                let what = format!("it ends before offset {end}, and {next} is next");
-                return Some(self.recreated(&what));
-            }
-            Look::Fine if assignment.has_joined() => self.shared.succeed(),
-            Look::Fine if self.shared.is_starting() => {}
-            Look::Fine => self
+    /// Acts on what the topic monitor has found.
+    fn handle_topic_state(&self, state: TopicState, assignment: &Assignment) -> Option<ExitReason> {
+        let topic = &self.shared.config.topic;
+        match state {
+            TopicState::Missing => self
                 .shared
-                .fail("waiting for the consumer group to give out its partitions"),
+                .set_failing(&format!("topic {topic} does not exist")),
+            TopicState::Unreachable => self.shared.set_failing("no connection to Kafka"),
+            TopicState::Recreated { next, end } => {
+                let evidence =
+                    format!("a partition ends at offset {end}, before the next offset {next}");
+                return Some(self.stop_at_recreated_topic(&evidence));
+            }
+            TopicState::Ok if assignment.has_joined() => self.shared.set_running(),
+            TopicState::Ok if self.shared.is_starting() => {}
+            TopicState::Ok => self
+                .shared
+                .set_failing("waiting for the consumer group to assign partitions"),
         }
         None
     }
 
-    /// What a person has to decide: nothing here knows whether the records are the same ones.
-    fn recreated(&self, what: &str) -> End {
-        let Options { topic, name, .. } = &self.shared.options;
+    /// Stops: an operator has to decide, because the new topic may hold other records.
+    fn stop_at_recreated_topic(&self, evidence: &str) -> ExitReason {
+        let ConsumerConfig { topic, name, .. } = &self.shared.config;
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let (of_name, of_topic) = (quoted(name), quoted(topic));
         let of_rebuild = quoted(&rebuild_name(name));
-        End::Stopped(format!(
-            "topic {topic} is not the one that was followed: {what}; was it deleted and made anew? \
-             To apply it from its beginning, run \"delete from projection_offsets where \
-             projection in ({of_name}, {of_rebuild}) and topic = {of_topic}\" in this service's database, and \
-             restart the service"
+        ExitReason::Stopped(format!(
+            "topic {topic} was recreated: {evidence}. \
+             To apply the topic from its beginning, run \"delete from projection_offsets where \
+             projection in ({of_name}, {of_rebuild}) and topic = {of_topic}\" in this service's database and \
+             restart the service."
         ))
     }
 
-    /// Applies a batch, trying again for as long as the database keeps it from doing so; none if it
-    /// is asked to end meanwhile.
-    fn apply_until_done(
+    /// Applies a batch, and retries until the database accepts it. Returns `None` at a shutdown.
+    fn apply_with_retry(
         &self,
         consumer: &BaseConsumer<Assignment>,
         batch: &[BorrowedMessage<'_>],
     ) -> Option<Outcome> {
         let shared = &self.shared;
-        let decoded = Decoded::of(&*self.projection, batch);
-        let from = consumer.context().positions();
+        let decoded = DecodedBatch::decode(&*self.projection, batch);
+        let positions = consumer.context().positions();
         let mut backoff = backoff();
         while !shared.shutdown.is_cancelled() {
             let applied = shared.runtime.block_on(async {
                 let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-                apply::apply(
+                apply::apply_batch(
                     &*self.projection,
                     &shared.offsets(),
                     &mut conn,
-                    &from,
+                    &positions,
                     batch,
                     &decoded,
                 )
@@ -235,13 +239,15 @@ impl<P: Projection> Follower<P> {
             match applied {
                 Ok(outcome) => {
                     if matches!(outcome, Outcome::Applied { .. }) {
-                        consumer.context().moved(&apply::moves(&from, batch));
-                        tell_kafka(consumer, batch);
+                        consumer
+                            .context()
+                            .advance(&apply::offset_ranges(&positions, batch));
+                        store_group_offsets(consumer, batch);
                     }
                     return Some(outcome);
                 }
                 Err(reason) => {
-                    shared.fail(&format!("can't apply records: {reason}"));
+                    shared.set_failing(&format!("failed to apply records: {reason}"));
                     shared.pause(backoff.next().unwrap_or(MAX_BACKOFF));
                 }
             }
@@ -250,16 +256,16 @@ impl<P: Projection> Follower<P> {
     }
 }
 
-/// What ends a batch, but its bound.
+/// An event that ends a batch early.
 enum Interruption {
     Error(KafkaError),
-    /// The topic goes on from this offset, which lies before the next one.
-    Backwards(i64),
+    /// A record has this offset, which lies before the next one.
+    OffsetRegressed(i64),
 }
 
-/// What is there, up to the bound, and what came behind it. Waits a little for the first record
-/// only.
-fn next_batch(
+/// Polls a batch, and returns it with the event that ended it early. Waits only for the first record,
+/// at most [`POLL_TIMEOUT`].
+fn poll_batch(
     consumer: &BaseConsumer<Assignment>,
 ) -> (Vec<BorrowedMessage<'_>>, Option<Interruption>) {
     let mut batch = Vec::new();
@@ -267,8 +273,8 @@ fn next_batch(
     let (mut timeout, mut bytes) = (POLL_TIMEOUT, 0);
     while batch.len() < MAX_BATCH_RECORDS && bytes < MAX_BATCH_BYTES {
         match consumer.poll(timeout) {
-            Some(Ok(message)) if consumer.context().is_backwards(&message) => {
-                interruption = Some(Interruption::Backwards(message.offset()));
+            Some(Ok(message)) if consumer.context().has_regressed(&message) => {
+                interruption = Some(Interruption::OffsetRegressed(message.offset()));
                 break;
             }
             Some(Ok(message)) => {
@@ -283,7 +289,7 @@ fn next_batch(
         }
         timeout = Duration::ZERO;
     }
-    // A rebalance in one of these polls can have taken partitions away, or given them anew.
+    // A rebalance in one of these polls may have revoked partitions or assigned them again.
     let positions = consumer.context().positions();
     batch.retain(|message| {
         positions
@@ -293,11 +299,11 @@ fn next_batch(
     (batch, interruption)
 }
 
-/// Stores the offsets with the group, for tools that show lag. Nothing depends on them.
-fn tell_kafka(consumer: &BaseConsumer<Assignment>, batch: &[BorrowedMessage<'_>]) {
+/// Commits the offsets to the consumer group, for tools that show lag. Nothing depends on them.
+fn store_group_offsets(consumer: &BaseConsumer<Assignment>, batch: &[BorrowedMessage<'_>]) {
     for message in batch {
         if let Err(error) = consumer.store_offset_from_message(message) {
-            tracing::debug!(%error, "offset not stored with the group");
+            tracing::debug!(%error, "failed to store the offset for the consumer group");
             return;
         }
     }

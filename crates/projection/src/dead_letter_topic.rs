@@ -1,8 +1,8 @@
-//! Copies dead letters into a topic, for people and programs that watch topics and not tables.
+//! Copies dead letters to a topic, for people and programs that watch topics and not tables.
 //!
-//! The table is what counts: a dead letter is in it or not, in the transaction that moves the offset.
-//! The copy follows at once as a rule, and after an outage as soon as Kafka takes it; a crash right
-//! behind it makes it come twice.
+//! The table is authoritative: a dead letter is inserted in the transaction that advances the offset.
+//! The copy follows at once, or after an outage when Kafka is available again. A crash right after it
+//! can duplicate it.
 
 use rdkafka::{
     ClientConfig,
@@ -13,32 +13,32 @@ use rdkafka::{
 
 use crate::{
     dead_letters::{self, DeadLetter},
-    following::Shared,
+    handle::Shared,
 };
 
-/// Dead letters that are copied together, at most. Each can be as large as a record.
+/// Maximum dead letters that are loaded together. Each can be as large as a record.
 const BATCH: i64 = 20;
 
-/// Copies what is not there yet.
+/// Copies the dead letters that are not in the topic yet.
 ///
 /// # Errors
-/// Kafka's or the database's.
+/// Errors of Kafka or the database.
 pub(crate) async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), String> {
-    let name = &shared.options.name;
+    let name = &shared.config.name;
     let mut producer = None;
     loop {
         let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-        let dead_letters = dead_letters::pending(&mut conn, name, BATCH).await;
+        let dead_letters = dead_letters::list_uncopied(&mut conn, name, BATCH).await;
         let dead_letters = dead_letters.map_err(|err| err.to_string())?;
-        // Nothing of Kafka's is waited for with a connection in the hands.
+        // Return the connection to the pool before waiting for Kafka.
         drop(conn);
         if dead_letters.is_empty() || shared.shutdown.is_cancelled() {
             return Ok(());
         }
-        // Rare as they are, nobody keeps a producer for them.
+        // Created on demand: dead letters are rare.
         let producer = match &producer {
             Some(producer) => producer,
-            None => producer.insert(connect(&shared.options.brokers).map_err(|e| e.to_string())?),
+            None => producer.insert(connect(&shared.config.brokers).map_err(|e| e.to_string())?),
         };
         let mut ids = Vec::with_capacity(dead_letters.len());
         for dead_letter in &dead_letters {
@@ -62,8 +62,8 @@ fn connect(brokers: &str) -> Result<FutureProducer, KafkaError> {
         .create()
 }
 
-/// The record as it was found, with where and why in headers of their own behind its own. One that is too
-/// large with these goes without what it held: the table has that, and others wait behind it.
+/// Sends the record unchanged, with its origin and error in additional headers. If it is too large with
+/// these, only its key is sent, so that it does not block the next dead letters; the table has the rest.
 async fn send(
     producer: &FutureProducer,
     topic: &str,
@@ -77,11 +77,11 @@ async fn send(
     }
 }
 
-/// What a copy has of the record.
+/// The contents of a copy.
 #[derive(Clone, Copy)]
 enum Content {
     Whole,
-    /// Its key alone.
+    /// The key only.
     LeftOut,
 }
 

@@ -1,4 +1,4 @@
-//! The SQL of the records that can't be applied: where they go, and what becomes of them there.
+//! The SQL of `dead_letters`: poison records that were stored instead of applied.
 
 use std::time::Duration;
 
@@ -13,39 +13,38 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
 use crate::{offsets::Offsets, poison::Poison, record::Record, schema::dead_letters};
 
-/// A record that could not be applied, without its payload and its headers.
+/// A dead letter without its payload and headers.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[diesel(table_name = dead_letters)]
 pub struct Summary {
-    /// Its number here.
+    /// The id of the dead letter.
     pub dead_letter_id: i64,
-    /// The topic that it was found in ...
+    /// The topic of the record.
     pub topic: String,
-    /// ... and where in it.
+    /// The partition of the record.
     pub partition: i32,
-    /// The offset in the partition.
+    /// The offset of the record.
     pub record_offset: i64,
-    /// The record's key.
+    /// The key of the record.
     pub key: Option<Vec<u8>>,
-    /// What kind of fault it has.
+    /// The class of the error.
     pub error_class: String,
-    /// What is wrong with it. It holds nothing of the payload.
+    /// The error. It contains nothing of the payload.
     pub error: String,
-    /// When it was set aside.
+    /// The time when the record was dead-lettered.
     pub dead_lettered_at: DateTime<Utc>,
-    /// When it was erased what the record held, if it was: payload and headers, and its key if that
-    /// was for its age.
+    /// The time when the payload and headers were erased; at the end of the retention also the key.
     pub erased_at: Option<DateTime<Utc>>,
 }
 
-/// A record that could not be applied, as it was found.
+/// A dead letter: a poison record, unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[diesel(table_name = dead_letters)]
 pub struct DeadLetter {
-    /// All but what the record holds.
+    /// Everything but the payload and headers.
     #[diesel(embed)]
     pub summary: Summary,
-    /// The record's value.
+    /// The value of the record.
     pub payload: Option<Vec<u8>>,
     header_names: Vec<String>,
     header_values: Vec<Option<Vec<u8>>>,
@@ -56,8 +55,7 @@ const ERASE: &str = "
         erased_at = now()
     where key = any ($1) and erased_at is null";
 
-/// The key as well: it is whatever somebody has written. A replica that does the same at the moment
-/// is left alone, and whoever applies one once more.
+/// Also erases the key, which may contain personal data. Skips rows that another replica or a redrive has locked.
 const ERASE_OLDER_THAN: &str = "
     update dead_letters set key = null, payload = null, header_names = '{}', header_values = '{}',
         erased_at = now()
@@ -67,7 +65,7 @@ const ERASE_OLDER_THAN: &str = "
         order by dead_lettered_at limit $2 for update skip locked)";
 
 impl DeadLetter {
-    /// The record's headers, in their order.
+    /// Returns the headers of the record, in order.
     pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
         let names = self.header_names.iter().map(String::as_str);
         names.zip(self.header_values.iter().map(Option::as_deref))
@@ -83,8 +81,8 @@ impl DeadLetter {
     }
 }
 
-/// Sets a record aside, untouched. It may have been before, when a projection is rebuilt.
-pub(crate) async fn dead_lettered(
+/// Inserts a poison record unchanged. After a replay it may already be there.
+pub(crate) async fn insert(
     conn: &mut AsyncPgConnection,
     offsets: &Offsets<'_>,
     record: &Record<'_>,
@@ -110,24 +108,24 @@ pub(crate) async fn dead_lettered(
     Ok(())
 }
 
-/// Those of a projection.
+/// Selects the dead letters of a projection.
 #[auto_type(no_type_alias)]
-fn of<'a>(projection: &'a str) -> _ {
+fn of_projection<'a>(projection: &'a str) -> _ {
     dead_letters::table.filter(dead_letters::projection.eq(projection))
 }
 
-/// At most `limit` dead letters of a projection behind the one with the number `after`, the oldest
-/// first. Each may hold as much as a record does; that is not read.
+/// Lists at most `limit` dead letters of a projection with an id greater than `after`, oldest first.
+/// Does not read their contents.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn list(
     conn: &mut AsyncPgConnection,
     projection: &str,
     after: i64,
     limit: i64,
 ) -> QueryResult<Vec<Summary>> {
-    of(projection)
+    of_projection(projection)
         .filter(dead_letters::dead_letter_id.gt(after))
         .order(dead_letters::dead_letter_id)
         .limit(limit)
@@ -136,16 +134,16 @@ pub async fn list(
         .await
 }
 
-/// A dead letter of a projection; none if there is none with this number.
+/// Returns the dead letter with this id, or `None` if the projection has none.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn find(
     conn: &mut AsyncPgConnection,
     projection: &str,
     id: i64,
 ) -> QueryResult<Option<DeadLetter>> {
-    of(projection)
+    of_projection(projection)
         .filter(dead_letters::dead_letter_id.eq(id))
         .select(DeadLetter::as_select())
         .first(conn)
@@ -153,13 +151,13 @@ pub async fn find(
         .optional()
 }
 
-/// The same, which nobody else can change until the transaction ends.
+/// Like [`find`], and locks the row until the transaction ends.
 pub(crate) async fn lock(
     conn: &mut AsyncPgConnection,
     projection: &str,
     id: i64,
 ) -> QueryResult<Option<DeadLetter>> {
-    of(projection)
+    of_projection(projection)
         .filter(dead_letters::dead_letter_id.eq(id))
         .select(DeadLetter::as_select())
         .for_update()
@@ -168,21 +166,22 @@ pub(crate) async fn lock(
         .optional()
 }
 
-/// Forgets a dead letter for good; returns whether there was one. Its copy in the topic stays there.
+/// Deletes a dead letter, and returns whether it existed. Its copy in the topic stays.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn discard(conn: &mut AsyncPgConnection, projection: &str, id: i64) -> QueryResult<bool> {
-    let dead_letter = of(projection).filter(dead_letters::dead_letter_id.eq(id));
+    let dead_letter = of_projection(projection).filter(dead_letters::dead_letter_id.eq(id));
     Ok(diesel::delete(dead_letter).execute(conn).await? > 0)
 }
 
-/// Erases what the dead letters with these keys hold, whatever projection has set them aside; the rows
-/// stay. Call it in the transaction that applies the end of those whom the keys name, and before what
-/// locks their rows: so does [`redrive`](crate::redrive), and neither then waits for the other.
+/// Erases the contents of all dead letters with these keys, in every projection; the rows stay.
+///
+/// Call it in the transaction that deletes the entities with these keys, before a statement that locks
+/// their rows. [`redrive`](crate::redrive) locks in the same order, which prevents a deadlock.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn erase(conn: &mut AsyncPgConnection, keys: &[String]) -> QueryResult<()> {
     let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
     diesel::sql_query(ERASE)
@@ -192,7 +191,7 @@ pub async fn erase(conn: &mut AsyncPgConnection, keys: &[String]) -> QueryResult
     Ok(())
 }
 
-/// Erases what at most `limit` dead letters hold that were set aside so long ago; returns how many.
+/// Erases the contents of at most `limit` dead letters older than `retention`, and returns their number.
 pub(crate) async fn erase_older_than(
     conn: &mut AsyncPgConnection,
     retention: Duration,
@@ -205,8 +204,8 @@ pub(crate) async fn erase_older_than(
         .await
 }
 
-/// Notes what is wrong with a dead letter now.
-pub(crate) async fn judge(
+/// Replaces the error of a dead letter.
+pub(crate) async fn update_error(
     conn: &mut AsyncPgConnection,
     id: i64,
     poison: &Poison,
@@ -221,13 +220,13 @@ pub(crate) async fn judge(
     Ok(())
 }
 
-/// At most `limit` dead letters that are not in their topic yet.
-pub(crate) async fn pending(
+/// Lists at most `limit` dead letters that were not copied to their topic yet.
+pub(crate) async fn list_uncopied(
     conn: &mut AsyncPgConnection,
     projection: &str,
     limit: i64,
 ) -> QueryResult<Vec<DeadLetter>> {
-    of(projection)
+    of_projection(projection)
         .filter(dead_letters::in_topic.eq(false))
         .order(dead_letters::dead_letter_id)
         .limit(limit)
@@ -236,7 +235,7 @@ pub(crate) async fn pending(
         .await
 }
 
-/// Notes that dead letters are in their topic.
+/// Marks dead letters as copied to their topic.
 pub(crate) async fn mark_in_topic(conn: &mut AsyncPgConnection, ids: &[i64]) -> QueryResult<()> {
     diesel::update(dead_letters::table.filter(dead_letters::dead_letter_id.eq_any(ids)))
         .set(dead_letters::in_topic.eq(true))

@@ -1,4 +1,4 @@
-//! What the records of a batch come to, before the database is asked.
+//! Decodes the records of a batch, before the database is involved.
 
 use std::collections::BTreeMap;
 
@@ -6,15 +6,15 @@ use rdkafka::{Message as _, message::BorrowedMessage};
 
 use crate::{Projection, offsets::Counts, poison::Poison, record::Record};
 
-/// What a projection makes of messages.
-pub(crate) struct Decoded<C> {
+/// The decoded messages of a batch.
+pub(crate) struct DecodedBatch<C> {
     pub(crate) changes: Vec<C>,
-    /// The messages that can't be applied, by their places in the batch.
+    /// The poison records, by index in the batch.
     pub(crate) dead_letters: Vec<(usize, Poison)>,
     pub(crate) counts: BTreeMap<i32, Counts>,
 }
 
-impl<C> Default for Decoded<C> {
+impl<C> Default for DecodedBatch<C> {
     fn default() -> Self {
         Self {
             changes: Vec::new(),
@@ -24,8 +24,8 @@ impl<C> Default for Decoded<C> {
     }
 }
 
-impl<C> Decoded<C> {
-    pub(crate) fn of<P>(projection: &P, messages: &[BorrowedMessage<'_>]) -> Self
+impl<C> DecodedBatch<C> {
+    pub(crate) fn decode<P>(projection: &P, messages: &[BorrowedMessage<'_>]) -> Self
     where
         P: Projection<Change = C>,
     {
@@ -36,21 +36,23 @@ impl<C> Decoded<C> {
         decoded
     }
 
-    /// A message that the database has rejected.
-    pub(crate) fn rejected(message: &BorrowedMessage<'_>, poison: Poison) -> Self {
+    /// A batch of one message that the database has rejected.
+    pub(crate) fn from_rejected(message: &BorrowedMessage<'_>, poison: Poison) -> Self {
         let mut decoded = Self::default();
         decoded.count(message).dead_lettered += 1;
         decoded.dead_letters.push((0, poison));
         decoded
     }
 
-    /// Decodes the message that is the batch's next.
+    /// Decodes the batch's next message.
     pub(crate) fn push<P>(&mut self, projection: &P, index: usize, message: &BorrowedMessage<'_>)
     where
         P: Projection<Change = C>,
     {
-        let record = Record::of(message);
-        let decoded = record.check().and_then(|()| projection.decode(&record));
+        let record = Record::from_message(message);
+        let decoded = record
+            .validate_headers()
+            .and_then(|()| projection.decode(&record));
         match decoded {
             Ok(Some(change)) => {
                 self.changes.push(change);

@@ -4,11 +4,11 @@ mod apply;
 mod assignment;
 mod command;
 mod consumer;
+mod dead_letter_maintenance;
 mod dead_letter_topic;
-mod dead_letter_upkeep;
 pub mod dead_letters;
 mod decoded;
-mod following;
+mod handle;
 mod offsets;
 mod options;
 mod poison;
@@ -23,17 +23,17 @@ mod topic_monitor;
 
 pub use self::{
     command::{DeadLettersOptions, ProjectionOptions},
-    consumer::follow,
-    following::{Following, Options, State},
-    options::{Configurable, FollowOptions, TopicOption},
+    consumer::spawn_consumer,
+    handle::{ConsumerConfig, ConsumerHandle, ConsumerState},
+    options::{Configurable, ConsumerOptions, TopicOption},
     poison::Poison,
     projection::Projection,
-    rebuild::{RebuildOptions, Rebuildable, Rebuilt, drop_replaced, rebuild},
+    rebuild::{RebuildOptions, RebuildStats, Rebuildable, drop_replaced, rebuild},
     record::Record,
-    redrive::{Redriven, redrive},
+    redrive::{RedriveOutcome, redrive},
     status::{PartitionStatus, status},
 };
 
-/// The migrations of the offsets and the dead letters. Run them before the service's own.
+/// The migrations of `projection_offsets` and `dead_letters`. Run them before the service's own.
 pub const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
     diesel_migrations::embed_migrations!("migrations");

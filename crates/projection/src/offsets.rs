@@ -1,14 +1,14 @@
-//! The SQL of the offsets.
+//! The SQL of `projection_offsets`.
 
 use std::collections::BTreeMap;
 
 use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
-/// From which offset to which, by partition.
-pub(crate) type Moves = BTreeMap<i32, (i64, i64)>;
+/// Ranges of offsets by partition: the first, and the one after the last.
+pub(crate) type OffsetRanges = BTreeMap<i32, (i64, i64)>;
 
-/// What became of records.
+/// The number of records by outcome.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) applied: i64,
@@ -16,7 +16,7 @@ pub(crate) struct Counts {
     pub(crate) dead_lettered: i64,
 }
 
-/// What of the topic a projection has applied.
+/// The stored offsets of a projection in a topic.
 #[derive(Debug)]
 pub(crate) struct Offsets<'a> {
     pub(crate) projection: &'a str,
@@ -35,10 +35,15 @@ struct Name {
     projection: String,
 }
 
-/// Whether this database has a projection of that name; an error that names those which it has, if
-/// not. Whoever looks after one under a wrong name, or in a wrong database, would be told that all is
-/// well.
-pub(crate) async fn check_known(conn: &mut AsyncPgConnection, name: &str) -> anyhow::Result<()> {
+/// Checks that this database has a projection of this name. Without the check, a command with a wrong
+/// name or database would succeed and report nothing.
+///
+/// # Errors
+/// If there is no such projection; the error lists the existing ones.
+pub(crate) async fn ensure_projection_exists(
+    conn: &mut AsyncPgConnection,
+    name: &str,
+) -> anyhow::Result<()> {
     let names: Vec<Name> =
         diesel::sql_query("select distinct projection from projection_offsets order by projection")
             .load(conn)
@@ -46,7 +51,7 @@ pub(crate) async fn check_known(conn: &mut AsyncPgConnection, name: &str) -> any
     let names: Vec<String> = names.into_iter().map(|name| name.projection).collect();
     anyhow::ensure!(
         names.iter().any(|known| known == name),
-        "this database has no projection {name} (CONSUMER_GROUP), but: {}",
+        "projection {name} not found in this database; existing: {}. Check CONSUMER_GROUP and the database URL.",
         if names.is_empty() {
             "none".to_owned()
         } else {
@@ -56,7 +61,7 @@ pub(crate) async fn check_known(conn: &mut AsyncPgConnection, name: &str) -> any
     Ok(())
 }
 
-/// Keeps the followers of a projection from applying anything until the transaction ends.
+/// Prevents all consumers of a projection from applying records until the transaction ends.
 pub(crate) async fn lock(conn: &mut AsyncPgConnection, projection: &str) -> QueryResult<()> {
     diesel::sql_query(
         "select from projection_offsets where projection = $1 order by topic, partition for update",
@@ -68,20 +73,20 @@ pub(crate) async fn lock(conn: &mut AsyncPgConnection, projection: &str) -> Quer
 }
 
 impl Offsets<'_> {
-    /// Whether anything is known of the topic.
-    pub(crate) async fn are_known(&self, conn: &mut AsyncPgConnection) -> QueryResult<bool> {
-        let known: Vec<NextOffset> = diesel::sql_query(
+    /// Returns whether an offset is stored for the topic.
+    pub(crate) async fn exist(&self, conn: &mut AsyncPgConnection) -> QueryResult<bool> {
+        let found: Vec<NextOffset> = diesel::sql_query(
             "select next_offset from projection_offsets where projection = $1 and topic = $2",
         )
         .bind::<Text, _>(self.projection)
         .bind::<Text, _>(self.topic)
         .load(conn)
         .await?;
-        Ok(!known.is_empty())
+        Ok(!found.is_empty())
     }
 
-    /// The next offset of a partition; a partition that was never read begins at `earliest`.
-    pub(crate) async fn begin(
+    /// Returns the next offset of a partition. Stores `earliest` for a new one.
+    pub(crate) async fn load_or_create(
         &self,
         conn: &mut AsyncPgConnection,
         partition: i32,
@@ -109,19 +114,20 @@ impl Offsets<'_> {
         Ok(next_offset)
     }
 
-    /// Moves the offsets of all these partitions, or, if one is not where it was, returns false.
-    /// The rows stay locked until the transaction ends, so that nobody else moves them meanwhile.
+    /// Advances the offset of each partition from the start to the end of its range. Returns false if an
+    /// offset is not at its start: another consumer has advanced it. The rows stay locked until the
+    /// transaction ends.
     pub(crate) async fn compare_and_set(
         &self,
         conn: &mut AsyncPgConnection,
-        moves: &Moves,
+        ranges: &OffsetRanges,
         counts: &BTreeMap<i32, Counts>,
     ) -> QueryResult<bool> {
         let count = |of: fn(&Counts) -> i64| -> Vec<i64> {
-            let counts = moves.keys().map(|partition| counts.get(partition));
+            let counts = ranges.keys().map(|partition| counts.get(partition));
             counts.map(|counts| counts.map_or(0, of)).collect()
         };
-        let moved = diesel::sql_query(
+        let updated = diesel::sql_query(
             "update projection_offsets as o set next_offset = m.new, updated_at = now(),
                  applied = o.applied + m.applied, skipped = o.skipped + m.skipped,
                  dead_lettered = o.dead_lettered + m.dead_lettered
@@ -132,14 +138,14 @@ impl Offsets<'_> {
         )
         .bind::<Text, _>(self.projection)
         .bind::<Text, _>(self.topic)
-        .bind::<Array<Integer>, _>(moves.keys().copied().collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(moves.values().map(|(from, _)| *from).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(moves.values().map(|(_, to)| *to).collect::<Vec<_>>())
+        .bind::<Array<Integer>, _>(ranges.keys().copied().collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(ranges.values().map(|(from, _)| *from).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(ranges.values().map(|(_, to)| *to).collect::<Vec<_>>())
         .bind::<Array<BigInt>, _>(count(|counts| counts.applied))
         .bind::<Array<BigInt>, _>(count(|counts| counts.skipped))
         .bind::<Array<BigInt>, _>(count(|counts| counts.dead_lettered))
         .execute(conn)
         .await?;
-        Ok(moved == moves.len())
+        Ok(updated == ranges.len())
     }
 }

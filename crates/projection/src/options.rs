@@ -1,41 +1,41 @@
-//! The options of a program that follows a topic, and looks after its projection.
+//! The command-line options of a program that runs a projection.
 
 use std::{marker::PhantomData, time::Duration};
 
 use clap::Args;
 use cli::{KafkaOptions, Optional, kafka_name, not_blank, optional_kafka_name, seconds};
 
-use crate::{Options, Projection, RebuildOptions};
+use crate::{ConsumerConfig, Projection, RebuildOptions};
 
-/// A projection with options of its own, which a program can follow.
+/// A projection that a program can configure from its command line.
 pub trait Configurable: Projection + Sized {
-    /// Its name, where `CONSUMER_GROUP` gives no other.
+    /// The default of `CONSUMER_GROUP`.
     const CONSUMER_GROUP: &'static str;
-    /// How the topic that it follows is set.
+    /// The option that sets its topic.
     const TOPIC: TopicOption;
-    /// What else it needs.
+    /// Further options of the projection.
     type Options: Args;
 
-    /// The projection, outside of a server.
+    /// Creates the projection for a subcommand that runs without a server.
     fn from_options(options: Self::Options) -> Self;
 }
 
-/// How a topic is set.
+/// The option that sets a topic.
 pub struct TopicOption {
-    /// As in `--users-topic`.
+    /// The long option without dashes, such as `users-topic`.
     pub option: &'static str,
-    /// As in `USERS_TOPIC`.
+    /// The environment variable, such as `USERS_TOPIC`.
     pub variable: &'static str,
-    /// The topic, if nothing sets it.
+    /// The default topic.
     pub default: &'static str,
-    /// Its line in `--help`.
+    /// The help text.
     pub help: &'static str,
 }
 
-/// The name of the projection `P`.
+/// The option that names the projection `P`.
 #[derive(Args, Debug)]
 pub(crate) struct NameOption<P: Configurable> {
-    /// Names the projection, its offsets and its group in Kafka; another name begins from the start
+    /// Use this name for the projection, its stored offsets and its consumer group; a new name starts from the earliest record
     #[arg(long, env = "CONSUMER_GROUP", default_value = P::CONSUMER_GROUP, value_parser = not_blank)]
     pub(crate) consumer_group: String,
     #[arg(skip)]
@@ -43,17 +43,16 @@ pub(crate) struct NameOption<P: Configurable> {
 }
 
 impl<P: Configurable> SourceOptions<P> {
-    /// The projection, on this Kafka.
-    pub(crate) fn on(self, kafka: KafkaOptions) -> RebuildOptions {
+    pub(crate) fn into_rebuild_options(self, kafka: KafkaOptions) -> RebuildOptions {
         RebuildOptions {
             brokers: kafka.kafka_brokers,
             name: self.name.consumer_group,
-            topic: self.followed_topic,
+            topic: self.consumed_topic,
         }
     }
 }
 
-/// The topic that the projection `P` follows, and its name.
+/// The options that set the topic and the name of the projection `P`.
 #[derive(Args, Debug)]
 pub(crate) struct SourceOptions<P: Configurable> {
     #[arg(
@@ -64,17 +63,17 @@ pub(crate) struct SourceOptions<P: Configurable> {
         help = P::TOPIC.help,
         value_parser = kafka_name
     )]
-    pub(crate) followed_topic: String,
+    pub(crate) consumed_topic: String,
     #[command(flatten)]
     pub(crate) name: NameOption<P>,
 }
 
-/// How to follow the projection `P`.
+/// The options of the projection `P` and its consumer.
 #[derive(Args, Debug)]
-pub struct FollowOptions<P: Configurable> {
+pub struct ConsumerOptions<P: Configurable> {
     #[command(flatten)]
     source: SourceOptions<P>,
-    /// The topic that receives copies of records that could not be applied. It must exist; leave it empty for no copies
+    /// Copy dead letters to this topic, which must exist; empty: no copies
     #[arg(
         long,
         env = "DEAD_LETTER_TOPIC",
@@ -83,10 +82,10 @@ pub struct FollowOptions<P: Configurable> {
         value_parser = optional_kafka_name
     )]
     dead_letter_topic: Optional<String>,
-    /// For how long it is kept here what such records hold, in seconds; then it is erased
+    /// Erase the contents of dead letters after this many seconds; their rows stay
     #[arg(long, env = "DEAD_LETTER_RETENTION_S", default_value = "604800", value_parser = seconds(1..=31_536_000))]
     dead_letter_retention_s: Duration,
-    /// Names this replica among those of the service, so that a restart follows on at once
+    /// Set the group.instance.id of this replica, unique in the group: a restart then resumes without waiting for the session timeout; empty: none
     #[arg(
         long,
         env = "INSTANCE_ID",
@@ -97,13 +96,13 @@ pub struct FollowOptions<P: Configurable> {
     instance_id: Optional<String>,
 }
 
-impl<P: Configurable> FollowOptions<P> {
-    /// What to follow on this Kafka.
-    pub fn on(self, kafka: KafkaOptions) -> Options {
-        Options {
+impl<P: Configurable> ConsumerOptions<P> {
+    /// Returns the configuration of the consumer.
+    pub fn into_config(self, kafka: KafkaOptions) -> ConsumerConfig {
+        ConsumerConfig {
             brokers: kafka.kafka_brokers,
             name: self.source.name.consumer_group,
-            topic: self.source.followed_topic,
+            topic: self.source.consumed_topic,
             dead_letter_topic: self.dead_letter_topic,
             dead_letter_retention: self.dead_letter_retention_s,
             instance_id: self.instance_id,

@@ -1,15 +1,15 @@
-//! Records that can't be applied: how they are told apart. (`dead_letters` is where they go.)
+//! Detects poison records: records that can never be applied. (`dead_letters` stores them.)
 
 use std::fmt::Write as _;
 
 use diesel::result::DatabaseErrorKind;
 use serde_json::error::Category;
 
-/// Reasons are for a glance at a table; none of ours comes near to it.
+/// The limit of a reason; those of this crate are much shorter.
 const MAX_REASON_CHARS: usize = 300;
 
-/// How Postgres begins or goes on when a value is one that it can't hold: SQLSTATE class 22, and an
-/// index entry that is too large. diesel keeps no SQLSTATE for these, so that only the text can tell.
+/// Parts of the messages with which Postgres rejects a value: SQLSTATE class 22, and an index entry that
+/// is too large. Diesel does not keep the SQLSTATE of these errors, so only the text identifies them.
 const REJECTED_VALUES: [&str; 10] = [
     "out of range",
     "numeric field overflow",
@@ -23,7 +23,7 @@ const REJECTED_VALUES: [&str; 10] = [
     "exceeds btree version",
 ];
 
-/// Why a record will never be applied, however often it is tried.
+/// The reason why a record can never be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{class}: {reason}")]
 pub struct Poison {
@@ -32,51 +32,54 @@ pub struct Poison {
 }
 
 impl Poison {
-    /// `class` groups such records in statistics; `reason` is for a person, and must not hold what
-    /// the payload says of people. It is cut off after some hundred characters.
+    /// Creates a poison of this class, which groups such records in statistics. `reason` is for a person.
+    /// It is truncated to 300 characters, and must not contain personal data of the payload.
     pub fn new(class: &'static str, reason: impl ToString) -> Self {
-        // Postgres takes no character with the number 0, and a person sees no other of these.
-        let mut shown = String::new();
+        // Postgres rejects NUL, and a terminal obeys other control characters.
+        let mut escaped = String::new();
         for char in reason.to_string().chars().take(MAX_REASON_CHARS) {
             if char.is_control() {
-                let _ = write!(shown, "{}", char.escape_default());
+                let _ = write!(escaped, "{}", char.escape_default());
             } else {
-                shown.push(char);
+                escaped.push(char);
             }
         }
         Self {
             class,
-            reason: shown,
+            reason: escaped,
         }
     }
 
-    /// A payload that is not the JSON that it should be. Of serde's message only the place is kept,
-    /// because the rest quotes the payload.
-    pub(crate) fn json(err: &serde_json::Error) -> Self {
-        let what = match err.classify() {
-            Category::Io | Category::Syntax => "it is no JSON",
-            Category::Eof => "it is JSON that ends too soon",
-            Category::Data => "it is JSON with a field that is missing or holds something else",
+    /// A payload that is not the expected JSON. Keeps only the position of serde's message, because the
+    /// rest quotes the payload.
+    pub(crate) fn from_json_error(err: &serde_json::Error) -> Self {
+        let problem = match err.classify() {
+            Category::Io | Category::Syntax => "invalid JSON",
+            Category::Eof => "truncated JSON",
+            Category::Data => "JSON with a missing or mistyped field",
         };
         let (line, column) = (err.line(), err.column());
-        Self::new("payload", format!("{what}: line {line}, column {column}"))
+        Self::new(
+            "payload",
+            format!("{problem}: line {line}, column {column}"),
+        )
     }
 }
 
-/// The poison in a change that the database rejects for what it is; none where the fault may lie
-/// elsewhere and pass.
-pub(crate) fn in_change(err: &diesel::result::Error) -> Option<Poison> {
+/// Returns the poison if the database rejects a change because of its values. Returns `None` for errors
+/// that a retry may resolve.
+pub(crate) fn from_database_error(err: &diesel::result::Error) -> Option<Poison> {
     use DatabaseErrorKind as Kind;
     let (kind, info) = match err {
         diesel::result::Error::DatabaseError(kind, info) => (kind, info),
-        // diesel itself can't write a value as the type of its column.
+        // Diesel cannot encode a value as the type of its column.
         diesel::result::Error::SerializationError(_) => {
-            return Some(Poison::new("value", "it can't be sent to the database"));
+            return Some(Poison::new("value", "cannot be encoded for the database"));
         }
         _ => return None,
     };
     match kind {
-        // The message names the constraint; the detail would name the values.
+        // The name of the constraint only: the detail of the error contains values.
         Kind::CheckViolation
         | Kind::NotNullViolation
         | Kind::UniqueViolation
@@ -86,7 +89,7 @@ pub(crate) fn in_change(err: &diesel::result::Error) -> Option<Poison> {
             let name = info.constraint_name().or(info.column_name());
             Some(Poison::new("constraint", name.unwrap_or("unnamed")))
         }
-        // The message may quote the value, so that no more is kept than what was looked for.
+        // The matched text only: the message may quote the value.
         Kind::Unknown => REJECTED_VALUES
             .into_iter()
             .find(|text| info.message().contains(text))
@@ -100,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_short_and_can_be_stored() {
+    fn a_reason_is_truncated_and_escaped() {
         let poison = Poison::new("payload", "a\0b\u{1b}[31m\n");
         assert_eq!(poison.to_string(), r"payload: a\u{0}b\u{1b}[31m\n");
         let poison = Poison::new("payload", "é".repeat(10_000));
@@ -108,17 +111,17 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_says_where_json_is_wrong_and_nothing_of_what_it_holds() {
+    fn the_reason_for_invalid_json_has_its_position_and_none_of_its_contents() {
         for (payload, reason) in [
-            ("[\n1", "it is JSON that ends too soon: line 2, column 1"),
-            ("[secret", "it is no JSON: line 1, column 2"),
+            ("[\n1", "truncated JSON: line 2, column 1"),
+            ("[secret", "invalid JSON: line 1, column 2"),
             (
                 "[\"secret\"]",
-                "it is JSON with a field that is missing or holds something else: line 1, column 9",
+                "JSON with a missing or mistyped field: line 1, column 9",
             ),
         ] {
             let err = serde_json::from_str::<Vec<u8>>(payload).unwrap_err();
-            assert_eq!(Poison::json(&err).reason, reason, "{payload}");
+            assert_eq!(Poison::from_json_error(&err).reason, reason, "{payload}");
         }
     }
 }

@@ -3,33 +3,33 @@ use diesel_async::AsyncPgConnection;
 
 use crate::{Poison, Record};
 
-/// What a consumer makes of the records of a topic.
+/// A read model built from the records of a topic.
 pub trait Projection: Send + Sync + 'static {
-    /// What one record changes.
+    /// The change that one record makes.
     type Change: Send + Sync;
 
-    /// Reads a record; `None` means that it is of no concern here.
+    /// Decodes a record. Returns `None` for a record that this projection skips.
     ///
     /// # Errors
-    /// [`Poison`] if the record can't be understood. It then becomes a dead letter.
+    /// [`Poison`] if the record cannot be decoded. The record is then dead-lettered.
     fn decode(&self, record: &Record<'_>) -> Result<Option<Self::Change>, Poison>;
 
-    /// Applies changes, in the order of their records, inside of a transaction.
+    /// Applies changes in the order of their records, inside a transaction.
     ///
-    /// Records come again after a replay, and the versions of a key may have gaps, because
-    /// compaction removes what was overwritten: let a row win only over an older version of itself.
+    /// A replay delivers records again, and compaction leaves gaps in the versions of a key.
+    /// Overwrite a row only with a newer version.
     ///
     /// # Errors
-    /// The database's. Where a constraint or a column's type rejects a change, the record is set
-    /// aside; everything else is tried again.
+    /// Database errors. If a constraint or a column type rejects a change, its record is
+    /// dead-lettered. All other errors are retried.
     fn apply(
         &self,
         conn: &mut AsyncPgConnection,
         changes: &[Self::Change],
     ) -> impl Future<Output = QueryResult<()>> + Send;
 
-    /// Is told of changes right after their transaction was committed.
-    fn applied(&self, changes: &[Self::Change]) {
+    /// Runs right after the transaction that applied `changes` was committed.
+    fn after_commit(&self, changes: &[Self::Change]) {
         let _ = changes;
     }
 }

@@ -1,10 +1,10 @@
-//! Builds a projection's tables anew from their topic, beside the ones that serve, and swaps them.
+//! Rebuilds a projection's tables from their topic beside the live ones, and swaps them.
 //!
-//! The new tables are made in a schema of their own and filled by the projection's own `apply`, which
-//! finds them there by its search path. Offsets of the rebuild move with them, so that it goes on
-//! where it was when it is ended in the middle. The swap is one transaction: it keeps the follower
-//! from applying more, fills up what is missing until there, puts the new tables in the place of the
-//! old ones, and the offset behind them. The follower finds it moved and goes on from there.
+//! The new tables are created in their own schema and filled by the projection's `apply`, which finds them
+//! through the search path. The rebuild stores its offsets with them, so an interrupted rebuild resumes.
+//!
+//! The swap is one transaction. It blocks the consumer, applies the remaining records, replaces the tables,
+//! and sets the consumer's offsets. The consumer detects the change and continues from the new offsets.
 
 mod batch;
 mod tables;
@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use cli::complain;
+use cli::print_error;
 use diesel::{
     QueryableByName,
     sql_types::{BigInt, Integer, Text},
@@ -27,28 +27,27 @@ use diesel_async::{
 pub use self::tables::drop_replaced;
 use self::{
     batch::{Batch, read_batch},
-    tables::{NEW, OLD, prepare},
+    tables::{NEW, OLD, prepare_tables},
 };
 use crate::{
     Projection,
     apply::{self, Outcome},
-    offsets::{Moves, Offsets, check_known},
+    offsets::{OffsetRanges, Offsets, ensure_projection_exists},
     topic::{Topic, TopicConsumer},
 };
 
-/// A projection whose tables can be built anew.
+/// A projection whose tables can be rebuilt.
 pub trait Rebuildable: Projection {
-    /// The tables that `apply` writes to and that hold nothing but what it wrote. Its statements name
-    /// them, and their constraints, without a schema.
+    /// The tables that only `apply` writes. Its statements must name them and their constraints without a
+    /// schema.
     const TABLES: &'static [&'static str];
 
-    /// Does what follows from the new tables elsewhere in the database, in the transaction that puts
-    /// them in their place. While they were made, `apply` has reacted to records that those who read
-    /// the old tables had not heard of.
+    /// Updates other tables that depend on the new ones, in the transaction of the swap. During the rebuild
+    /// `apply` may have applied records that readers of the old tables had not seen yet.
     ///
     /// # Errors
-    /// The database's.
-    fn swapped(
+    /// Database errors.
+    fn after_swap(
         &self,
         conn: &mut AsyncPgConnection,
     ) -> impl Future<Output = diesel::QueryResult<()>> + Send {
@@ -57,106 +56,103 @@ pub trait Rebuildable: Projection {
     }
 }
 
-/// What to build anew, from what.
+/// The projection and its topic.
 #[derive(Clone, Debug)]
 pub struct RebuildOptions {
-    /// The brokers to begin with.
+    /// The bootstrap brokers, `host:port`, separated by commas.
     pub brokers: String,
-    /// The projection's name in its offsets.
+    /// The name of the projection in `projection_offsets`.
     pub name: String,
-    /// The topic.
+    /// The topic of the projection.
     pub topic: String,
 }
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
-/// So near to the end the swap is tried; what comes meanwhile is filled up while the follower waits.
-const NEAR_RECORDS: i64 = 1_000;
-/// How long the last records may take while the follower waits.
+/// Maximum records that remain when the swap starts. It applies them while the consumer is blocked.
+const MAX_REMAINING_RECORDS: i64 = 1_000;
+/// The limit for applying the remaining records while the consumer is blocked.
 const SWAP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Whoever wants to read the tables waits behind the swap while that waits for its locks.
-const SWAP_LIMIT: &str = "set local lock_timeout = '1s'";
+/// Readers of the tables queue behind the swap while it waits for its locks.
+const SET_LOCK_TIMEOUT: &str = "set local lock_timeout = '1s'";
 const MAX_SWAPS: u32 = 5;
 
-/// What a rebuild has done.
+/// The statistics of a rebuild.
 #[derive(Clone, Copy, Debug)]
-pub struct Rebuilt {
-    /// Records that were read, by this run.
+pub struct RebuildStats {
+    /// The number of records that this run applied.
     pub records: u64,
-    /// How long that took.
+    /// The duration of this run.
     pub took: Duration,
 }
 
-/// Builds the tables anew and swaps them, telling of its progress on standard error. `follower` is a
-/// second connection to the same database.
+/// Rebuilds the tables and swaps them. Prints its progress on standard error. `swap_conn` is a second
+/// connection to the same database.
 ///
 /// # Errors
-/// If nobody follows the topic under this name, it may lack records, replaced tables of an earlier rebuild are still there, somebody
-/// else rebuilds, or Kafka or the database fails. It can then be begun again, and goes on where it
-/// was.
+/// If the projection has no offsets for the topic, the topic is incomplete, replaced tables of an earlier
+/// rebuild still exist, another rebuild is running, or Kafka or the database fails. Run it again to resume.
 pub async fn rebuild<P: Rebuildable>(
     conn: &mut AsyncPgConnection,
-    follower: &mut AsyncPgConnection,
+    swap_conn: &mut AsyncPgConnection,
     projection: &P,
     options: &RebuildOptions,
-) -> Result<Rebuilt> {
-    check_known(conn, &options.name).await?;
-    let followed = Offsets {
+) -> Result<RebuildStats> {
+    ensure_projection_exists(conn, &options.name).await?;
+    let live = Offsets {
         projection: &options.name,
         topic: &options.topic,
     };
     ensure!(
-        followed.are_known(conn).await?,
-        "nobody follows topic {} as {} here",
-        options.topic,
-        options.name
+        live.exist(conn).await?,
+        "projection {} has no offsets for topic {} in this database",
+        options.name,
+        options.topic
     );
     let topic = Topic::new(&options.brokers, &options.topic)?;
-    topic.check_complete().await?;
+    topic.ensure_complete().await?;
     let name = rebuild_name(&options.name);
     let offsets = Offsets {
         projection: &name,
         topic: &options.topic,
     };
-    prepare(conn, P::TABLES, &offsets).await?;
-    let mut from = Moves::new();
+    prepare_tables(conn, P::TABLES, &offsets).await?;
+    let mut positions = OffsetRanges::new();
     for partition in topic.partitions()? {
         let (earliest, _) = topic.watermarks(partition)?;
-        let next = offsets.begin(conn, partition, earliest).await?;
-        from.insert(partition, (next, next));
+        let next = offsets.load_or_create(conn, partition, earliest).await?;
+        positions.insert(partition, (next, next));
     }
-    // Before the run, because it has to outlive the messages that the run has read ahead: librdkafka
-    // waits for these, without end, when a consumer is dropped.
-    let consumer = topic.consumer_from(&from)?;
-    let mut run = Run {
+    // Created before the run, because it must outlive the messages that the run has read ahead: dropping a
+    // consumer waits for these without a limit.
+    let consumer = topic.consumer_from(&positions)?;
+    let mut run = RebuildRun {
         projection,
         offsets,
         ahead: None,
-        from,
-        read_out: BTreeSet::new(),
+        positions,
+        at_end: BTreeSet::new(),
         records: 0,
         started: Instant::now(),
     };
     run.catch_up(conn, &consumer, &topic).await?;
     let mut swaps = 0;
     while let Err(err) = run
-        .swap(conn, follower, &consumer, &options.name, P::TABLES)
+        .swap(conn, swap_conn, &consumer, &options.name, P::TABLES)
         .await
     {
-        // The follower goes on, and so do we, until it is worth another try.
+        // The consumer continues. Catch up with it before the next attempt.
         swaps += 1;
         if swaps == MAX_SWAPS {
             return Err(err.context(
-                "the new tables are ready and can't take the place of the old ones; begin again, \
-                 it goes on where it was",
+                "failed to replace the live tables; the new ones are complete. Run the rebuild again: it \
+                 resumes where it stopped.",
             ));
         }
-        complain(format_args!(
-            "the tables can't be swapped yet ({err:#}), trying again"
-        ));
+        print_error(format_args!("failed to swap the tables, retrying: {err:#}"));
         run.catch_up(conn, &consumer, &topic).await?;
     }
-    Ok(Rebuilt {
+    Ok(RebuildStats {
         records: run.records,
         took: run.started.elapsed(),
     })
@@ -166,58 +162,59 @@ pub(crate) fn rebuild_name(name: &str) -> String {
     format!("{name} rebuild")
 }
 
-/// A rebuild that is going on.
-struct Run<'a, P: Projection> {
+/// A rebuild in progress.
+struct RebuildRun<'a, P: Projection> {
     projection: &'a P,
     offsets: Offsets<'a>,
-    /// What was read and not applied yet.
+    /// The batch that was read ahead.
     ahead: Option<Batch<'a, P::Change>>,
-    /// The next offset of each partition.
-    from: Moves,
-    /// Partitions of which everything that was there has been applied.
-    read_out: BTreeSet<i32>,
+    /// An empty range at the next offset of each partition.
+    positions: OffsetRanges,
+    /// The partitions that were applied up to their end.
+    at_end: BTreeSet<i32>,
     records: u64,
     started: Instant,
 }
 
-impl<'a, P: Rebuildable> Run<'a, P> {
-    /// Applies until the topic's end is near.
+impl<'a, P: Rebuildable> RebuildRun<'a, P> {
+    /// Applies records until at most [`MAX_REMAINING_RECORDS`] remain.
     async fn catch_up(
         &mut self,
         conn: &mut AsyncPgConnection,
         consumer: &'a TopicConsumer,
         topic: &Topic,
     ) -> Result<()> {
-        let mut told = Instant::now();
+        let mut last_progress = Instant::now();
         loop {
-            let ends = topic.ends(self.from.keys().copied())?;
-            if self.left(&ends) <= NEAR_RECORDS {
+            let ends = topic.end_offsets(self.positions.keys().copied())?;
+            if self.remaining(&ends) <= MAX_REMAINING_RECORDS {
                 return Ok(());
             }
-            // Asking for the ends costs a round trip: not with every batch.
-            while self.left(&ends) > NEAR_RECORDS {
+            // Reading the end offsets costs a round trip, so not with every batch.
+            while self.remaining(&ends) > MAX_REMAINING_RECORDS {
                 self.apply_batch(conn, consumer).await?;
-                if told.elapsed() >= PROGRESS_INTERVAL {
-                    told = Instant::now();
-                    self.tell(self.left(&ends));
+                if last_progress.elapsed() >= PROGRESS_INTERVAL {
+                    last_progress = Instant::now();
+                    self.print_progress(self.remaining(&ends));
                 }
             }
         }
     }
 
-    fn next(&self, partition: i32) -> i64 {
-        self.from.get(&partition).map_or(0, |(next, _)| *next)
+    fn next_offset(&self, partition: i32) -> i64 {
+        self.positions.get(&partition).map_or(0, |(next, _)| *next)
     }
 
-    /// How many offsets there are up to these ends. Many may have no record: compaction has removed it,
-    /// or it is one of Kafka's own. None are left where all was read up to an end.
-    fn left(&self, ends: &[(i32, i64)]) -> i64 {
-        let unread = ends.iter().filter(|(p, _)| !self.read_out.contains(p));
-        unread.map(|(p, end)| (end - self.next(*p)).max(0)).sum()
+    /// Returns the number of offsets up to these ends; 0 for a partition that was applied up to its end.
+    /// Some have no record, because of compaction or a transaction.
+    fn remaining(&self, ends: &[(i32, i64)]) -> i64 {
+        let unfinished = ends.iter().filter(|(p, _)| !self.at_end.contains(p));
+        unfinished
+            .map(|(p, end)| (end - self.next_offset(*p)).max(0))
+            .sum()
     }
 
-    /// Applies what has come, up to the bound, and meanwhile reads what comes behind it; waits a
-    /// little if nothing has.
+    /// Applies a batch, and reads the next one at the same time. Waits at most [`POLL_TIMEOUT`] for records.
     async fn apply_batch(
         &mut self,
         conn: &mut AsyncPgConnection,
@@ -226,83 +223,84 @@ impl<'a, P: Rebuildable> Run<'a, P> {
         let Batch {
             messages,
             decoded,
-            read_out,
+            at_end,
         } = match self.ahead.take() {
             Some(batch) => batch,
             None => read_batch(consumer, self.projection, POLL_TIMEOUT).await?,
         };
         if messages.is_empty() {
-            self.read_out.extend(read_out);
+            self.at_end.extend(at_end);
             return Ok(());
         }
-        let applying = apply::apply(
+        let applying = apply::apply_batch(
             self.projection,
             &self.offsets,
             conn,
-            &self.from,
+            &self.positions,
             &messages,
             &decoded,
         );
         let reading = read_batch(consumer, self.projection, Duration::ZERO);
         let (outcome, ahead) = tokio::join!(applying, reading);
         ensure!(
-            outcome? != Outcome::Overtaken,
-            "somebody else is rebuilding the same tables"
+            outcome? != Outcome::OffsetConflict,
+            "another rebuild of the same tables is running"
         );
-        for (partition, (_, to)) in apply::moves(&self.from, &messages) {
-            self.from.insert(partition, (to, to));
-            self.read_out.remove(&partition);
+        for (partition, (_, to)) in apply::offset_ranges(&self.positions, &messages) {
+            self.positions.insert(partition, (to, to));
+            self.at_end.remove(&partition);
         }
-        self.read_out.extend(read_out);
+        self.at_end.extend(at_end);
         self.records += messages.len() as u64;
         self.ahead = Some(ahead?).filter(|batch| !batch.is_empty());
         Ok(())
     }
 
-    fn tell(&self, left: i64) {
+    fn print_progress(&self, remaining: i64) {
         let per_s = self.records as f64 / self.started.elapsed().as_secs_f64();
-        let rest = Duration::from_secs_f64(left as f64 / per_s.max(1.0));
-        complain(format_args!(
-            "{} records applied, {per_s:.0} a second; at most {left} and {} s to go",
+        let remaining_time = Duration::from_secs_f64(remaining as f64 / per_s.max(1.0));
+        print_error(format_args!(
+            "applied {} records ({per_s:.0} records/s); at most {remaining} records, about {} s remaining",
             self.records,
-            rest.as_secs()
+            remaining_time.as_secs()
         ));
     }
 
-    /// Puts the new tables in the place of the old ones.
+    /// Replaces the live tables with the new ones.
     async fn swap(
         &mut self,
         conn: &mut AsyncPgConnection,
-        follower: &mut AsyncPgConnection,
+        swap_conn: &mut AsyncPgConnection,
         consumer: &'a TopicConsumer,
         name: &str,
         tables: &[&str],
     ) -> Result<()> {
-        let swap = follower.transaction(async |follower| {
-            follower.batch_execute(SWAP_LIMIT).await?;
+        let swap = swap_conn.transaction(async |swap_conn| {
+            swap_conn.batch_execute(SET_LOCK_TIMEOUT).await?;
             let started = Instant::now();
             let topic = self.offsets.topic;
-            // From here on the follower applies nothing.
+            // The consumer applies nothing after this statement.
             let live: Vec<LiveOffset> = diesel::sql_query(
                 "select partition, next_offset from projection_offsets
                  where projection = $1 and topic = $2 for update",
             )
             .bind::<Text, _>(name)
             .bind::<Text, _>(topic)
-            .load(follower)
+            .load(swap_conn)
             .await?;
             ensure!(
                 !live.is_empty(),
-                "nobody follows topic {topic} as {name} here"
+                "projection {name} has no offsets for topic {topic} in this database"
             );
-            // A rebuild must not fall back behind what was served.
+            // The new tables must not be older than the live ones.
             while live
                 .iter()
-                .any(|live| self.next(live.partition) < live.next_offset)
+                .any(|live| self.next_offset(live.partition) < live.next_offset)
             {
                 ensure!(
                     started.elapsed() < SWAP_TIMEOUT,
-                    "its last records take too long"
+                    "failed to apply the remaining records within {} s",
+                    SWAP_TIMEOUT.as_secs()
                 );
                 self.apply_batch(conn, consumer).await?;
             }
@@ -314,9 +312,9 @@ impl<'a, P: Rebuildable> Run<'a, P> {
                 );
             }
             sql += &format!("drop schema {NEW};");
-            // Waits for everybody who has read the old tables in a transaction that goes on.
-            follower.batch_execute(&sql).await?;
-            self.projection.swapped(follower).await?;
+            // Waits for all open transactions that have read the old tables.
+            swap_conn.batch_execute(&sql).await?;
+            self.projection.after_swap(swap_conn).await?;
             for statement in [
                 "delete from projection_offsets where projection = $1 and topic = $2",
                 "delete from dead_letters where projection = $1 and topic = $2",
@@ -324,7 +322,7 @@ impl<'a, P: Rebuildable> Run<'a, P> {
                 diesel::sql_query(statement)
                     .bind::<Text, _>(name)
                     .bind::<Text, _>(topic)
-                    .execute(follower)
+                    .execute(swap_conn)
                     .await?;
             }
             for table in ["projection_offsets", "dead_letters"] {
@@ -334,7 +332,7 @@ impl<'a, P: Rebuildable> Run<'a, P> {
                 .bind::<Text, _>(name)
                 .bind::<Text, _>(self.offsets.projection)
                 .bind::<Text, _>(topic)
-                .execute(follower)
+                .execute(swap_conn)
                 .await?;
             }
             Ok(())

@@ -8,23 +8,23 @@ use serde::Deserialize;
 
 use crate::poison::Poison;
 
-/// A record, as it was found in Kafka.
+/// A Kafka record.
 #[derive(Debug)]
 pub struct Record<'a> {
     partition: i32,
     offset: i64,
     key: Option<&'a [u8]>,
     payload: Option<&'a [u8]>,
-    /// None if they can't be read.
+    /// `None` if a name is not valid UTF-8.
     headers: Option<Vec<RecordHeader<'a>>>,
 }
 
-/// Its name, and its value if it has one.
+/// The name and the value of a header.
 pub(crate) type RecordHeader<'a> = (&'a str, Option<&'a [u8]>);
 
 impl<'a> Record<'a> {
-    /// A record with its partition and offset, for those who try a [`Projection`](crate::Projection)
-    /// without [`follow`](crate::follow). The headers are none if they can't be read.
+    /// Creates a record, to test a [`Projection`](crate::Projection) without a consumer. `headers` is `None`
+    /// if a header's name is not valid UTF-8.
     pub fn new(
         (partition, offset): (i32, i64),
         key: Option<&'a [u8]>,
@@ -40,10 +40,10 @@ impl<'a> Record<'a> {
         }
     }
 
-    pub(crate) fn of(message: &'a BorrowedMessage<'a>) -> Self {
-        let place = (message.partition(), message.offset());
+    pub(crate) fn from_message(message: &'a BorrowedMessage<'a>) -> Self {
+        let position = (message.partition(), message.offset());
         Self::new(
-            place,
+            position,
             message.key(),
             message.payload(),
             read_headers(message),
@@ -51,13 +51,13 @@ impl<'a> Record<'a> {
     }
 
     /// # Errors
-    /// [`Poison`] if no projection can read the record.
-    pub(crate) fn check(&self) -> Result<(), Poison> {
+    /// [`Poison`] if a header's name is not valid UTF-8.
+    pub(crate) fn validate_headers(&self) -> Result<(), Poison> {
         match self.headers {
             Some(_) => Ok(()),
             None => Err(Poison::new(
                 "header",
-                "a header's name is not in UTF-8; none of the headers is kept here",
+                "the name of a header is not valid UTF-8; no headers are kept",
             )),
         }
     }
@@ -74,86 +74,88 @@ impl<'a> Record<'a> {
         self.key
     }
 
-    /// All headers; none if they can't be read.
+    /// Returns all headers. Empty if a name is not valid UTF-8.
     pub(crate) fn headers(&self) -> &[RecordHeader<'a>] {
         self.headers.as_deref().unwrap_or_default()
     }
 
-    /// The value of a header.
+    /// Returns the value of a header.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let mut headers = self.headers().iter();
         headers.find(|(key, _)| *key == name)?.1
     }
 
-    /// The key.
+    /// Returns the key.
     ///
     /// # Errors
-    /// [`Poison`] if there is none, or it is no text.
+    /// [`Poison`] if the record has no key, or it is not valid UTF-8.
     pub fn key_text(&self) -> Result<&'a str, Poison> {
-        text(
+        parse_text(
             self.key()
-                .ok_or_else(|| Poison::new("key", "there is no key"))?,
+                .ok_or_else(|| Poison::new("key", "missing key"))?,
             "key",
         )
     }
 
-    /// The payload, or none for a tombstone.
+    /// Returns the payload, or `None` for a tombstone.
     pub fn payload(&self) -> Option<&'a [u8]> {
         self.payload
     }
 
-    /// The payload.
+    /// Returns the payload.
     ///
     /// # Errors
-    /// [`Poison`] if there is none, or it is no text.
+    /// [`Poison`] if the record has no payload, or it is not valid UTF-8.
     pub fn payload_text(&self) -> Result<&'a str, Poison> {
-        text(self.required_payload()?, "payload")
+        parse_text(self.required_payload()?, "payload")
     }
 
-    /// What the payload says, in JSON.
+    /// Parses the payload as JSON.
     ///
     /// # Errors
-    /// [`Poison`] if there is none, or it says no such thing; where, and nothing of what it holds.
+    /// [`Poison`] if the record has no payload, or it is not JSON of this type. The reason has the position
+    /// of the error and none of the payload.
     pub fn payload_json<T: Deserialize<'a>>(&self) -> Result<T, Poison> {
-        serde_json::from_slice(self.required_payload()?).map_err(|err| Poison::json(&err))
+        serde_json::from_slice(self.required_payload()?)
+            .map_err(|err| Poison::from_json_error(&err))
     }
 
-    /// The value of a header that must be there.
+    /// Returns the value of a required header.
     ///
     /// # Errors
-    /// [`Poison`] if it is not, or is no text.
+    /// [`Poison`] if the header is missing, or is not valid UTF-8.
     pub fn required_header(&self, name: &str) -> Result<&'a str, Poison> {
-        let missing = || Poison::new("header", format!("there is no {name}"));
-        text(self.header(name).ok_or_else(missing)?, "header")
+        let missing = || Poison::new("header", format!("missing header {name}"));
+        parse_text(self.header(name).ok_or_else(missing)?, "header")
     }
 
-    /// The type of the event that the record is: a CloudEvent in Kafka's binary mode.
+    /// Returns the event type of a record that is a CloudEvent in Kafka's binary content mode.
     ///
     /// # Errors
-    /// [`Poison`] if it is none, or one of another major version, which may mean anything.
+    /// [`Poison`] if the record is not a CloudEvent, or has another major version.
     pub fn event_type(&self) -> Result<&'a str, Poison> {
         match self.required_header("ce_specversion")?.split('.').next() {
             Some("1") => self.required_header("ce_type"),
-            _ => Err(Poison::new("version", "it is no CloudEvent of version 1")),
+            _ => Err(Poison::new("version", "not a CloudEvent of version 1")),
         }
     }
 
     fn required_payload(&self) -> Result<&'a [u8], Poison> {
         self.payload()
-            .ok_or_else(|| Poison::new("payload", "it is empty"))
+            .ok_or_else(|| Poison::new("payload", "missing payload"))
     }
 }
 
-/// All headers, or none if a name is not in UTF-8: rdkafka panics then, and has no other way to tell.
+/// Reads all headers. Returns `None` if a name is not valid UTF-8: rdkafka panics then.
 fn read_headers<'a>(message: &'a BorrowedMessage<'a>) -> Option<Vec<RecordHeader<'a>>> {
     let Some(headers) = message.headers() else {
         return Some(Vec::new());
     };
-    // Nothing is left half done: the headers are only read.
+    // Unwind-safe: the headers are only read.
     let read = || headers.iter().map(|h| (h.key, h.value)).collect();
     catch_unwind(AssertUnwindSafe(read)).ok()
 }
 
-fn text<'a>(bytes: &'a [u8], class: &'static str) -> Result<&'a str, Poison> {
-    std::str::from_utf8(bytes).map_err(|_| Poison::new(class, "it is not in UTF-8"))
+fn parse_text<'a>(bytes: &'a [u8], class: &'static str) -> Result<&'a str, Poison> {
+    std::str::from_utf8(bytes).map_err(|_| Poison::new(class, "not valid UTF-8"))
 }

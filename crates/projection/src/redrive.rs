@@ -1,4 +1,4 @@
-//! Applies dead letters once more, after what was wrong with them was mended here.
+//! Redrives dead letters: applies them again after the projection or the database was fixed.
 
 use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 
@@ -7,61 +7,60 @@ use crate::{
     poison::{self, Poison},
 };
 
-/// What became of a dead letter.
+/// The outcome of a redrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Redriven {
-    /// It is applied, and no dead letter any more. Where a newer version of its key was applied
-    /// meanwhile, it has changed nothing.
+pub enum RedriveOutcome {
+    /// The record is applied and the dead letter deleted. If a newer version of its key was applied
+    /// before, nothing else has changed.
     Applied,
-    /// It still can't be applied, and stays.
+    /// The record still cannot be applied. The dead letter stays.
     Rejected(Poison),
-    /// What it held was erased, so that nothing can be applied. It stays.
+    /// The contents are erased, so the record cannot be applied. The dead letter stays.
     Erased,
-    /// There is none with this number.
-    Missing,
+    /// The projection has no dead letter with this id.
+    NotFound,
 }
 
-/// Applies a dead letter, and forgets it, in one transaction.
+/// Applies a dead letter and deletes it, in one transaction.
 ///
-/// It is applied here and not written to its topic again: there it would come behind newer versions
-/// of its key, and compaction would keep the wrong one, for every reader.
+/// It does not write the record to its topic again: there the record would follow newer versions of its
+/// key, and compaction would keep the outdated one.
 ///
 /// # Errors
-/// The database's, where trying again can help.
+/// Database errors that a retry can resolve.
 pub async fn redrive<P: Projection>(
     conn: &mut AsyncPgConnection,
     projection: &P,
     name: &str,
     id: i64,
-) -> diesel::QueryResult<Redriven> {
+) -> diesel::QueryResult<RedriveOutcome> {
     let result = conn
         .transaction(async |conn| {
-            // Before everything else, as the follower does: from here on it applies nothing that this
-            // statement does not see.
+            // First, as the consumer does: it applies nothing in parallel to the statements below.
             offsets::lock(conn, name).await?;
             let Some(dead_letter) = dead_letters::lock(conn, name, id).await? else {
-                return Ok(Redriven::Missing);
+                return Ok(RedriveOutcome::NotFound);
             };
             if dead_letter.summary.erased_at.is_some() {
-                return Ok(Redriven::Erased);
+                return Ok(RedriveOutcome::Erased);
             }
             match projection.decode(&dead_letter.record()) {
                 Ok(Some(change)) => projection.apply(conn, &[change]).await?,
                 Ok(None) => {}
                 Err(poison) => {
-                    dead_letters::judge(conn, id, &poison).await?;
-                    return Ok(Redriven::Rejected(poison));
+                    dead_letters::update_error(conn, id, &poison).await?;
+                    return Ok(RedriveOutcome::Rejected(poison));
                 }
             }
             dead_letters::discard(conn, name, id).await?;
-            Ok(Redriven::Applied)
+            Ok(RedriveOutcome::Applied)
         })
         .await;
     match result {
-        Err(err) => match poison::in_change(&err) {
+        Err(err) => match poison::from_database_error(&err) {
             Some(poison) => {
-                dead_letters::judge(conn, id, &poison).await?;
-                Ok(Redriven::Rejected(poison))
+                dead_letters::update_error(conn, id, &poison).await?;
+                Ok(RedriveOutcome::Rejected(poison))
             }
             None => Err(err),
         },

@@ -1,4 +1,4 @@
-//! How far a projection is behind its topic.
+//! The lag of a projection behind its topic.
 
 use std::time::SystemTime;
 
@@ -10,27 +10,27 @@ use diesel::{
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use serde::Serialize;
 
-use crate::{RebuildOptions, offsets::check_known, topic::Topic};
+use crate::{RebuildOptions, offsets::ensure_projection_exists, topic::Topic};
 
-/// A partition, and how far it is applied.
+/// The progress of a projection in a partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartitionStatus {
-    /// Which.
+    /// The number of the partition.
     pub partition: i32,
-    /// The offset of the next record to apply; none if the partition was never read.
+    /// The offset of the next record to apply; `None` if the partition was never consumed.
     pub next_offset: Option<i64>,
-    /// The offset behind its last record.
+    /// The offset after its last record.
     pub end_offset: i64,
-    /// Offsets from the first record that waits to the end; 0 if none does. In a compacted topic not
-    /// each has a record.
+    /// The number of offsets from the first pending record to the end. In a compacted topic some of them
+    /// have no record.
     pub lag_records: i64,
-    /// How long ago the first record that waits was written; 0 if none does.
+    /// The age of the first pending record in seconds; 0 if there is none.
     pub lag_s: f64,
-    /// Records that changed something, or were known already.
+    /// The number of records that were applied, including those that changed nothing.
     pub applied: i64,
-    /// Records of no concern.
+    /// The number of records that were skipped.
     pub skipped: i64,
-    /// Records that went to the dead letters.
+    /// The number of records that were dead-lettered.
     pub dead_lettered: i64,
 }
 
@@ -48,15 +48,15 @@ struct Row {
     dead_lettered: i64,
 }
 
-/// Compares a projection's offsets with its topic.
+/// Compares a projection's stored offsets with the end of its topic.
 ///
 /// # Errors
-/// If there is no such projection, or Kafka or the database can't be asked.
+/// If the projection does not exist, or Kafka or the database fails.
 pub async fn status(
     conn: &mut AsyncPgConnection,
     options: &RebuildOptions,
 ) -> Result<Vec<PartitionStatus>> {
-    check_known(conn, &options.name).await?;
+    ensure_projection_exists(conn, &options.name).await?;
     let topic = Topic::new(&options.brokers, &options.topic)?;
     let rows: Vec<Row> = diesel::sql_query(
         "select partition, next_offset, applied, skipped, dead_lettered from projection_offsets
@@ -71,8 +71,8 @@ pub async fn status(
         let (earliest, end) = topic.watermarks(partition)?;
         let row = rows.iter().find(|row| row.partition == partition);
         let next = row.map_or(earliest, |row| row.next_offset);
-        // Between them there may be nothing left but gaps, and markers of transactions.
-        let waiting = if next < end {
+        // There may be no record before the end, only gaps of compaction and markers of transactions.
+        let pending = if next < end {
             topic.first_record(partition, next.max(earliest))?
         } else {
             None
@@ -81,8 +81,8 @@ pub async fn status(
             partition,
             next_offset: row.map(|row| row.next_offset),
             end_offset: end,
-            lag_records: waiting.map_or(0, |(offset, _)| end - offset),
-            lag_s: match waiting {
+            lag_records: pending.map_or(0, |(offset, _)| end - offset),
+            lag_s: match pending {
                 Some((_, written_ms)) => age_s(written_ms)?,
                 None => 0.0,
             },

@@ -1,4 +1,4 @@
-//! A topic, as somebody sees it who is in no group.
+//! Access to a topic without a consumer group.
 
 use std::time::Duration;
 
@@ -11,23 +11,23 @@ use rdkafka::{
     error::KafkaError,
 };
 
-use crate::offsets::Moves;
+use crate::offsets::OffsetRanges;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Of a consumer that reads to the end of its partitions.
-pub(crate) struct UntilTheEnd;
+/// The context of a consumer that reads to the end of its partitions.
+pub(crate) struct QuietContext;
 
-impl ClientContext for UntilTheEnd {
-    /// By default every end of a partition is logged as an error. `poll` returns errors as well.
+impl ClientContext for QuietContext {
+    /// Logs at debug level: the default logs every end of a partition as an error, and `poll` returns errors too.
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka");
     }
 }
 
-impl ConsumerContext for UntilTheEnd {}
+impl ConsumerContext for QuietContext {}
 
-pub(crate) type TopicConsumer = BaseConsumer<UntilTheEnd>;
+pub(crate) type TopicConsumer = BaseConsumer<QuietContext>;
 
 pub(crate) struct Topic {
     name: String,
@@ -40,7 +40,7 @@ impl Topic {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", brokers)
-            // librdkafka asks for a name, and nothing is committed under it.
+            // librdkafka requires a group; nothing is committed to it.
             .set("group.id", "projection rebuild")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
@@ -52,12 +52,11 @@ impl Topic {
         })
     }
 
-    /// Whether the topic holds the newest record of every key: nothing but compaction may have taken
-    /// records away.
+    /// Checks that the topic has the newest record of every key: only compaction may have removed records.
     ///
     /// # Errors
-    /// If it may not.
-    pub(crate) async fn check_complete(&self) -> Result<()> {
+    /// If other records may have been removed.
+    pub(crate) async fn ensure_complete(&self) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> = self.config.create()?;
         let topic = ResourceSpecifier::Topic(&self.name);
         let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
@@ -65,21 +64,22 @@ impl Topic {
         let described = described
             .into_iter()
             .next()
-            .context("Kafka says nothing of the topic")?;
+            .with_context(|| format!("Kafka returned no configuration of topic {}", self.name))?;
         let described = described.map_err(|err| anyhow::anyhow!("topic {}: {err}", self.name))?;
         let policy = described
             .get("cleanup.policy")
             .and_then(|entry| entry.value.clone());
-        let policy = policy.context("Kafka does not say how the topic is cleaned")?;
-        let mut is_whole = true;
-        // Compaction leaves where a partition begins as it is; everything else moves it.
+        let policy = policy
+            .with_context(|| format!("Kafka returned no cleanup.policy of topic {}", self.name))?;
+        let mut is_complete = true;
+        // Compaction keeps the first offset of a partition; a retention or a deletion of records advances it.
         for partition in self.partitions()? {
-            is_whole &= self.watermarks(partition)?.0 == 0;
+            is_complete &= self.watermarks(partition)?.0 == 0;
         }
         ensure!(
-            is_whole,
-            "topic {} can't be complete: its cleanup.policy is {policy}, and old records are gone; \
-             only a compacted topic keeps the newest record of every key",
+            is_complete,
+            "topic {} is incomplete: old records were deleted (cleanup.policy={policy}). \
+             A rebuild requires a topic that was only ever compacted.",
             self.name
         );
         Ok(())
@@ -90,42 +90,46 @@ impl Topic {
         let topic = metadata
             .topics()
             .first()
-            .context("Kafka says nothing of the topic")?;
+            .with_context(|| format!("Kafka returned no metadata of topic {}", self.name))?;
         ensure!(
             !topic.partitions().is_empty(),
-            "Kafka has no topic {}",
+            "topic {} does not exist",
             self.name
         );
         Ok(topic.partitions().iter().map(|p| p.id()).collect())
     }
 
-    /// The offsets at which a partition begins and ends.
+    /// Returns the first offset of a partition, and the one after its last.
     pub(crate) fn watermarks(&self, partition: i32) -> Result<(i64, i64)> {
         Ok(self
             .client
             .fetch_watermarks(&self.name, partition, TIMEOUT)?)
     }
 
-    pub(crate) fn ends(&self, partitions: impl Iterator<Item = i32>) -> Result<Vec<(i32, i64)>> {
+    pub(crate) fn end_offsets(
+        &self,
+        partitions: impl Iterator<Item = i32>,
+    ) -> Result<Vec<(i32, i64)>> {
         partitions.map(|p| Ok((p, self.watermarks(p)?.1))).collect()
     }
 
-    /// Where the first record is at this offset or behind it, and when it was written, in
-    /// milliseconds of Unix time; none if nothing is left up to the end.
+    /// Returns the offset and the timestamp (Unix time in milliseconds) of the first record at or after
+    /// `offset`, or `None` if there is no record up to the end.
     ///
     /// # Errors
-    /// If it does not come, or Kafka has no such offset.
+    /// If the record does not arrive in time, or the offset is out of range.
     pub(crate) fn first_record(&self, partition: i32, offset: i64) -> Result<Option<(i64, i64)>> {
         let mut config = self.config.clone();
         config.set("enable.partition.eof", "true");
-        let consumer: TopicConsumer = config.create_with_context(UntilTheEnd)?;
+        let consumer: TopicConsumer = config.create_with_context(QuietContext)?;
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
         consumer.assign(&partitions)?;
         let message = consumer.poll(TIMEOUT).with_context(|| {
             format!(
-                "topic {}: its record at offset {offset} does not come",
-                self.name
+                "failed to read partition {partition} of topic {} at offset {offset}: no record within {} s",
+                self.name,
+                TIMEOUT.as_secs()
             )
         })?;
         match message {
@@ -138,13 +142,13 @@ impl Topic {
         }
     }
 
-    /// A consumer of all these partitions, from these offsets on.
-    pub(crate) fn consumer_from(&self, from: &Moves) -> Result<TopicConsumer> {
+    /// Creates a consumer of these partitions that starts at these positions.
+    pub(crate) fn consumer_from(&self, positions: &OffsetRanges) -> Result<TopicConsumer> {
         let mut config = self.config.clone();
         config.set("enable.partition.eof", "true");
-        let consumer: TopicConsumer = config.create_with_context(UntilTheEnd)?;
+        let consumer: TopicConsumer = config.create_with_context(QuietContext)?;
         let mut partitions = TopicPartitionList::new();
-        for (partition, (next, _)) in from {
+        for (partition, (next, _)) in positions {
             partitions.add_partition_offset(&self.name, *partition, Offset::Offset(*next))?;
         }
         consumer.assign(&partitions)?;

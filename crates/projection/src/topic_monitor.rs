@@ -1,8 +1,7 @@
-//! Looks after the topic while records are waited for.
+//! Monitors the topic while the consumer waits for records.
 //!
-//! On a thread and connections of its own: a broker answers the requests of a connection one after
-//! the other, so that a question behind a fetch that waits for records takes as long as that one, and
-//! a record that comes meanwhile is late.
+//! It uses a thread and connections of its own. A broker answers the requests of a connection in order, so a
+//! metadata request behind a fetch would wait as long as the fetch, and delay the next fetch.
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -14,31 +13,31 @@ use rdkafka::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{assignment::Assignment, following::Shared};
+use crate::{assignment::Assignment, handle::Shared};
 
-/// How often it looks; until the group has given out its partitions, more often.
+/// The pause between two checks. Shorter until the group has assigned partitions.
 const INTERVAL: Duration = Duration::from_secs(2);
 const STARTING_INTERVAL: Duration = Duration::from_millis(100);
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What there was to see.
+/// The state of the topic at the last check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
-    /// The topic is there, and has every offset up to the next one.
-    Fine,
-    NoConnection,
-    NoTopic,
-    /// A partition ends before the offset that is next.
+pub(crate) enum TopicState {
+    /// The topic exists, and no partition ends before its next offset.
+    Ok,
+    Unreachable,
+    Missing,
+    /// A partition ends before the next offset.
     Recreated {
         next: i64,
         end: i64,
     },
 }
 
-/// A thread that looks, until this is dropped.
+/// A handle to the monitor's thread, which ends when this is dropped.
 pub(crate) struct TopicMonitor {
-    latest: Arc<Mutex<Option<Look>>>,
-    _ends_with_this: DropGuard,
+    latest: Arc<Mutex<Option<TopicState>>>,
+    _stop_on_drop: DropGuard,
 }
 
 impl TopicMonitor {
@@ -47,62 +46,59 @@ impl TopicMonitor {
         assignment: &Arc<Assignment>,
     ) -> Result<Self, KafkaError> {
         let client: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &shared.options.brokers)
-            .set(
-                "client.id",
-                format!("{} topic_monitor", shared.options.name),
-            )
+            .set("bootstrap.servers", &shared.config.brokers)
+            .set("client.id", format!("{} topic-monitor", shared.config.name))
             .set("reconnect.backoff.max.ms", "1000")
             .create()?;
         let latest = Arc::new(Mutex::new(None));
-        let ended = shared.shutdown.child_token();
+        let stop = shared.shutdown.child_token();
         let (shared, assignment) = (Arc::clone(shared), Arc::clone(assignment));
-        let (found, end) = (Arc::clone(&latest), ended.clone());
-        thread::spawn(move || keep_looking(&client, &shared, &assignment, &found, &end));
+        let (state, stopped) = (Arc::clone(&latest), stop.clone());
+        thread::spawn(move || monitor_topic(&client, &shared, &assignment, &state, &stopped));
         Ok(Self {
             latest,
-            _ends_with_this: ended.drop_guard(),
+            _stop_on_drop: stop.drop_guard(),
         })
     }
 
-    /// What was seen since the last time that this was asked.
-    pub(crate) fn news(&self) -> Option<Look> {
+    /// Takes the result of the latest check, if there was one since the last call.
+    pub(crate) fn take_latest(&self) -> Option<TopicState> {
         self.latest.lock().take()
     }
 }
 
-fn keep_looking(
+fn monitor_topic(
     client: &BaseConsumer,
     shared: &Shared,
     assignment: &Assignment,
-    latest: &Mutex<Option<Look>>,
-    ended: &CancellationToken,
+    latest: &Mutex<Option<TopicState>>,
+    stopped: &CancellationToken,
 ) {
-    while !ended.is_cancelled() {
-        let look = look(client, &shared.options.topic, assignment);
-        *latest.lock() = Some(look);
-        let is_settled = look == Look::Fine && assignment.has_joined();
+    while !stopped.is_cancelled() {
+        let state = check_topic(client, &shared.config.topic, assignment);
+        *latest.lock() = Some(state);
+        let is_settled = state == TopicState::Ok && assignment.has_joined();
         let interval = if is_settled {
             INTERVAL
         } else {
             STARTING_INTERVAL
         };
         shared.runtime.block_on(async {
-            let _ = tokio::time::timeout(interval, ended.cancelled()).await;
+            let _ = tokio::time::timeout(interval, stopped.cancelled()).await;
         });
     }
 }
 
-fn look(client: &BaseConsumer, topic: &str, assignment: &Assignment) -> Look {
+fn check_topic(client: &BaseConsumer, topic: &str, assignment: &Assignment) -> TopicState {
     match client.fetch_metadata(Some(topic), METADATA_TIMEOUT) {
-        Err(_) => Look::NoConnection,
+        Err(_) => TopicState::Unreachable,
         Ok(metadata) if metadata.topics().iter().all(|t| t.partitions().is_empty()) => {
-            Look::NoTopic
+            TopicState::Missing
         }
-        Ok(_) => match assignment.ahead(client) {
-            Err(_) => Look::NoConnection,
-            Ok(None) => Look::Fine,
-            Ok(Some((next, end))) => Look::Recreated { next, end },
+        Ok(_) => match assignment.find_recreated(client) {
+            Err(_) => TopicState::Unreachable,
+            Ok(None) => TopicState::Ok,
+            Ok(Some((next, end))) => TopicState::Recreated { next, end },
         },
     }
 }

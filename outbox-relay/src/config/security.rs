@@ -216,7 +216,7 @@ mod tests {
             "kafka.tls: /nowhere/ca.crt: No such file",
             r#"mechanism: "GSSAPI" is unknown: set it to one of PLAIN, SCRAM-SHA-256"#,
             "kafka.sasl.username: is missing",
-            "OUTBOX_RELAY_KAFKA_SASL_PASSWORD: is given twice",
+            "OUTBOX_RELAY_KAFKA_SASL_PASSWORD: set by both OUTBOX_RELAY_KAFKA_SASL_PASSWORD and OUTBOX_RELAY_KAFKA_SASL_PASSWORD_FILE",
             "a.database_url: sslmode=verify-ca needs a file",
         ] {
             assert!(text.contains(part), "{part} in {text}");

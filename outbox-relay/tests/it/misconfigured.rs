@@ -215,13 +215,13 @@ mistakes! {
     };
     missing_secrets_file: Mistake {
         change: |parts| parts.database_url_file = Some("/nowhere/secret".into()),
-        check: &["/nowhere/secret: No such file or directory", "name a file that can be read"],
+        check: &["/nowhere/secret: No such file or directory", "check that the file exists and is readable"],
         ..MISTAKE
     };
     unreadable_secrets_file: Mistake {
         // A folder: to a test that runs as root every file can be read.
         change: |parts| parts.database_url_file = Some("/".into()),
-        check: &["/: Is a directory", "name a file that can be read"],
+        check: &["/: Is a directory", "check that the file exists and is readable"],
         ..MISTAKE
     };
 }

@@ -1,5 +1,5 @@
--- How far each projection has come. The offset moves in the transaction that applies the records before it, by
--- compare-and-set: whoever still believes an old offset changes nothing, and applies nothing.
+-- The progress of each projection. The transaction that applies records also advances the offset, by compare-and-set: a
+-- consumer with an outdated offset changes nothing and applies nothing.
 create table projection_offsets (
     projection text not null,
     topic text not null,
@@ -9,10 +9,10 @@ create table projection_offsets (
     updated_at timestamptz not null default now(),
     constraint projection_offsets_pkey primary key (projection, topic, partition)
 )
--- Updated with every batch: room on the page keeps these updates in place.
+-- Updated with every batch: free space on the page allows HOT updates.
 with (fillfactor = 50);
 
--- Records that could not be applied, as they were found. Later versions of their keys were applied all the same.
+-- Poison records, unchanged. Later versions of their keys were applied nevertheless.
 create table dead_letters (
     dead_letter_id bigint generated always as identity constraint dead_letters_pkey primary key,
     projection text not null,

@@ -1,12 +1,12 @@
--- Dead letters are also written to a topic, where one is configured, behind the transaction that sets them aside.
+-- If a dead-letter topic is configured, dead letters are copied to it after the transaction that inserts them.
 alter table dead_letters add column in_topic boolean not null default false;
 create index dead_letters_pending_idx on dead_letters (projection, dead_letter_id) where not in_topic;
 
--- What became of the records before next_offset. Moved in the same transaction, so that they are exact.
+-- The outcomes of the records before next_offset. Updated in the same transaction, so they are exact.
 alter table projection_offsets
-    -- They changed something, or were known already.
+    -- Applied, including records that changed nothing.
     add column applied bigint not null default 0,
-    -- They were of no concern: types that the projection does not know, tombstones.
+    -- Skipped: unknown types, tombstones.
     add column skipped bigint not null default 0,
-    -- They went to dead_letters.
+    -- Dead-lettered.
     add column set_aside bigint not null default 0;

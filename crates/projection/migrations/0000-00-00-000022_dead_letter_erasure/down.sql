@@ -1,4 +1,4 @@
--- What was erased stays so.
+-- Erased contents are not restored.
 alter table dead_letters
     alter column key set statistics -1,
     alter column payload set statistics -1,

@@ -9,8 +9,8 @@ drop index dead_letters_kept_idx;
 create index dead_letters_kept_idx on dead_letters (dead_lettered_at) where erased_at is null;
 comment on column dead_letters.set_aside_at is 'Deprecated: use dead_lettered_at.';
 
--- Records of next_offset that went to dead_letters. Those that a service of version 0.1 dead-letters during a rolling upgrade
--- are counted in set_aside alone.
+-- The number of dead-lettered records before next_offset. During a rolling upgrade a service of version 0.1 counts its own
+-- in set_aside only.
 alter table projection_offsets add column dead_lettered bigint not null default 0;
 update projection_offsets set dead_lettered = set_aside;
 comment on column projection_offsets.set_aside is 'Deprecated: use dead_lettered.';

@@ -1,36 +1,36 @@
-//! Reads the records that are applied together.
+//! Reads batches of records.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rdkafka::{Message as _, error::KafkaError, message::BorrowedMessage};
 
-use crate::{Projection, decoded::Decoded, topic::TopicConsumer};
+use crate::{Projection, decoded::DecodedBatch, topic::TopicConsumer};
 
-/// Records of a transaction at most: more than while serving, because nobody waits for the lock.
+/// Maximum records of a batch; more than in the live consumer, because nothing waits for the row locks.
 const MAX_BATCH_RECORDS: usize = 10_000;
-/// Bytes of their payloads, but for the last.
+/// Payload bytes that end a batch; the last record may exceed it.
 const MAX_BATCH_BYTES: usize = 16 << 20;
-/// A tenth of a millisecond or two.
+/// About 0.1 to 0.2 ms of work.
 const RECORDS_BETWEEN_YIELDS: usize = 50;
 
-/// What was read together.
+/// A batch of records.
 pub(super) struct Batch<'a, C> {
     pub(super) messages: Vec<BorrowedMessage<'a>>,
-    /// What the messages come to.
-    pub(super) decoded: Decoded<C>,
-    /// Partitions of which there was nothing behind these.
-    pub(super) read_out: BTreeSet<i32>,
+    /// The decoded messages.
+    pub(super) decoded: DecodedBatch<C>,
+    /// The partitions whose end was reached after these messages.
+    pub(super) at_end: BTreeSet<i32>,
 }
 
 impl<C> Batch<'_, C> {
     pub(super) fn is_empty(&self) -> bool {
-        self.messages.is_empty() && self.read_out.is_empty()
+        self.messages.is_empty() && self.at_end.is_empty()
     }
 }
 
-/// Reads what is there, up to the bounds; waits for the first so long at most. It yields now and then,
-/// so that a batch is applied meanwhile.
+/// Reads the available records up to the limits, and waits for the first one at most `timeout`. Yields
+/// regularly, so that the previous batch is applied at the same time.
 pub(super) async fn read_batch<'a, P: Projection>(
     consumer: &'a TopicConsumer,
     projection: &P,
@@ -38,8 +38,8 @@ pub(super) async fn read_batch<'a, P: Projection>(
 ) -> Result<Batch<'a, P::Change>> {
     let mut batch = Batch {
         messages: Vec::new(),
-        decoded: Decoded::default(),
-        read_out: BTreeSet::new(),
+        decoded: DecodedBatch::default(),
+        at_end: BTreeSet::new(),
     };
     let mut bytes = 0;
     while batch.messages.len() < MAX_BATCH_RECORDS && bytes < MAX_BATCH_BYTES {
@@ -49,14 +49,14 @@ pub(super) async fn read_batch<'a, P: Projection>(
         timeout = Duration::ZERO;
         let message = match message {
             Err(KafkaError::PartitionEOF(partition)) => {
-                batch.read_out.insert(partition);
+                batch.at_end.insert(partition);
                 continue;
             }
-            message => message.context("Kafka can't be read")?,
+            message => message.context("failed to read from Kafka")?,
         };
         let index = batch.messages.len();
         batch.decoded.push(projection, index, &message);
-        batch.read_out.remove(&message.partition());
+        batch.at_end.remove(&message.partition());
         bytes += message.payload_len();
         batch.messages.push(message);
         if batch.messages.len().is_multiple_of(RECORDS_BETWEEN_YIELDS) {

@@ -1,4 +1,4 @@
-//! The schemas that the tables are in before and behind the swap.
+//! The schemas of the new tables and of the replaced ones.
 
 use anyhow::{Result, ensure};
 use diesel::{
@@ -11,16 +11,15 @@ use diesel_async::{
 
 use crate::offsets::Offsets;
 
-/// Where the tables are built ...
+/// The schema of the new tables.
 pub(super) const NEW: &str = "projection_rebuild";
-/// ... and where those go that they replace.
+/// The schema of the replaced tables.
 pub(super) const OLD: &str = "projection_replaced";
 
 /// Drops the tables that a rebuild has replaced.
 ///
 /// # Errors
-/// The database's; also if something depends on one of them, such as a view, which still shows what
-/// was replaced.
+/// Database errors; also if an object such as a view depends on one of the tables.
 pub async fn drop_replaced(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
     conn.batch_execute(&format!(
         "do $$
@@ -39,20 +38,20 @@ pub async fn drop_replaced(conn: &mut AsyncPgConnection) -> diesel::QueryResult<
 }
 
 #[derive(QueryableByName)]
-struct Found {
+struct Condition {
     #[diesel(sql_type = Bool)]
-    found: bool,
+    is_true: bool,
 }
 
-async fn is(conn: &mut AsyncPgConnection, condition: &str) -> Result<bool> {
-    let Found { found } = diesel::sql_query(format!("select {condition} as found"))
+async fn query_bool(conn: &mut AsyncPgConnection, condition: &str) -> Result<bool> {
+    let Condition { is_true } = diesel::sql_query(format!("select {condition} as is_true"))
         .get_result(conn)
         .await?;
-    Ok(found)
+    Ok(is_true)
 }
 
-/// Whether the new table has the columns that the one in use has: a migration may have come between.
-fn is_alike(table: &str) -> String {
+/// Returns the condition that the new table has the columns of the live one. A migration may have changed it.
+fn same_columns(table: &str) -> String {
     let columns = |schema: &str| {
         format!(
             "array(select row(attname, atttypid, atttypmod, attnotnull)::text from pg_attribute
@@ -63,31 +62,34 @@ fn is_alike(table: &str) -> String {
     format!("{} = {}", columns("public"), columns(NEW))
 }
 
-/// Makes the new tables, unless an earlier run has made the same ones from the same topic.
-pub(super) async fn prepare(
+/// Creates the new tables, or keeps those of an interrupted rebuild of the same topic.
+pub(super) async fn prepare_tables(
     conn: &mut AsyncPgConnection,
     tables: &[&str],
     offsets: &Offsets<'_>,
 ) -> Result<()> {
-    let alone = "pg_try_advisory_lock(hashtextextended('projection rebuild', 0))";
-    ensure!(is(conn, alone).await?, "somebody else is rebuilding it");
+    let try_lock = "pg_try_advisory_lock(hashtextextended('projection rebuild', 0))";
     ensure!(
-        !is(conn, &format!("to_regnamespace('{OLD}') is not null")).await?,
-        "the tables that the last rebuild has replaced are still there; look at them, then run the \
-         same with --drop-old"
+        query_bool(conn, try_lock).await?,
+        "another rebuild is running in this database"
     );
-    let mut can_go_on = offsets.are_known(conn).await?;
+    ensure!(
+        !query_bool(conn, &format!("to_regnamespace('{OLD}') is not null")).await?,
+        "the tables that the last rebuild replaced still exist in the schema {OLD}. Inspect them, then drop \
+         them with `projection rebuild --drop-old`."
+    );
+    let mut can_resume = offsets.exist(conn).await?;
     for table in tables {
-        can_go_on &= is(conn, &is_alike(table)).await?;
+        can_resume &= query_bool(conn, &same_columns(table)).await?;
     }
-    if !can_go_on {
+    if !can_resume {
         conn.transaction(async |conn| {
             let mut sql = format!("drop schema if exists {NEW} cascade; create schema {NEW};");
             for table in tables {
                 sql += &format!("create table {NEW}.{table} (like public.{table} including all);");
             }
             conn.batch_execute(&sql).await?;
-            // Of tables that were dropped just now, or by hand.
+            // Left by the dropped tables.
             for table in ["projection_offsets", "dead_letters"] {
                 diesel::sql_query(format!("delete from {table} where projection = $1"))
                     .bind::<Text, _>(offsets.projection)
@@ -98,8 +100,7 @@ pub(super) async fn prepare(
         })
         .await?;
     }
-    // A rebuild is killed and begun again, so that it may lose its last commits: the offsets go with
-    // them.
+    // A crash may lose the last commits. The offsets are lost with them, so the rebuild repeats them.
     conn.batch_execute(&format!(
         "set search_path = {NEW}, public; set synchronous_commit = off; set statement_timeout = '60s'"
     ))

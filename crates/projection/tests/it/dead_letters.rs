@@ -1,13 +1,14 @@
-//! What becomes of records that were set aside.
+//! Dead letters: their copies, redrive and counts.
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, eventually};
-use projection::{Redriven, dead_letters, redrive};
+use projection::{RedriveOutcome, dead_letters, redrive};
 
 use crate::harness::{Counts, DEAD, Setup, TOTAL};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_with_its_origin_goes_to_the_topic_even_if_that_comes_late() -> Result<()> {
+async fn dead_letters_are_copied_with_their_origin_even_if_the_topic_is_created_later() -> Result<()>
+{
     let setup = Setup::new("copies").await?;
     let servers = Addresses::shared();
     let topic = format!("{}.dlq", setup.name);
@@ -15,7 +16,7 @@ async fn a_copy_with_its_origin_goes_to_the_topic_even_if_that_comes_late() -> R
     servers
         .write_record(&setup.name, Some(b"a"), Some(b"\xff\x00"), &headers)
         .await?;
-    let running = setup.follow_with_dead_letter_topic(&topic);
+    let running = setup.start_with_dead_letter_topic(&topic);
     setup.sql.wait_for(DEAD, 1).await?;
     servers.create_topic(&topic, 1).await?;
     let in_topic = "select count(*) from dead_letters where in_topic";
@@ -37,10 +38,10 @@ async fn a_copy_with_its_origin_goes_to_the_topic_even_if_that_comes_late() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_is_applied_once_its_fault_is_mended() -> Result<()> {
+async fn a_redrive_applies_a_dead_letter_after_its_cause_is_fixed() -> Result<()> {
     let setup = Setup::new("redrive").await?;
     setup.count("far too long").await?;
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
     let mut conn = setup.connection().await?;
@@ -51,25 +52,28 @@ async fn a_dead_letter_is_applied_once_its_fault_is_mended() -> Result<()> {
         .dead_letter_id;
 
     let rejected = redrive(&mut conn, &Counts, &setup.name, id).await?;
-    assert!(matches!(rejected, Redriven::Rejected(_)), "{rejected:?}");
+    assert!(
+        matches!(rejected, RedriveOutcome::Rejected(_)),
+        "{rejected:?}"
+    );
     assert_eq!(setup.sql.count(DEAD).await?, 1);
 
-    let mend = "alter table counts drop constraint counts_key_short";
-    setup.sql.batch_execute(mend).await?;
+    let fix = "alter table counts drop constraint counts_key_short";
+    setup.sql.batch_execute(fix).await?;
     let applied = redrive(&mut conn, &Counts, &setup.name, id).await?;
-    assert_eq!(applied, Redriven::Applied);
+    assert_eq!(applied, RedriveOutcome::Applied);
     assert_eq!(setup.sql.count(TOTAL).await?, 1);
     assert_eq!(setup.sql.count(DEAD).await?, 0);
     let again = redrive(&mut conn, &Counts, &setup.name, id).await?;
-    assert_eq!(again, Redriven::Missing);
+    assert_eq!(again, RedriveOutcome::NotFound);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_of_another_projection_is_not_touched() -> Result<()> {
+async fn dead_letters_of_other_projections_are_inaccessible() -> Result<()> {
     let setup = Setup::new("foreign").await?;
     setup.count("far too long").await?;
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
     let mut conn = setup.connection().await?;
@@ -85,14 +89,14 @@ async fn a_dead_letter_of_another_projection_is_not_touched() -> Result<()> {
     );
     assert!(!dead_letters::discard(&mut conn, "other", id).await?);
     let missing = redrive(&mut conn, &Counts, "other", id).await?;
-    assert_eq!(missing, Redriven::Missing);
+    assert_eq!(missing, RedriveOutcome::NotFound);
     assert!(dead_letters::discard(&mut conn, &setup.name, id).await?);
     assert_eq!(setup.sql.count(DEAD).await?, 0);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_became_of_each_record_is_counted_with_its_offset() -> Result<()> {
+async fn outcomes_are_counted_with_the_offsets() -> Result<()> {
     let setup = Setup::new("counted").await?;
     let servers = Addresses::shared();
     for key in ["a", "far too long", "b", "c"] {
@@ -100,58 +104,58 @@ async fn what_became_of_each_record_is_counted_with_its_offset() -> Result<()> {
     }
     for _ in 0..2 {
         servers
-            .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "unheard of")])
+            .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "unknown")])
             .await?;
     }
-    let running = setup.follow();
+    let running = setup.start();
     let counted = "select count(*) from (
             select sum(applied) as applied, sum(skipped) as skipped, sum(dead_lettered) as dead_lettered,
                 sum(next_offset) as records
             from projection_offsets) as counts
         where (applied, skipped, dead_lettered, records) = (3, 2, 1, 6)";
     let all = async || Ok((setup.sql.count(counted).await? == 1).then_some(()));
-    eventually("3 applied, 2 skipped, 1 set aside", all).await?;
+    eventually("3 applied, 2 skipped, 1 dead-lettered", all).await?;
     running.stop().await;
     Ok(())
 }
 
-/// It would not see what the follower is applying, and applies what may be older.
+/// Otherwise it would not see newer versions in an open transaction of the consumer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_waits_for_what_is_being_applied() -> Result<()> {
+async fn a_redrive_waits_for_open_transactions_of_the_consumer() -> Result<()> {
     let setup = Setup::new("redrive_waits").await?;
     setup.count("far too long").await?;
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
-    let mend = "alter table counts drop constraint counts_key_short";
-    setup.sql.batch_execute(mend).await?;
+    let fix = "alter table counts drop constraint counts_key_short";
+    setup.sql.batch_execute(fix).await?;
     let mut conn = setup.session().await?;
     let dead_letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
     let id = dead_letters
         .first()
         .context("a dead letter")?
         .dead_letter_id;
-    let applying = setup.look().await?;
+    let applying = setup.connect_sql().await?;
     applying
         .batch_execute("begin; update projection_offsets set next_offset = next_offset")
         .await?;
     let waiting = "select count(*) from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock'
             and query like '%projection_offsets%'";
-    let end = async {
+    let commit = async {
         setup.sql.wait_for(waiting, 1).await?;
         assert_eq!(setup.sql.count(DEAD).await?, 1);
         anyhow::Ok(applying.batch_execute("commit").await?)
     };
-    let (redriven, ended) = tokio::join!(redrive(&mut conn, &Counts, &setup.name, id), end);
-    ended?;
-    assert_eq!(redriven?, Redriven::Applied);
+    let (redriven, committed) = tokio::join!(redrive(&mut conn, &Counts, &setup.name, id), commit);
+    committed?;
+    assert_eq!(redriven?, RedriveOutcome::Applied);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_that_its_topic_is_too_small_for_holds_up_no_other() -> Result<()> {
-    let setup = Setup::new("large_letters").await?;
+async fn a_dead_letter_too_large_for_its_topic_does_not_block_others() -> Result<()> {
+    let setup = Setup::new("large_dead_letters").await?;
     let servers = Addresses::shared();
     let topic = format!("{}.dlq", setup.name);
     servers.create_topic(&topic, 1).await?;
@@ -162,7 +166,7 @@ async fn a_dead_letter_that_its_topic_is_too_small_for_holds_up_no_other() -> Re
             .write_record(&setup.name, Some(b"a"), Some(payload), &[("other", "x")])
             .await?;
     }
-    let running = setup.follow_with_dead_letter_topic(&topic);
+    let running = setup.start_with_dead_letter_topic(&topic);
     let in_topic = "select count(*) from dead_letters where in_topic";
     setup.sql.wait_for(in_topic, 2).await?;
     running.stop().await;

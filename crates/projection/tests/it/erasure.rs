@@ -1,22 +1,22 @@
-//! What dead letters hold does not stay for ever; that there were some does.
+//! The contents of dead letters are erased; their rows stay.
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, eventually};
-use projection::{Redriven, dead_letters, redrive};
+use projection::{RedriveOutcome, dead_letters, redrive};
 
 use crate::harness::{Counts, DEAD, Setup};
 
-const NOTHING_HELD: &str = "payload is null and header_names = '{}' and header_values = '{}'
-    and error_class = 'header' and error = 'there is no ce_type' and topic = 'TOPIC'";
+const ERASED: &str = "payload is null and header_names = '{}' and header_values = '{}'
+    and error_class = 'header' and error = 'missing header ce_type' and topic = 'TOPIC'";
 
-/// Counts dead letters that hold nothing and still say where they are from and what was wrong.
-fn erased(setup: &Setup, key: &str) -> String {
-    let nothing_held = NOTHING_HELD.replace("TOPIC", &setup.name);
-    format!("select count(*) from dead_letters where {key} and {nothing_held}")
+/// Returns a query that counts dead letters without contents that still have their origin and error.
+fn count_erased(setup: &Setup, key: &str) -> String {
+    let is_erased = ERASED.replace("TOPIC", &setup.name);
+    format!("select count(*) from dead_letters where {key} and {is_erased}")
 }
 
-/// A record that is set aside.
-async fn break_one(setup: &Setup, key: &str) -> Result<()> {
+/// Writes a poison record.
+async fn write_poison(setup: &Setup, key: &str) -> Result<()> {
     let headers = [("from", "a person")];
     Addresses::shared()
         .write_record(
@@ -29,52 +29,52 @@ async fn break_one(setup: &Setup, key: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_key_names_is_erased_and_the_rows_stay() -> Result<()> {
+async fn erasing_a_key_erases_its_dead_letters_and_keeps_their_rows() -> Result<()> {
     let setup = Setup::new("erased").await?;
     for key in ["gone", "here", "gone"] {
-        break_one(&setup, key).await?;
+        write_poison(&setup, key).await?;
     }
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(DEAD, 3).await?;
     running.stop().await;
     let mut conn = setup.connection().await?;
     dead_letters::erase(&mut conn, &["gone".to_owned(), "other".to_owned()]).await?;
-    let gone = erased(&setup, "key = 'gone' and erased_at is not null");
+    let gone = count_erased(&setup, "key = 'gone' and erased_at is not null");
     assert_eq!(setup.sql.count(&gone).await?, 2);
     let here = "select count(*) from dead_letters
         where key = 'here' and payload = 'personal' and header_names = '{from}'
           and erased_at is null";
     assert_eq!(setup.sql.count(here).await?, 1);
 
-    // There is nothing left to apply, and that is no fault of the record.
+    // A redrive has nothing to apply, and keeps the original error.
     let dead_letters = dead_letters::list(&mut conn, &setup.name, 0, 10).await?;
     let dead_letter = dead_letters.into_iter().find(|l| l.erased_at.is_some());
-    let id = dead_letter.context("an erased one")?.dead_letter_id;
+    let id = dead_letter.context("an erased dead letter")?.dead_letter_id;
     let redriven = redrive(&mut conn, &Counts, &setup.name, id).await?;
-    assert_eq!(redriven, Redriven::Erased);
+    assert_eq!(redriven, RedriveOutcome::Erased);
     assert_eq!(setup.sql.count(&gone).await?, 2);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_kept_for_long_enough_is_erased_with_its_key() -> Result<()> {
+async fn after_the_retention_the_contents_and_the_key_are_erased() -> Result<()> {
     let setup = Setup::new("expired").await?;
-    let running = setup.follow();
+    let running = setup.start();
     for key in ["old", "older"] {
-        break_one(&setup, key).await?;
+        write_poison(&setup, key).await?;
     }
     setup.sql.wait_for(DEAD, 2).await?;
-    // Of a projection that nobody follows any more, too.
+    // One of them belongs to a projection without a consumer.
     let age = "update dead_letters set dead_lettered_at = dead_lettered_at - interval '61 minutes';
-        update dead_letters set projection = 'given up' where key = 'older'";
+        update dead_letters set projection = 'abandoned' where key = 'older'";
     setup.sql.batch_execute(age).await?;
-    let expired = erased(&setup, "key is null and erased_at is not null");
-    let look = async || {
-        // It looks whenever there is a new one.
-        break_one(&setup, "new").await?;
+    let expired = count_erased(&setup, "key is null and erased_at is not null");
+    let both_erased = async || {
+        // A new dead letter triggers the erasure.
+        write_poison(&setup, "new").await?;
         Ok((setup.sql.count(&expired).await? == 2).then_some(()))
     };
-    eventually("two that are erased", look).await?;
+    eventually("two erased dead letters", both_erased).await?;
     running.stop().await;
     let lost = "select count(*) from dead_letters where key = 'new' and payload is null";
     assert_eq!(setup.sql.count(lost).await?, 0);

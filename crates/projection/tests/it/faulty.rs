@@ -1,4 +1,4 @@
-//! Faults that strike a projection when a test wants them to.
+//! Faults that a test injects into a projection.
 
 use std::{
     panic::resume_unwind,
@@ -16,18 +16,17 @@ use parking_lot::Mutex;
 use projection::{Poison, Projection, Record};
 use tokio_util::sync::CancellationToken;
 
-/// What happens to whoever applies a batch.
+/// A fault of a consumer that applies a batch.
 pub(crate) enum Fault {
-    /// Stands still with the batch in its hands, before it has begun a transaction, until the sender
-    /// is dropped.
+    /// Blocks with a batch before its transaction begins, until the sender is dropped.
     Stall(mpsc::Receiver<()>),
-    /// Stands still in its transaction, behind its statements, until the token is cancelled.
+    /// Blocks in its transaction, after its statements, until the token is cancelled.
     Hold(CancellationToken),
-    /// Dies in its transaction, behind its statements.
+    /// Panics in its transaction, after its statements.
     Crash,
 }
 
-/// A projection that a fault can strike.
+/// A projection that accepts faults.
 pub(crate) struct Faulty<P> {
     projection: P,
     next: Mutex<Option<(Fault, CancellationToken)>>,
@@ -43,29 +42,29 @@ impl<P: Projection> Faulty<P> {
         }
     }
 
-    /// Lets this fault strike the next batch; the token tells when it has.
-    pub(crate) fn strike(&self, fault: Fault) -> CancellationToken {
-        let struck = CancellationToken::new();
+    /// Injects a fault into the next batch. The token is cancelled when it takes effect.
+    pub(crate) fn inject(&self, fault: Fault) -> CancellationToken {
+        let injected = CancellationToken::new();
         let mut next = self.next.lock();
-        *next = Some((fault, struck.clone()));
-        struck
+        *next = Some((fault, injected.clone()));
+        injected
     }
 
-    /// How many changes it was told of as applied.
+    /// Returns the number of changes that were committed.
     pub(crate) fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// Waits until it has applied more than so many changes: it has a part of the partitions then.
+    /// Waits until more than this number of changes were committed: the consumer has partitions then.
     pub(crate) async fn wait_for_more_than(&self, changes: u64) -> Result<()> {
         let applied = async || Ok((self.applied() > changes).then_some(()));
-        eventually("something applied by a member", applied).await
+        eventually("changes applied by a member", applied).await
     }
 
     fn take(&self, wanted: fn(&Fault) -> bool) -> Option<Fault> {
         let mut next = self.next.lock();
-        let (fault, struck) = next.take_if(|(fault, _)| wanted(fault))?;
-        struck.cancel();
+        let (fault, injected) = next.take_if(|(fault, _)| wanted(fault))?;
+        injected.cancel();
         Some(fault)
     }
 }
@@ -75,7 +74,7 @@ impl<P: Projection> Projection for Faulty<P> {
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<P::Change>, Poison> {
         if let Some(Fault::Stall(gate)) = self.take(|fault| matches!(fault, Fault::Stall(_))) {
-            // Nothing is ever sent: it ends with its sender.
+            // Nothing is sent: this returns when the sender is dropped.
             let _ = gate.recv();
         }
         self.projection.decode(record)
@@ -84,22 +83,22 @@ impl<P: Projection> Projection for Faulty<P> {
     async fn apply(&self, conn: &mut AsyncPgConnection, changes: &[P::Change]) -> QueryResult<()> {
         self.projection.apply(conn, changes).await?;
         match self.take(|fault| !matches!(fault, Fault::Stall(_))) {
-            Some(Fault::Hold(open)) => open.cancelled().await,
-            // Not `panic!`, whose message would look like a failure.
-            Some(Fault::Crash) => resume_unwind(Box::new("struck by a fault")),
+            Some(Fault::Hold(release)) => release.cancelled().await,
+            // Not `panic!`: its message would look like a failed test.
+            Some(Fault::Crash) => resume_unwind(Box::new("injected fault")),
             _ => {}
         }
         Ok(())
     }
 
-    fn applied(&self, changes: &[P::Change]) {
+    fn after_commit(&self, changes: &[P::Change]) {
         self.applied
             .fetch_add(changes.len() as u64, Ordering::AcqRel);
     }
 }
 
-/// Waits until a fault has struck.
-pub(crate) async fn wait_until_struck(struck: &CancellationToken) -> Result<()> {
-    let waiting = tokio::time::timeout(PATIENCE, struck.cancelled());
-    waiting.await.context("the fault never struck")
+/// Waits until an injected fault takes effect.
+pub(crate) async fn wait_for_fault(injected: &CancellationToken) -> Result<()> {
+    let waiting = tokio::time::timeout(PATIENCE, injected.cancelled());
+    waiting.await.context("the fault did not take effect")
 }

@@ -1,8 +1,8 @@
-//! What is followed is applied, once, whatever happens meanwhile.
+//! Each record is applied exactly once, through restarts, conflicts and errors.
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, NewRecord, PATIENCE};
-use projection::State;
+use projection::ConsumerState;
 use rdkafka::{
     ClientConfig,
     error::KafkaError,
@@ -13,13 +13,13 @@ use rdkafka::{
 use crate::harness::{DEAD, Setup, TOTAL};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_record_is_applied_once_from_the_earliest_on_and_across_restarts() -> Result<()> {
+async fn each_record_is_applied_once_from_the_earliest_across_restarts() -> Result<()> {
     let setup = Setup::new("once").await?;
     for key in ["a", "b", "c"] {
         setup.count(key).await?;
     }
     for round in 1..=3 {
-        let running = setup.follow();
+        let running = setup.start();
         setup.sql.wait_for(TOTAL, round * 3).await?;
         running.stop().await;
         for key in ["a", "b", "c"] {
@@ -33,12 +33,12 @@ async fn each_record_is_applied_once_from_the_earliest_on_and_across_restarts() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_that_was_overtaken_applies_nothing_twice() -> Result<()> {
+async fn a_consumer_whose_offsets_were_advanced_applies_nothing_twice() -> Result<()> {
     let setup = Setup::new("overtaken").await?;
-    let running = setup.follow();
+    let running = setup.start();
     setup.count("a").await?;
     setup.sql.wait_for(TOTAL, 1).await?;
-    // What a second consumer of the partition does: it has already applied the next record.
+    // A second consumer of the partition has already applied the next record.
     setup
         .sql
         .batch_execute(
@@ -57,26 +57,27 @@ async fn a_consumer_that_was_overtaken_applies_nothing_twice() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_fails_is_waited_for() -> Result<()> {
+async fn a_database_error_is_retried_until_it_is_resolved() -> Result<()> {
     let setup = Setup::new("failing").await?;
-    let running = setup.follow();
+    let running = setup.start();
     setup
         .sql
         .batch_execute("alter table counts rename to away")
         .await?;
     setup.count("a").await?;
-    let mut state = running.following.state();
-    let failing = state.wait_for(|s| matches!(s, State::Failing(why) if why.contains("counts")));
+    let mut state = running.consumer.state();
+    let failing =
+        state.wait_for(|s| matches!(s, ConsumerState::Failing(why) if why.contains("counts")));
     tokio::time::timeout(PATIENCE, failing)
         .await
-        .context("no failure")??;
+        .context("no failing state")??;
     setup
         .sql
         .batch_execute("alter table away rename to counts")
         .await?;
     setup.sql.wait_for(TOTAL, 1).await?;
-    let mut state = running.following.state();
-    let again = state.wait_for(|state| *state == State::Following);
+    let mut state = running.consumer.state();
+    let again = state.wait_for(|state| *state == ConsumerState::Running);
     tokio::time::timeout(PATIENCE, again)
         .await
         .context("still failing")??;
@@ -84,9 +85,9 @@ async fn a_database_that_fails_is_waited_for() -> Result<()> {
     setup.sql.wait_for(DEAD, 0).await
 }
 
-/// Whoever else writes to the topic may compress as he likes.
+/// Other producers may use any codec.
 #[tokio::test(flavor = "multi_thread")]
-async fn records_are_applied_however_they_are_compressed() -> Result<()> {
+async fn records_of_every_compression_codec_are_applied() -> Result<()> {
     let setup = Setup::new("compressed").await?;
     let topic = setup.name.clone();
     let writing = tokio::task::spawn_blocking(move || {
@@ -111,18 +112,18 @@ async fn records_are_applied_however_they_are_compressed() -> Result<()> {
         Ok::<_, KafkaError>(())
     });
     writing.await??;
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, 80).await?;
     running.stop().await;
     Ok(())
 }
 
-/// Within seconds, and not when librdkafka would look by itself, every five minutes.
+/// Within seconds, and not after librdkafka's default of five minutes.
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_that_are_added_are_followed() -> Result<()> {
+async fn added_partitions_are_consumed() -> Result<()> {
     let setup = Setup::with_partitions("grown", 1).await?;
     setup.count("a").await?;
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, 1).await?;
     Addresses::shared().add_partitions(&setup.name, 2).await?;
     let record = NewRecord {

@@ -1,4 +1,4 @@
-//! A projection that counts, with a topic and a database of its own.
+//! A projection that counts, with its own topic and database.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,13 +13,15 @@ use diesel_async::{
     },
 };
 use diesel_migrations::MigrationHarness as _;
-use projection::{Following, Options, Poison, Projection, Record, State, follow};
+use projection::{
+    ConsumerConfig, ConsumerHandle, ConsumerState, Poison, Projection, Record, spawn_consumer,
+};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const TOTAL: &str = "select coalesce(sum(count), 0) from counts";
 pub(crate) const DEAD: &str = "select count(*) from dead_letters";
 
-/// Counts how often each key was applied, which shows every double application.
+/// Counts how often each key was applied, which reveals every repetition.
 pub(crate) struct Counts;
 
 impl Projection for Counts {
@@ -54,7 +56,7 @@ pub(crate) struct Setup {
 }
 
 pub(crate) struct Running {
-    pub(crate) following: Following,
+    pub(crate) consumer: ConsumerHandle,
     shutdown: CancellationToken,
 }
 
@@ -63,7 +65,7 @@ impl Setup {
         Self::with_partitions(test, 3).await
     }
 
-    /// With so many partitions of its topic.
+    /// Creates a setup whose topic has this number of partitions.
     pub(crate) async fn with_partitions(test: &str, partitions: i32) -> Result<Self> {
         let name = Addresses::unique_name(test);
         let servers = Addresses::shared();
@@ -86,14 +88,14 @@ impl Setup {
         })
     }
 
-    /// A pool of one's own, as each replica has.
+    /// Creates another pool: each replica has its own.
     pub(crate) fn new_pool(&self) -> Result<Pool<AsyncPgConnection>> {
         pool(&self.url)
     }
 
-    /// What a replica of this name follows; of none, one that the group gives a name.
-    pub(crate) fn options(&self, instance_id: Option<&str>) -> Options {
-        Options {
+    /// Returns the configuration of a replica, as a static member of the group if it has an instance id.
+    pub(crate) fn config(&self, instance_id: Option<&str>) -> ConsumerConfig {
+        ConsumerConfig {
             brokers: Addresses::shared().brokers().to_owned(),
             name: self.name.clone(),
             topic: self.name.clone(),
@@ -103,61 +105,58 @@ impl Setup {
         }
     }
 
-    pub(crate) fn follow(&self) -> Running {
-        self.follow_as(&self.name)
+    pub(crate) fn start(&self) -> Running {
+        self.start_as(&self.name)
     }
 
-    /// Writes so many records, of so many keys by turns, and follows until they are applied.
-    pub(crate) async fn follow_all(&self, records: i64, keys: i64) -> Result<Running> {
+    /// Writes records, cycling through the keys, and starts a consumer that applies all of them.
+    pub(crate) async fn apply_all(&self, records: i64, keys: i64) -> Result<Running> {
         for number in 0..records {
             self.count(&format!("k{}", number % keys)).await?;
         }
-        let running = self.follow();
+        let running = self.start();
         self.sql.wait_for(TOTAL, records).await?;
         Ok(running)
     }
 
-    /// Follows under another name than its own.
-    pub(crate) fn follow_as(&self, name: &str) -> Running {
-        self.follow_with(name, None)
+    /// Starts a consumer with this name.
+    pub(crate) fn start_as(&self, name: &str) -> Running {
+        self.start_with(name, None)
     }
 
-    pub(crate) fn follow_with_dead_letter_topic(&self, topic: &str) -> Running {
-        self.follow_with(&self.name, Some(topic))
+    pub(crate) fn start_with_dead_letter_topic(&self, topic: &str) -> Running {
+        self.start_with(&self.name, Some(topic))
     }
 
-    fn follow_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
-        let options = Options {
+    fn start_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
+        let config = ConsumerConfig {
             name: name.to_owned(),
             dead_letter_topic: dead_letter_topic.map(str::to_owned),
-            ..self.options(Some("only"))
+            ..self.config(Some("only"))
         };
         let shutdown = CancellationToken::new();
-        let following = follow(
-            options,
+        let consumer = spawn_consumer(
+            config,
             Arc::new(Counts),
             self.pool.clone(),
             shutdown.clone(),
         );
-        Running {
-            following,
-            shutdown,
-        }
+        Running { consumer, shutdown }
     }
 
-    /// Another session that looks into the database.
-    pub(crate) async fn look(&self) -> Result<Sql> {
+    /// Opens another session for queries.
+    pub(crate) async fn connect_sql(&self) -> Result<Sql> {
         Sql::connect(&self.url).await
     }
 
-    /// A session of its own, which ends with this.
+    /// Opens a session outside of the pool.
     pub(crate) async fn session(&self) -> Result<AsyncPgConnection> {
         Ok(AsyncPgConnection::establish(&self.url).await?)
     }
 
-    /// Somebody who reads the table and does not end.
+    /// Opens a transaction that has read the table.
     pub(crate) async fn open_transaction_on_counts(&self) -> Result<Sql> {
-        let reader = self.look().await?;
+        let reader = self.connect_sql().await?;
         reader
             .batch_execute("begin; select count(*) from counts")
             .await?;
@@ -184,27 +183,30 @@ fn pool(url: &str) -> Result<Pool<AsyncPgConnection>> {
 }
 
 impl Running {
-    /// Waits until it is in such a state, and returns it.
-    pub(crate) async fn wait_for(&self, wanted: impl FnMut(&State) -> bool) -> Result<State> {
-        let mut state = self.following.state();
+    /// Waits for a state, and returns it.
+    pub(crate) async fn wait_for(
+        &self,
+        wanted: impl FnMut(&ConsumerState) -> bool,
+    ) -> Result<ConsumerState> {
+        let mut state = self.consumer.state();
         let reached = tokio::time::timeout(PATIENCE, state.wait_for(wanted)).await;
-        let reached = reached.with_context(|| format!("still {:?}", self.following.state()))??;
+        let reached = reached.with_context(|| format!("still {:?}", self.consumer.state()))??;
         Ok(reached.clone())
     }
 
-    /// Waits until it has stopped, and returns why.
+    /// Waits until the consumer has stopped, and returns the reason.
     pub(crate) async fn wait_for_stop(&self) -> Result<String> {
         match self
-            .wait_for(|state| matches!(state, State::Stopped(_)))
+            .wait_for(|state| matches!(state, ConsumerState::Stopped(_)))
             .await?
         {
-            State::Stopped(reason) => Ok(reason),
+            ConsumerState::Stopped(reason) => Ok(reason),
             other => bail!("{other:?}"),
         }
     }
 
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
-        self.following.ended().await;
+        self.consumer.join().await;
     }
 }

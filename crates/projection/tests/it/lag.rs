@@ -1,4 +1,4 @@
-//! How far a projection is behind its topic, to the record and to the second.
+//! The lag of a projection, in records and seconds.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,17 +20,17 @@ impl Setup {
         status(&mut self.session().await?, &self.rebuild_options()).await
     }
 
-    /// The same, once the first partition ends there: the marker of a transaction's end is written some time
-    /// after the end was answered.
+    /// Returns the status when the first partition has this end: Kafka writes the marker of a transaction some
+    /// time after its response.
     async fn status_with_end(&self, end_offset: i64) -> Result<Vec<PartitionStatus>> {
-        eventually("the end of a transaction", async || {
+        eventually("the marker of a transaction", async || {
             let status = self.status().await?;
             Ok((status[0].end_offset == end_offset).then_some(status))
         })
         .await
     }
 
-    /// Writes a record of this time into a partition.
+    /// Writes a record with this timestamp to a partition.
     async fn write_at(&self, partition: i32, timestamp_ms: i64) -> Result<()> {
         let record = NewRecord {
             partition: Some(partition),
@@ -43,9 +43,9 @@ impl Setup {
         servers.write_records(&self.name, &[record]).await
     }
 
-    /// Applies so many records in all, and leaves the rest to wait.
+    /// Runs a consumer until this number of records is applied in total.
     async fn apply(&self, records: i64) -> Result<()> {
-        let running = self.follow();
+        let running = self.start();
         self.sql.wait_for(TOTAL, records).await?;
         running.stop().await;
         Ok(())
@@ -62,7 +62,7 @@ fn lags(partitions: &[PartitionStatus]) -> Vec<i64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_counts_what_waits_and_tells_how_old_the_oldest_is() -> Result<()> {
+async fn status_reports_pending_records_and_the_age_of_the_oldest() -> Result<()> {
     let setup = Setup::new("lag").await?;
     let began_ms = now_ms()?;
     for partition in [0, 0, 0, 1, 1, 2] {
@@ -114,7 +114,7 @@ fn write_in_transaction(
     producer.init_transactions(TIMEOUT)?;
     producer.begin_transaction()?;
     let record = BaseRecord::to(&setup.name).partition(0).key("a");
-    // Of no type: it is set aside.
+    // Dead-lettered: it has no type.
     let sent = producer.send(record.payload("{}"));
     sent.map_err(|(err, _)| err)?;
     producer.flush(TIMEOUT)?;
@@ -122,12 +122,12 @@ fn write_in_transaction(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn offsets_without_a_record_are_not_waited_for() -> Result<()> {
+async fn offsets_without_a_record_are_not_lag() -> Result<()> {
     let setup = Setup::with_partitions("gaps", 1).await?;
     let began_ms = now_ms()?;
     setup.write_at(0, began_ms).await?;
     setup.apply(1).await?;
-    // Offset 1 and the marker of its end, which nobody sees.
+    // Offset 1 and its marker, which consumers do not receive.
     write_in_transaction(&setup, Producer::abort_transaction)?;
     let status = setup.status_with_end(3).await?;
     assert_eq!(status[0].next_offset, Some(1));
@@ -136,10 +136,10 @@ async fn offsets_without_a_record_are_not_waited_for() -> Result<()> {
     setup.write_at(0, began_ms).await?;
     assert_eq!(lags(&setup.status().await?), [1]);
     setup.apply(2).await?;
-    // Offset 4 is a record, and 5 its marker.
+    // Offset 4 is a record, and offset 5 its marker.
     write_in_transaction(&setup, Producer::commit_transaction)?;
     assert_eq!(lags(&setup.status_with_end(6).await?), [2]);
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
     assert_eq!(lags(&setup.status().await?), [0]);
@@ -147,7 +147,7 @@ async fn offsets_without_a_record_are_not_waited_for() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_retention_has_taken_away_is_not_waited_for() -> Result<()> {
+async fn records_deleted_by_the_retention_are_not_lag() -> Result<()> {
     let setup = Setup::new("retention").await?;
     let (servers, topic) = (Addresses::shared(), format!("{}.deleted", setup.name));
     servers.create_dead_letter_topic(&topic).await?;

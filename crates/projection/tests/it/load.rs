@@ -1,4 +1,4 @@
-//! Records to count, and what has become of them.
+//! Writes records, and compares them with what was applied.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +12,26 @@ use crate::harness::Setup;
 pub(crate) const PARTITIONS: i32 = 6;
 const KEYS: usize = 60;
 
-/// What was written so far: how often each key.
+/// The number of records written so far, by key.
 #[derive(Default)]
 pub(crate) struct Load {
     written: BTreeMap<String, i64>,
     next: usize,
 }
 
-/// What a follower did that it must not do.
+/// The violations of a consumer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// Records that were not applied.
+    /// The number of records that were not applied.
     pub(crate) lost: i64,
-    /// How often records were applied that had been before.
+    /// The number of records that were applied again.
     pub(crate) repeated: i64,
-    /// How often the tables and the offsets beside them were seen to disagree.
+    /// The number of snapshots in which tables and offsets disagreed.
     pub(crate) disagreements: usize,
 }
 
 impl Load {
-    /// Writes so many records, into each partition in turn.
+    /// Writes records, cycling through the partitions.
     pub(crate) async fn write(&mut self, setup: &Setup, count: usize) -> Result<()> {
         let numbers = self.next..self.next + count;
         self.next = numbers.end;
@@ -39,8 +39,8 @@ impl Load {
         self.write_keys(setup, keys.collect()).await
     }
 
-    /// Writes a last record into each partition, of a key that nothing else has, and waits for it:
-    /// what was written before is applied then, or never will be.
+    /// Writes a last record with a unique key to each partition, and waits for it. All earlier records are
+    /// then applied, or lost.
     pub(crate) async fn settle(&mut self, setup: &Setup) -> Result<()> {
         let keys = (0..PARTITIONS as usize).map(|number| (number, format!("end{number}")));
         self.write_keys(setup, keys.collect()).await?;
@@ -66,10 +66,10 @@ impl Load {
         Ok(())
     }
 
-    /// Compares what was applied with what was written.
-    pub(crate) async fn judge(&self, setup: &Setup, sampler: Sampler) -> Result<Verdict> {
+    /// Compares the applied records with the written ones.
+    pub(crate) async fn verify(&self, setup: &Setup, sampler: Sampler) -> Result<Verdict> {
         let mut verdict = Verdict {
-            disagreements: sampler.end().await? + usize::from(!agree(&setup.sql).await?),
+            disagreements: sampler.stop().await? + usize::from(!agree(&setup.sql).await?),
             ..Verdict::default()
         };
         let query = "select key, count::bigint from counts";
@@ -85,44 +85,43 @@ impl Load {
     }
 }
 
-/// Whether the tables hold what the offsets beside them say, in one statement, and so in one snapshot.
-/// Each offset up to the next one is a record here.
+/// Compares tables and offsets in one statement, and therefore in one snapshot. Every offset is a record here.
 const AGREE: &str = "
     select coalesce(sum(applied + skipped + dead_lettered) = sum(next_offset), true)
        and coalesce(sum(applied), 0) = (select coalesce(sum(count), 0) from counts)
     from projection_offsets";
 
-/// Somebody who looks again and again whether tables and offsets agree.
+/// A task that checks continuously whether tables and offsets agree.
 pub(crate) struct Sampler {
-    ended: CancellationToken,
+    stopped: CancellationToken,
     task: JoinHandle<Result<usize>>,
 }
 
 impl Sampler {
     pub(crate) async fn start(setup: &Setup) -> Result<Self> {
-        let sql = setup.look().await?;
-        let ended = CancellationToken::new();
-        let end = ended.clone();
+        let sql = setup.connect_sql().await?;
+        let stopped = CancellationToken::new();
+        let stop = stopped.clone();
         let task = tokio::spawn(async move {
             let (mut samples, mut disagreements) = (0, 0);
-            while !end.is_cancelled() {
+            while !stop.is_cancelled() {
                 samples += 1;
                 disagreements += usize::from(!agree(&sql).await?);
             }
             println!("{samples} snapshots");
             Ok(disagreements)
         });
-        Ok(Self { ended, task })
+        Ok(Self { stopped, task })
     }
 
-    /// Ends it; returns how often they disagreed.
-    async fn end(self) -> Result<usize> {
-        self.ended.cancel();
+    /// Stops the task, and returns the number of disagreements.
+    async fn stop(self) -> Result<usize> {
+        self.stopped.cancel();
         self.task.await?
     }
 }
 
-/// Whether tables and offsets agree now.
+/// Returns whether tables and offsets agree now.
 pub(crate) async fn agree(sql: &Sql) -> Result<bool> {
     Ok(sql.query_one(AGREE, &[]).await?.get(0))
 }

@@ -1,4 +1,4 @@
-//! The promises of a projection, on a real Postgres and a real Kafka.
+//! The guarantees of a projection, on a real Postgres and a real Kafka.
 
 mod commits;
 mod dead_letters;

@@ -1,5 +1,4 @@
-//! Followers as they are often written. A scenario that finds no fault with them would find none with
-//! anybody.
+//! Consumers with common flaws. A scenario must detect them, or it would not detect a flaw of the crate.
 
 use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
@@ -7,7 +6,7 @@ use diesel::{QueryResult, QueryableByName, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, pooled_connection::deadpool::Pool,
 };
-use projection::{Options, Projection, Record};
+use projection::{ConsumerConfig, Projection, Record};
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext},
@@ -21,39 +20,39 @@ use tokio_util::sync::CancellationToken;
 const MAX_BATCH_RECORDS: usize = 1_000;
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What is wrong with a follower.
+/// The flaw of a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// Its offsets are Kafka's, stored as soon as a record is in its hands.
+    /// It commits offsets to Kafka, stored as soon as a record is polled.
     AutoCommit,
-    /// Its offsets are moved with the records, wherever they were before.
+    /// It advances its offsets with the records, without comparing the stored ones.
     NoCompare,
-    /// Its offsets are moved before the records are applied, in a transaction of their own.
+    /// It advances its offsets in a separate transaction before it applies the records.
     TwoTransactions,
 }
 
-/// From which offset to go on, and how many changes are before it, by partition.
-type Moves = BTreeMap<i32, (i64, i64)>;
+/// The next offset and the number of changes before it, by partition.
+type Advances = BTreeMap<i32, (i64, i64)>;
 
-/// Follows until `shutdown`, on a thread of its own.
-pub(crate) fn follow_naively<P: Projection>(
+/// Spawns a consumer that runs until `shutdown`.
+pub(crate) fn spawn_naive_consumer<P: Projection>(
     flaw: Flaw,
-    options: Options,
+    config: ConsumerConfig,
     projection: Arc<P>,
     pool: Pool<AsyncPgConnection>,
     shutdown: CancellationToken,
 ) -> thread::JoinHandle<()> {
     let table = Arc::new(Table {
         flaw,
-        options,
+        config,
         pool,
         runtime: Handle::current(),
     });
     thread::spawn(move || {
         while !shutdown.is_cancelled() {
-            // A member whose name was taken over is rejected, and joins anew.
+            // A member whose instance id was taken over is fenced, and joins again.
             if let Err(error) = consume(&table, &*projection, &shutdown) {
-                println!("a naive follower begins anew: {error}");
+                println!("naive consumer failed, restarting: {error}");
             }
         }
     })
@@ -64,35 +63,35 @@ fn consume<P: Projection>(
     projection: &P,
     shutdown: &CancellationToken,
 ) -> KafkaResult<()> {
-    let options = &table.options;
+    let consumer_config = &table.config;
     let mut config = ClientConfig::new();
     config
-        .set("bootstrap.servers", &options.brokers)
-        .set("group.id", &options.name)
+        .set("bootstrap.servers", &consumer_config.brokers)
+        .set("group.id", &consumer_config.name)
         .set("session.timeout.ms", "10000")
         .set("auto.offset.reset", "earliest")
-        // Committed when a partition goes away, and not at a time that no test can tell.
+        // Commit when a partition is revoked, and not at a random time.
         .set("auto.commit.interval.ms", "600000")
         .set(
             "enable.auto.commit",
             (table.flaw == Flaw::AutoCommit).to_string(),
         );
-    if let Some(instance_id) = &options.instance_id {
+    if let Some(instance_id) = &consumer_config.instance_id {
         config.set("group.instance.id", instance_id);
     }
     let consumer: BaseConsumer<Context> = config.create_with_context(Context(Arc::clone(table)))?;
-    consumer.subscribe(&[&options.topic])?;
+    consumer.subscribe(&[&consumer_config.topic])?;
     while !shutdown.is_cancelled() {
-        let batch = next_batch(&consumer)?;
+        let batch = poll_batch(&consumer)?;
         if !batch.is_empty() {
             let applied = table.runtime.block_on(table.apply(projection, &batch));
-            applied.expect("a naive follower knows no errors of a database");
+            applied.expect("no database errors");
         }
     }
     Ok(())
 }
 
-fn next_batch(consumer: &BaseConsumer<Context>) -> KafkaResult<Vec<BorrowedMessage<'_>>> {
+fn poll_batch(consumer: &BaseConsumer<Context>) -> KafkaResult<Vec<BorrowedMessage<'_>>> {
     let mut batch = Vec::new();
     let mut timeout = POLL_TIMEOUT;
     while batch.len() < MAX_BATCH_RECORDS {
@@ -108,10 +107,10 @@ fn next_batch(consumer: &BaseConsumer<Context>) -> KafkaResult<Vec<BorrowedMessa
     Ok(batch)
 }
 
-/// The tables, and the offsets beside them where they are not Kafka's.
+/// The tables, and the offsets if they are not committed to Kafka.
 struct Table {
     flaw: Flaw,
-    options: Options,
+    config: ConsumerConfig,
     pool: Pool<AsyncPgConnection>,
     runtime: Handle,
 }
@@ -128,37 +127,41 @@ impl Table {
         projection: &P,
         batch: &[BorrowedMessage<'_>],
     ) -> QueryResult<()> {
-        let (mut changes, mut moves) = (Vec::new(), Moves::new());
+        let (mut changes, mut advances) = (Vec::new(), Advances::new());
         for message in batch {
             let change = projection.decode(&record(message));
-            changes.extend(change.expect("only good records here"));
-            let (next, count) = moves.entry(message.partition()).or_default();
+            changes.extend(change.expect("valid records"));
+            let (next, count) = advances.entry(message.partition()).or_default();
             (*next, *count) = (message.offset() + 1, *count + 1);
         }
         let mut conn = self.pool.get().await.expect("a connection");
         if self.flaw == Flaw::TwoTransactions {
-            self.move_offsets(&mut conn, &moves).await?;
+            self.advance_offsets(&mut conn, &advances).await?;
         }
         conn.transaction(async |conn| {
             if self.flaw == Flaw::NoCompare {
-                self.move_offsets(conn, &moves).await?;
+                self.advance_offsets(conn, &advances).await?;
             }
             projection.apply(conn, &changes).await
         })
         .await?;
-        projection.applied(&changes);
+        projection.after_commit(&changes);
         Ok(())
     }
 
-    async fn move_offsets(&self, conn: &mut AsyncPgConnection, moves: &Moves) -> QueryResult<()> {
-        for (partition, (next, count)) in moves {
+    async fn advance_offsets(
+        &self,
+        conn: &mut AsyncPgConnection,
+        advances: &Advances,
+    ) -> QueryResult<()> {
+        for (partition, (next, count)) in advances {
             diesel::sql_query(
                 "update projection_offsets set next_offset = $1, applied = applied + $2
                  where projection = $3 and partition = $4",
             )
             .bind::<BigInt, _>(next)
             .bind::<BigInt, _>(count)
-            .bind::<Text, _>(&self.options.name)
+            .bind::<Text, _>(&self.config.name)
             .bind::<Integer, _>(partition)
             .execute(conn)
             .await?;
@@ -173,8 +176,8 @@ impl Table {
                      on conflict on constraint projection_offsets_pkey
                      do update set updated_at = now() returning next_offset";
         let NextOffset { next_offset } = diesel::sql_query(begin)
-            .bind::<Text, _>(&self.options.name)
-            .bind::<Text, _>(&self.options.topic)
+            .bind::<Text, _>(&self.config.name)
+            .bind::<Text, _>(&self.config.topic)
             .bind::<Integer, _>(partition)
             .get_result(&mut conn)
             .await?;
@@ -183,13 +186,13 @@ impl Table {
 }
 
 fn record<'a>(message: &'a BorrowedMessage<'a>) -> Record<'a> {
-    let place = (message.partition(), message.offset());
+    let position = (message.partition(), message.offset());
     let headers = message.headers().into_iter().flat_map(|all| all.iter());
     let headers = headers.map(|header| (header.key, header.value)).collect();
-    Record::new(place, message.key(), message.payload(), Some(headers))
+    Record::new(position, message.key(), message.payload(), Some(headers))
 }
 
-/// Assigns partitions.
+/// The rebalance callbacks.
 struct Context(Arc<Table>);
 
 impl ClientContext for Context {}
@@ -204,7 +207,7 @@ impl ConsumerContext for Context {
         let result = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 if self.0.flaw != Flaw::AutoCommit {
-                    self.begin(partitions);
+                    self.set_offsets(partitions);
                 }
                 consumer.assign(partitions)
             }
@@ -215,17 +218,17 @@ impl ConsumerContext for Context {
 }
 
 impl Context {
-    /// Lets partitions begin where the table says.
-    fn begin(&self, partitions: &mut TopicPartitionList) {
+    /// Sets the stored offsets of partitions.
+    fn set_offsets(&self, partitions: &mut TopicPartitionList) {
         let Table {
-            runtime, options, ..
+            runtime, config, ..
         } = &*self.0;
         let elements = partitions.elements();
         let numbers: Vec<i32> = elements.iter().map(|e| e.partition()).collect();
         for number in numbers {
             let next = runtime.block_on(self.0.next_offset(number));
             let next = Offset::Offset(next.expect("an offset"));
-            let set = partitions.set_partition_offset(&options.topic, number, next);
+            let set = partitions.set_partition_offset(&config.topic, number, next);
             set.expect("a partition of the list");
         }
     }

@@ -1,4 +1,4 @@
-//! Records that can't be applied go aside, and the others go on.
+//! Poison records are dead-lettered, and the other records are applied.
 
 use anyhow::Result;
 use devstack::Addresses;
@@ -9,10 +9,10 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Result<()> {
+async fn an_undecodable_record_is_dead_lettered_and_the_others_are_applied() -> Result<()> {
     let setup = Setup::new("poison").await?;
     let servers = Addresses::shared();
-    let running = setup.follow();
+    let running = setup.start();
     servers
         .write_record(
             &setup.name,
@@ -21,7 +21,7 @@ async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Resu
             &[("other", "x")],
         )
         .await?;
-    // A compacted topic takes no record without a key, but any bytes for one.
+    // A compacted topic requires a key, which may be any bytes.
     servers
         .write_record(
             &setup.name,
@@ -31,7 +31,7 @@ async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Resu
         )
         .await?;
     servers
-        .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "unheard of")])
+        .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "unknown")])
         .await?;
     setup.count("a").await?;
     setup.sql.wait_for(TOTAL, 1).await?;
@@ -45,12 +45,12 @@ async fn a_record_that_can_not_be_read_goes_aside_and_the_others_go_on() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_a_constraint_rejects_goes_aside_alone() -> Result<()> {
+async fn a_record_that_violates_a_constraint_is_dead_lettered_alone() -> Result<()> {
     let setup = Setup::new("constraint").await?;
     for key in ["a", "far too long", "b", "much too long", "c"] {
         setup.count(key).await?;
     }
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, 3).await?;
     setup.sql.wait_for(DEAD, 2).await?;
     running.stop().await;
@@ -64,9 +64,9 @@ async fn a_record_that_a_constraint_rejects_goes_aside_alone() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_with_a_header_that_can_not_be_read_goes_aside() -> Result<()> {
+async fn a_record_with_an_invalid_header_name_is_dead_lettered() -> Result<()> {
     let setup = Setup::new("header").await?;
-    let running = setup.follow();
+    let running = setup.start();
     write_raw_record(&setup.name, b"a", b"{}", (b"ce_type\xff", b"count")).await?;
     setup.sql.wait_for(DEAD, 1).await?;
     for key in ["a", "b", "c"] {
@@ -76,21 +76,21 @@ async fn a_record_with_a_header_that_can_not_be_read_goes_aside() -> Result<()> 
     running.stop().await;
     let untouched = "select count(*) from dead_letters
         where key = 'a' and payload = '{}' and header_names = '{}' and error_class = 'header'
-          and error like '%not in UTF-8%'";
+          and error like '%not valid UTF-8%'";
     setup.sql.wait_for(untouched, 1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_with_a_value_that_the_database_can_not_hold_goes_aside_alone() -> Result<()> {
+async fn a_record_with_a_value_too_long_for_its_column_is_dead_lettered_alone() -> Result<()> {
     let setup = Setup::new("value").await?;
     for key in ["a", "longer than the column", "b"] {
         setup.count(key).await?;
     }
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, 2).await?;
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
-    let untold = "select count(*) from dead_letters
+    let without_value = "select count(*) from dead_letters
         where error_class = 'value' and error = 'value too long for type'";
-    setup.sql.wait_for(untold, 1).await
+    setup.sql.wait_for(without_value, 1).await
 }

@@ -1,4 +1,4 @@
-//! A record as no client library would write it: a header's name is any bytes.
+//! Writes a record that no client library writes: the name of a header is arbitrary bytes.
 
 use anyhow::{Result, ensure};
 use devstack::Addresses;
@@ -7,27 +7,27 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Writes a record with one header into partition 0 of a topic.
+/// Writes a record with one header to partition 0 of a topic.
 pub(crate) async fn write_raw_record(
     topic: &str,
     key: &[u8],
     payload: &[u8],
     (header_name, header_value): (&[u8], &[u8]),
 ) -> Result<()> {
-    // Attributes, timestamp and offset, as differences to those of the batch; one header.
+    // Attributes, timestamp delta, offset delta.
     let mut record = vec![0, 0, 0];
     for part in [key, payload] {
-        varint(&mut record, part.len());
+        put_varint(&mut record, part.len());
         record.extend(part);
     }
-    varint(&mut record, 1);
+    put_varint(&mut record, 1);
     for part in [header_name, header_value] {
-        varint(&mut record, part.len());
+        put_varint(&mut record, part.len());
         record.extend(part);
     }
-    let batch = batch(&record)?;
+    let batch = encode_batch(&record)?;
 
-    // Produce, version 3: no transaction, all replicas, 10 s, one topic with one partition.
+    // Produce request, version 3: no transaction, acks=all, timeout 10 s, one topic with one partition.
     let mut request = Vec::new();
     request.extend([0, 0, 0, 3, 0, 0, 0, 1, 0xff, 0xff]);
     request.extend([0xff, 0xff, 0xff, 0xff]);
@@ -45,24 +45,24 @@ pub(crate) async fn write_raw_record(
     stream.write_all(&request).await?;
     let mut answer = vec![0; stream.read_u32().await? as usize];
     stream.read_exact(&mut answer).await?;
-    // Correlation id, count, the topic's name, count, partition: behind these is the error's code.
+    // The error code follows the correlation id, topic count, topic name, partition count and partition.
     let code = &answer[4 + 4 + 2 + topic.len() + 4 + 4..][..2];
     ensure!(code == [0, 0], "Kafka rejected the record: {code:?}");
     Ok(())
 }
 
-/// A batch of one record, as magic 2 has it.
-fn batch(record: &[u8]) -> Result<Vec<u8>> {
+/// Encodes a record batch v2 (magic 2) of one record.
+fn encode_batch(record: &[u8]) -> Result<Vec<u8>> {
     let mut checked = Vec::new();
-    // Attributes, the last offset.
+    // Attributes, last offset delta.
     checked.extend([0; 6]);
-    // The first and the last timestamp.
+    // Base timestamp, max timestamp.
     checked.extend(1_767_225_600_000_i64.to_be_bytes());
     checked.extend(1_767_225_600_000_i64.to_be_bytes());
-    // Producer id, its epoch, its sequence: none.
+    // Producer id, producer epoch, base sequence: none.
     checked.extend([0xff; 14]);
     checked.extend(1_i32.to_be_bytes());
-    varint(&mut checked, record.len());
+    put_varint(&mut checked, record.len());
     checked.extend(record);
 
     let mut batch = vec![0; 8];
@@ -73,8 +73,8 @@ fn batch(record: &[u8]) -> Result<Vec<u8>> {
     Ok(batch)
 }
 
-/// A length as a zigzag varint.
-fn varint(bytes: &mut Vec<u8>, length: usize) {
+/// Appends a length as a zigzag varint.
+fn put_varint(bytes: &mut Vec<u8>, length: usize) {
     let mut rest = length << 1;
     while rest >= 0x80 {
         bytes.push((rest & 0x7f) as u8 | 0x80);

@@ -1,4 +1,4 @@
-//! Tables are built anew beside those that serve.
+//! Tables are rebuilt beside the live ones, and swapped.
 
 use anyhow::Result;
 use devstack::{Addresses, NewRecord, PATIENCE, Sql};
@@ -26,34 +26,34 @@ impl Setup {
     }
 
     async fn rebuild(&self) -> Result<u64> {
-        let (mut conn, mut follower) = (self.session().await?, self.session().await?);
+        let (mut conn, mut swap_conn) = (self.session().await?, self.session().await?);
         let options = self.rebuild_options();
-        let rebuilt = rebuild(&mut conn, &mut follower, &Counts, &options).await?;
+        let rebuilt = rebuild(&mut conn, &mut swap_conn, &Counts, &options).await?;
         Ok(rebuilt.records)
     }
 }
 
-/// What the follower and the tables agree on.
-async fn offsets(sql: &Sql) -> Result<i64> {
+/// Returns the sum of the stored offsets.
+async fn sum_offsets(sql: &Sql) -> Result<i64> {
     sql.count("select sum(next_offset) from projection_offsets")
         .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn new_tables_take_the_place_of_damaged_ones_while_the_follower_goes_on() -> Result<()> {
+async fn a_rebuild_replaces_damaged_tables_while_the_consumer_runs() -> Result<()> {
     let setup = Setup::new("rebuild").await?;
-    let running = setup.follow_all(20, 5).await?;
+    let running = setup.apply_all(20, 5).await?;
     setup
         .sql
         .batch_execute("update counts set count = count + 100")
         .await?;
     assert_eq!(setup.rebuild().await?, 20);
     assert_eq!(setup.sql.count(TOTAL).await?, 20);
-    // The follower goes on from the offset that came with the new tables.
+    // The consumer continues from the offsets of the new tables.
     setup.count("k0").await?;
     setup.sql.wait_for(TOTAL, 21).await?;
-    assert_eq!(offsets(&setup.sql).await?, 21);
-    // The old ones are there to be looked at, and in the way of the next rebuild.
+    assert_eq!(sum_offsets(&setup.sql).await?, 21);
+    // The replaced tables are kept for inspection, and block the next rebuild.
     let old = "select sum(count) from projection_replaced.counts";
     assert_eq!(setup.sql.count(old).await?, 520);
     let err = setup.rebuild().await.unwrap_err().to_string();
@@ -68,7 +68,7 @@ async fn new_tables_take_the_place_of_damaged_ones_while_the_follower_goes_on() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_under_load_loses_nothing_and_applies_nothing_twice() -> Result<()> {
     let setup = Setup::new("loaded").await?;
-    let running = setup.follow_all(50, 7).await?;
+    let running = setup.apply_all(50, 7).await?;
     let load = async {
         for number in 0..300 {
             setup.count(&format!("k{}", number % 7)).await?;
@@ -79,23 +79,23 @@ async fn a_rebuild_under_load_loses_nothing_and_applies_nothing_twice() -> Resul
     loaded?;
     rebuilt?;
     setup.sql.wait_for(TOTAL, 350).await?;
-    assert_eq!(offsets(&setup.sql).await?, 350);
+    assert_eq!(sum_offsets(&setup.sql).await?, 350);
     running.stop().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_that_was_ended_goes_on_where_it_was() -> Result<()> {
+async fn an_interrupted_rebuild_resumes() -> Result<()> {
     let setup = Setup::new("resumed").await?;
-    let running = setup.follow_all(30, 5).await?;
+    let running = setup.apply_all(30, 5).await?;
     running.stop().await;
-    // A swap that can't be: somebody reads the table all the time.
+    // An open transaction that has read the table blocks the swap.
     let reader = setup.open_transaction_on_counts().await?;
     let first = setup.rebuild();
     let built = "select coalesce(sum(next_offset), 0) from projection_offsets
                  where projection like '% rebuild'";
     tokio::select! {
-        result = first => anyhow::bail!("swapped under a reader: {result:?}"),
+        result = first => anyhow::bail!("swapped during an open transaction: {result:?}"),
         built = setup.sql.wait_for(built, 30) => built?,
     }
     reader.batch_execute("rollback").await?;
@@ -104,8 +104,8 @@ async fn a_rebuild_that_was_ended_goes_on_where_it_was() -> Result<()> {
     Ok(())
 }
 
-/// A batch is ten thousand records, and it stops applying a thousand before the end: with some of
-/// those already read.
+/// A batch has 10,000 records, and the rebuild stops catching up 1,000 before the end: it has read some of those
+/// ahead.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_has_read_ahead_ends() -> Result<()> {
     const RECORDS: i64 = 10_600;
@@ -119,41 +119,41 @@ async fn a_rebuild_that_has_read_ahead_ends() -> Result<()> {
     Addresses::shared()
         .write_records(&setup.name, &[record; RECORDS as usize])
         .await?;
-    // As one that has applied nothing yet.
-    let known = format!(
+    // A projection that has applied nothing yet.
+    let offsets = format!(
         "insert into projection_offsets (projection, topic, partition, next_offset)
          values ('{0}', '{0}', 0, 0)",
         setup.name
     );
-    setup.sql.batch_execute(&known).await?;
-    // On a thread of its own: one that hangs as it ends must not hold this test up.
-    let (tell, told) = oneshot::channel();
+    setup.sql.batch_execute(&offsets).await?;
+    // On a separate thread: a rebuild that hangs while it is dropped must not block this test.
+    let (sender, receiver) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
-    let (mut conn, mut follower) = (setup.session().await?, setup.session().await?);
+    let (mut conn, mut swap_conn) = (setup.session().await?, setup.session().await?);
     let options = setup.rebuild_options();
     std::thread::spawn(move || {
-        let rebuilding = rebuild(&mut conn, &mut follower, &Counts, &options);
-        drop(tell.send(runtime.block_on(rebuilding)));
+        let rebuilding = rebuild(&mut conn, &mut swap_conn, &Counts, &options);
+        drop(sender.send(runtime.block_on(rebuilding)));
     });
-    let rebuilt = tokio::time::timeout(PATIENCE, told).await???;
+    let rebuilt = tokio::time::timeout(PATIENCE, receiver).await???;
     assert!(rebuilt.records < RECORDS as u64, "{rebuilt:?}");
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, RECORDS).await?;
     running.stop().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_under_which_nobody_follows_is_rejected() -> Result<()> {
+async fn an_unknown_projection_is_rejected() -> Result<()> {
     let setup = Setup::new("misnamed").await?;
-    let running = setup.follow_all(1, 1).await?;
+    let running = setup.apply_all(1, 1).await?;
     running.stop().await;
     let options = RebuildOptions {
         name: "other".into(),
         ..setup.rebuild_options()
     };
-    let (mut conn, mut follower) = (setup.session().await?, setup.session().await?);
-    let err = rebuild(&mut conn, &mut follower, &Counts, &options).await;
+    let (mut conn, mut swap_conn) = (setup.session().await?, setup.session().await?);
+    let err = rebuild(&mut conn, &mut swap_conn, &Counts, &options).await;
     let err = err.unwrap_err().to_string();
     assert!(err.contains(&setup.name), "{err}");
     assert_eq!(setup.sql.count(TOTAL).await?, 1);
@@ -161,32 +161,35 @@ async fn a_name_under_which_nobody_follows_is_rejected() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_nobody_follows_is_rejected_before_anything_is_built() -> Result<()> {
+async fn a_topic_without_offsets_is_rejected_before_anything_is_built() -> Result<()> {
     let setup = Setup::new("unfollowed").await?;
-    let running = setup.follow_all(1, 1).await?;
+    let running = setup.apply_all(1, 1).await?;
     running.stop().await;
     let options = RebuildOptions {
         topic: "other.topic".into(),
         ..setup.rebuild_options()
     };
-    let (mut conn, mut follower) = (setup.session().await?, setup.session().await?);
-    let err = rebuild(&mut conn, &mut follower, &Counts, &options).await;
+    let (mut conn, mut swap_conn) = (setup.session().await?, setup.session().await?);
+    let err = rebuild(&mut conn, &mut swap_conn, &Counts, &options).await;
     let err = err.unwrap_err().to_string();
-    assert!(err.contains("nobody follows topic other.topic"), "{err}");
+    assert!(
+        err.contains("has no offsets for topic other.topic"),
+        "{err}"
+    );
     let built = "select count(*) from pg_namespace where nspname = 'projection_rebuild'";
     assert_eq!(setup.sql.count(built).await?, 0);
     Ok(())
 }
 
-/// Whatever its policy is by now.
+/// Regardless of its current cleanup.policy.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_has_lost_records_is_rejected() -> Result<()> {
+async fn an_incomplete_topic_is_rejected() -> Result<()> {
     let setup = Setup::with_partitions("incomplete", 1).await?;
     let servers = Addresses::shared();
     for _ in 0..3 {
         setup.count("a").await?;
     }
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, 3).await?;
     running.stop().await;
     let policy = |policy| [("cleanup.policy", policy)];
@@ -195,16 +198,19 @@ async fn a_topic_that_has_lost_records_is_rejected() -> Result<()> {
     for now in ["delete", "compact"] {
         servers.alter_topic(&setup.name, &policy(now)).await?;
         let err = setup.rebuild().await.unwrap_err().to_string();
-        assert!(err.contains("can't be complete"), "{err}");
+        assert!(
+            err.contains("is incomplete: old records were deleted"),
+            "{err}"
+        );
     }
     Ok(())
 }
 
-/// It has nothing for who reads what is committed, and takes offsets all the same.
+/// Its aborted records have offsets, but consumers do not receive them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_ends_in_an_aborted_transaction_is_rebuilt() -> Result<()> {
     let setup = Setup::with_partitions("aborted", 1).await?;
-    let running = setup.follow_all(1, 1).await?;
+    let running = setup.apply_all(1, 1).await?;
     let topic = setup.name.clone();
     let aborting = tokio::task::spawn_blocking(move || {
         let producer: BaseProducer = ClientConfig::new()
@@ -229,15 +235,15 @@ async fn a_topic_that_ends_in_an_aborted_transaction_is_rebuilt() -> Result<()> 
     Ok(())
 }
 
-/// The tables that it had made are of no use then.
+/// The tables that it had created are unusable then.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_that_was_ended_before_a_migration_begins_anew() -> Result<()> {
+async fn a_rebuild_interrupted_before_a_migration_restarts() -> Result<()> {
     let setup = Setup::new("migrated").await?;
-    let running = setup.follow_all(30, 5).await?;
+    let running = setup.apply_all(30, 5).await?;
     running.stop().await;
     let reader = setup.open_transaction_on_counts().await?;
     let err = setup.rebuild().await.unwrap_err().to_string();
-    assert!(err.contains("begin again"), "{err}");
+    assert!(err.contains("Run the rebuild again"), "{err}");
     reader.batch_execute("rollback").await?;
     setup
         .sql
@@ -249,31 +255,31 @@ async fn a_rebuild_that_was_ended_before_a_migration_begins_anew() -> Result<()>
     Ok(())
 }
 
-/// What the service says is to be done when a topic was made anew.
+/// The recovery command of a recreated topic deletes these offsets.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_of_which_the_offsets_were_forgotten_begins_anew() -> Result<()> {
-    let setup = Setup::new("forgotten").await?;
-    let running = setup.follow_all(1, 1).await?;
+async fn a_rebuild_whose_offsets_were_deleted_restarts() -> Result<()> {
+    let setup = Setup::new("deleted_offsets").await?;
+    let running = setup.apply_all(1, 1).await?;
     let reader = setup.open_transaction_on_counts().await?;
     let err = setup.rebuild().await.unwrap_err().to_string();
-    assert!(err.contains("begin again"), "{err}");
+    assert!(err.contains("Run the rebuild again"), "{err}");
     reader.batch_execute("rollback").await?;
-    let forget = format!(
+    let delete = format!(
         "delete from projection_offsets where projection = '{} rebuild'",
         setup.name
     );
-    setup.sql.batch_execute(&forget).await?;
+    setup.sql.batch_execute(&delete).await?;
     assert_eq!(setup.rebuild().await?, 1);
     assert_eq!(setup.sql.count(TOTAL).await?, 1);
     running.stop().await;
     Ok(())
 }
 
-/// A view shows what was replaced, and goes with it only if its owner wants that.
+/// A view still reads the replaced table. Only its owner may decide to drop it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_replaced_stays_while_something_depends_on_it() -> Result<()> {
+async fn a_replaced_table_is_not_dropped_while_a_view_depends_on_it() -> Result<()> {
     let setup = Setup::new("viewed").await?;
-    let running = setup.follow_all(1, 1).await?;
+    let running = setup.apply_all(1, 1).await?;
     let view = "create view shown as select key, count from counts";
     setup.sql.batch_execute(view).await?;
     setup.rebuild().await?;

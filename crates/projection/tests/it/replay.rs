@@ -1,6 +1,6 @@
-//! Everything from the beginning once more, with repeated and outdated records, for rows of which the
-//! newest version wins. Such rows do not mind being applied twice, so that a follower without the
-//! comparison does no harm here: `zombies` is for that one.
+//! Replays from the beginning, with repeated and outdated records, into rows whose newest version wins.
+//!
+//! Such rows tolerate repetition, so a consumer without the comparison is not detected here but in `zombies`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,21 +11,21 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use projection::{Poison, Projection, Record};
 
 use crate::{
-    faulty::{Fault, Faulty, wait_until_struck},
+    faulty::{Fault, Faulty, wait_for_fault},
     harness::Setup,
     load::PARTITIONS,
     naive::Flaw,
-    who::Who,
+    who::ConsumerKind,
 };
 
 const KEYS: i64 = 200;
 const MAX_VERSION: i64 = 5;
 
-/// Which of two versions of a key stays.
+/// The version of a key that wins.
 #[derive(Clone, Copy, Debug)]
 enum Winner {
     Newest,
-    /// The one that comes last, which is wrong.
+    /// The last one in the topic, which is wrong.
     Latest,
 }
 
@@ -70,16 +70,15 @@ impl Projection for Versions {
     }
 }
 
-/// The topic of a scenario, and the newest version of each key in it.
+/// The topic of a scenario, and the newest version of each key.
 struct History {
     setup: Setup,
     newest: BTreeMap<String, i64>,
 }
 
 impl History {
-    /// The first keys have one version only, so that whoever loses a record of them has no other; the
-    /// others have up to five. Behind these, each tenth record comes once more: some are outdated by
-    /// then, and some are not.
+    /// Writes up to five versions per key. Some keys have only one, so that losing it is detected. Then every
+    /// tenth record is repeated: some are outdated by then.
     async fn new(test: &str) -> Result<Self> {
         let setup = Setup::with_partitions(test, PARTITIONS).await?;
         let table = "create table versions (key text primary key, version bigint, value text)";
@@ -127,7 +126,7 @@ impl History {
         Ok(())
     }
 
-    /// Ends each partition with a record of its own, and waits for it.
+    /// Writes a last record to each partition, and waits for it.
     async fn settle(&mut self, round: i64) -> Result<()> {
         let ends = (0..i64::from(PARTITIONS)).map(|number| (number, format!("end{number}"), round));
         self.write(&ends.collect::<Vec<_>>()).await?;
@@ -136,8 +135,8 @@ impl History {
         self.setup.sql.wait_for(&ended, PARTITIONS.into()).await
     }
 
-    /// How many rows are not the newest version of their key, or missing.
-    async fn wrong_rows(&self) -> Result<usize> {
+    /// Counts the rows that are missing or not the newest version of their key.
+    async fn count_wrong_rows(&self) -> Result<usize> {
         let query = "select key, version, value from versions";
         let rows = self.setup.sql.query(query, &[]).await?;
         let found: BTreeMap<String, (i64, String)> = rows
@@ -149,7 +148,7 @@ impl History {
         };
         ensure!(
             found.keys().all(|key| self.newest.contains_key(key)),
-            "a key of nobody"
+            "unexpected key"
         );
         Ok(self.newest.iter().filter(|row| !is_right(row)).count())
     }
@@ -159,23 +158,23 @@ fn value(key: &str, version: i64) -> String {
     format!("{key} in version {version}")
 }
 
-/// Applies the history with a crash in its middle, and then once more from its beginning while new
-/// versions come. Returns how many rows are wrong after each.
-async fn replay(who: Who, winner: Winner, test: &str) -> Result<(usize, usize)> {
+/// Applies the history with a crash in its middle, and then again from its beginning while new versions are
+/// written. Returns the number of wrong rows after each.
+async fn replay(kind: ConsumerKind, winner: Winner, test: &str) -> Result<(usize, usize)> {
     let mut history = History::new(test).await?;
     let projection = Arc::new(Faulty::new(Versions(winner)));
-    let struck = projection.strike(Fault::Crash);
-    let dying = who.follow(&history.setup, &projection, Some("same"))?;
-    wait_until_struck(&struck).await?;
-    dying.ended().await?;
-    let heir = who.follow(&history.setup, &projection, Some("same"))?;
+    let injected = projection.inject(Fault::Crash);
+    let crashing = kind.start(&history.setup, &projection, Some("same"))?;
+    wait_for_fault(&injected).await?;
+    crashing.join().await?;
+    let successor = kind.start(&history.setup, &projection, Some("same"))?;
     history.settle(1).await?;
-    heir.stop().await?;
-    let first = history.wrong_rows().await.context("the first time")?;
+    successor.stop().await?;
+    let first = history.count_wrong_rows().await.context("first pass")?;
 
     let from_the_beginning = "update projection_offsets set next_offset = 0";
     history.setup.sql.batch_execute(from_the_beginning).await?;
-    let again = who.follow(&history.setup, &projection, Some("same"))?;
+    let again = kind.start(&history.setup, &projection, Some("same"))?;
     for version in MAX_VERSION + 1..MAX_VERSION + 5 {
         let newer = (0..KEYS)
             .step_by(3)
@@ -184,30 +183,32 @@ async fn replay(who: Who, winner: Winner, test: &str) -> Result<(usize, usize)> 
     }
     history.settle(2).await?;
     again.stop().await?;
-    Ok((
-        first,
-        history.wrong_rows().await.context("the second time")?,
-    ))
+    Ok((first, history.count_wrong_rows().await.context("replay")?))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_with_repeated_and_outdated_records_leaves_the_newest_rows() -> Result<()> {
-    let wrong = replay(Who::Projection, Winner::Newest, "replay").await?;
+    let wrong = replay(ConsumerKind::Projection, Winner::Newest, "replay").await?;
     assert_eq!(wrong, (0, 0));
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_is_found_out_where_the_latest_record_wins() -> Result<()> {
-    let wrong = replay(Who::Projection, Winner::Latest, "latest_replay").await?;
+async fn a_replay_damages_rows_if_the_latest_record_wins() -> Result<()> {
+    let wrong = replay(ConsumerKind::Projection, Winner::Latest, "latest_replay").await?;
     println!("{wrong:?} wrong rows");
     ensure!(wrong.0 > 0, "{wrong:?}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_does_not_mend_what_auto_commit_has_lost() -> Result<()> {
-    let wrong = replay(Who::Naive(Flaw::AutoCommit), Winner::Newest, "auto_replay").await?;
+async fn a_replay_does_not_restore_what_auto_commit_lost() -> Result<()> {
+    let wrong = replay(
+        ConsumerKind::Naive(Flaw::AutoCommit),
+        Winner::Newest,
+        "auto_replay",
+    )
+    .await?;
     println!("{wrong:?} wrong rows");
     ensure!(wrong.0 > 0, "{wrong:?}");
     Ok(())

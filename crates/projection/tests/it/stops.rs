@@ -1,80 +1,80 @@
-//! What stops a projection for good, loudly, and what ends it.
+//! Conditions that stop a consumer permanently, and its shutdown.
 
 use anyhow::{Context as _, Result, ensure};
 use devstack::{Addresses, PATIENCE, eventually};
-use projection::State;
+use projection::ConsumerState;
 
 use crate::harness::{Setup, TOTAL};
 
-/// Deletes a topic and makes one of the same name.
+/// Deletes a topic and creates it again.
 async fn recreate(topic: &str) -> Result<()> {
     let servers = Addresses::shared();
     servers.delete_topic(topic).await?;
-    // A topic is gone some time after its deletion was answered.
+    // Kafka completes the deletion some time after its response.
     eventually("a new topic", async || {
         Ok(servers.create_topic(topic, 3).await.ok())
     })
     .await
 }
 
-/// The statement that a reason names as the way out.
-fn way_out(reason: &str) -> Result<&str> {
-    ensure!(reason.contains("deleted and made anew"), "{reason}");
+/// Returns the recovery command of a reason.
+fn recovery_command(reason: &str) -> Result<&str> {
+    ensure!(reason.contains("was recreated"), "{reason}");
     let statement = reason.split('"').nth(1);
-    statement.with_context(|| format!("no way out in: {reason}"))
+    statement.with_context(|| format!("no recovery command in: {reason}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offset_that_the_topic_does_not_have_stops_the_projection() -> Result<()> {
+async fn an_offset_out_of_range_stops_the_consumer() -> Result<()> {
     let setup = Setup::new("recreated").await?;
     setup.count("a").await?;
-    let running = setup.follow();
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, 1).await?;
     running.stop().await;
     setup
         .sql
         .batch_execute("update projection_offsets set next_offset = 1000")
         .await?;
-    let running = setup.follow();
-    let mut state = running.following.state();
-    let stopped = state.wait_for(|state| matches!(state, State::Stopped(_)));
+    let running = setup.start();
+    let mut state = running.consumer.state();
+    let stopped = state.wait_for(|state| matches!(state, ConsumerState::Stopped(_)));
     tokio::time::timeout(PATIENCE, stopped)
         .await
-        .context("went on")??;
+        .context("not stopped")??;
     running.stop().await;
     setup.sql.wait_for(TOTAL, 1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_is_recreated_stops_the_projection_which_names_the_way_out() -> Result<()> {
-    let setup = Setup::new("anew").await?;
-    let running = setup.follow();
+async fn a_recreated_topic_stops_the_consumer_with_a_recovery_command() -> Result<()> {
+    let setup = Setup::new("recreated_earlier").await?;
+    let running = setup.start();
     for _ in 0..3 {
         setup.count("a").await?;
     }
     setup.sql.wait_for(TOTAL, 3).await?;
     recreate(&setup.name).await?;
-    // Before the offset that is next, where nobody would ever look for it.
+    // Before the next offset, where it would never be consumed.
     setup.count("a").await?;
     let reason = running.wait_for_stop().await?;
     running.stop().await;
     setup.sql.wait_for(TOTAL, 3).await?;
-    setup.sql.batch_execute(way_out(&reason)?).await?;
-    let running = setup.follow();
+    setup.sql.batch_execute(recovery_command(&reason)?).await?;
+    let running = setup.start();
     setup.sql.wait_for(TOTAL, 4).await?;
     running.stop().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_is_recreated_is_noticed_while_other_partitions_have_records() -> Result<()> {
+async fn a_recreated_topic_is_detected_while_other_partitions_have_records() -> Result<()> {
     let setup = Setup::new("busy").await?;
-    let running = setup.follow();
+    let running = setup.start();
     for _ in 0..3 {
         setup.count("a").await?;
     }
     setup.sql.wait_for(TOTAL, 3).await?;
-    // Keys of other partitions: in that of "a" the new topic must not outgrow the old one.
+    // Keys of other partitions: the partition of "a" must stay shorter than in the old topic.
     let of_a = "select max(next_offset) from projection_offsets";
     let (mut others, mut total) = (Vec::new(), 3);
     for key in ["b", "c", "d", "e", "f", "g", "h", "i"] {
@@ -99,7 +99,7 @@ async fn a_topic_that_is_recreated_is_noticed_while_other_partitions_have_record
         }
     };
     tokio::select! {
-        reason = running.wait_for_stop() => way_out(&reason?).map(drop)?,
+        reason = running.wait_for_stop() => recovery_command(&reason?).map(drop)?,
         result = writing => { let never: Result<()> = result; never? },
     }
     running.stop().await;
@@ -107,10 +107,12 @@ async fn a_topic_that_is_recreated_is_noticed_while_other_partitions_have_record
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projection_that_panics_says_that_it_stopped() -> Result<()> {
+async fn a_panic_sets_the_state_to_stopped() -> Result<()> {
     let setup = Setup::new("panics").await?;
-    let running = setup.follow();
-    running.wait_for(|state| *state == State::Following).await?;
+    let running = setup.start();
+    running
+        .wait_for(|state| *state == ConsumerState::Running)
+        .await?;
     Addresses::shared()
         .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "panic")])
         .await?;
@@ -121,14 +123,14 @@ async fn a_projection_that_panics_says_that_it_stopped() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projection_that_can_not_be_configured_ends_when_it_is_asked_to() -> Result<()> {
+async fn a_consumer_with_an_invalid_configuration_shuts_down() -> Result<()> {
     let setup = Setup::new("unconfigured").await?;
-    // A consumer group has a name.
-    let running = setup.follow_as("");
+    // An empty group name is invalid.
+    let running = setup.start_as("");
     running
-        .wait_for(|state| matches!(state, State::Failing(_)))
+        .wait_for(|state| matches!(state, ConsumerState::Failing(_)))
         .await?;
     tokio::time::timeout(PATIENCE, running.stop())
         .await
-        .context("it goes on")
+        .context("not shut down")
 }

@@ -1,65 +1,65 @@
-//! Who follows a topic in a scenario: the crate, or somebody who does it wrong.
+//! The consumers of a scenario: the crate's, or a flawed one.
 
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use devstack::PATIENCE;
-use projection::{Following, Projection, follow};
+use projection::{Projection, spawn_consumer};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     harness::Setup,
-    naive::{Flaw, follow_naively},
+    naive::{Flaw, spawn_naive_consumer},
 };
 
-/// A way to follow.
+/// The implementation of a consumer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Who {
+pub(crate) enum ConsumerKind {
     Projection,
     Naive(Flaw),
 }
 
-/// A member of the group: what a process of its own would be.
+/// A member of the consumer group; it stands for a process.
 pub(crate) struct Member {
     shutdown: CancellationToken,
-    end: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
-impl Who {
-    /// Lets a member follow, under a name that a successor can take over, or without one.
-    pub(crate) fn follow<P: Projection>(
+impl ConsumerKind {
+    /// Starts a member. A successor with the same instance id takes over its partitions.
+    pub(crate) fn start<P: Projection>(
         self,
         setup: &Setup,
         projection: &Arc<P>,
         instance_id: Option<&str>,
     ) -> Result<Member> {
-        let (options, pool) = (setup.options(instance_id), setup.new_pool()?);
+        let (config, pool) = (setup.config(instance_id), setup.new_pool()?);
         let (projection, shutdown) = (Arc::clone(projection), CancellationToken::new());
-        let end = match self {
+        let task = match self {
             Self::Projection => {
-                let following = follow(options, projection, pool, shutdown.clone());
-                tokio::spawn(Following::ended(following))
+                let consumer = spawn_consumer(config, projection, pool, shutdown.clone());
+                tokio::spawn(consumer.join())
             }
             Self::Naive(flaw) => {
-                let thread = follow_naively(flaw, options, projection, pool, shutdown.clone());
+                let thread = spawn_naive_consumer(flaw, config, projection, pool, shutdown.clone());
                 tokio::task::spawn_blocking(|| drop(thread.join()))
             }
         };
-        Ok(Member { shutdown, end })
+        Ok(Member { shutdown, task })
     }
 }
 
 impl Member {
-    /// Asks it to leave, which it does behind the batch that it is about to apply.
+    /// Shuts the member down. It applies its current batch first.
     pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
-        self.ended().await
+        self.join().await
     }
 
-    /// Waits for its end.
-    pub(crate) async fn ended(self) -> Result<()> {
-        let ended = tokio::time::timeout(PATIENCE, self.end);
-        Ok(ended.await.context("it does not end")??)
+    /// Waits until the member ends.
+    pub(crate) async fn join(self) -> Result<()> {
+        let joined = tokio::time::timeout(PATIENCE, self.task);
+        Ok(joined.await.context("member still running")??)
     }
 }

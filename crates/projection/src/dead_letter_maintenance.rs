@@ -1,0 +1,52 @@
+//! The background task that copies dead letters to their topic, and erases their contents after the
+//! retention.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+
+use crate::{dead_letter_topic, dead_letters, handle::Shared};
+
+/// The pause without a notification. Another replica may have died before it copied its dead letters,
+/// and the erasure of an expired one is late by this at most.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// The pause after an error of Kafka or the database.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum dead letters that one statement erases.
+const ERASE_BATCH: usize = 100;
+
+/// Copies and erases dead letters until `shutdown`. `added` is notified of new ones.
+pub(crate) async fn maintain(shared: Arc<Shared>, added: Arc<Notify>) {
+    let projection = &shared.config.name;
+    loop {
+        let mut pause = INTERVAL;
+        // Before the copying: expired contents must not reach the topic.
+        if let Err(reason) = erase_expired(&shared).await {
+            tracing::warn!(%projection, %reason, "failed to erase expired dead letters, retrying");
+            pause = RETRY_INTERVAL;
+        }
+        if let Some(topic) = &shared.config.dead_letter_topic
+            && let Err(reason) = dead_letter_topic::copy_pending(&shared, topic).await
+        {
+            tracing::warn!(%projection, %topic, %reason, "failed to copy dead letters to their topic, retrying");
+            pause = RETRY_INTERVAL;
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            () = added.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn erase_expired(shared: &Shared) -> Result<(), String> {
+    let retention = shared.config.dead_letter_retention;
+    while !shared.shutdown.is_cancelled() {
+        let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
+        let erasing = dead_letters::erase_older_than(&mut conn, retention, ERASE_BATCH);
+        if erasing.await.map_err(|err| err.to_string())? < ERASE_BATCH {
+            break;
+        }
+    }
+    Ok(())
+}
