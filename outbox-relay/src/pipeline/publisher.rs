@@ -145,7 +145,7 @@ impl<S: Sink> Publisher<'_, S> {
                 None => {
                     if self.cursor.window().is_none() && !self.open_window().await? {
                         self.status.leads();
-                        self.sink.maintain().await?;
+                        self.sink.run_maintenance().await?;
                         self.rest(last_work).await?;
                         continue;
                     }
@@ -268,7 +268,7 @@ impl<S: Sink> Publisher<'_, S> {
         }
         self.sink.flush().await?;
         self.mark(self.sink.acknowledgements().sent()).await?;
-        self.sink.maintain().await?;
+        self.sink.run_maintenance().await?;
         Ok(ControlFlow::Continue(()))
     }
 
@@ -320,7 +320,7 @@ impl<S: Sink> Publisher<'_, S> {
             // A sink of use has rejected the row itself; one that is of no use any more may have told
             // of another one.
             Err(rejection @ SinkError::Rejected { .. })
-                if is_alone || self.sink.acknowledgements().check().is_ok() =>
+                if is_alone || self.sink.acknowledgements().ensure_usable().is_ok() =>
             {
                 Ok(Some(rejection))
             }

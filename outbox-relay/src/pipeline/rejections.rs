@@ -68,7 +68,7 @@ impl<S: Sink> Publisher<'_, S> {
         self.pass(position.or(Some(Position { seq, event_id })));
         let event_id = row.event_id;
         let acknowledgements = self.sink.acknowledgements().clone();
-        if acknowledgements.check().is_ok() {
+        if acknowledgements.ensure_usable().is_ok() {
             return Ok(ControlFlow::Continue(()));
         }
         // The broker has rejected it, and the sink is of no use any more. Everything before it was
@@ -125,7 +125,7 @@ impl<S: Sink> Publisher<'_, S> {
                     let (source, event_id) = (&self.config.name, row.event_id);
                     tracing::warn!(%source, %event_id, seq = row.seq, reason, "rejected again, stays parked");
                     // The broker's rejection ends the sink; its own does not.
-                    self.sink.acknowledgements().check()?;
+                    self.sink.acknowledgements().ensure_usable()?;
                     rejected.push((topic, key));
                 }
             }
@@ -154,7 +154,7 @@ impl<S: Sink> Publisher<'_, S> {
                 Ok(()) => self.rejections.set_in_topic(event, InTopic::Sent).await?,
                 Err(SinkError::Rejected { .. }) => {
                     // Not for the dead_letter's sake, if the topic is gone: then it waits.
-                    match self.sink.look_up(topic).await {
+                    match self.sink.validate_topic(topic).await {
                         Err(err @ SinkError::Rejected { .. }) => {
                             return Err(SourceError::DeadLetterTopic(err));
                         }
@@ -163,7 +163,7 @@ impl<S: Sink> Publisher<'_, S> {
                     self.rejections
                         .set_in_topic(event, InTopic::Rejected)
                         .await?;
-                    self.sink.acknowledgements().check()?;
+                    self.sink.acknowledgements().ensure_usable()?;
                 }
                 Err(err) => return Err(err.into()),
             }

@@ -223,7 +223,7 @@ impl Source {
             let mut sink = opening.await.map_err(SourceError::Opening)?;
             if let Some(topic) = &self.config.dead_letter_topic {
                 // A dead_letter that is rejected there is not tried again.
-                sink.look_up(topic).await.map_err(|err| match err {
+                sink.validate_topic(topic).await.map_err(|err| match err {
                     SinkError::Rejected { .. } => SourceError::DeadLetterTopic(err),
                     err => SourceError::Opening(err),
                 })?;
