@@ -550,7 +550,7 @@ async fn rows_that_make_no_record_are_rejected_with_the_reason(sink: SinkKind) -
     let reasons: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
     for (reason, part) in reasons
         .iter()
-        .zip(["has ce_id", "created_at", "created_at"])
+        .zip(["contains ce_id", "created_at", "created_at"])
     {
         assert!(reason.contains(part), "{reason}");
     }
