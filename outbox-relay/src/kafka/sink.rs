@@ -20,7 +20,8 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// When there is no such topic, or the sink is of no use any more.
-    fn validate_topic(&mut self, topic: &str) -> impl Future<Output = Result<(), SinkError>> + Send;
+    fn validate_topic(&mut self, topic: &str)
+    -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// Sends what is still here.
     ///
