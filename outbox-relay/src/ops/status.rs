@@ -403,7 +403,7 @@ mod tests {
             (Reason::Rejected, State::Halted),
         ] {
             shared.update(|status| {
-                status.restart(Failure {
+                status.record_restart(Failure {
                     reason,
                     error: "the error".into(),
                     hint: None,

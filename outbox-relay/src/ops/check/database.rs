@@ -311,7 +311,7 @@ async fn check_checkpoint(
     let (epoch, resigned): (i64, bool) = (row.get(1), row.get(2));
     if row.get(3) {
         found.fail(
-            "the checkpoint is of another Postgres or ahead of this one, probably because the database was restored from a \
+            "the checkpoint belongs to another Postgres or is ahead of this one, probably because the database was restored from a \
              dump or moved by pg_upgrade",
             format!(
                 "If so, run `outbox-relay reset --source {source}` to publish every row of the outbox again."
@@ -319,7 +319,7 @@ async fn check_checkpoint(
         );
     } else if row.get(5) {
         found.fail(
-            format!("the checkpoint is of another table than {table}"),
+            format!("the checkpoint belongs to another table than {table}"),
             hints::for_other_table(source),
         );
     } else {
