@@ -18,7 +18,7 @@ pub(crate) const MAX_PARKED_KEY_BYTES: usize = 2_000;
 /// The most dead letters stored by one statement. Its cost grows with their square, because it searches all of them for the
 /// error of each.
 const MAX_PENDING_DEAD_LETTERS: usize = 500;
-/// How often the leader checks for parked keys that an operator wants retried.
+/// The interval of checks for retries that operators have requested.
 const RETRY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The parked keys of a source, cached by its leader, and the parked events and dead letters that are still to be stored.

@@ -41,7 +41,7 @@ pub struct ParkedKey {
     pub error: String,
     /// The number of parked events, including the rejected one.
     pub events: i64,
-    /// Whether a retry is requested.
+    /// True if a retry is requested.
     pub retry: bool,
 }
 
@@ -79,7 +79,7 @@ impl From<&Row<'_>> for EventRef {
     }
 }
 
-/// Whether the dead-letter topic accepted a dead letter.
+/// The response of the dead-letter topic to a dead letter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Delivery {
     Sent,
@@ -231,7 +231,7 @@ impl<'a> Storage<'a> {
         if self.update_event(&sql, event, None).await? {
             return Ok(());
         }
-        // An operator dropped the event while it was in flight. It was published, so it is not a dead letter.
+        // An operator dropped the event while it was in flight. Delete the dead letter, because the event was published.
         let sql = format!(
             "delete from relay_dead_letters
              where {EVENT_ROW} and error like '{DROPPED}%' and $5::text is null and {IS_LEADER}"

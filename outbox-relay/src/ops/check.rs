@@ -23,7 +23,7 @@ pub struct Finding {
     pub subject: String,
     /// The fact that was found.
     pub what: String,
-    /// How to fix it: a sentence, or an SQL statement to execute.
+    /// The fix: a sentence, or an SQL statement to execute.
     pub hint: Option<String>,
 }
 

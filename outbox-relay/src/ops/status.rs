@@ -27,7 +27,7 @@ use crate::{
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 /// The period of the quantiles, in ticks.
 const RECENT_TICKS: usize = 12;
-/// How long a measurement of the database is valid.
+/// The validity of a measurement of the database.
 const MEASUREMENT_TTL: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub(crate) struct SourceStatus {
     /// Restarts from the checkpoint by [`Reason`].
     restarts: [u64; Reason::ALL.len()],
     pub(crate) rejected: Rejected,
-    /// When the checkpoint was last stored.
+    /// The time of the last stored checkpoint.
     pub(crate) checkpoint_at: Option<Instant>,
     /// Truncated partitions. `None` if this relay does not truncate.
     pub(crate) truncations: Option<u64>,

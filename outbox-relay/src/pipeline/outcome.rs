@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::kafka::SinkError;
 
-/// How publishing ended.
+/// The end of publishing.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// The relay shuts down. Everything sent is acknowledged, and the checkpoint is stored.
@@ -25,7 +25,7 @@ pub(super) struct Restart {
     pub(super) one_by_one: u64,
 }
 
-/// What the broker rejected.
+/// The rejected event, as far as it is known.
 #[derive(Debug)]
 pub(super) enum Cause {
     /// One of the records in flight. The broker does not name it.

@@ -31,13 +31,13 @@ use crate::{
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// The pause as a fraction of the time since the last row: 2 ms after 100 ms, 20 ms after a second.
 const POLL_PAUSE_DIVISOR: u32 = 50;
-/// How often a leader checks for rows that were replicated or restored from another cluster.
+/// The interval of checks for rows that were replicated or restored from another cluster.
 const FOREIGN_ROWS_INTERVAL: Duration = Duration::from_secs(5);
 /// Rows between two positions of a page that a checkpoint can store.
 const CHECKPOINT_ROWS: u64 = 500;
 /// After publishing without an error for this long, the backoff and the bound of records in flight are reset.
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
-/// How long the records in flight may take to be acknowledged during the drain.
+/// The longest wait for acknowledgements during the drain.
 pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Publishes the rows of one source while this relay leads it.
@@ -171,7 +171,7 @@ impl<S: Sink> Publisher<'_, S> {
                 self.cursor.close();
                 let acknowledgements = self.sink.acknowledgements();
                 acknowledgements.mark(acknowledgements.sent(), &self.cursor);
-                // No pause after a page with rows: more have arrived while it was sent.
+                // No pause after a page with rows: more may have arrived while it was sent.
                 if rows == 0 {
                     self.pause_before_poll(last_work).await?;
                 }

@@ -8,16 +8,16 @@ use crate::{
     postgres::{checkpoint::CheckpointError, reader::ReadError, session::DatabaseError},
 };
 
-/// How a source continues after an error.
+/// The recovery of a source from an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Recovery {
     /// The reason to report. It also decides whether the source is halted.
     pub(super) reason: Reason,
     pub(super) hint: Option<&'static str>,
-    /// Whether this relay certainly still leads the source and may store the checkpoint. Otherwise it must not: the
-    /// checkpoint may be another leader's.
+    /// True if this relay certainly still leads the source and may store the checkpoint. Otherwise the checkpoint may be
+    /// another leader's.
     pub(super) keeps_leadership: bool,
-    /// Whether the next attempt has half as many records in flight. A slow broker that gets the same load times out again.
+    /// True if the next attempt has half as many records in flight. A slow broker that gets the same load times out again.
     pub(super) halves_in_flight: bool,
     /// Rows that the next attempt publishes one by one, because the next one is known to fail.
     pub(super) one_by_one: u64,

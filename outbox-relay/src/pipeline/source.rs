@@ -26,13 +26,13 @@ use crate::{
     },
 };
 
-/// How often a standby tries to become leader.
+/// The interval at which a standby tries to become leader.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
 /// The pause after an error. It doubles with each further error before which nothing was published. Jitter makes it up to
 /// twice as long, so that sources that lost the same broker do not return in step.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// How often a lasting error is logged.
+/// The interval at which a lasting error is logged again.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 /// The lower bound of records in flight after halving. Even a slow broker acknowledges this many within the delivery timeout.
 const MIN_IN_FLIGHT_RECORDS: usize = 64;

@@ -23,7 +23,7 @@ struct Mistake {
     change: fn(&mut Parts),
     /// Parts of the only failure that `check` prints.
     check: &'static [&'static str],
-    /// How `run` behaves.
+    /// The behavior of `run`.
     run: Run,
 }
 

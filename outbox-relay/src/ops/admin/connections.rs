@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The most open connections. A new one closes the oldest, so that idle clients do not block a probe.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a connection may be open. Every response is available at once, so a longer connection is idle or slow.
+/// The longest life of a connection. Every response is available at once, and a longer connection is idle or slow.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves requests until `shutdown`, and finishes those in progress.

@@ -71,7 +71,7 @@ async fn check_tables(
     found.pass(format!(
         "Postgres {version}, database {database}, role {user}"
     ));
-    let mut is_readable = true;
+    let mut all_passed = true;
     let rules: &[Rule] = match source.mapping.is_own() {
         true => &RULES,
         false => &MAPPED_RULES,
@@ -85,11 +85,11 @@ async fn check_tables(
             );
             return Ok(None);
         }
-        is_readable &= has_passed || rule.is_optional;
+        all_passed &= has_passed || rule.is_optional;
     }
     match check_rows(&session, source, found).await {
         // A rule has already reported the cause more precisely.
-        Err(DatabaseError::Failed(err)) if !is_readable && err.code().is_some() => {
+        Err(DatabaseError::Failed(err)) if !all_passed && err.code().is_some() => {
             let what = format!("the rows were not checked: {}", cli::chain(&err));
             found.unknown(what, "Fix the failures above first.");
             Ok(None)

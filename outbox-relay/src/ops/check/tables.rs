@@ -11,9 +11,9 @@ pub(super) struct Rule {
     /// The finding when the query returns no row.
     pub(super) passed: &'static str,
     pub(super) sql: &'static str,
-    /// Whether a violation is a note and not a failure.
+    /// True if a violation is a note and not a failure.
     pub(super) is_optional: bool,
-    /// Whether a violation prevents all further checks.
+    /// True if a violation prevents all further checks.
     pub(super) is_prerequisite: bool,
 }
 

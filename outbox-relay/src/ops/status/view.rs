@@ -13,7 +13,7 @@ pub(crate) struct View {
     pub(crate) source: String,
     pub(crate) role: Role,
     pub(crate) state: State,
-    /// Whether `/readyz` counts the source as ready.
+    /// True if `/readyz` counts the source as ready.
     pub(crate) ready: bool,
     /// The epoch of the last leadership of this relay.
     pub(crate) epoch: Option<i64>,
@@ -25,11 +25,11 @@ pub(crate) struct View {
     pub(crate) published_per_s: f64,
     /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
-    /// How often this relay was fenced because another one publishes the source.
+    /// Number of times that this relay was fenced because another one publishes the source.
     pub(crate) fenced: u64,
     /// Rows committed and not published. `None` while the database does not answer.
     pub(crate) pending_rows: Option<i64>,
-    /// Whether `pending_rows` is an estimate because they are too many to count.
+    /// True if `pending_rows` is an estimate, because there are too many to count.
     pub(crate) pending_is_estimate: bool,
     /// The age of the oldest pending row; 0 if there is none.
     pub(crate) oldest_pending_age_s: Option<f64>,
