@@ -301,7 +301,7 @@ async fn rows_of_another_cluster_are_told_before_a_reset() -> Result<()> {
     let error = format!("{error:#}");
     let (_, statement) = error.split_once("run `").context(error.clone())?;
     client
-        .batch_execute(statement.trim_end_matches('`'))
+        .batch_execute(statement.trim_end_matches("`."))
         .await?;
     reset(source, ResetTo::Beginning).await?;
     let relay = setup.start().await?;

@@ -62,7 +62,7 @@ mistakes! {
     };
     unknown_host: Mistake {
         change: |parts| parts.server = "nowhere.invalid:5432".into(),
-        check: &["failed to connect to the database", "Check that Postgres is running and that host and port in database_url are correct."],
+        check: &["can't reach the database", "Check that Postgres is running and that host and port in database_url are correct."],
         run: Run::NotReady(&["can't reach the database", "that host and port in database_url are correct"]),
         ..MISTAKE
     };
