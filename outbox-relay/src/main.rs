@@ -53,12 +53,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List, retry or drop parked events: those of keys of which Kafka rejected an event
+    /// List, retry or drop parked events, which are held back because Kafka rejected an event of their key
     Parked {
         #[command(subcommand)]
         command: ParkedCommand,
     },
-    /// Move the checkpoint back, so that the next leader publishes rows again that are still in the outbox
+    /// Move the checkpoint back, so that the next leader publishes rows of the outbox again
     ///
     /// Without an option all rows are published again, as needed after a restore from a dump. Fails while a relay leads
     /// the source.

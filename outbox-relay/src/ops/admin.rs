@@ -102,10 +102,10 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16,
     tokio::time::timeout(CLIENT_TIMEOUT, request)
         .await
         .with_context(|| format!("no response within {CLIENT_TIMEOUT:?}"))?
-        .with_context(|| {
-            format!(
-                "no relay responds at {address}. Start it with `outbox-relay run`, or set admin_addr to the address of the \
-                 running one"
+        .map_err(|err: anyhow::Error| {
+            anyhow::anyhow!(
+                "no relay responds at {address}: {err:#}. Hint: Start it with `outbox-relay run`, or set admin_addr to the \
+                 address of the running relay."
             )
         })
 }

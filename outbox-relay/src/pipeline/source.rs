@@ -99,7 +99,7 @@ impl Source {
             let led = tokio::select! {
                 led = Box::pin(self.lead()) => led,
                 () = drain_timeout(&shutdown) => {
-                    tracing::warn!(source = %self.config.name, "shut down without an answer from the database");
+                    tracing::warn!(source = %self.config.name, "shut down without a response from the database");
                     return;
                 }
             };

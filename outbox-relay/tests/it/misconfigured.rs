@@ -372,7 +372,7 @@ async fn retrying_a_key_that_is_not_parked_fails() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_of_a_relay_that_does_not_run_tells_how_to_start_it() -> Result<()> {
+async fn status_without_a_running_relay_prints_how_to_start_it() -> Result<()> {
     let setting = Setting::new("not_running").await?;
     let (code, text) = setting.output(&["status"]).await?;
     assert_eq!(code, Some(70), "{text}");
@@ -433,7 +433,7 @@ async fn a_transactional_id_that_is_not_allowed_is_reported() -> Result<()> {
     setting.parts.brokers = kafka.brokers().to_owned();
     allow(kafka.brokers(), "User:*", &[Allowed::topic("*")]).await?;
     let names = Allowed::transactional_id("outbox-relay.");
-    allow(kafka.brokers(), "User:somebody", &[names]).await?;
+    allow(kafka.brokers(), "User:other", &[names]).await?;
     let (code, lines) = setting.failures("check").await?;
     assert_eq!((code, lines.len()), (Some(64), 1), "{lines:?}");
     assert_contains(

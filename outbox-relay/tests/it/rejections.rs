@@ -186,7 +186,7 @@ async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Resul
     setup.dead_letter_topic = Some(dead_letters.clone());
     let large = write_large(&session, &setup.topic, "a", LARGE).await?;
     let version = session.change("a").await?;
-    let lost = session.enqueue("nobody.made.this", "a", version).await?;
+    let lost = session.enqueue("no.such.topic", "a", version).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
     assert_eq!(versions_of(&setup.records(1).await?, "a"), [3]);
@@ -195,10 +195,10 @@ async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Resul
     })
     .await?;
     assert_eq!((dead.key.as_str(), dead.version()), ("a", 2));
-    assert_eq!(dead.header("dead_letter_topic"), Some("nobody.made.this"));
+    assert_eq!(dead.header("dead_letter_topic"), Some("no.such.topic"));
     assert_eq!(dead.header("dead_letter_seq"), Some(&*lost.to_string()));
     let error = dead.header("dead_letter_error").unwrap_or_default();
-    assert!(error.contains("nobody.made.this"), "{error}");
+    assert!(error.contains("no.such.topic"), "{error}");
     // The dead-letter topic rejects the large one, too. The table has both.
     let settled = "select count(*) from relay_dead_letters where in_topic <> 'pending'";
     session.client.wait_for(settled, 2).await?;
@@ -447,7 +447,7 @@ async fn dead_letters_larger_than_a_page_are_all_sent_to_their_topic() -> Result
     setup.dead_letter_topic = Some(dead_letters);
     let pending = "insert into relay_dead_letters
             (source, seq, event_id, topic, key, event_type, payload, error)
-        select 'test', n, gen_random_uuid(), 'nobody.made.this', 'a', 'made',
+        select 'test', n, gen_random_uuid(), 'no.such.topic', 'a', 'made',
             convert_to(repeat('x', 900000), 'UTF8'), 'it was rejected'
         from generate_series(1, 25) as n";
     session.client.batch_execute(pending).await?;
@@ -464,7 +464,7 @@ async fn a_missing_dead_letter_topic_is_reported_before_anything_is_published(
     let (mut setup, session) = setup("no_dead_letter_topic", sink, OnRejection::DeadLetter).await?;
     let missing = Addresses::unique_name("missing");
     setup.dead_letter_topic = Some(missing.clone());
-    session.enqueue("nobody.made.this", "a", 1).await?;
+    session.enqueue("no.such.topic", "a", 1).await?;
     let relay = setup.start().await?;
     let text = relay.wait_for_state(503, &missing).await?;
     assert!(text.contains("Create the topic"), "{text}");
@@ -512,13 +512,13 @@ async fn rejected_events_that_share_a_seq_are_all_kept(sink: SinkKind) -> Result
     ] {
         let (setup, session) = setup("same_seq", sink, policy).await?;
         let sql = &session.client;
-        session.enqueue("nobody.made.this", "a", 1).await?;
+        session.enqueue("no.such.topic", "a", 1).await?;
         let relay = setup.start().await?;
         let stored = format!("select count(*) from {table}");
         sql.wait_for(&stored, 1).await?;
         sql.batch_execute("select setval('outbox_seq', 1, false)")
             .await?;
-        let seq = session.enqueue("nobody.made.this", "b", 1).await?;
+        let seq = session.enqueue("no.such.topic", "b", 1).await?;
         assert_eq!(seq, 1);
         setup.write(&session, "c").await?;
         sql.wait_for(&stored, 2).await?;
