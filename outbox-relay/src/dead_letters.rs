@@ -1,12 +1,12 @@
-//! Events that Kafka rejects: those that are parked with their keys, and dead letters.
+//! Events that Kafka rejects: parked keys and dead letters.
 //!
-//! `aside` keeps them for the leader, `parked` is what operators see of them and do about them, `storage` has the SQL.
+//! `rejections` is the leader's state, `parked` the operator's commands, `storage` the SQL of both.
 
 mod parked;
 pub(crate) mod rejections;
 pub(crate) mod storage;
 
 pub use self::{
-    parked::Parked,
-    storage::{Dropped, ParkedKey},
+    parked::ParkedKeys,
+    storage::{DropOutcome, ParkedKey},
 };

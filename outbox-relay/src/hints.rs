@@ -1,98 +1,99 @@
-//! What to do about what goes wrong most often, in words for whoever runs the relay.
+//! Hints for operators: what to do about the most frequent errors. Each is one or more imperative sentences.
 
 use tokio_postgres::error::SqlState;
 
 use crate::config::Mapping;
 
 pub(crate) const SILENT_POSTGRES: &str =
-    "look whether Postgres hangs, or something on the way swallows what is sent";
-pub(crate) const TABLES: &str = "make the tables as crates/outbox/migrations does, or mend \
-    what the configuration says of your own; `outbox-relay check` says what is missing";
-pub(crate) const KAFKA_AWAY: &str = "look whether the brokers run, and whether kafka.brokers names \
-    them; publishing goes on by itself";
-pub(crate) const NOT_KAFKA: &str = "look whether the brokers run, and whether kafka.brokers names \
-    them: host and port of a listener that speaks Kafka, in the way that is configured";
-pub(crate) const LETTERS_REJECTED: &str = "create it, allow Describe and Write on it, or take \
-    dead_letter_topic out of the configuration";
-pub(crate) const REJECTED: &str = "create the topic, raise the limit that is named, allow \
-    Describe and Write on it, or repair the row; or set on_rejection to park_key or dead_letter";
-pub(crate) const SHARED_EVENT_ID: &str = "give each event an id of its own: as the outbox's \
-    owner, set event_id to gen_random_uuid() in one of these rows";
-pub(crate) const ROW: &str = "repair the row, or delete it; what is behind it follows";
+    "Check that Postgres is responsive and that no proxy or firewall drops the connection.";
+pub(crate) const TABLES: &str = "Create the tables as in crates/outbox/migrations, or correct the mapping of your own \
+    table. `outbox-relay check` lists what is missing.";
+pub(crate) const KAFKA_UNAVAILABLE: &str = "Check that the brokers are running and that kafka.brokers lists them. \
+    Publishing resumes automatically.";
+pub(crate) const NOT_KAFKA: &str = "Check that the brokers are running and that kafka.brokers lists host and port of a \
+    Kafka listener with the configured security.";
+pub(crate) const DEAD_LETTER_TOPIC: &str = "Create the topic, allow Describe and Write on it, or remove \
+    dead_letter_topic from the configuration.";
+pub(crate) const REJECTED: &str = "Create the topic, raise the named limit, allow Describe and Write, or repair the row. \
+    Or set on_rejection to park_key or dead_letter.";
+pub(crate) const SHARED_EVENT_ID: &str = "Give each event its own id: as the owner of the outbox, set event_id to \
+    gen_random_uuid() in one of these rows.";
+pub(crate) const ROW: &str =
+    "Repair or delete the row. The rows behind it are published automatically.";
 
-const UNREACHABLE: &str =
-    "look whether Postgres runs, and whether host and port in database_url are right";
+const POSTGRES_UNREACHABLE: &str =
+    "Check that Postgres is running and that host and port in database_url are correct.";
 
-/// What to do where a checkpoint is of another table than the one that is configured.
+/// Returns the hint for a checkpoint that belongs to another table than the configured one.
 pub(crate) fn for_other_table(source: &str) -> String {
     format!(
-        "give what is another outbox a source.name of its own, or, if this table has taken the other's \
-         place, run `outbox-relay reset --source {source}`, which publishes every row that it holds"
+        "Give each outbox a source.name of its own. If this table replaces the other one, run \
+         `outbox-relay reset --source {source}` to publish all of its rows."
     )
 }
 
-/// What to do where rows have transaction ids that are still to come.
+/// Returns the hint for rows whose transaction ids are ahead of the cluster.
 pub(crate) fn for_foreign_rows(source: &str, mapping: &Mapping) -> String {
     if mapping.is_own() {
         return format!(
-            "run `outbox-relay reset --source {source}`, which gives them ids of this one, and publishes every row that \
-             the outbox still holds once more"
+            "Run `outbox-relay reset --source {source}` to give these rows ids of this Postgres and to publish every row \
+             of the outbox again."
         );
     }
     for_foreign_rows_of(mapping.table(), mapping.xid())
 }
 
-/// The same for a table that others made.
+/// Returns the same hint for a mapped table, which `reset` does not change.
 pub(crate) fn for_foreign_rows_of(table: &str, xid: &str) -> String {
     let xid = xid.replace('"', "\"\"");
     format!(
-        "as the table's owner, run `update {table} set \"{xid}\" = default \
-         where \"{xid}\" >= pg_snapshot_xmax(pg_current_snapshot())`"
+        "As the table's owner, run `update {table} set \"{xid}\" = default \
+         where \"{xid}\" >= pg_snapshot_xmax(pg_current_snapshot())`."
     )
 }
 
-/// What to do about an error of Postgres, or of the way to it.
+/// Returns the hint for an error of Postgres or of the connection to it.
 pub(crate) fn for_postgres(err: &tokio_postgres::Error) -> &'static str {
     let Some(code) = err.code() else {
-        return UNREACHABLE;
+        return POSTGRES_UNREACHABLE;
     };
     match *code {
         SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
-            "give name and password of the relay's role in database_url"
+            "Set name and password of the relay's role in database_url."
         }
         SqlState::INVALID_CATALOG_NAME => {
-            "create the database, or give the right name in database_url"
+            "Create the database, or correct its name in database_url."
         }
         SqlState::INSUFFICIENT_PRIVILEGE => {
-            "grant it to the relay's role; `outbox-relay check` prints the statements"
+            "Grant the privilege to the relay's role. `outbox-relay check` prints the statements."
         }
         SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN => TABLES,
         SqlState::UNDEFINED_FUNCTION => {
-            "run outbox-relay/sql/relay.sql, and let source.columns.payload name a column of type bytea, text, json or jsonb"
+            "Run outbox-relay/sql/relay.sql, and map source.columns.payload to a column of type bytea, text, json or jsonb."
         }
         SqlState::IDLE_SESSION_TIMEOUT => {
-            "this relay was suspended, or cut off, for seconds: look at its machine; it stands by or \
-             leads again by itself"
+            "Check the machine of this relay: the process was suspended or disconnected for seconds. It becomes standby or \
+             leader again automatically."
         }
         SqlState::LOCK_NOT_AVAILABLE => {
-            "another session holds a lock on the outbox or the relay's own tables: pg_blocking_pids() names it"
+            "End the session that holds a lock on the outbox or on the relay's tables. pg_blocking_pids() returns its pid."
         }
         // Classes 22, data exceptions, and XX: a value is damaged.
         ref code if code.code().starts_with("22") => {
-            "a row can't be read as the configuration says; repair it, or mend source.columns"
+            "Repair the row whose value does not have the configured type, or correct source.columns."
         }
         ref code if code.code().starts_with("XX") => {
-            "a row may be damaged: look into Postgres' log, and repair or delete it"
+            "Check the Postgres log for a damaged row, and repair or delete it."
         }
         ref code if code.code().starts_with("54") => {
-            "a row is too large to be read; delete it, or divide it"
+            "Delete or split the row that is too large to be read."
         }
         SqlState::TOO_MANY_CONNECTIONS => {
-            "raise the limit that is named (max_connections, or the role's or the database's), or close some connections"
+            "Raise the named limit (max_connections, or that of the role or the database), or close some connections."
         }
         SqlState::READ_ONLY_SQL_TRANSACTION => {
-            "give the primary in database_url: this Postgres is a standby, or takes no writes"
+            "Set the primary in database_url: this Postgres is a standby or read-only."
         }
-        _ => "look into Postgres' log; publishing goes on by itself when it is gone",
+        _ => "Check the Postgres log. Publishing resumes automatically when the cause is gone.",
     }
 }

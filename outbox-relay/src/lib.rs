@@ -1,14 +1,13 @@
-//! Publishes the committed rows of Postgres outbox tables to Kafka: every one of them, none that was
-//! not committed, in order per key.
+//! Publishes the committed rows of Postgres outbox tables to Kafka: every committed row, only committed rows, in order per key.
 //!
-//! - `pipeline` is one source's life; `pipeline/publisher.rs` is the place to begin reading.
-//! - [`postgres`] says what is due and fetches it, elects the leader and keeps its checkpoint.
-//! - [`kafka`] sends records, and counts what is acknowledged.
-//! - `dead_letters` keeps what Kafka rejects.
-//! - `ops` is what operators see: status, metrics, `check`. `hints` say what to do about what goes wrong.
-//! - [`config`] is the file with the settings, `tls` is how nobody else listens.
+//! - [`pipeline`] runs one source. Begin reading at `pipeline/publisher.rs`.
+//! - [`postgres`] reads pending rows, elects the leader and stores the checkpoint.
+//! - [`kafka`] sends records and tracks the acknowledgements.
+//! - `dead_letters` stores parked and dead-lettered events.
+//! - `ops` has the status, the metrics and `check`. `hints` has the hints attached to errors.
+//! - [`config`] parses the configuration file, `tls` sets up TLS.
 //!
-//! **Invariant:** nothing here ever inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
+//! **Invariant:** the relay never inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
 //! acknowledgements.
 
 pub mod config;
@@ -33,13 +32,13 @@ use crate::{
     postgres::leader,
 };
 pub use crate::{
-    dead_letters::{Dropped, Parked, ParkedKey},
+    dead_letters::{DropOutcome, ParkedKey, ParkedKeys},
     ops::{Finding, Level, check, status_table},
     postgres::ResetTo,
     tls::{Identity, TlsFiles},
 };
 
-/// A relay that listens for questions already and does not yet publish.
+/// A relay with a bound admin port that does not publish yet.
 #[derive(Debug)]
 pub struct Relay {
     config: Config,
@@ -48,18 +47,18 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Takes the admin port.
+    /// Binds the admin port.
     ///
     /// # Errors
-    /// If somebody else has it.
+    /// If the port cannot be bound.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let admin_addr = config.admin_addr;
         let listener = TcpListener::bind(admin_addr).await.map_err(|err| {
             let mut problems = Problems::default();
-            let hint = "set another address, or end what listens there";
+            let hint = "Set another address, or stop the process that listens there.";
             problems.add(
                 "admin_addr",
-                format!("can't listen on {admin_addr}: {err}; {hint}"),
+                format!("failed to listen on {admin_addr}: {err}. Hint: {hint}"),
             );
             problems.into_error()
         })?;
@@ -70,34 +69,33 @@ impl Relay {
         })
     }
 
-    /// Where `/livez`, `/readyz` and `/status` are.
+    /// Returns the address of `/livez`, `/readyz`, `/status` and `/metrics`.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
     }
 
-    /// Publishes every source until `shutdown`; then what is in flight is flushed and the checkpoints
-    /// are written, within a few seconds.
+    /// Publishes every source until `shutdown`. Then drains: waits a few seconds for the acknowledgement of the records in flight
+    /// and stores the checkpoints.
     ///
     /// # Errors
-    /// If a task panics. What goes wrong with a database or with Kafka is no error: it is logged,
-    /// told by `/readyz`, and tried again.
+    /// If a task panics. Failures of Postgres and Kafka are logged, reported by `/readyz`, and retried.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Config { kafka, sources, .. } = self.config;
         tracing::info!(address = %self.admin_addr, sources = sources.len(), "listening");
         if kafka.security.shows_the_password() {
             tracing::warn!(
-                "the password goes to Kafka as it is, without TLS; add [kafka.tls], or set \
-                 kafka.sasl.mechanism to SCRAM-SHA-512"
+                hint = "Add [kafka.tls], or set kafka.sasl.mechanism to SCRAM-SHA-512.",
+                "the password is sent to Kafka in plain text"
             );
         }
         let mut tasks = JoinSet::new();
-        // Ends when it is dropped.
-        let mut measuring = JoinSet::new();
+        // Dropping the set ends the monitors.
+        let mut monitors = JoinSet::new();
         let mut statuses = Vec::new();
         for source in sources {
             let status = SharedStatus::new(&source.name);
             statuses.push(status.clone());
-            measuring.spawn(monitor::watch(source.clone(), status.clone()));
+            monitors.spawn(monitor::run_monitor(source.clone(), status.clone()));
             tasks.spawn(pipeline::run(
                 source,
                 kafka.clone(),
@@ -107,27 +105,27 @@ impl Relay {
         }
         let admin = tokio::spawn(admin::serve(self.listener, statuses, shutdown));
         while let Some(result) = tasks.join_next().await {
-            result.context("a source's task ended unexpectedly")?;
+            result.context("the task of a source panicked")?;
         }
         admin.abort();
         Ok(())
     }
 }
 
-/// Makes the next leader of a source begin further back, so that rows which the outbox still holds are
-/// published once more. Returns the seq behind which it begins.
+/// Moves the checkpoint of a source back, so that the next leader publishes rows of the outbox again. Returns the seq behind
+/// which it starts.
 ///
 /// # Errors
-/// If the database can't be reached, or a relay leads the source.
+/// If the database is unavailable, or a relay leads the source.
 pub async fn reset(source: &SourceConfig, to: ResetTo) -> anyhow::Result<i64> {
     let reset = leader::reset(source, to).await;
-    reset.with_context(|| format!("source {} was not reset", source.name))
+    reset.with_context(|| format!("failed to reset source {}", source.name))
 }
 
-/// Asks the relay at `address` for `path`, as `/readyz`; returns the HTTP status and the body.
+/// Requests `path`, such as `/readyz`, from the relay at `address`. Returns the HTTP status and the body.
 ///
 /// # Errors
-/// If no relay answers there.
+/// If no relay responds.
 pub async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     admin::ask(address, path).await
 }

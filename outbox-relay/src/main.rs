@@ -9,14 +9,16 @@ use std::{
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use cli::{LogOptions, print_error, say, visible};
-use outbox_relay::{Dropped, Finding, Level, ParkedKey, Relay, ResetTo, config::Config};
+use outbox_relay::{
+    DropOutcome, Finding, Level, ParkedKey, ParkedKeys, Relay, ResetTo, config::Config,
+};
 use uuid::Uuid;
 
-/// Publishes committed outbox rows from Postgres to Kafka: every one, in order per key.
+/// Publishes committed outbox rows from Postgres to Kafka, at least once and in order per key
 #[derive(Parser)]
 #[command(version, after_help = cli::EXIT_CODES)]
 struct Cli {
-    /// The configuration; outbox-relay/README.md has every setting
+    /// Path of the configuration file; outbox-relay/README.md describes every setting
     #[arg(
         long,
         env = "OUTBOX_RELAY_CONFIG",
@@ -32,38 +34,41 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Publish, until SIGTERM
+    /// Publish until SIGTERM or SIGINT, then drain within a few seconds
     Run,
-    /// Ask the running relay whether all is well; ends with 0 if so, with 1 if not
+    /// Check that the running relay is ready; exit with 0 if it is and with 1 otherwise
     Healthcheck,
-    /// Show what the running relay is doing
+    /// Show the status of the running relay: a table on a terminal, JSON otherwise
     Status {
-        /// As JSON, also at a terminal; without one it is JSON anyway
+        /// Print JSON on a terminal, too
         #[arg(long)]
         json: bool,
     },
-    /// Look at everything that the configuration names, and say what is fine (PASS), what is not (FAIL) and what
-    /// could not be looked at (UNKNOWN), with what to do about it; changes nothing, ends with 64 if something fails
-    /// and with 0 otherwise
+    /// Check everything that the configuration names without changing anything; exit with 64 if a check fails
+    ///
+    /// Prints a line per check with its result and a hint: PASS, NOTE (acceptable), UNKNOWN (could not be checked) or
+    /// FAIL. Exits with 64 if there is a FAIL and with 0 otherwise.
     Check {
-        /// As JSON, an object a line
+        /// Print JSON, one object per line
         #[arg(long)]
         json: bool,
     },
-    /// Show and free the keys that wait because Kafka rejected an event of theirs
+    /// List, retry or drop parked events, which are held back because Kafka rejected an event of their key
     Parked {
         #[command(subcommand)]
         command: ParkedCommand,
     },
-    /// Publish rows that the outbox still holds once more: all of them, as after a restore from a dump, or
-    /// those from a seq or a time on
+    /// Move the checkpoint back, so that the next leader publishes rows of the outbox again
+    ///
+    /// Without an option all rows are published again, as needed after a restore from a dump. Fails while a relay leads
+    /// the source.
     Reset {
         #[command(flatten)]
         source: Source,
-        /// From the row with this seq on
+        /// Publish from the row with this seq on
         #[arg(long, conflicts_with = "to_time", allow_negative_numbers = true)]
         to_seq: Option<i64>,
-        /// From the first row of this time on, like 2026-01-31T12:00:00Z
+        /// Publish from the first row created at or after this time, such as 2026-01-31T12:00:00Z
         #[arg(long)]
         to_time: Option<DateTime<Utc>>,
     },
@@ -71,7 +76,7 @@ enum Command {
 
 #[derive(Args)]
 struct Source {
-    /// The source, by its name in the configuration
+    /// Name of the source in the configuration
     #[arg(long)]
     source: String,
 }
@@ -79,39 +84,39 @@ struct Source {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Keys {
-    /// This key only
+    /// Retry this key
     #[arg(long)]
     key: Option<String>,
-    /// Every key
+    /// Retry every parked key
     #[arg(long)]
     all: bool,
 }
 
 #[derive(Subcommand)]
 enum ParkedCommand {
-    /// Show the parked keys, the oldest first
+    /// List the parked keys, oldest first
     List {
         #[command(flatten)]
         source: Source,
-        /// As JSON, an object a line
+        /// Print JSON, one object per line
         #[arg(long)]
         json: bool,
     },
-    /// Try again, within a second: what was rejected, and what waits behind it
+    /// Retry the rejected event of a key and the events behind it; the leader does so within a second
     Retry {
         #[command(flatten)]
         source: Source,
         #[command(flatten)]
         keys: Keys,
     },
-    /// Move the rejected event of a key to relay_dead_letters; those behind it are published
+    /// Move the rejected event of a key to relay_dead_letters; the leader publishes the events behind it
     Drop {
         #[command(flatten)]
         source: Source,
-        /// The event, by its seq in the list
+        /// Seq of the event, as listed
         #[arg(long, allow_negative_numbers = true)]
         seq: i64,
-        /// Its id, where several events share the seq, or where it only waits behind the rejected one
+        /// Id of the event; required if several events share the seq, or if it is not the rejected one of its key
         #[arg(long)]
         event_id: Option<Uuid>,
     },
@@ -131,7 +136,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let shutdown = cli::shutdown_signal()?;
             Relay::bind(config).await?.run(shutdown).await?;
         }
-        Command::Healthcheck => return Ok(healthcheck(&cli.config).await),
+        Command::Healthcheck => return Ok(run_healthcheck(&cli.config).await),
         Command::Status { json } => {
             let admin_addr = Config::load_admin_addr(&cli.config)?;
             let (_, status) = outbox_relay::ask(admin_addr, "/status").await?;
@@ -154,7 +159,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(cli::BAD_CONFIGURATION));
             }
         }
-        Command::Parked { command } => parked(&cli.config, command).await?,
+        Command::Parked { command } => run_parked(&cli.config, command).await?,
         Command::Reset {
             source: Source { source },
             to_seq,
@@ -170,14 +175,13 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let config = Config::load(&cli.config)?;
             let seq = outbox_relay::reset(config.source(&source)?, to).await?;
             say!(
-                "{source}: the relay publishes everything behind seq {seq} that the outbox still holds"
+                "{source}: checkpoint reset; the next leader publishes every row of the outbox behind seq {seq}"
             );
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// For people.
 fn print_findings(found: &[Finding]) -> anyhow::Result<()> {
     for finding in found {
         say!("{finding}");
@@ -189,7 +193,7 @@ fn print_findings(found: &[Finding]) -> anyhow::Result<()> {
             .count()
     };
     say!(
-        "\n{} passed, {} failed, {} could not be looked at",
+        "\n{} passed, {} failed, {} unknown",
         count(Level::Pass),
         count(Level::Fail),
         count(Level::Unknown)
@@ -197,12 +201,12 @@ fn print_findings(found: &[Finding]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
+async fn run_parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
     let (ParkedCommand::List { source, .. }
     | ParkedCommand::Retry { source, .. }
     | ParkedCommand::Drop { source, .. }) = &command;
     let (config, source) = (Config::load(config)?, &source.source);
-    let parked = outbox_relay::Parked::of(config.source(source)?).await?;
+    let parked = ParkedKeys::connect(config.source(source)?).await?;
     match &command {
         ParkedCommand::List { json: true, .. } => {
             for key in parked.list().await? {
@@ -212,7 +216,7 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
         ParkedCommand::List { json: false, .. } => {
             let keys = parked.list().await?;
             if keys.is_empty() {
-                say!("no key of {source} is parked");
+                say!("source {source} has no parked keys");
             }
             for key in keys {
                 let ParkedKey {
@@ -224,10 +228,10 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
                     retry,
                     ..
                 } = key;
-                let state = if retry { ", to be tried again" } else { "" };
+                let state = if retry { ", retry requested" } else { "" };
                 let (topic, key, error) = (visible(&topic), visible(&key), visible(&error));
-                let events = counted(events, "event");
-                say!("{topic} {key}: {events} from seq {rejected_seq}{state}; {error}");
+                let events = pluralize(events, "event");
+                say!("{topic} {key}: {events} from seq {rejected_seq}{state}: {error}");
             }
         }
         ParkedCommand::Retry {
@@ -236,29 +240,31 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
         } => {
             let keys = parked.retry(key.as_deref()).await?;
             if let (0, Some(key)) = (keys, key) {
-                anyhow::bail!("no key {key:?} of {source} is parked");
+                anyhow::bail!("key {key:?} of source {source} is not parked");
             }
-            let keys = counted(i64::try_from(keys)?, "key");
-            say!("{source}: {keys} to be tried again by the relay that leads, within a second");
+            let keys = pluralize(i64::try_from(keys)?, "key");
+            say!("{source}: retry of {keys} requested; the leader retries within a second");
         }
         ParkedCommand::Drop { seq, event_id, .. } => {
             match parked.drop_event(*seq, *event_id).await? {
-                Dropped::One => say!(
-                    "seq {seq} of {source} is in relay_dead_letters now; if it was its key's first, those behind it \
-                     are published"
+                DropOutcome::Dropped => say!(
+                    "{source}: moved the event with seq {seq} to relay_dead_letters; if it was the first of its key, the \
+                     leader publishes the events behind it"
                 ),
-                Dropped::Waits {
+                DropOutcome::NotRejected {
                     event_id,
                     behind_seq,
                 } => anyhow::bail!(
-                    "seq {seq} of {source} was not rejected, but waits behind seq {behind_seq}; to drop it all the same, add \
-                     --event-id {event_id}"
+                    "the event with seq {seq} of source {source} was not rejected, it is parked behind seq {behind_seq}. To drop \
+                     it nevertheless, add --event-id {event_id}"
                 ),
-                Dropped::None => anyhow::bail!("no event of {source} with seq {seq} is parked"),
-                Dropped::Ambiguous(event_ids) => {
+                DropOutcome::NotFound => {
+                    anyhow::bail!("source {source} has no parked event with seq {seq}")
+                }
+                DropOutcome::Ambiguous(event_ids) => {
                     let event_ids: Vec<String> = event_ids.iter().map(Uuid::to_string).collect();
                     anyhow::bail!(
-                        "several parked events of {source} have seq {seq}; name one with --event-id: {}",
+                        "several parked events of source {source} have seq {seq}. Select one with --event-id: {}",
                         event_ids.join(", ")
                     );
                 }
@@ -268,18 +274,18 @@ async fn parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `1 event`, `2 events`.
-fn counted(count: i64, what: &str) -> String {
+/// Formats a count with its noun: `1 event`, `2 events`.
+fn pluralize(count: i64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{plural}")
+    format!("{count} {noun}{plural}")
 }
 
-async fn healthcheck(config: &Path) -> ExitCode {
-    let asking = async {
+async fn run_healthcheck(config: &Path) -> ExitCode {
+    let request = async {
         let admin_addr = Config::load_admin_addr(config)?;
         outbox_relay::ask(admin_addr, "/readyz").await
     };
-    match asking.await {
+    match request.await {
         Ok((200, _)) => ExitCode::SUCCESS,
         Ok((_, body)) => {
             print_error(format_args!("{}", body.trim_end()));

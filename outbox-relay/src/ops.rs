@@ -1,5 +1,5 @@
-//! What operators see: `status` of each source, over HTTP by `admin` and as a `table`, and `check`, which looks at all that a
-//! configuration names before anything is published. `monitor` measures what waits in the databases.
+//! Operations: the `status` of each source, served by `admin` over HTTP and rendered by `table`; `check`, which validates a
+//! configuration before anything is published; `monitor`, which measures the backlog.
 
 pub(crate) mod admin;
 pub(crate) mod check;

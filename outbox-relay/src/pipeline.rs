@@ -1,7 +1,11 @@
-//! One source's life: election, reading, routing, publishing, and the checkpoint behind the acknowledgements.
+//! The pipeline of one source: election, reading, routing, publishing, and the checkpoint behind the acknowledgements.
 //!
-//! `source` leads, recovers (by the table in `recovery`) and pauses; `publishing` reads and sends while it leads; `route` makes a record of a row.
-//! `rejections` is what becomes of a record that Kafka rejects.
+//! - `source` runs the source: it waits for leadership, publishes, and restarts from the checkpoint after an error.
+//! - `publisher` reads pages and sends records while the relay leads. `page_rows` sizes the pages.
+//! - `route` converts a row to a record.
+//! - `rejections` applies the policy for records that Kafka rejects.
+//! - `checkpointer` stores the checkpoint, `truncation` truncates published partitions.
+//! - `error` and `outcome` are how publishing ends, `recovery` is the table from error to recovery.
 //!
 //! SQL belongs to `postgres` and `dead_letters`, protocols to `kafka`.
 

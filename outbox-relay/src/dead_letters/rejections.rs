@@ -1,38 +1,38 @@
-//! Events that Kafka rejects for good: where they wait, or end up, so that others can go on.
+//! The leader's view of parked keys and dead letters.
 
 use std::{
     collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
-use super::storage::{EventRef, InTopic, Storage};
+use super::storage::{Delivery, EventRef, Storage};
 use crate::{
     config::Mapping,
     postgres::{checkpoint::CheckpointError, leader::Leadership},
 };
 
-/// Keys that may be parked, a source. More of them mean that it is not a record that is at fault.
+/// The most parked keys of a source. With more of them, single records are not the problem and the source halts.
 pub(crate) const MAX_PARKED_KEYS: usize = 1_000;
-/// A longer key can't be parked: the index by which parked keys are found takes no longer entry.
+/// The longest key that can be parked, limited by the index on parked keys.
 pub(crate) const MAX_PARKED_KEY_BYTES: usize = 2_000;
-/// Dead letters that are stored with one statement. More of them would save little, and the
-/// statement looks through all of them for the reason of each.
+/// The most dead letters stored by one statement. Its cost grows with their square, because it searches all of them for the
+/// error of each.
 const MAX_PENDING_DEAD_LETTERS: usize = 500;
-/// How often it is looked whether somebody wants a parked key tried again.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval of checks for retries that operators have requested.
+const RETRY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What of a source is set rejections: what of it the leader knows by heart, and what is still to be stored.
+/// The parked keys of a source, cached by its leader, and the parked events and dead letters that are still to be stored.
 pub(crate) struct Rejections<'a> {
     storage: Storage<'a>,
-    /// The keys that are parked, by topic.
+    /// The parked keys by topic.
     parked: HashMap<String, HashSet<String>>,
-    /// Events that wait behind a parked one, and are not stored yet.
+    /// Events behind a parked one that are not stored yet.
     behind: Vec<EventRef>,
     /// Dead letters that are not stored yet.
     pending: PendingDeadLetters,
-    looked_at: Instant,
-    /// Something may wait to be tried again: dead letters for their topic, for example.
-    is_due: bool,
+    loaded_at: Instant,
+    /// There may be something to retry, such as dead letters that are not in their topic yet.
+    is_retry_pending: bool,
 }
 
 #[derive(Default)]
@@ -54,35 +54,34 @@ impl<'a> Rejections<'a> {
             storage,
             behind: Vec::new(),
             pending: PendingDeadLetters::default(),
-            looked_at: Instant::now(),
-            is_due: true,
+            loaded_at: Instant::now(),
+            is_retry_pending: true,
         })
     }
 
-    /// Whether events of this key have to wait behind one that is parked.
     pub(crate) fn is_parked(&self, topic: &str, key: &str) -> bool {
-        has(&self.parked, topic, key)
+        contains(&self.parked, topic, key)
     }
 
-    /// Whether dead letters have to be stored before an event of this key is sent: nothing goes past
-    /// one of its key without a record of it. Also, if there are as many as one statement takes.
+    /// Returns true if dead letters must be stored before an event of this key is sent: an event may not pass a dead letter of
+    /// its key that is not stored. Also true if there are as many as one statement may store.
     pub(crate) fn must_store_before(&self, topic: &str, key: &str) -> bool {
-        self.pending.events.len() >= MAX_PENDING_DEAD_LETTERS || has(&self.pending.keys, topic, key)
+        self.pending.events.len() >= MAX_PENDING_DEAD_LETTERS
+            || contains(&self.pending.keys, topic, key)
     }
 
-    /// How many keys are parked.
+    /// Returns the number of parked keys.
     pub(crate) fn parked_keys(&self) -> usize {
         self.parked.values().map(HashSet::len).sum()
     }
 
-    /// Parks the event behind another one of its key. It is stored with the next
-    /// [`store`](Self::store).
+    /// Parks an event behind another one of its key. The next [`store`](Self::store) stores it.
     pub(crate) fn park_behind(&mut self, event: EventRef) {
         self.behind.push(event);
     }
 
-    /// Stores what was parked behind others, and the dead letters, with a statement for each. Returns how
-    /// many of the latter there were.
+    /// Stores the events parked behind others and the dead letters, with one statement each. Returns the number of dead
+    /// letters.
     pub(crate) async fn store(&mut self) -> Result<u64, CheckpointError> {
         self.store_parked().await?;
         self.store_dead_letters().await
@@ -97,7 +96,7 @@ impl<'a> Rejections<'a> {
         Ok(())
     }
 
-    /// Parks the event, which was rejected, and its key with it.
+    /// Parks a rejected event, and its key with it.
     pub(crate) async fn park(
         &mut self,
         event: EventRef,
@@ -113,7 +112,7 @@ impl<'a> Rejections<'a> {
         Ok(())
     }
 
-    /// A parked event was rejected once more.
+    /// Stores the new error of a parked event that was rejected again.
     pub(crate) async fn park_again(
         &self,
         event: EventRef,
@@ -122,8 +121,7 @@ impl<'a> Rejections<'a> {
         self.storage.park_again(event, error).await
     }
 
-    /// Puts the event, which was rejected, among the dead letters. It is stored with the
-    /// next [`store`](Self::store).
+    /// Adds a rejected event to the dead letters. The next [`store`](Self::store) stores it.
     pub(crate) fn add_dead_letter(
         &mut self,
         event: EventRef,
@@ -144,20 +142,20 @@ impl<'a> Rejections<'a> {
         }
         let stored = self.storage.add_dead_letters(events, errors).await?;
         self.pending = PendingDeadLetters::default();
-        self.is_due = true;
+        self.is_retry_pending = true;
         Ok(stored)
     }
 
-    /// Notes what became of the event in the dead letter topic.
-    pub(crate) async fn set_in_topic(
+    /// Stores whether the dead-letter topic accepted the event.
+    pub(crate) async fn record_delivery(
         &self,
         event: EventRef,
-        in_topic: InTopic,
+        delivery: Delivery,
     ) -> Result<(), CheckpointError> {
-        self.storage.set_in_topic(event, in_topic).await
+        self.storage.record_delivery(event, delivery).await
     }
 
-    /// The event was published after all.
+    /// Removes a parked event that was published, and its key if no other event of it is parked.
     pub(crate) async fn unpark(
         &mut self,
         event: EventRef,
@@ -176,26 +174,27 @@ impl<'a> Rejections<'a> {
         Ok(())
     }
 
-    /// Whether it is time to look for what somebody wants tried again.
+    /// Returns true if operators may have requested a retry since the last load.
     pub(crate) fn needs_reload(&self) -> bool {
-        self.is_due || (!self.parked.is_empty() && self.looked_at.elapsed() > LOOK_INTERVAL)
+        self.is_retry_pending
+            || (!self.parked.is_empty() && self.loaded_at.elapsed() > RETRY_CHECK_INTERVAL)
     }
 
-    /// Learns what operators have done.
+    /// Reloads the parked keys, which operators can change.
     pub(crate) async fn reload(&mut self) -> Result<(), CheckpointError> {
         self.parked = self.storage.parked_keys().await?;
-        self.looked_at = Instant::now();
-        self.is_due = false;
+        self.loaded_at = Instant::now();
+        self.is_retry_pending = false;
         Ok(())
     }
 
-    /// There was more than one look takes.
+    /// Requests another reload at once, because one page did not hold all events to retry.
     pub(crate) fn reload_soon(&mut self) {
-        self.is_due = true;
+        self.is_retry_pending = true;
     }
 }
 
-fn has(keys_by_topic: &HashMap<String, HashSet<String>>, topic: &str, key: &str) -> bool {
-    // Mostly there is none: then no text is hashed.
+fn contains(keys_by_topic: &HashMap<String, HashSet<String>>, topic: &str, key: &str) -> bool {
+    // Mostly there is none. Then no text is hashed.
     !keys_by_topic.is_empty() && (keys_by_topic.get(topic)).is_some_and(|keys| keys.contains(key))
 }

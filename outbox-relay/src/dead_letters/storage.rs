@@ -1,4 +1,4 @@
-//! All SQL of parked keys and dead letters.
+//! The SQL of parked keys and dead letters.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,15 +15,15 @@ use crate::{
     },
 };
 
-/// What the error of an event begins with that an operator has dropped.
+/// The prefix of the error of an event that an operator dropped.
 const DROPPED: &str = "dropped by an operator; ";
-/// Dead letters that are counted: they stay until somebody deletes them.
+/// The most dead letters that are counted. They stay until an operator deletes them.
 const MAX_COUNTED: i64 = 10_000;
-/// The row of an event in either table.
-const THE_EVENT: &str = "source = $1 and seq = $3 and event_id = $4";
-/// True for the leader alone, until the statement ends. Its successor reads these tables once and then
-/// knows them by heart, so nobody else may write to them behind its back.
-const LEADS: &str = "exists (select from relay_checkpoints
+/// The condition for the row of an event in either table.
+const EVENT_ROW: &str = "source = $1 and seq = $3 and event_id = $4";
+/// The condition that this relay leads, until the end of the statement. The next leader reads these tables once and caches
+/// them, so a former leader must not write to them.
+const IS_LEADER: &str = "exists (select from relay_checkpoints
     where source = $1 and epoch = $2 for share)";
 
 /// A parked key, for an operator.
@@ -33,37 +33,37 @@ pub struct ParkedKey {
     pub topic: String,
     /// The key.
     pub key: String,
-    /// The seq of the event that was rejected.
+    /// The seq of the rejected event.
     pub rejected_seq: i64,
-    /// Its id.
+    /// The id of the rejected event.
     pub rejected_event_id: Uuid,
-    /// Why it was.
+    /// Why it was rejected.
     pub error: String,
-    /// How many events wait, that one among them.
+    /// The number of parked events, including the rejected one.
     pub events: i64,
-    /// Whether they are to be tried again.
+    /// True if a retry is requested.
     pub retry: bool,
 }
 
-/// What came of dropping an event.
+/// The result of dropping an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Dropped {
+pub enum DropOutcome {
     /// There is no such event.
-    None,
-    /// It is a dead letter now.
-    One,
-    /// It is not the one that was rejected, but waits behind that; it was not dropped.
-    Waits {
-        /// Its id, with which it would be.
+    NotFound,
+    /// The event is a dead letter now.
+    Dropped,
+    /// The event was not dropped: it is not the rejected one of its key, but parked behind it.
+    NotRejected {
+        /// The id of the event. The request must name it to drop the event.
         event_id: Uuid,
         /// The seq of the first event of its key.
         behind_seq: i64,
     },
-    /// These events share its seq; none was dropped.
+    /// Nothing was dropped: these events share the seq.
     Ambiguous(Vec<Uuid>),
 }
 
-/// Which event of a source it is. Two can have the same seq, because a sequence can be set back.
+/// Identifies an event of a source. Several can have the same seq, because a sequence can be set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct EventRef {
     pub(crate) seq: i64,
@@ -79,14 +79,15 @@ impl From<&Row<'_>> for EventRef {
     }
 }
 
-/// What became of a dead letter in its topic.
+/// The response of the dead-letter topic to a dead letter.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum InTopic {
+pub(crate) enum Delivery {
     Sent,
     Rejected,
 }
 
-/// What of a source is stored aside. Only its leader writes here, but for the wishes of operators.
+/// Stores the parked events and dead letters of a source. Only its leader writes them; operators request retries and drop
+/// events.
 pub(super) struct Storage<'a> {
     leadership: &'a Leadership,
     mapping: &'a Mapping,
@@ -100,11 +101,14 @@ impl<'a> Storage<'a> {
         }
     }
 
-    /// The keys that are parked, by topic.
+    /// Loads the parked keys by topic.
     pub(super) async fn parked_keys(
         &self,
     ) -> Result<HashMap<String, HashSet<String>>, CheckpointError> {
-        let sql = format!("{} select topic, key from parked_key", parked_keys("$1"));
+        let sql = format!(
+            "{} select topic, key from parked_key",
+            with_parked_keys("$1")
+        );
         let (session, source) = (self.leadership.session(), self.leadership.source());
         let mut parked: HashMap<String, HashSet<String>> = HashMap::new();
         for row in session.query(&sql, &[&source]).await? {
@@ -113,7 +117,6 @@ impl<'a> Storage<'a> {
         Ok(parked)
     }
 
-    /// Whether an event of this key is parked.
     pub(super) async fn is_parked(&self, topic: &str, key: &str) -> Result<bool, CheckpointError> {
         let sql = "select exists (select from relay_parked
                        where source = $1 and topic = $2 and key = $3)";
@@ -122,7 +125,7 @@ impl<'a> Storage<'a> {
         Ok(row.get(0))
     }
 
-    /// Copies events out of the outbox, to wait: `error` is why the first of a key was rejected.
+    /// Parks copies of outbox events. `error` is why the first event of a key was rejected.
     pub(super) async fn park(
         &self,
         events: &[EventRef],
@@ -132,7 +135,7 @@ impl<'a> Storage<'a> {
             "with given as (select distinct * from unnest($3::bigint[], $4::uuid[]) as given (seq, event_id))
              insert into relay_parked (source, {COLUMNS}, error)
              select distinct $1, {COLUMNS}, $5 from given join {} using (seq, event_id)
-             where outbox.seq = any ($3) and {LEADS}
+             where outbox.seq = any ($3) and {IS_LEADER}
              on conflict (source, seq, event_id)
                  do update set error = coalesce(excluded.error, relay_parked.error), retry = false",
             self.mapping.outbox()
@@ -140,7 +143,7 @@ impl<'a> Storage<'a> {
         self.store(&sql, events, &error).await.map(drop)
     }
 
-    /// Copies rejected events out of the outbox, each with why it was; returns how many.
+    /// Copies rejected events from the outbox to the dead letters, each with its error. Returns how many.
     pub(super) async fn add_dead_letters(
         &self,
         events: &[EventRef],
@@ -154,14 +157,14 @@ impl<'a> Storage<'a> {
              insert into relay_dead_letters (source, {COLUMNS}, error)
              select distinct $1, {COLUMNS}, given.error
              from given join {} using (seq, event_id)
-             where outbox.seq = any ($3) and {LEADS}
+             where outbox.seq = any ($3) and {IS_LEADER}
              on conflict (source, seq, event_id) do update set error = excluded.error",
             self.mapping.outbox()
         );
         self.store(&sql, events, &errors).await
     }
 
-    /// `$1` to `$5` are the source, the epoch, the events in two columns, and why they were rejected.
+    /// Runs a statement whose parameters `$1` to `$5` are the source, the epoch, the seqs, the event ids and the errors.
     async fn store(
         &self,
         sql: &str,
@@ -176,7 +179,7 @@ impl<'a> Storage<'a> {
         let params: [&(dyn ToSql + Sync); 5] = [&source, &epoch, &seqs, &event_ids, error];
         let stored = self.leadership.session().execute(sql, &params).await;
         let stored = stored.map_err(|err| match err.code() {
-            // Two of the rows would be one here, and differ.
+            // Two rows share seq and event id, and differ.
             Some(&SqlState::CARDINALITY_VIOLATION) => CheckpointError::SharedEventId,
             _ => err.into(),
         })?;
@@ -184,56 +187,60 @@ impl<'a> Storage<'a> {
         if stored == expected as u64 {
             return Ok(stored);
         }
-        self.ensure_leads().await?;
+        self.ensure_leader().await?;
         Err(CheckpointError::Gone)
     }
 
-    /// A parked event was rejected once more.
+    /// Stores the new error of a parked event that was rejected again.
     pub(super) async fn park_again(
         &self,
         event: EventRef,
         error: &str,
     ) -> Result<(), CheckpointError> {
         let sql = format!(
-            "update relay_parked set error = $5, retry = false where {THE_EVENT} and {LEADS}"
+            "update relay_parked set error = $5, retry = false where {EVENT_ROW} and {IS_LEADER}"
         );
-        // If it isn't there, an operator has dropped it meanwhile.
-        self.change(&sql, event, Some(error)).await.map(drop)
+        // Without such a row an operator has dropped the event meanwhile.
+        self.update_event(&sql, event, Some(error)).await.map(drop)
     }
 
-    /// Notes what became of the event in the dead letter topic.
-    pub(super) async fn set_in_topic(
+    /// Stores whether the dead-letter topic accepted the event.
+    pub(super) async fn record_delivery(
         &self,
         event: EventRef,
-        in_topic: InTopic,
+        delivery: Delivery,
     ) -> Result<(), CheckpointError> {
-        let sql =
-            format!("update relay_dead_letters set in_topic = $5 where {THE_EVENT} and {LEADS}");
-        let in_topic = match in_topic {
-            InTopic::Sent => "sent",
-            InTopic::Rejected => "rejected",
+        let sql = format!(
+            "update relay_dead_letters set in_topic = $5 where {EVENT_ROW} and {IS_LEADER}"
+        );
+        let delivery = match delivery {
+            Delivery::Sent => "sent",
+            Delivery::Rejected => "rejected",
         };
-        // If it isn't there, an operator has deleted it meanwhile.
-        self.change(&sql, event, Some(in_topic)).await.map(drop)
+        // Without such a row an operator has deleted the dead letter meanwhile.
+        self.update_event(&sql, event, Some(delivery))
+            .await
+            .map(drop)
     }
 
-    /// The parked event was published after all.
+    /// Removes a parked event that was published.
     pub(super) async fn unpark(&self, event: EventRef) -> Result<(), CheckpointError> {
-        let sql =
-            format!("delete from relay_parked where {THE_EVENT} and $5::text is null and {LEADS}");
-        if self.change(&sql, event, None).await? {
+        let sql = format!(
+            "delete from relay_parked where {EVENT_ROW} and $5::text is null and {IS_LEADER}"
+        );
+        if self.update_event(&sql, event, None).await? {
             return Ok(());
         }
-        // An operator has dropped it while it was on its way. It has arrived, so it is no dead letter.
+        // An operator dropped the event while it was in flight. Delete the dead letter, because the event was published.
         let sql = format!(
             "delete from relay_dead_letters
-             where {THE_EVENT} and error like '{DROPPED}%' and $5::text is null and {LEADS}"
+             where {EVENT_ROW} and error like '{DROPPED}%' and $5::text is null and {IS_LEADER}"
         );
-        self.change(&sql, event, None).await.map(drop)
+        self.update_event(&sql, event, None).await.map(drop)
     }
 
-    /// Whether there was such a row; an error if this relay leads no more.
-    async fn change(
+    /// Runs a statement on the row of an event. Returns whether there was one. Fails if this relay does not lead any more.
+    async fn update_event(
         &self,
         sql: &str,
         EventRef { seq, event_id }: EventRef,
@@ -244,11 +251,11 @@ impl<'a> Storage<'a> {
         if self.leadership.session().execute(sql, &params).await? > 0 {
             return Ok(true);
         }
-        self.ensure_leads().await.map(|()| false)
+        self.ensure_leader().await.map(|()| false)
     }
 
-    async fn ensure_leads(&self) -> Result<(), CheckpointError> {
-        let sql = format!("select {LEADS}");
+    async fn ensure_leader(&self) -> Result<(), CheckpointError> {
+        let sql = format!("select {IS_LEADER}");
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
         let session = self.leadership.session();
         match session.query_one(&sql, &[&source, &epoch]).await?.get(0) {
@@ -258,10 +265,9 @@ impl<'a> Storage<'a> {
     }
 }
 
-/// The head of a statement about parked events: `parked_key` has the first event of each key that is
-/// parked. It skips from key to key in the index, however many events wait behind each. `source` is
-/// an expression.
-fn parked_keys(source: &str) -> String {
+/// Returns a `with` clause for statements about parked events: `parked_key` has the first event of each parked key. It skips
+/// from key to key in the index, however many events each has. `source` is an SQL expression.
+fn with_parked_keys(source: &str) -> String {
     let first = |condition: &str| {
         format!(
             "(select topic, key, error, retry from relay_parked
@@ -279,9 +285,9 @@ fn parked_keys(source: &str) -> String {
     )
 }
 
-/// Parked events that are to be tried again: those of keys whose first event is, or was published
-/// or dropped meanwhile.
-pub(crate) async fn parked_page(
+/// Reads parked events to retry: those of keys whose first event has a retry requested, or was published or dropped
+/// meanwhile.
+pub(crate) async fn read_parked_page(
     reader: &Reader,
     source: &str,
     max_rows: usize,
@@ -296,13 +302,13 @@ pub(crate) async fn parked_page(
          ) as of_key
          where parked_key.error is null or parked_key.retry
          order by seq, event_id limit {max_rows}",
-        parked_keys(&source)
+        with_parked_keys(&source)
     );
     reader.page_of(&sql, max_rows).await
 }
 
-/// Dead letters that are not in their topic yet, with headers that tell what they are.
-pub(crate) async fn pending_page(
+/// Reads dead letters that are not in their topic yet, with the headers that describe the rejection.
+pub(crate) async fn read_pending_page(
     reader: &Reader,
     source: &str,
     max_rows: usize,
@@ -321,22 +327,22 @@ pub(crate) async fn pending_page(
     reader.page_of(&sql, max_rows).await
 }
 
-/// How many parked keys and dead letters a source has.
+/// The numbers of parked keys and dead letters of a source.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RejectionCounts {
     pub(crate) parked_keys: i64,
     pub(crate) dead_letters: i64,
 }
 
-pub(crate) async fn count(
+pub(crate) async fn count_rejections(
     session: &Session,
     source: &str,
 ) -> Result<RejectionCounts, DatabaseError> {
     let sql = format!(
         "select ({} select count(*) from parked_key),
              (select count(*) from (
-                  select from relay_dead_letters where source = $1 limit {MAX_COUNTED}) as letters)",
-        parked_keys("$1")
+                  select from relay_dead_letters where source = $1 limit {MAX_COUNTED}) as dead_letters)",
+        with_parked_keys("$1")
     );
     let row = session.query_one(&sql, &[&source]).await?;
     Ok(RejectionCounts {
@@ -345,7 +351,7 @@ pub(crate) async fn count(
     })
 }
 
-/// The parked keys, the oldest first.
+/// Lists the parked keys, oldest first.
 pub(super) async fn list(session: &Session, source: &str) -> Result<Vec<ParkedKey>, DatabaseError> {
     let sql = "select topic, key, min(seq), (array_agg(event_id order by seq, event_id))[1],
                    (array_agg(error order by seq, event_id))[1], count(*), bool_or(retry)
@@ -363,7 +369,7 @@ pub(super) async fn list(session: &Session, source: &str) -> Result<Vec<ParkedKe
     Ok(parked.collect())
 }
 
-/// Asks the leader to try a key again, or all of them; returns how many.
+/// Requests a retry of a key, or of all of them. Returns how many.
 pub(super) async fn retry(
     session: &Session,
     source: &str,
@@ -379,14 +385,14 @@ pub(super) async fn retry(
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
-/// Moves a parked event among the dead letters. Without its id it has to be the first of its key, and the only one with
-/// that seq.
+/// Moves a parked event to the dead letters. Without `event_id` it must be the first of its key, and the only one with this
+/// seq.
 pub(super) async fn drop_event(
     session: &Session,
     source: &str,
     seq: i64,
     event_id: Option<Uuid>,
-) -> Result<Dropped, DatabaseError> {
+) -> Result<DropOutcome, DatabaseError> {
     let sql = format!(
         "with candidate as (
              select event_id, (
@@ -406,7 +412,7 @@ pub(super) async fn drop_event(
              returning *
          ), stored as (
              insert into relay_dead_letters (source, {COLUMNS}, error)
-             select source, {COLUMNS}, '{DROPPED}' || coalesce(error, 'it waited')
+             select source, {COLUMNS}, '{DROPPED}' || coalesce(error, 'it was parked behind a rejected event')
              from dropped
              on conflict (source, seq, event_id) do update set error = excluded.error
          )
@@ -415,12 +421,12 @@ pub(super) async fn drop_event(
     let params: [&(dyn ToSql + Sync); 3] = [&source, &seq, &event_id];
     let candidates = session.query(&sql, &params).await?;
     Ok(match &*candidates {
-        [] => Dropped::None,
-        [one] if one.get::<_, i64>(2) == 1 => Dropped::One,
-        [one] => Dropped::Waits {
+        [] => DropOutcome::NotFound,
+        [one] if one.get::<_, i64>(2) == 1 => DropOutcome::Dropped,
+        [one] => DropOutcome::NotRejected {
             event_id: one.get(0),
             behind_seq: one.get::<_, Option<i64>>(1).unwrap_or(seq),
         },
-        several => Dropped::Ambiguous(several.iter().map(|row| row.get(0)).collect()),
+        several => DropOutcome::Ambiguous(several.iter().map(|row| row.get(0)).collect()),
     })
 }

@@ -80,11 +80,11 @@ impl Acknowledgements {
         self.in_flight() == 0
     }
 
-    /// Why the sink is of no use any more, once it is.
+    /// Fails once the sink has failed and is unusable.
     ///
     /// # Errors
-    /// That reason.
-    pub fn check(&self) -> Result<(), SinkError> {
+    /// The first failure of the sink.
+    pub fn ensure_usable(&self) -> Result<(), SinkError> {
         self.0.failure.lock().clone().map_or(Ok(()), Err)
     }
 
@@ -228,7 +228,7 @@ impl Acknowledgements {
             let mut changed = std::pin::pin!(changed);
             // From here on no change is missed.
             changed.as_mut().enable();
-            self.check()?;
+            self.ensure_usable()?;
             if is_done() {
                 return Ok(());
             }

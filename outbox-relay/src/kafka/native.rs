@@ -151,7 +151,7 @@ impl KafkaSink {
         if self.gathered.is_empty() {
             return Ok(());
         }
-        self.acknowledgements.check()?;
+        self.acknowledgements.ensure_usable()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ms = i64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
         let mut gathered = std::mem::take(&mut self.gathered);
@@ -298,7 +298,7 @@ impl Sink for KafkaSink {
         Ok(())
     }
 
-    async fn look_up(&mut self, topic: &str) -> Result<(), SinkError> {
+    async fn validate_topic(&mut self, topic: &str) -> Result<(), SinkError> {
         // As it is now: what is known of it may be old.
         let found = self.fetch_topic(topic).await?;
         if self.topics.find(topic).is_none() {
@@ -311,7 +311,7 @@ impl Sink for KafkaSink {
         self.send_gathered().await
     }
 
-    async fn maintain(&mut self) -> Result<(), SinkError> {
+    async fn run_maintenance(&mut self) -> Result<(), SinkError> {
         if self.tended_at.elapsed() < self.options.maintenance_interval {
             return Ok(());
         }

@@ -204,7 +204,7 @@ impl Sink for RdKafkaSink {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
                     base_record = again;
-                    self.acknowledgements.check()?;
+                    self.acknowledgements.ensure_usable()?;
                     tokio::time::sleep(QUEUE_FULL_PAUSE).await;
                 }
                 Err((err, _)) => {
@@ -215,7 +215,7 @@ impl Sink for RdKafkaSink {
         }
     }
 
-    async fn look_up(&mut self, topic: &str) -> Result<(), SinkError> {
+    async fn validate_topic(&mut self, topic: &str) -> Result<(), SinkError> {
         let limit = self.fetch_limit(topic).await?;
         self.limits.insert(topic.to_owned(), limit);
         Ok(())
@@ -226,7 +226,7 @@ impl Sink for RdKafkaSink {
         Ok(())
     }
 
-    async fn maintain(&mut self) -> Result<(), SinkError> {
+    async fn run_maintenance(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
@@ -263,7 +263,7 @@ fn connect(
         match producer.client().fetch_metadata(None, LOOK_INTERVAL) {
             Ok(_) => return Ok(producer),
             Err(err) if Instant::now() > deadline => return Err(unavailable(err)),
-            Err(_) => acknowledgements.check()?,
+            Err(_) => acknowledgements.ensure_usable()?,
         }
     }
 }

@@ -20,7 +20,8 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// When there is no such topic, or the sink is of no use any more.
-    fn look_up(&mut self, topic: &str) -> impl Future<Output = Result<(), SinkError>> + Send;
+    fn validate_topic(&mut self, topic: &str)
+    -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// Sends what is still here.
     ///
@@ -32,7 +33,7 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// When the sink is of no use any more.
-    fn maintain(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
+    fn run_maintenance(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// What became of the records; stays valid beside [`send`](Self::send).
     fn acknowledgements(&self) -> &Acknowledgements;

@@ -1,4 +1,4 @@
-//! What probes and people ask a running relay.
+//! The admin server of a running relay, and its client.
 
 mod connections;
 mod metrics;
@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ops::status::{SharedStatus, View, Warning};
 
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Whatever listens there may send what it likes.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// Bounds the memory for the response of an unknown server.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// Serves `/livez`, `/readyz`, `/status`, `/metrics` and the page `/` until `shutdown`.
 pub(crate) async fn serve(
@@ -34,7 +34,7 @@ pub(crate) async fn serve(
 ) {
     let app = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/", get(page::page))
@@ -42,7 +42,7 @@ pub(crate) async fn serve(
     connections::serve(listener, app, shutdown).await;
 }
 
-async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, String) {
+async fn readyz(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, String) {
     let mut code = StatusCode::OK;
     let mut lines = String::new();
     for source in sources.iter().map(SharedStatus::view) {
@@ -51,18 +51,18 @@ async fn ready(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, St
         }
         let mut line = format!("{}: {}", source.source, source.state.name());
         for (separator, text) in [
-            (", behind ", source.leader.as_deref()),
+            (", the leader is ", source.leader.as_deref()),
             (": ", source.error.as_deref()),
-            ("; ", source.hint),
+            (". Hint: ", source.hint),
         ] {
             if let Some(text) = text {
                 line = line + separator + text;
             }
         }
         for Warning { message, hint, .. } in &source.warnings {
-            line = line + ", degraded: " + message + "; " + hint;
+            line = line + "; degraded: " + message + ". Hint: " + hint;
         }
-        // What a server or a driver says can have several lines, and what a row says anything.
+        // The message of a server or a driver can have several lines, and the text of a row any characters.
         lines += &visible(&line.replace('\n', " "));
         lines.push('\n');
     }
@@ -80,9 +80,9 @@ async fn metrics(State(sources): State<Arc<Vec<SharedStatus>>>) -> impl IntoResp
     )
 }
 
-/// Asks a running relay for `path`; returns the status code and the body.
+/// Requests `path` from a running relay. Returns the status code and the body.
 pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
-    // A relay that listens on every address is asked on the loopback.
+    // An unspecified address is not a target; such a relay also listens on the loopback.
     let mut target = address;
     if address.ip().is_unspecified() {
         target.set_ip(match address {
@@ -91,21 +91,21 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(u16,
         });
     }
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
-    let asking = async {
-        let answer = client
+    let request = async {
+        let response = client
             .get(format!("http://{target}{path}").parse()?)
             .await?;
-        let code = answer.status().as_u16();
-        let body = to_bytes(Body::new(answer.into_body()), MAX_ANSWER_BYTES).await?;
+        let code = response.status().as_u16();
+        let body = to_bytes(Body::new(response.into_body()), MAX_RESPONSE_BYTES).await?;
         anyhow::Ok((code, String::from_utf8(body.into())?))
     };
-    tokio::time::timeout(CLIENT_TIMEOUT, asking)
+    tokio::time::timeout(CLIENT_TIMEOUT, request)
         .await
-        .context("no answer in time")?
-        .with_context(|| {
-            format!(
-                "no relay answers at {address}; start it with `outbox-relay run`, or give the one \
-                 that runs its admin_addr here as well"
+        .with_context(|| format!("no response within {CLIENT_TIMEOUT:?}"))?
+        .map_err(|err: anyhow::Error| {
+            anyhow::anyhow!(
+                "no relay responds at {address}: {err:#}. Hint: Start it with `outbox-relay run`, or set admin_addr to the \
+                 address of the running relay."
             )
         })
 }

@@ -1,7 +1,6 @@
-//! Looks at everything that a configuration names, and says what is fine and what is not. Changes
-//! nothing.
+//! Checks everything that a configuration names. Changes nothing.
 //!
-//! `tables` has the SQL, `database` asks it, `brokers` asks Kafka.
+//! `tables` and `mapped` have the SQL rules, `database` applies them, `brokers` checks Kafka.
 
 mod brokers;
 mod database;
@@ -15,30 +14,30 @@ use tokio::net::TcpListener;
 
 use crate::{config::Config, ops::admin};
 
-/// What was found of one thing.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Whether it is as it should be.
+    /// The result.
     pub level: Level,
-    /// What it is about: `admin_addr`, `kafka`, or a source's name.
+    /// The checked part of the configuration: `admin_addr`, `kafka`, or the name of a source.
     pub subject: String,
-    /// What was found.
+    /// The fact that was found.
     pub what: String,
-    /// What to do about it.
+    /// The fix: a sentence, or an SQL statement to execute.
     pub hint: Option<String>,
 }
 
-/// Whether something is as it should be.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// It is.
+    /// As required.
     Pass,
-    /// It can be as it is; good to know.
+    /// Acceptable, but worth knowing.
     Note,
-    /// That could not be found out, for the reason that is given.
+    /// Could not be checked, for the given reason.
     Unknown,
-    /// The relay would not publish, or not all, or not safely.
+    /// The relay would not publish, or not every row, or not safely.
     Fail,
 }
 
@@ -50,14 +49,16 @@ impl fmt::Display for Finding {
             Level::Unknown => "UNKNOWN",
             Level::Fail => "FAIL",
         };
-        // What a server or a driver says can have several lines.
+        // The message of a server or a driver can have several lines.
         let what = self.what.replace('\n', " ");
         write!(f, "{level:<7}  {}: {what}", self.subject)?;
-        self.hint.iter().try_for_each(|hint| write!(f, "; {hint}"))
+        self.hint
+            .iter()
+            .try_for_each(|hint| write!(f, ". Hint: {hint}"))
     }
 }
 
-/// What was found of one subject after the other.
+/// Collects the findings of one subject.
 struct Findings<'a> {
     subject: &'a str,
     all: &'a mut Vec<Finding>,
@@ -90,7 +91,7 @@ impl Findings<'_> {
     }
 }
 
-/// Looks at everything, one after the other; each look has its limit.
+/// Checks the whole configuration, one part after the other. Every request has a time limit.
 pub async fn check(config: &Config) -> Vec<Finding> {
     let mut all = Vec::new();
     check_admin_addr(config, &mut all).await;
@@ -100,9 +101,9 @@ pub async fn check(config: &Config) -> Vec<Finding> {
             subject: &source.name,
             all: &mut all,
         };
-        outboxes.push((source, database::check(source, &mut found).await));
+        outboxes.push((source, database::check_database(source, &mut found).await));
     }
-    brokers::check(&config.kafka, &outboxes, &mut all).await;
+    brokers::check_brokers(&config.kafka, &outboxes, &mut all).await;
     all
 }
 
@@ -116,11 +117,11 @@ async fn check_admin_addr(config: &Config, all: &mut Vec<Finding>) {
         Ok(_) => found.pass(format!("{address} is free")),
         Err(err) => match admin::ask(address, "/livez").await {
             Ok((200, body)) if body == "alive\n" => {
-                found.note(format!("a relay answers at {address}"));
+                found.note(format!("a relay is running at {address}"));
             }
             _ => found.fail(
-                format!("can't listen on {address}: {err}"),
-                "set another address, or end what listens there",
+                format!("failed to listen on {address}: {err}"),
+                "Set another address, or stop the process that listens there.",
             ),
         },
     }

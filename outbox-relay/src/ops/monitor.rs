@@ -1,6 +1,4 @@
-//! Measures what waits in a source's database every few seconds, whoever leads.
-//!
-//! A standby asks, too: so there are figures also while nobody can lead.
+//! Measures the backlog of a source every few seconds, also on a standby, so that there are metrics while no relay leads.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -14,30 +12,29 @@ use crate::{
     },
 };
 
-/// How often it is asked.
-const INTERVAL: Duration = Duration::from_secs(5);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Measures for as long as it is polled.
-pub(crate) async fn watch(config: SourceConfig, status: SharedStatus) -> Infallible {
+pub(crate) async fn run_monitor(config: SourceConfig, status: SharedStatus) -> Infallible {
     let mut backlog = None;
     loop {
-        status.tick();
+        status.record_tick();
         match measure(&mut backlog, &config, &status).await {
-            Ok((measured, dead_lettered)) => {
-                status.update(|status| status.measured(measured, dead_lettered));
+            Ok((measured, rejections)) => {
+                status.update(|status| status.record_measurement(measured, rejections));
             }
             Err(err) => {
-                // Whoever publishes, or would like to, mostly tells of the same database.
+                // Only debug: the leader or standby mostly logs the same failure.
                 let error = cli::chain(&err);
-                tracing::debug!(source = %config.name, error, "the backlog can't be measured");
-                status.update(|status| status.not_measured(error, err.hint()));
+                tracing::debug!(source = %config.name, error, "failed to measure the backlog");
+                status.update(|status| status.record_measurement_failure(&error, err.hint()));
             }
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(MEASURE_INTERVAL).await;
     }
 }
 
-/// A session that has failed is not kept.
+/// Keeps the session only after a success.
 async fn measure(
     kept: &mut Option<Backlog>,
     config: &SourceConfig,
@@ -48,10 +45,10 @@ async fn measure(
         None => Backlog::connect(config).await?,
     };
     let mut measured = backlog.measure(config).await?;
-    let dead_lettered = storage::count(backlog.session(), &config.name).await?;
+    let rejections = storage::count_rejections(backlog.session(), &config.name).await?;
     if status.get().role == Role::Standby {
         measured.leader = backlog.leader(config).await?;
     }
     *kept = Some(backlog);
-    Ok((measured, dead_lettered))
+    Ok((measured, rejections))
 }

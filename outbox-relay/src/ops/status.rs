@@ -1,4 +1,4 @@
-//! What a source is doing, for people, probes and whoever collects figures.
+//! The status of a source, for people, probes and metrics.
 
 mod state;
 mod view;
@@ -23,63 +23,58 @@ use crate::{
     postgres::backlog::{Measured, Pending},
 };
 
-/// A leader whose checkpoint has not moved for so long, while rows are due, is not well.
+/// A leader with pending rows whose checkpoint has not moved for this long is stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
-/// How much of the past the quantiles are of, in ticks.
+/// The period of the quantiles, in ticks.
 const RECENT_TICKS: usize = 12;
-/// What was measured in the database is told for so long after the last answer.
-const MEASURED_FOR: Duration = Duration::from_secs(30);
+/// The validity of a measurement of the database.
+const MEASUREMENT_TTL: Duration = Duration::from_secs(30);
 
-/// What is known of a source.
 #[derive(Clone, Debug)]
 pub(crate) struct SourceStatus {
-    /// What it does.
     pub(crate) role: Role,
-    /// The number of its leadership, once it has led.
+    /// The epoch of the last leadership of this relay.
     pub(crate) epoch: Option<i64>,
     /// Records acknowledged since the program started.
     pub(crate) published: u64,
     /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
-    /// Keys that wait because Kafka rejected an event of theirs.
     pub(crate) parked_keys: usize,
-    /// What keeps it from publishing, while something does.
+    /// The failure that prevents publishing now.
     pub(crate) failure: Option<Failure>,
-    /// What did so last, and when it began to.
+    /// The last failure and when it occurred.
     last_failure: Option<(Failure, Instant)>,
-    /// How often publishing began anew, by [`Reason`].
+    /// Restarts from the checkpoint by [`Reason`].
     restarts: [u64; Reason::ALL.len()],
-    /// Records that Kafka rejected for good, by what became of them.
     pub(crate) rejected: Rejected,
-    /// When the checkpoint was stored last.
+    /// The time of the last stored checkpoint.
     pub(crate) checkpoint_at: Option<Instant>,
-    /// Partitions that were emptied; none where nobody empties them.
+    /// Truncated partitions. `None` if this relay does not truncate.
     pub(crate) truncations: Option<u64>,
-    /// Why partitions that were published are not truncated.
+    /// Why published partitions are not truncated.
     pub(crate) truncation_warning: Option<Warning>,
-    /// What the database said when it was asked last, and when that was.
+    /// The last measurement of the database and when it was made.
     measured: Option<(Measured, Instant)>,
-    /// Dead letters at that time.
+    /// The dead letters of that measurement.
     dead_letters: i64,
-    /// Since when it gives no answer, and why.
+    /// Since when measuring fails, and why.
     unmeasured: Option<(Instant, Warning)>,
-    /// The newest row of some time ago, which is not published yet, and when that was.
-    waiting: Option<(i64, Instant)>,
-    /// Since when rows are due and the checkpoint has not moved.
-    stuck_since: Option<Instant>,
+    /// The seq of a pending row and when it was first seen.
+    pending_since: Option<(i64, Instant)>,
+    /// Since when there are pending rows and the checkpoint has not moved.
+    stalled_since: Option<Instant>,
     ticks: VecDeque<Tick>,
 }
 
-/// What keeps a source from publishing.
+/// Why a source does not publish.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reason: Reason,
     pub(crate) error: String,
-    /// What to do about it.
     pub(crate) hint: Option<&'static str>,
 }
 
-/// Records that Kafka rejected for good, by what became of them.
+/// Records that Kafka rejected permanently, by outcome.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub(crate) struct Rejected {
     pub(crate) halted: u64,
@@ -87,7 +82,7 @@ pub(crate) struct Rejected {
     pub(crate) dead_lettered: u64,
 }
 
-/// A moment of the last minute.
+/// The counters at a moment of the last minute.
 #[derive(Clone, Debug)]
 struct Tick {
     at: Instant,
@@ -96,7 +91,7 @@ struct Tick {
     page_read: Counts,
 }
 
-/// The status of a source, shared with those who show it.
+/// The status of a source, shared by the pipeline, the monitor and the admin server.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedStatus(Arc<Inner>);
 
@@ -118,12 +113,11 @@ impl SharedStatus {
         }))
     }
 
-    /// The source's name.
+    /// Returns the name of the source.
     pub(crate) fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// What is known now.
     pub(crate) fn get(&self) -> SourceStatus {
         self.lock().clone()
     }
@@ -132,33 +126,32 @@ impl SharedStatus {
         change(&mut self.lock());
     }
 
-    /// This relay leads, and has read the outbox.
-    pub(crate) fn leads(&self) {
+    /// Sets the role to leader. Call it only after the outbox was read.
+    pub(crate) fn set_leader(&self) {
         self.lock().role = Role::Leader;
     }
 
-    /// What kept the source from publishing is gone.
-    pub(crate) fn recovered(&self) {
+    /// Clears the failure and logs the recovery.
+    pub(crate) fn mark_recovered(&self) {
         let failure = self.lock().failure.take();
         if let Some(failure) = failure {
             let reason = failure.reason.name();
-            tracing::info!(source = self.name(), reason, "recovered, publishes again");
+            tracing::info!(source = self.name(), reason, "recovered");
         }
     }
 
-    /// Where the time from row to acknowledgement is counted.
+    /// Returns the histogram of the time from row to acknowledgement.
     pub(crate) fn commit_to_ack(&self) -> &Arc<Histogram> {
         &self.0.commit_to_ack
     }
 
-    /// Where the time that a page takes to read is counted.
+    /// Returns the histogram of the time to read a page.
     pub(crate) fn page_read(&self) -> &Histogram {
         &self.0.page_read
     }
 
-    /// Remembers this moment, so that what comes can be told from what was. To be called every few
-    /// seconds.
-    pub(crate) fn tick(&self) {
+    /// Records the counters of now, from which rates and quantiles are computed. Call it every few seconds.
+    pub(crate) fn record_tick(&self) {
         let (commit_to_ack, page_read) = (self.0.commit_to_ack.counts(), self.0.page_read.counts());
         let mut status = self.lock();
         if status.ticks.len() == RECENT_TICKS {
@@ -193,103 +186,101 @@ impl SourceStatus {
             checkpoint_at: None,
             truncations: None,
             truncation_warning: None,
-            waiting: None,
+            pending_since: None,
             measured: None,
             dead_letters: 0,
             unmeasured: None,
-            stuck_since: None,
+            stalled_since: None,
             ticks: VecDeque::new(),
         }
     }
 
-    /// Publishing begins anew, for this reason.
-    pub(crate) fn restart(&mut self, failure: Failure) {
+    /// Records a failure after which the source restarts from the checkpoint.
+    pub(crate) fn record_restart(&mut self, failure: Failure) {
         self.role = Role::Starting;
         self.in_flight = 0;
-        self.stuck_since = None;
+        self.stalled_since = None;
         self.truncation_warning = None;
         self.restarts[failure.reason as usize] += 1;
         self.last_failure = Some((failure.clone(), Instant::now()));
         self.failure = Some(failure);
     }
 
-    /// Takes over what was measured in the database.
-    pub(crate) fn measured(&mut self, measured: Measured, dead_lettered: RejectionCounts) {
+    pub(crate) fn record_measurement(&mut self, measured: Measured, rejections: RejectionCounts) {
         let now = Instant::now();
         let Pending {
             newest_seq,
             done_seq,
             ..
         } = measured.pending;
-        let waiting = self.waiting.filter(|(seq, _)| *seq > done_seq);
-        self.waiting = waiting.or_else(|| (newest_seq > done_seq).then_some((newest_seq, now)));
+        let still_pending = self.pending_since.filter(|(seq, _)| *seq > done_seq);
+        self.pending_since =
+            still_pending.or_else(|| (newest_seq > done_seq).then_some((newest_seq, now)));
         let before = self.measured.take();
-        let stands_still = before.is_some_and(|(before, at)| {
-            before.checkpoint == measured.checkpoint && at.elapsed() < MEASURED_FOR
+        let is_unmoved = before.is_some_and(|(before, at)| {
+            before.checkpoint == measured.checkpoint && at.elapsed() < MEASUREMENT_TTL
         });
-        let is_stuck = stands_still && self.role == Role::Leader && measured.pending.rows > 0;
-        self.stuck_since = is_stuck.then(|| self.stuck_since.unwrap_or(now));
-        self.parked_keys = usize::try_from(dead_lettered.parked_keys).unwrap_or(0);
-        self.dead_letters = dead_lettered.dead_letters;
+        let is_stalled = is_unmoved && self.role == Role::Leader && measured.pending.rows > 0;
+        self.stalled_since = is_stalled.then(|| self.stalled_since.unwrap_or(now));
+        self.parked_keys = usize::try_from(rejections.parked_keys).unwrap_or(0);
+        self.dead_letters = rejections.dead_letters;
         self.unmeasured = None;
         let stored_at = measured.checkpoint_age.and_then(|age| now.checked_sub(age));
         self.checkpoint_at = self.checkpoint_at.max(stored_at);
         self.measured = Some((measured, now));
     }
 
-    /// The database could not be asked.
-    pub(crate) fn not_measured(&mut self, error: String, hint: &str) {
+    pub(crate) fn record_measurement_failure(&mut self, error: &str, hint: &str) {
         let since = self.unmeasured.take().map(|(since, _)| since);
         let warning = Warning {
             reason: WarningReason::Unmeasured,
-            message: format!("what waits can't be measured: {error}"),
+            message: format!("failed to measure the backlog: {error}"),
             hint: hint.to_owned(),
         };
         self.unmeasured = Some((since.unwrap_or_else(Instant::now), warning));
     }
 
-    /// Whether all is well: it publishes, or stands by for one that does.
+    /// Returns true for a leader that publishes and for a standby.
     fn is_ready(&self) -> bool {
         self.failure.is_none()
             && self.stalled_for().is_none()
             && matches!(self.role, Role::Leader | Role::Standby)
     }
 
-    /// For how long rows are due and nothing was acknowledged, where that is too long.
+    /// Returns how long there are pending rows and no acknowledgement, once that exceeds [`STALLED_AFTER`].
     fn stalled_for(&self) -> Option<Duration> {
-        let length = self.stuck_since?.elapsed();
+        let length = self.stalled_since?.elapsed();
         (length > STALLED_AFTER).then_some(length)
     }
 
-    /// What needs somebody although the source publishes.
+    /// Returns the problems of a source that publishes.
     fn warnings(&self) -> Vec<Warning> {
         let rows = self
-            .recent()
+            .recent_measurement()
             .and_then(|(measured, _)| measured.unpublishable.as_ref())
             .map(Warning::from);
         let unmeasured = self.unmeasured.as_ref();
-        let unmeasured = unmeasured.filter(|(since, _)| since.elapsed() > MEASURED_FOR);
+        let unmeasured = unmeasured.filter(|(since, _)| since.elapsed() > MEASUREMENT_TTL);
         rows.into_iter()
             .chain(self.truncation_warning.clone())
             .chain(unmeasured.map(|(_, warning)| warning.clone()))
             .collect()
     }
 
-    /// What was measured last, and how long ago, unless that is too long.
-    fn recent(&self) -> Option<(&Measured, Duration)> {
+    /// Returns the last measurement and its age, while it is valid.
+    fn recent_measurement(&self) -> Option<(&Measured, Duration)> {
         let (measured, at) = self.measured.as_ref()?;
-        (at.elapsed() < MEASURED_FOR).then(|| (measured, at.elapsed()))
+        (at.elapsed() < MEASUREMENT_TTL).then(|| (measured, at.elapsed()))
     }
 
-    /// The age of the oldest row that is not published, in seconds. Where rows don't tell when they were written
-    /// it is at least as old as this.
+    /// Returns the age of the oldest pending row in seconds. For a table without a creation time it is a lower bound.
     fn oldest_pending_age_s(&self, pending: &Pending) -> f64 {
-        let waiting = self.waiting.filter(|_| pending.rows > 0);
-        let seen = || waiting.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
+        let pending_since = self.pending_since.filter(|_| pending.rows > 0);
+        let seen = || pending_since.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
         pending.oldest_age_s.unwrap_or_else(seen)
     }
 
-    /// Records published a second, since the last tick but one.
+    /// Returns the records published per second since the last tick but one.
     #[expect(clippy::cast_precision_loss)]
     fn published_per_s(&self) -> f64 {
         let Some(tick) = self.ticks.iter().rev().take(2).next_back() else {
@@ -301,11 +292,17 @@ impl SourceStatus {
 
     fn state(&self) -> State {
         let pending = self
-            .recent()
+            .recent_measurement()
             .map_or(0, |(measured, _)| measured.pending.rows);
         match self.role {
             Role::Stopped => State::Stopped,
-            _ if self.failure.as_ref().is_some_and(|t| t.reason.halts()) => State::Halted,
+            _ if self
+                .failure
+                .as_ref()
+                .is_some_and(|failure| failure.reason.halts()) =>
+            {
+                State::Halted
+            }
             _ if self.failure.is_some() || self.stalled_for().is_some() => State::Stalled,
             Role::Starting => State::Starting,
             Role::Standby => State::Standby,
@@ -332,43 +329,47 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_is_stalled_when_rows_are_due_and_its_checkpoint_stays() {
+    fn a_leader_with_pending_rows_and_an_unmoved_checkpoint_is_stalled() {
         let shared = SharedStatus::new("test");
         let stall = |status: &mut SourceStatus| {
             status.role = Role::Leader;
             for _ in 0..2 {
-                status.measured(measured(3, "1:1: 0"), RejectionCounts::default());
+                status.record_measurement(measured(3, "1:1: 0"), RejectionCounts::default());
             }
-            let since = status.stuck_since.unwrap();
-            status.stuck_since = since.checked_sub(STALLED_AFTER);
+            let since = status.stalled_since.unwrap();
+            status.stalled_since = since.checked_sub(STALLED_AFTER);
         };
         shared.update(stall);
         let view = shared.view();
         assert_eq!((view.state, view.ready), (State::Stalled, false));
-        assert!(view.error.unwrap().starts_with("3 rows are due"));
+        let error = view.error.unwrap();
+        assert!(
+            error.starts_with("3 pending rows, and none acknowledged for "),
+            "{error}"
+        );
         for moved in [measured(3, "2:2: 3"), measured(0, "2:2: 3")] {
-            shared.update(|status| status.measured(moved, RejectionCounts::default()));
+            shared.update(|status| status.record_measurement(moved, RejectionCounts::default()));
             let view = shared.view();
             assert!(view.ready && view.error.is_none());
             shared.update(stall);
         }
-        // A standby of a leader that stalls is well.
+        // A standby is ready although the leader is stalled.
         shared.update(|status| {
             status.role = Role::Standby;
             let mut measured = measured(3, "1:1: 0");
             measured.leader = Some("another".into());
-            status.measured(measured, RejectionCounts::default());
+            status.record_measurement(measured, RejectionCounts::default());
         });
         let view = shared.view();
         assert_eq!(view.state, State::Standby);
         assert_eq!(view.leader.as_deref(), Some("another"));
-        // What was measured before it took over is of no use any more.
+        // A measurement from before the takeover names the former leader.
         shared.update(|status| status.role = Role::Leader);
         assert_eq!(shared.view().leader, None);
     }
 
     #[test]
-    fn rows_that_don_t_tell_their_age_are_as_old_as_since_they_were_seen() {
+    fn the_age_of_a_row_without_a_creation_time_counts_from_when_it_was_first_seen() {
         let mut status = SourceStatus::new();
         let mut at = |newest_seq, done_seq| {
             let pending = Pending {
@@ -381,8 +382,8 @@ mod tests {
                 pending,
                 ..Measured::default()
             };
-            status.measured(measured, RejectionCounts::default());
-            if let Some((_, since)) = &mut status.waiting {
+            status.record_measurement(measured, RejectionCounts::default());
+            if let Some((_, since)) = &mut status.pending_since {
                 *since = since.checked_sub(Duration::from_secs(5)).unwrap();
             }
             Duration::from_secs_f64(status.oldest_pending_age_s(&pending)).as_secs()
@@ -395,16 +396,16 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_somebody_is_told_from_what_passes() {
+    fn halted_needs_an_operator_and_stalled_does_not() {
         let shared = SharedStatus::new("test");
         for (reason, state) in [
             (Reason::Kafka, State::Stalled),
             (Reason::Rejected, State::Halted),
         ] {
             shared.update(|status| {
-                status.restart(Failure {
+                status.record_restart(Failure {
                     reason,
-                    error: "so it is".into(),
+                    error: "the error".into(),
                     hint: None,
                 });
             });
@@ -415,7 +416,7 @@ mod tests {
         });
         let view = shared.view();
         assert_eq!((view.state, view.ready), (State::Parked, true));
-        assert_eq!(view.last_error.as_deref(), Some("so it is"));
+        assert_eq!(view.last_error.as_deref(), Some("the error"));
         assert_eq!((view.restarts["kafka"], view.restarts["rejected"]), (1, 1));
     }
 }

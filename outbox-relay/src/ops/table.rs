@@ -1,9 +1,9 @@
-//! What a relay says in `/status`, as a table for people.
+//! Renders `/status` as a table.
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Deserialize;
 
-/// What of a source goes into the table. Another version of the relay may leave some of it out.
+/// The fields of a source that the table shows. A relay of another version may lack some.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Source {
@@ -17,7 +17,7 @@ struct Source {
     pending_rows: Option<i64>,
     pending_is_estimate: bool,
     oldest_pending_age_s: Option<f64>,
-    commit_to_ack: Times,
+    commit_to_ack: Durations,
     parked_keys: usize,
     error: Option<String>,
     hint: Option<String>,
@@ -33,7 +33,7 @@ struct Warning {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Times {
+struct Durations {
     p50_s: Option<f64>,
     p99_s: Option<f64>,
 }
@@ -52,10 +52,10 @@ const HEAD: [&str; 11] = [
     "PARKED",
 ];
 
-/// The table, and a line for each source with whatever keeps it from publishing.
+/// Renders the table, followed by the errors and warnings of each source.
 ///
 /// # Errors
-/// If this is not what a relay says.
+/// If `json` is not the status of a relay.
 pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
     let sources: Vec<Source> = serde_json::from_str(json)?;
     let mut table = Table::new();
@@ -63,7 +63,7 @@ pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
     table.add_rows(sources.iter().map(row));
     for (number, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
-        // Words to the left, numbers to the right.
+        // Text is left-aligned, numbers are right-aligned.
         if number > 1 {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -80,37 +80,39 @@ pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
             text += &format!("\n{}: degraded: {message}\n  {hint}\n", source.source);
         }
         if let Some(leader) = &source.leader {
-            text += &format!("\n{}: behind {leader}\n", source.source);
+            text += &format!("\n{}: the leader is {leader}\n", source.source);
         }
     }
     Ok(text)
 }
 
 fn row(source: &Source) -> [String; HEAD.len()] {
-    let about = if source.pending_is_estimate { "~" } else { "" };
-    let backlog = source.pending_rows.map(|rows| format!("{about}{rows}"));
+    let estimate_sign = if source.pending_is_estimate { "~" } else { "" };
+    let backlog = source
+        .pending_rows
+        .map(|rows| format!("{estimate_sign}{rows}"));
     let oldest_s = (source.oldest_pending_age_s).filter(|_| source.pending_rows != Some(0));
     [
         source.source.clone(),
         source.state.clone(),
-        source.epoch.map_or_else(none, |epoch| epoch.to_string()),
+        source.epoch.map_or_else(absent, |epoch| epoch.to_string()),
         format!("{:.0}", source.published_per_s),
         source.published.to_string(),
-        backlog.unwrap_or_else(none),
-        oldest_s.map_or_else(none, length),
-        source.commit_to_ack.p50_s.map_or_else(none, length),
-        source.commit_to_ack.p99_s.map_or_else(none, length),
+        backlog.unwrap_or_else(absent),
+        oldest_s.map_or_else(absent, duration),
+        source.commit_to_ack.p50_s.map_or_else(absent, duration),
+        source.commit_to_ack.p99_s.map_or_else(absent, duration),
         source.in_flight.to_string(),
         source.parked_keys.to_string(),
     ]
 }
 
-fn none() -> String {
+fn absent() -> String {
     "-".to_owned()
 }
 
-/// So exact that it says something, and no more.
-fn length(seconds: f64) -> String {
+/// Formats a duration with about three significant digits.
+fn duration(seconds: f64) -> String {
     match seconds {
         ..1.0 => format!("{:.1} ms", seconds * 1_000.0),
         ..120.0 => format!("{seconds:.1} s"),
@@ -124,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_stand_below_their_heads_and_errors_below_all() {
+    fn columns_are_aligned_and_errors_follow_the_table() {
         let text = status_table(
             r#"[{"source":"orders","state":"publishing","epoch":3,"published_per_s":41.7,
                  "published":1234,"pending_rows":12000,"pending_is_estimate":true,

@@ -1,4 +1,4 @@
-//! Moves the checkpoint while rows are published.
+//! Stores the checkpoint while rows are published.
 
 use std::time::Duration;
 
@@ -11,25 +11,24 @@ use crate::{
     postgres::leader::{HEARTBEAT_INTERVAL, Leadership},
 };
 
-/// How often the checkpoint follows the acknowledgements. After a kill, what was published since is
-/// published again.
+/// The shortest pause between two checkpoints. After a crash, records acknowledged since the last one are published again.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
-/// Storing one that took 5 ms is followed by a rest of 100 ms: while a transaction is held open
-/// somewhere, every version of the row stays, and each makes the next one slower.
-const CHECKPOINT_REST: u32 = 20;
+/// The pause after a write, as a multiple of its duration: 100 ms after 5 ms. While a transaction is open anywhere, every
+/// version of the row stays, and each one slows the next write.
+const CHECKPOINT_PAUSE_FACTOR: u32 = 20;
 
-/// Moves the checkpoint after the acknowledgements, and shows that the leader is alive. Ends only
-/// when it can't. (What goes wrong in the sink is for those to notice who use it.)
-pub(super) async fn keep_checkpoint(
+/// Stores the checkpoint behind the acknowledgements, and the heartbeat of the leader. Returns only when storing fails. The
+/// sink's failures are handled by its users.
+pub(super) async fn run_checkpointer(
     leadership: &Leadership,
     acknowledgements: &Acknowledgements,
-    shown: &Shown<'_>,
+    reporter: &ProgressReporter<'_>,
 ) -> SourceError {
     let (start, mut reached) = acknowledgements.reached();
     let mut last_write = Instant::now();
-    let mut rest = CHECKPOINT_INTERVAL;
+    let mut pause = CHECKPOINT_INTERVAL;
     loop {
-        tokio::time::sleep(rest).await;
+        tokio::time::sleep(pause).await;
         let (cursor, count) = acknowledgements.reached();
         let moved = std::mem::replace(&mut reached, count) != count;
         if moved || last_write.elapsed() >= HEARTBEAT_INTERVAL {
@@ -38,48 +37,48 @@ pub(super) async fn keep_checkpoint(
                 return err.into();
             }
             last_write = Instant::now();
-            shown.stored();
-            // Two of these and a heartbeat's interval are less than the lease.
-            rest = ((last_write - started) * CHECKPOINT_REST)
+            reporter.report_checkpoint();
+            // Twice this plus a heartbeat interval is less than the lease.
+            pause = ((last_write - started) * CHECKPOINT_PAUSE_FACTOR)
                 .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL / 2);
-            shown.update();
-            // What kept it from publishing is recovered when it has come further than before.
+            reporter.report_progress();
+            // Progress beyond the start proves that the last failure is over.
             if cursor != start {
-                shown.status.recovered();
+                reporter.status.mark_recovered();
             }
         }
     }
 }
 
-/// What the status says of the records.
-pub(super) struct Shown<'a> {
+/// Reports the progress of one sink to the status.
+pub(super) struct ProgressReporter<'a> {
     status: &'a SharedStatus,
     acknowledgements: &'a Acknowledgements,
-    /// Those that earlier sinks have published.
-    before: u64,
+    /// Records that earlier sinks have published.
+    published_before: u64,
 }
 
-impl<'a> Shown<'a> {
+impl<'a> ProgressReporter<'a> {
     pub(super) fn new(status: &'a SharedStatus, acknowledgements: &'a Acknowledgements) -> Self {
-        let before = status.get().published;
+        let published_before = status.get().published;
         Self {
             status,
             acknowledgements,
-            before,
+            published_before,
         }
     }
 
-    fn stored(&self) {
+    fn report_checkpoint(&self) {
         let now = std::time::Instant::now();
         self.status
             .update(|status| status.checkpoint_at = Some(now));
     }
 
-    pub(super) fn update(&self) {
+    pub(super) fn report_progress(&self) {
         let acknowledged = self.acknowledgements.acknowledged();
         let in_flight = self.acknowledgements.in_flight();
         self.status.update(|status| {
-            status.published = self.before + acknowledged;
+            status.published = self.published_before + acknowledged;
             status.in_flight = in_flight;
         });
     }

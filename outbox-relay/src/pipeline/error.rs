@@ -1,4 +1,4 @@
-//! What keeps a source from publishing.
+//! Errors that end publishing.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// What keeps a source from publishing.
+/// Why a source stopped publishing. [`Recovery`](super::recovery::Recovery) decides how it continues.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SourceError {
     #[error(transparent)]
@@ -22,11 +22,11 @@ pub(super) enum SourceError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Opening(SinkError),
-    #[error("dead_letter_topic can't be used")]
+    #[error("dead_letter_topic is unusable")]
     DeadLetterTopic(#[source] SinkError),
     #[error(transparent)]
     Sink(#[from] SinkError),
-    #[error("event {event_id} (seq {seq}) of key {key:?} is in the way")]
+    #[error("event {event_id} (seq {seq}, key {key:?}) was rejected and blocks this source")]
     Rejected {
         event_id: uuid::Uuid,
         seq: i64,
@@ -34,12 +34,12 @@ pub(super) enum SourceError {
         source: SinkError,
     },
     #[error(
-        "the checkpoint {checkpoint} is ahead of the database: was it restored from a dump? If so, run `outbox-relay reset --source {name}`, which publishes every row that \
-         the outbox still holds once more"
+        "checkpoint {checkpoint} is ahead of the database, probably because it was restored from a dump. If so, run \
+         `outbox-relay reset --source {name}` to publish every row of the outbox again"
     )]
     CheckpointFromTheFuture { name: String, checkpoint: String },
     #[error(
-        "{table} has rows of another Postgres: that with seq {} is of transaction {}, and here {} comes next; {hint}",
+        "{table} has rows of another Postgres: the row with seq {} has transaction id {}, but the next id here is {}. {hint}",
         row.seq, row.xid, row.next_xid
     )]
     ForeignRows {
@@ -47,6 +47,6 @@ pub(super) enum SourceError {
         row: FutureRow,
         hint: String,
     },
-    #[error("what was in flight was not acknowledged within {0:?}")]
+    #[error("the records in flight were not acknowledged within {0:?}")]
     FlushTimeout(Duration),
 }

@@ -1,4 +1,4 @@
-//! How publishing ends without an error.
+//! Ends of publishing that are not errors.
 
 use std::fmt;
 
@@ -6,31 +6,31 @@ use uuid::Uuid;
 
 use crate::kafka::SinkError;
 
-/// How publishing ended.
+/// The end of publishing.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// The relay shuts down: everything that was sent is acknowledged and noted.
+    /// The relay shuts down. Everything sent is acknowledged, and the checkpoint is stored.
     Shutdown,
-    /// The broker rejected a record, which leaves the sink unusable: a new one goes on from the checkpoint.
+    /// The broker rejected a record and the sink is unusable. A new one continues from the checkpoint.
     Restart(Restart),
 }
 
-/// What a restart is for.
+/// Why a new sink is needed, and how it starts.
 #[derive(Debug)]
 pub(super) struct Restart {
     pub(super) cause: Cause,
-    /// What the broker says of the record.
+    /// The broker's error.
     pub(super) rejection: SinkError,
-    /// Rows that are published one at a time from the checkpoint on, which shows the record that the broker rejects.
-    pub(super) one_at_a_time: u64,
+    /// Rows that are published one by one from the checkpoint on, which identifies the rejected record.
+    pub(super) one_by_one: u64,
 }
 
-/// What the broker rejected.
+/// The rejected event, as far as it is known.
 #[derive(Debug)]
 pub(super) enum Cause {
-    /// One of the records in flight; nobody knows which.
+    /// One of the records in flight. The broker does not name it.
     OneOfMany,
-    /// This event, which is parked or a dead letter now.
+    /// This event, which is now parked or dead-lettered.
     Rejected { event_id: Uuid },
 }
 
@@ -39,10 +39,12 @@ impl fmt::Display for Restart {
         match self.cause {
             Cause::OneOfMany => write!(
                 f,
-                "one of {} records on their way was rejected; they are sent one by one now",
-                self.one_at_a_time
+                "one of {} records in flight was rejected and they are sent again one by one",
+                self.one_by_one
             )?,
-            Cause::Rejected { event_id } => write!(f, "event {event_id} was set aside")?,
+            Cause::Rejected { event_id } => {
+                write!(f, "event {event_id} was parked or dead-lettered")?;
+            }
         }
         write!(f, ": {}", self.rejection)
     }

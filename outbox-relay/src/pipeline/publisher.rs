@@ -1,4 +1,4 @@
-//! Read, send, and move the checkpoint after the acknowledgements.
+//! Reads rows, sends records, and stores the checkpoint behind the acknowledgements.
 
 use std::{convert::Infallible, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 
@@ -6,13 +6,14 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    checkpointer::{Shown, keep_checkpoint},
+    checkpointer::{ProgressReporter, run_checkpointer},
     error::SourceError,
     outcome::{Cause, Outcome, Restart},
     page_rows::{first_page_rows, next_page_rows},
     recovery::Recovery,
+    route::Router,
+    truncation::run_truncation,
 };
-use super::{route::Router, truncation::keep_truncating};
 use crate::{
     config::SourceConfig,
     dead_letters::rejections::Rejections,
@@ -26,89 +27,89 @@ use crate::{
     },
 };
 
-/// The shortest pause between two looks of which the first found nothing.
+/// The shortest pause after a poll that found nothing.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// The pause is this part of the time since there was work: 2 ms after 100 ms, 20 ms after a second.
-const REST_PART: u32 = 50;
-/// How often a leader looks for rows that were replicated or restored from another cluster.
+/// The pause as a fraction of the time since the last row: 2 ms after 100 ms, 20 ms after a second.
+const POLL_PAUSE_DIVISOR: u32 = 50;
+/// The interval of checks for rows that were replicated or restored from another cluster.
 const FOREIGN_ROWS_INTERVAL: Duration = Duration::from_secs(5);
-/// Rows between two places in a page that a checkpoint can name.
-const MARK_ROWS: u64 = 500;
-/// Publishing without an error for so long makes the next error a first one.
+/// Rows between two positions of a page that a checkpoint can store.
+const CHECKPOINT_ROWS: u64 = 500;
+/// After publishing without an error for this long, the backoff and the bound of records in flight are reset.
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
-/// How long what is in flight may take to be acknowledged after the relay was asked to end.
+/// The longest wait for acknowledgements during the drain.
 pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A source whose rows are on their way.
+/// Publishes the rows of one source while this relay leads it.
 pub(super) struct Publisher<'a, S> {
     pub(super) config: &'a SourceConfig,
-    /// Records that may be in flight after a while without an error.
+    /// Records that may be in flight after [`HEALTHY_AFTER`].
     pub(super) max_in_flight: usize,
     pub(super) status: &'a SharedStatus,
     pub(super) shutdown: &'a CancellationToken,
     pub(super) reader: &'a Reader,
     pub(super) sink: S,
     pub(super) router: Router,
-    /// How far the sink was given rows.
+    /// The position behind the last row that was given to the sink.
     pub(super) cursor: Cursor,
     pub(super) rejections: Rejections<'a>,
-    /// So many rows are sent one by one: one of them was rejected when they were sent together.
+    /// Rows still to be sent one by one, because one of them was rejected when they were sent together.
     pub(super) one_by_one: u64,
     pub(super) has_warned_of_repeated_seq: bool,
 }
 
 impl<S: Sink> Publisher<'_, S> {
-    /// Publishes until the end or an error. Either way, what is on its way gets the time to arrive, and
-    /// what did is noted, so that whoever goes on sends it no second time.
+    /// Publishes until shutdown or an error. In both cases it waits for the records in flight and stores the checkpoint, so
+    /// that the next leader does not send them again.
     pub(super) async fn run(mut self, leadership: &Leadership) -> Result<Outcome, SourceError> {
         let acknowledgements = self.sink.acknowledgements().clone();
-        let shown = Shown::new(self.status, &acknowledgements);
-        let mut keeping = pin!(keep_checkpoint(leadership, &acknowledgements, &shown));
+        let reporter = ProgressReporter::new(self.status, &acknowledgements);
+        let mut checkpointer = pin!(run_checkpointer(leadership, &acknowledgements, &reporter));
         acknowledgements.measure(Arc::clone(self.status.commit_to_ack()));
         let max_in_flight = self.max_in_flight;
         let (config, status) = (self.config, self.status);
         let ended = tokio::select! {
-            result = self.pump() => result,
-            never = keep_truncating(config, leadership, status) => match never {},
-            never = make_room(&acknowledgements, max_in_flight) => match never {},
-            err = &mut keeping => return self.note(leadership, &shown, Err(err)).await,
+            result = self.publish_rows() => result,
+            never = run_truncation(config, leadership, status) => match never {},
+            never = restore_max_in_flight(&acknowledgements, max_in_flight) => match never {},
+            err = &mut checkpointer => return self.store_acknowledged(leadership, &reporter, Err(err)).await,
         };
         let flushed = tokio::select! {
-            flushed = timeout(FLUSH_TIMEOUT, deliver(&mut self.sink)) => flushed,
-            err = &mut keeping => return self.note(leadership, &shown, Err(err)).await,
+            flushed = timeout(FLUSH_TIMEOUT, flush_and_wait(&mut self.sink)) => flushed,
+            err = &mut checkpointer => return self.store_acknowledged(leadership, &reporter, Err(err)).await,
         };
         let flushed = match flushed {
-            // The cursor may have passed rows that are set aside in memory only.
+            // The cursor may have passed rows that are parked or dead-lettered in memory only.
             Ok(Ok(())) => self.store_rejections().await,
             Ok(Err(err)) => Err(SourceError::from(err)),
             Err(_) => Err(SourceError::FlushTimeout(FLUSH_TIMEOUT)),
         };
         if let Err(err) = flushed {
-            // What ended the pump, if anything, is the better reason.
+            // The error that ended publishing, if any, is the root cause.
             let ended = match ended {
                 Ok(Outcome::Shutdown) => Err(err),
                 ended => ended,
             };
-            return self.note(leadership, &shown, ended).await;
+            return self.store_acknowledged(leadership, &reporter, ended).await;
         }
         leadership.resign(&self.cursor).await?;
-        shown.update();
+        reporter.report_progress();
         if let Ok(Outcome::Shutdown) = ended {
             let published = acknowledgements.sent();
-            tracing::info!(source = %self.config.name, published, "ended cleanly");
+            tracing::info!(source = %self.config.name, published, "shut down");
         }
         ended
     }
 
-    /// Notes what was acknowledged before this end, if this relay still leads.
-    async fn note(
+    /// Stores the checkpoint behind the acknowledged records, if this relay still leads.
+    async fn store_acknowledged(
         &self,
         leadership: &Leadership,
-        shown: &Shown<'_>,
+        reporter: &ProgressReporter<'_>,
         ended: Result<Outcome, SourceError>,
     ) -> Result<Outcome, SourceError> {
         let acknowledgements = self.sink.acknowledgements();
-        shown.update();
+        reporter.report_progress();
         let (reached, count) = acknowledgements.reached();
         let leads =
             (ended.as_ref()).map_or_else(|err| Recovery::from(err).keeps_leadership, |_| true);
@@ -120,22 +121,22 @@ impl<S: Sink> Publisher<'_, S> {
                 Ok(Outcome::Restart(Restart {
                     cause: Cause::OneOfMany,
                     rejection,
-                    one_at_a_time: acknowledgements.sent() - count,
+                    one_by_one: acknowledgements.sent() - count,
                 }))
             }
             ended => ended,
         }
     }
 
-    /// Reads window after window and hands the rows to the sink, until `shutdown`.
-    async fn pump(&mut self) -> Result<Outcome, SourceError> {
+    /// Reads window after window and gives the rows to the sink, until shutdown.
+    async fn publish_rows(&mut self) -> Result<Outcome, SourceError> {
         let mut page_rows = first_page_rows(self.one_by_one).min(self.config.max_page_rows);
         let mut last_work = Instant::now();
-        // The source was looked through for foreign rows when this began.
+        // The check for foreign rows ran before publishing began.
         let mut foreign_rows_at = Instant::now();
         let mut read_ahead = None;
         while !self.shutdown.is_cancelled() {
-            self.retry_parked().await?;
+            self.retry_rejected().await?;
             if foreign_rows_at.elapsed() > FOREIGN_ROWS_INTERVAL {
                 ensure_no_foreign_rows(self.reader, self.config).await?;
                 foreign_rows_at = Instant::now();
@@ -144,16 +145,16 @@ impl<S: Sink> Publisher<'_, S> {
                 Some(page) => page,
                 None => {
                     if self.cursor.window().is_none() && !self.open_window().await? {
-                        self.status.leads();
-                        self.sink.maintain().await?;
-                        self.rest(last_work).await?;
+                        self.status.set_leader();
+                        self.sink.run_maintenance().await?;
+                        self.pause_before_poll(last_work).await?;
                         continue;
                     }
                     read_page(self.reader, self.status, &self.cursor, page_rows).await?
                 }
             };
-            // Not before: until now nothing has shown that the outbox can be read.
-            self.status.leads();
+            // Not earlier: only a page proves that the outbox can be read.
+            self.status.set_leader();
             if let Some(seq) = page.repeated_seq() {
                 self.warn_of_repeated_seq(seq);
             }
@@ -170,22 +171,22 @@ impl<S: Sink> Publisher<'_, S> {
                 self.cursor.close();
                 let acknowledgements = self.sink.acknowledgements();
                 acknowledgements.mark(acknowledgements.sent(), &self.cursor);
-                // What has come while this was sent has waited long enough.
+                // No pause after a page with rows: more may have arrived while it was sent.
                 if rows == 0 {
-                    self.rest(last_work).await?;
+                    self.pause_before_poll(last_work).await?;
                 }
             }
         }
         Ok(Outcome::Shutdown)
     }
 
-    /// Opens the window that reaches up to now; false if nothing has happened since the last one.
+    /// Opens the window up to the current snapshot. Returns false if nothing was committed since the last one.
     async fn open_window(&mut self) -> Result<bool, SourceError> {
         let now = self.reader.snapshot().await?;
-        self.reject_the_future(&now)?;
+        self.ensure_checkpoint_not_ahead(&now)?;
         if now == *self.cursor.seen() {
             if self.sink.acknowledgements().is_empty() {
-                self.status.recovered();
+                self.status.mark_recovered();
             }
             return Ok(false);
         }
@@ -193,8 +194,8 @@ impl<S: Sink> Publisher<'_, S> {
         Ok(true)
     }
 
-    /// Sends a page, and reads the next one of the window meanwhile. None if there is no next one,
-    /// or if it is asked to end.
+    /// Sends a page and reads the next page of the window concurrently. Returns `None` if there is no next page or during
+    /// shutdown.
     async fn send_page(
         &mut self,
         page: &Page,
@@ -232,14 +233,16 @@ impl<S: Sink> Publisher<'_, S> {
             let position = page.position_behind(index)?;
             if self.rejections.is_parked(row.topic, row.key) {
                 self.rejections.park_behind((&row).into());
-                self.pass(position);
+                self.advance(position);
                 if self.one_by_one > 0 {
-                    self.mark(self.sink.acknowledgements().sent()).await?;
+                    self.store_rejections_and_mark(self.sink.acknowledgements().sent())
+                        .await?;
                 }
                 continue;
             }
             if self.rejections.must_store_before(row.topic, row.key) {
-                self.mark(self.sink.acknowledgements().sent()).await?;
+                self.store_rejections_and_mark(self.sink.acknowledgements().sent())
+                    .await?;
             }
             let is_alone = self.one_by_one > 0;
             let sample = row.created_at_us.zip(sampling.weight(index));
@@ -252,36 +255,38 @@ impl<S: Sink> Publisher<'_, S> {
             }
             let is_taken = rejection.is_none();
             match rejection {
-                None => self.pass(position),
+                None => self.advance(position),
                 Some(rejection) => {
-                    let restart = self.dead_lettered(&row, position, rejection).await?;
+                    let restart = self.handle_rejection(&row, position, rejection).await?;
                     if restart.is_break() {
                         return Ok(restart);
                     }
                 }
             }
             let sent = acknowledgements.sent();
-            // Alone, so that whoever goes on begins with the row that is rejected.
-            if is_alone || is_taken && sent.is_multiple_of(MARK_ROWS) {
-                self.mark(sent).await?;
+            // After each row sent alone, so that a restart begins with the rejected row.
+            if is_alone || is_taken && sent.is_multiple_of(CHECKPOINT_ROWS) {
+                self.store_rejections_and_mark(sent).await?;
             }
         }
         self.sink.flush().await?;
-        self.mark(self.sink.acknowledgements().sent()).await?;
-        self.sink.maintain().await?;
+        self.store_rejections_and_mark(self.sink.acknowledgements().sent())
+            .await?;
+        self.sink.run_maintenance().await?;
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Notes that the sink was given a row, or that it is set aside; behind one that shares its position there is no place.
-    pub(super) fn pass(&mut self, position: Option<Position>) {
+    /// Moves the cursor behind a row that was sent, parked or dead-lettered. Rows that share a position have one only behind the
+    /// last of them.
+    pub(super) fn advance(&mut self, position: Option<Position>) {
         if let Some(position) = position {
             self.cursor.advance(position);
         }
     }
 
-    /// Makes this a place that a checkpoint can name, when the first `sent` records are acknowledged.
-    pub(super) async fn mark(&mut self, sent: u64) -> Result<(), SourceError> {
-        // A row that the cursor has passed was sent or is set aside.
+    /// Lets the checkpoint move to the cursor once the first `sent` records are acknowledged.
+    pub(super) async fn store_rejections_and_mark(&mut self, sent: u64) -> Result<(), SourceError> {
+        // Every row before the cursor must be sent, parked or dead-lettered.
         self.store_rejections().await?;
         self.sink.acknowledgements().mark(sent, &self.cursor);
         Ok(())
@@ -296,8 +301,7 @@ impl<S: Sink> Publisher<'_, S> {
         Ok(())
     }
 
-    /// Sends a row; returns why, if it is this one that will not be taken. An error can be that of any
-    /// row that was on its way.
+    /// Sends a row. Returns the rejection if it is certainly this row's; an error can be that of any record in flight.
     pub(super) async fn send_row(
         &mut self,
         row: &Row<'_>,
@@ -305,22 +309,21 @@ impl<S: Sink> Publisher<'_, S> {
         let is_alone = self.one_by_one > 0;
         if is_alone {
             self.one_by_one -= 1;
-            // What goes wrong from here on is this row's.
-            deliver(&mut self.sink).await?;
+            // Any rejection from here on is this row's.
+            flush_and_wait(&mut self.sink).await?;
         }
         let mut sent = match self.router.route(row) {
             Ok(record) => self.sink.send(&record).await,
             Err(err) => Err(SinkError::rejected(row.topic, err)),
         };
         if is_alone && sent.is_ok() {
-            sent = deliver(&mut self.sink).await;
+            sent = flush_and_wait(&mut self.sink).await;
         }
         match sent {
             Ok(()) => Ok(None),
-            // A sink of use has rejected the row itself; one that is of no use any more may have told
-            // of another one.
+            // A usable sink has rejected the row itself. The failure of an unusable one may be another record's.
             Err(rejection @ SinkError::Rejected { .. })
-                if is_alone || self.sink.acknowledgements().check().is_ok() =>
+                if is_alone || self.sink.acknowledgements().ensure_usable().is_ok() =>
             {
                 Ok(Some(rejection))
             }
@@ -328,10 +331,10 @@ impl<S: Sink> Publisher<'_, S> {
         }
     }
 
-    /// Pauses before the next look at the outbox: for a part of the time since there was work, so
-    /// that a lively outbox is looked at often and an idle one rarely.
-    async fn rest(&self, last_work: Instant) -> Result<(), SourceError> {
-        let length = last_work.elapsed() / REST_PART;
+    /// Pauses before the next poll of the outbox, for a fraction of the time since the last row: a busy outbox is polled often
+    /// and an idle one rarely.
+    async fn pause_before_poll(&self, last_work: Instant) -> Result<(), SourceError> {
+        let length = last_work.elapsed() / POLL_PAUSE_DIVISOR;
         let length = length.clamp(MIN_POLL_INTERVAL, self.config.max_poll_interval);
         tokio::select! {
             () = self.shutdown.cancelled() => Ok(()),
@@ -340,19 +343,19 @@ impl<S: Sink> Publisher<'_, S> {
         }
     }
 
-    /// All rows are published, but a window has them in the order of their numbers.
+    /// Warns once. All rows are published, but in the order of their seq within a window.
     fn warn_of_repeated_seq(&mut self, seq: i64) {
         if !std::mem::replace(&mut self.has_warned_of_repeated_seq, true) {
             tracing::warn!(
                 source = %self.config.name,
                 seq,
-                hint = "set the sequence to the highest seq of the table: `outbox-relay check` prints the statement",
-                "several rows have the same seq, so that events of a key may be published out of order"
+                hint = "Set the sequence to the highest seq of the table. `outbox-relay check` prints the statement.",
+                "several rows share a seq, events of a key may be published out of order"
             );
         }
     }
 
-    fn reject_the_future(&self, now: &Snapshot) -> Result<(), SourceError> {
+    fn ensure_checkpoint_not_ahead(&self, now: &Snapshot) -> Result<(), SourceError> {
         if !self.cursor.seen().lies_in_the_future_of(now) {
             return Ok(());
         }
@@ -363,7 +366,7 @@ impl<S: Sink> Publisher<'_, S> {
     }
 }
 
-/// Fails if the source has rows whose transactions are still to come in this cluster.
+/// Fails if the source has rows whose transaction ids are ahead of this cluster.
 pub(super) async fn ensure_no_foreign_rows(
     reader: &Reader,
     config: &SourceConfig,
@@ -378,7 +381,7 @@ pub(super) async fn ensure_no_foreign_rows(
     }
 }
 
-/// Reads a page, and counts how long that takes.
+/// Reads a page and records the duration.
 async fn read_page(
     reader: &Reader,
     status: &SharedStatus,
@@ -391,14 +394,17 @@ async fn read_page(
     Ok(page)
 }
 
-/// Sends what is still in the sink, and waits until everything is acknowledged.
-pub(super) async fn deliver(sink: &mut impl Sink) -> Result<(), SinkError> {
+/// Flushes the sink and waits until everything is acknowledged.
+pub(super) async fn flush_and_wait(sink: &mut impl Sink) -> Result<(), SinkError> {
     sink.flush().await?;
     sink.acknowledgements().wait_until_empty().await
 }
 
-/// Takes back what earlier errors have cut off, when there was none for a while.
-async fn make_room(acknowledgements: &Acknowledgements, max_in_flight: usize) -> Infallible {
+/// Restores the bound that earlier errors have halved, after [`HEALTHY_AFTER`] without an error.
+async fn restore_max_in_flight(
+    acknowledgements: &Acknowledgements,
+    max_in_flight: usize,
+) -> Infallible {
     tokio::time::sleep(HEALTHY_AFTER).await;
     acknowledgements.allow(max_in_flight);
     std::future::pending().await

@@ -1,4 +1,4 @@
-//! What follows an error of a source: one table.
+//! The table from error to recovery.
 
 use super::error::SourceError;
 use crate::{
@@ -8,20 +8,19 @@ use crate::{
     postgres::{checkpoint::CheckpointError, reader::ReadError, session::DatabaseError},
 };
 
-/// What follows an error.
+/// The recovery of a source from an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Recovery {
-    /// What to call it. It also says whether the source goes on by itself.
+    /// The reason to report. It also decides whether the source is halted.
     pub(super) reason: Reason,
-    /// What an operator can do about it.
     pub(super) hint: Option<&'static str>,
-    /// Whether this relay still leads the source, and so may store what was acknowledged before the error. Where that
-    /// is not known, it must not: the checkpoint may be another leader's.
+    /// True if this relay certainly still leads the source and may store the checkpoint. Otherwise the checkpoint may be
+    /// another leader's.
     pub(super) keeps_leadership: bool,
-    /// Whether the next attempt has half as many records in flight: a slow broker that gets the same again times out again.
+    /// True if the next attempt has half as many records in flight. A slow broker that gets the same load times out again.
     pub(super) halves_in_flight: bool,
-    /// Rows that the next attempt publishes one at a time: the next one is known to be a problem.
-    pub(super) one_at_a_time: u64,
+    /// Rows that the next attempt publishes one by one, because the next one is known to fail.
+    pub(super) one_by_one: u64,
 }
 
 impl Recovery {
@@ -31,15 +30,15 @@ impl Recovery {
             hint,
             keeps_leadership: true,
             halves_in_flight: false,
-            one_at_a_time: 0,
+            one_by_one: 0,
         }
     }
 
-    /// What follows this error. Every error is listed, so that a new one is given a thought.
+    /// Returns the recovery from an error. Lists every variant, so that a new one needs a decision here.
     pub(super) fn from(err: &SourceError) -> Self {
         match err {
             SourceError::Checkpoint(err) => Self {
-                // Gone is found out before anything is stored.
+                // `Gone` is detected before anything is stored.
                 keeps_leadership: matches!(err, CheckpointError::Gone),
                 ..Self::from_checkpoint(err)
             },
@@ -51,17 +50,19 @@ impl Recovery {
                 ..Self::from_sink(err)
             },
             SourceError::DeadLetterTopic(_) => {
-                Self::new(Reason::Rejected, Some(hints::LETTERS_REJECTED))
+                Self::new(Reason::Rejected, Some(hints::DEAD_LETTER_TOPIC))
             }
             SourceError::Rejected { .. } => Self {
-                one_at_a_time: 1,
+                one_by_one: 1,
                 ..Self::new(Reason::Rejected, Some(hints::REJECTED))
             },
-            // The error says what to do.
+            // The error contains the hint.
             SourceError::CheckpointFromTheFuture { .. } | SourceError::ForeignRows { .. } => {
                 Self::new(Reason::Checkpoint, None)
             }
-            SourceError::FlushTimeout(_) => Self::new(Reason::Kafka, Some(hints::KAFKA_AWAY)),
+            SourceError::FlushTimeout(_) => {
+                Self::new(Reason::Kafka, Some(hints::KAFKA_UNAVAILABLE))
+            }
         }
     }
 
@@ -85,7 +86,7 @@ impl Recovery {
         let hint = match err {
             DatabaseError::Failed(err) => Some(hints::for_postgres(err)),
             DatabaseError::Silent(_) => Some(hints::SILENT_POSTGRES),
-            // The error says what to do.
+            // The error contains the hint.
             DatabaseError::Rejected { .. } | DatabaseError::Url(_) => None,
         };
         Self::new(Reason::Database, hint)
@@ -99,7 +100,7 @@ impl Recovery {
             }
             ReadError::Row { .. } => Self::new(Reason::Rejected, hint),
             ReadError::Unreadable { .. } => Self {
-                one_at_a_time: 1,
+                one_by_one: 1,
                 ..Self::new(Reason::Rejected, hint)
             },
         }
@@ -107,7 +108,7 @@ impl Recovery {
 
     fn from_sink(err: &SinkError) -> Self {
         match err {
-            SinkError::Unavailable(_) => Self::new(Reason::Kafka, Some(hints::KAFKA_AWAY)),
+            SinkError::Unavailable(_) => Self::new(Reason::Kafka, Some(hints::KAFKA_UNAVAILABLE)),
             SinkError::Rejected { .. } => Self::new(Reason::Kafka, None),
             SinkError::Fenced => Self::new(Reason::Fenced, None),
         }
@@ -197,21 +198,21 @@ mod tests {
             (
                 SourceError::Opening(unavailable()),
                 Kafka,
-                Some(hints::KAFKA_AWAY),
+                Some(hints::KAFKA_UNAVAILABLE),
             ),
             (SourceError::Opening(rejected()), Kafka, None),
             (SourceError::Opening(SinkError::Fenced), Fenced, None),
             (
                 SourceError::Sink(unavailable()),
                 Kafka,
-                Some(hints::KAFKA_AWAY),
+                Some(hints::KAFKA_UNAVAILABLE),
             ),
             (SourceError::Sink(rejected()), Kafka, None),
             (SourceError::Sink(SinkError::Fenced), Fenced, None),
             (
                 SourceError::DeadLetterTopic(rejected()),
                 Rejected,
-                Some(hints::LETTERS_REJECTED),
+                Some(hints::DEAD_LETTER_TOPIC),
             ),
             (halt(), Rejected, Some(hints::REJECTED)),
             (
@@ -238,7 +239,7 @@ mod tests {
             (
                 SourceError::FlushTimeout(Duration::ZERO),
                 Kafka,
-                Some(hints::KAFKA_AWAY),
+                Some(hints::KAFKA_UNAVAILABLE),
             ),
         ];
         for (err, reason, hint) in table {
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_have_lost_the_lead_stores_nothing() {
+    fn a_relay_that_may_have_lost_the_leadership_stores_nothing() {
         for err in [
             CheckpointError::Superseded,
             CheckpointError::Led,
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_slow_broker_gets_less_at_once() {
+    fn only_a_slow_broker_halves_the_records_in_flight() {
         assert!(Recovery::from(&SourceError::Sink(unavailable())).halves_in_flight);
         for err in [
             SourceError::Opening(unavailable()),
@@ -290,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_halts_the_source_is_tried_alone() {
-        assert_eq!(Recovery::from(&halt()).one_at_a_time, 1);
+    fn a_row_that_halts_the_source_is_retried_alone() {
+        assert_eq!(Recovery::from(&halt()).one_by_one, 1);
         for err in [
             SourceError::Sink(unavailable()),
             SourceError::DeadLetterTopic(rejected()),
             CheckpointError::Gone.into(),
         ] {
-            assert_eq!(Recovery::from(&err).one_at_a_time, 0, "{err:?}");
+            assert_eq!(Recovery::from(&err).one_by_one, 0, "{err:?}");
         }
     }
 }

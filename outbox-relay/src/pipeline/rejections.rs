@@ -1,4 +1,4 @@
-//! What becomes of a record that Kafka rejects for good, by the source's policy.
+//! Applies the source's policy to records that Kafka rejects permanently.
 
 use std::ops::ControlFlow;
 
@@ -7,13 +7,13 @@ use cli::MAX_TOPIC_NAME_CHARS;
 use super::{
     error::SourceError,
     outcome::{Cause, Restart},
-    publisher::{Publisher, deliver},
+    publisher::{Publisher, flush_and_wait},
 };
 use crate::{
     config::OnRejection,
     dead_letters::{
         rejections::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
-        storage::{self, EventRef, InTopic},
+        storage::{self, Delivery, EventRef},
     },
     kafka::{Sink, SinkError, record::Record},
     postgres::{
@@ -22,14 +22,15 @@ use crate::{
     },
 };
 
-/// Events set aside that are tried again at once.
-const LOOK_ROWS: usize = 100;
-/// Of a key, in an error.
-const SHOWN_KEY_CHARS: usize = 200;
+/// Parked events or dead letters that are retried at once.
+const RETRY_ROWS: usize = 100;
+/// The longest key in an error message.
+const MAX_KEY_CHARS_IN_ERROR: usize = 200;
 
 impl<S: Sink> Publisher<'_, S> {
-    /// Sets a rejected row aside, or ends with an error that says that it is in the way. Breaks if the sink can't be used any more.
-    pub(super) async fn dead_lettered(
+    /// Parks or dead-letters a rejected row, or fails with [`SourceError::Rejected`] if the source halts. Breaks if the sink is
+    /// unusable.
+    pub(super) async fn handle_rejection(
         &mut self,
         row: &Row<'_>,
         position: Option<Position>,
@@ -56,47 +57,48 @@ impl<S: Sink> Publisher<'_, S> {
                 return Err(SourceError::Rejected {
                     event_id: row.event_id,
                     seq: row.seq,
-                    key: row.key.chars().take(SHOWN_KEY_CHARS).collect(),
+                    key: row.key.chars().take(MAX_KEY_CHARS_IN_ERROR).collect(),
                     source: rejection,
                 });
             }
         }
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
-        tracing::error!(%source, %event_id, seq, reason, policy = self.config.on_rejection.name(), "event set aside");
-        // A row that shares its position is a copy of it, or storing it fails.
+        tracing::error!(%source, %event_id, seq, reason, policy = self.config.on_rejection.name(), "event rejected");
+        // Another row at the same position is a copy of this one, or storing it fails.
         let event_id = Some(row.event_id);
-        self.pass(position.or(Some(Position { seq, event_id })));
+        self.advance(position.or(Some(Position { seq, event_id })));
         let event_id = row.event_id;
         let acknowledgements = self.sink.acknowledgements().clone();
-        if acknowledgements.check().is_ok() {
+        if acknowledgements.ensure_usable().is_ok() {
             return Ok(ControlFlow::Continue(()));
         }
-        // The broker has rejected it, and the sink is of no use any more. Everything before it was
-        // acknowledged, because it was sent alone.
-        self.mark(acknowledgements.acknowledged()).await?;
+        // The broker has rejected it, so the sink is unusable. Everything before it is acknowledged, because it was sent
+        // alone.
+        self.store_rejections_and_mark(acknowledgements.acknowledged())
+            .await?;
         Ok(ControlFlow::Break(Restart {
             cause: Cause::Rejected { event_id },
-            rejection: rejection,
-            one_at_a_time: self.one_by_one,
+            rejection,
+            one_by_one: self.one_by_one,
         }))
     }
 
-    /// Publishes what was set aside and is to be tried again.
-    pub(super) async fn retry_parked(&mut self) -> Result<(), SourceError> {
+    /// Publishes the parked events to retry and the pending dead letters.
+    pub(super) async fn retry_rejected(&mut self) -> Result<(), SourceError> {
         if !self.rejections.needs_reload() {
             return Ok(());
         }
         self.rejections.reload().await?;
         let source = &self.config.name;
         if self.rejections.parked_keys() > 0 {
-            let page = storage::parked_page(self.reader, source, LOOK_ROWS).await?;
-            self.publish_parked(&page).await?;
+            let page = storage::read_parked_page(self.reader, source, RETRY_ROWS).await?;
+            self.publish_parked_events(&page).await?;
             if !page.is_last() {
                 self.rejections.reload_soon();
             }
         }
         if let Some(topic) = &self.config.dead_letter_topic {
-            let page = storage::pending_page(self.reader, source, LOOK_ROWS).await?;
+            let page = storage::read_pending_page(self.reader, source, RETRY_ROWS).await?;
             self.publish_dead_letters(&page, topic).await?;
             if !page.is_last() {
                 self.rejections.reload_soon();
@@ -108,7 +110,7 @@ impl<S: Sink> Publisher<'_, S> {
         Ok(())
     }
 
-    async fn publish_parked(&mut self, page: &Page) -> Result<(), SourceError> {
+    async fn publish_parked_events(&mut self, page: &Page) -> Result<(), SourceError> {
         let mut rejected: Vec<(&str, &str)> = Vec::new();
         for row in page.rows() {
             let row = row?;
@@ -123,9 +125,9 @@ impl<S: Sink> Publisher<'_, S> {
                     let reason = rejection.to_string();
                     self.rejections.park_again((&row).into(), &reason).await?;
                     let (source, event_id) = (&self.config.name, row.event_id);
-                    tracing::warn!(%source, %event_id, seq = row.seq, reason, "rejected again, stays parked");
-                    // The broker's rejection ends the sink; its own does not.
-                    self.sink.acknowledgements().check()?;
+                    tracing::warn!(%source, %event_id, seq = row.seq, reason, "parked event rejected again");
+                    // A rejection by the broker makes the sink unusable, one by the sink itself does not.
+                    self.sink.acknowledgements().ensure_usable()?;
                     rejected.push((topic, key));
                 }
             }
@@ -139,31 +141,35 @@ impl<S: Sink> Publisher<'_, S> {
             let event = EventRef::from(&row);
             let Ok(record) = self.router.route(&row) else {
                 self.rejections
-                    .set_in_topic(event, InTopic::Rejected)
+                    .record_delivery(event, Delivery::Rejected)
                     .await?;
                 continue;
             };
             let record = Record { topic, ..record };
-            // What goes wrong from here on is this dead_letter's.
-            deliver(&mut self.sink).await?;
+            // Any rejection from here on is this dead letter's.
+            flush_and_wait(&mut self.sink).await?;
             let sent = match self.sink.send(&record).await {
-                Ok(()) => deliver(&mut self.sink).await,
+                Ok(()) => flush_and_wait(&mut self.sink).await,
                 rejected => rejected,
             };
             match sent {
-                Ok(()) => self.rejections.set_in_topic(event, InTopic::Sent).await?,
+                Ok(()) => {
+                    self.rejections
+                        .record_delivery(event, Delivery::Sent)
+                        .await?
+                }
                 Err(SinkError::Rejected { .. }) => {
-                    // Not for the dead_letter's sake, if the topic is gone: then it waits.
-                    match self.sink.look_up(topic).await {
+                    // If the topic is gone, the rejection is not about this dead letter, which stays pending.
+                    match self.sink.validate_topic(topic).await {
                         Err(err @ SinkError::Rejected { .. }) => {
                             return Err(SourceError::DeadLetterTopic(err));
                         }
                         known => known?,
                     }
                     self.rejections
-                        .set_in_topic(event, InTopic::Rejected)
+                        .record_delivery(event, Delivery::Rejected)
                         .await?;
-                    self.sink.acknowledgements().check()?;
+                    self.sink.acknowledgements().ensure_usable()?;
                 }
                 Err(err) => return Err(err.into()),
             }

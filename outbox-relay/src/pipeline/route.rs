@@ -1,4 +1,4 @@
-//! From a row of the outbox to a record of Kafka.
+//! Converts an outbox row to a Kafka record.
 
 use std::{borrow::Cow, fmt};
 
@@ -14,57 +14,64 @@ use crate::{
     postgres::reader::Row,
 };
 
-/// Turns rows into records: CloudEvents 1.0 in Kafka's binary mode. See
+/// Converts rows to records: CloudEvents 1.0 in Kafka's binary content mode. See
 /// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>.
 #[derive(Debug)]
 pub struct Router {
-    /// What is the same for every record.
+    /// The headers that every record with a payload shares.
     common: Headers,
+    /// The same without `content-type`, because a tombstone has no data.
+    tombstone: Headers,
     headers: Headers,
-    clock: ClockText,
+    time: TimeFormatter,
 }
 
-/// A row that can't become a record.
+/// Why a row cannot become a record.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadRow {
-    /// Its headers can't be read.
-    #[error("column headers isn't an object of strings")]
+    /// Its headers are not a JSON object of strings.
+    #[error("column headers is not a JSON object of strings")]
     Headers,
-    /// It has one of the record's own headers, of which consumers would see either.
-    #[error("column headers has {0}, a name that is the relay's own")]
+    /// It has a header that the relay sets. Consumers could read either value.
+    #[error("column headers contains {0}, which the relay sets itself")]
     OwnHeader(&'static str),
-    /// Its time can't be written as RFC 3339: infinity, or a year with more than four digits.
-    #[error("column created_at isn't a time from year 0 to 9999")]
+    /// RFC 3339 has no form for its time: infinity, or a year with more than four digits.
+    #[error("column created_at is not a time between the years 0 and 9999")]
     Time,
 }
 
 impl Router {
-    /// `ce_source` names the system that the events come from, `content_type` is that of payloads.
+    /// Creates a router. `ce_source` names the system that emits the events, `content_type` the format of payloads.
     pub fn new(ce_source: &str, content_type: &str) -> Self {
-        let mut common = Headers::default();
-        common.push("ce_specversion", b"1.0");
-        common.push("ce_source", ce_source.as_bytes());
+        let mut tombstone = Headers::default();
+        tombstone.push("ce_specversion", b"1.0");
+        tombstone.push("ce_source", ce_source.as_bytes());
+        let mut common = tombstone.clone();
         common.push("content-type", content_type.as_bytes());
         Self {
             common,
+            tombstone,
             headers: Headers::default(),
-            clock: ClockText::default(),
+            time: TimeFormatter::default(),
         }
     }
 
-    /// The record of a row.
+    /// Converts a row. A null payload makes a tombstone, which has no `content-type`.
     ///
     /// # Errors
-    /// If the row can't be a CloudEvent.
+    /// If the row cannot be a CloudEvent.
     pub fn route<'a>(&'a mut self, row: &Row<'a>) -> Result<Record<'a>, BadRow> {
         let headers = &mut self.headers;
         headers.clear();
-        headers.extend(&self.common);
+        headers.extend(match row.payload {
+            Some(_) => &self.common,
+            None => &self.tombstone,
+        });
         let id = row.event_id.hyphenated();
         headers.push("ce_id", id.encode_lower(&mut [0; 36]).as_bytes());
         headers.push("ce_type", row.event_type.as_bytes());
         if let Some(created_at_us) = row.created_at_us {
-            let time = self.clock.text(created_at_us).ok_or(BadRow::Time)?;
+            let time = self.time.format(created_at_us).ok_or(BadRow::Time)?;
             headers.push("ce_time", time);
         }
         if let Some(version) = row.aggregate_version {
@@ -75,12 +82,12 @@ impl Router {
             headers.push("traceparent", traceparent.as_bytes());
         }
         if let Some(json) = row.headers {
-            let mut further = serde_json::Deserializer::from_slice(json);
-            let repeated = further
-                .deserialize_map(FurtherHeaders(headers))
-                .and_then(|repeated| further.end().map(|()| repeated))
+            let mut parser = serde_json::Deserializer::from_slice(json);
+            let own_header = parser
+                .deserialize_map(RowHeaders(headers))
+                .and_then(|own_header| parser.end().map(|()| own_header))
                 .map_err(|_| BadRow::Headers)?;
-            if let Some(name) = repeated {
+            if let Some(name) = own_header {
                 return Err(BadRow::OwnHeader(name));
             }
         }
@@ -94,11 +101,10 @@ impl Router {
     }
 }
 
-/// Takes the headers of a JSON object, one after the other. The result is one that a record has by
-/// itself, if it is among them.
-struct FurtherHeaders<'a>(&'a mut Headers);
+/// Appends the headers of a JSON object. Returns the first name that the relay sets itself, if there is one.
+struct RowHeaders<'a>(&'a mut Headers);
 
-impl<'de> Visitor<'de> for FurtherHeaders<'_> {
+impl<'de> Visitor<'de> for RowHeaders<'_> {
     type Value = Option<&'static str>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,30 +112,30 @@ impl<'de> Visitor<'de> for FurtherHeaders<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut repeated = None;
+        let mut own_header = None;
         while let Some((Text(name), Text(value))) = map.next_entry()? {
-            repeated = repeated.or(OWN_HEADERS.into_iter().find(|own| *own == name));
+            own_header = own_header.or(OWN_HEADERS.into_iter().find(|own| *own == name));
             self.0.push(&name, value.as_bytes());
         }
-        Ok(repeated)
+        Ok(own_header)
     }
 }
 
-/// A string, borrowed where it has no escapes.
+/// A string, borrowed unless it has escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Writes times as RFC 3339, to the microsecond. Rows come roughly in the order of time, so the part
-/// up to the second is mostly that of the row before.
+/// Formats times as RFC 3339 with microseconds. Caches the text up to the second, because consecutive rows
+/// mostly share it.
 #[derive(Debug, Default)]
-struct ClockText {
+struct TimeFormatter {
     second: Option<i64>,
     text: Vec<u8>,
 }
 
-impl ClockText {
-    /// None for what RFC 3339 has no form for.
-    fn text(&mut self, unix_us: i64) -> Option<&[u8]> {
+impl TimeFormatter {
+    /// Returns `None` for a time that RFC 3339 cannot express.
+    fn format(&mut self, unix_us: i64) -> Option<&[u8]> {
         const DIGITS: usize = 6;
         let (second, mut us) = (unix_us.div_euclid(1_000_000), unix_us.rem_euclid(1_000_000));
         if self.second != Some(second) {
@@ -169,7 +175,7 @@ mod tests {
     fn headers_of(row: &Row<'static>) -> Vec<(String, String)> {
         let mut router = Router::new("/users", "application/json");
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
-        // Twice, because a record must not inherit anything from the one before.
+        // Routed twice, because a record must not inherit headers from the one before.
         router
             .route(&Row {
                 headers: Some(br#"{"other":"x"}"#),
@@ -201,8 +207,21 @@ mod tests {
         );
     }
 
+    /// A tombstone has no data that a content type could describe.
     #[test]
-    fn trace_and_own_headers_follow() {
+    fn a_tombstone_has_no_content_type() {
+        let tombstone = Row {
+            payload: None,
+            ..ROW
+        };
+        let mut expected = headers_of(&ROW);
+        expected.retain(|(name, _)| name != "content-type");
+        assert_eq!(expected.len(), 6);
+        assert_eq!(headers_of(&tombstone), expected);
+    }
+
+    #[test]
+    fn trace_and_row_headers_follow_the_event_headers() {
         let row = Row {
             traceparent: Some("00-1-2-01"),
             headers: Some(br#"{"a":"1","b":"x\"\n\u00e4"}"#),
@@ -220,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_no_strings_are_rejected() {
+    fn headers_other_than_an_object_of_strings_are_rejected() {
         let mut router = Router::new("/users", "application/json");
         for json in [r#"{"a":1}"#, r#"{"a":"x"} 1"#, "[]", "1", ""] {
             assert!(
@@ -236,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_a_record_has_by_itself_are_rejected() {
+    fn headers_that_the_relay_sets_are_rejected() {
         let mut router = Router::new("/users", "application/json");
         for name in OWN_HEADERS {
             let json = format!(r#"{{"a":"1","{name}":"x","b":"2"}}"#);
@@ -249,23 +268,23 @@ mod tests {
     }
 
     #[test]
-    fn times_that_have_no_form_are_rejected() {
+    fn times_that_rfc_3339_cannot_express_are_rejected() {
         let mut router = Router::new("/users", "application/json");
-        // Infinity as the reader has it, minus infinity, and the year 10000.
+        // Infinity as the reader decodes it, minus infinity, and the year 10000.
         for created_at_us in [i64::MAX, i64::MIN, 253_402_300_800_000_000] {
             let row = Row {
                 created_at_us: Some(created_at_us),
                 ..ROW
             };
             assert_eq!(router.route(&row).unwrap_err(), BadRow::Time);
-            // The next row is none the worse for it.
+            // The next row is not affected.
             assert!(router.route(&ROW).is_ok());
         }
     }
 
     #[test]
-    fn times_are_written_as_chrono_writes_them() {
-        let mut clock = ClockText::default();
+    fn times_are_formatted_as_by_chrono() {
+        let mut formatter = TimeFormatter::default();
         for unix_us in [
             0,
             1,
@@ -275,7 +294,7 @@ mod tests {
             1_767_323_045_678_902,
             -1,
         ] {
-            let text = clock.text(unix_us).unwrap().to_vec();
+            let text = formatter.format(unix_us).unwrap().to_vec();
             let time = DateTime::from_timestamp_micros(unix_us).unwrap();
             let expected = time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
             assert_eq!(String::from_utf8(text).unwrap(), expected);

@@ -1,4 +1,4 @@
-//! One source's life: lead, recover, pause.
+//! Runs one source: waits for leadership, publishes, recovers from errors.
 
 use std::time::Duration;
 
@@ -26,18 +26,18 @@ use crate::{
     },
 };
 
-/// How often a standby tries to become the leader.
+/// The interval at which a standby tries to become leader.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
-/// The pause after an error; it doubles with every further one before which nothing was published. Jitter, so that sources
-/// that lost the same broker don't come back in step, makes each up to twice as long.
+/// The pause after an error. It doubles with each further error before which nothing was published. Jitter makes it up to
+/// twice as long, so that sources that lost the same broker do not return in step.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// How often the log tells of an error that stays.
+/// The interval at which a lasting error is logged again.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
-/// With fewer records in flight than this even a slow broker answers within the delivery timeout.
+/// The lower bound of records in flight after halving. Even a slow broker acknowledges this many within the delivery timeout.
 const MIN_IN_FLIGHT_RECORDS: usize = 64;
 
-/// Publishes `config`'s outbox to Kafka until `shutdown`.
+/// Publishes the outbox of `config` to Kafka until `shutdown`.
 pub(crate) async fn run(
     config: SourceConfig,
     kafka: KafkaConfig,
@@ -46,7 +46,7 @@ pub(crate) async fn run(
 ) {
     let mut source = Source {
         max_in_flight: kafka.max_in_flight_records,
-        one_at_a_time: 0,
+        one_by_one: 0,
         backoff: backoff(),
         last_warning: None,
         last_rejected: None,
@@ -68,8 +68,8 @@ fn backoff() -> ExponentialBackoff {
         .build()
 }
 
-/// Ends when something that was to end with `shutdown` has had its time.
-async fn patience_ends(shutdown: &CancellationToken) {
+/// Waits for the shutdown and then for the longest time that the drain may take.
+async fn drain_timeout(shutdown: &CancellationToken) {
     shutdown.cancelled().await;
     tokio::time::sleep(FLUSH_TIMEOUT + Duration::from_secs(1)).await;
 }
@@ -77,30 +77,29 @@ async fn patience_ends(shutdown: &CancellationToken) {
 struct Source {
     config: SourceConfig,
     kafka: KafkaConfig,
-    /// Halved when the broker was too slow for what was in flight, so that a slow one is not given
-    /// the same again and again, timing out every time.
+    /// The bound of records in flight. Halved when the broker was too slow, so that it does not time out again and again.
     max_in_flight: usize,
-    /// Rows that the next attempt publishes one at a time, to find the one that was rejected.
-    one_at_a_time: u64,
+    /// Rows that the next attempt publishes one by one, to find the rejected one.
+    one_by_one: u64,
     backoff: ExponentialBackoff,
-    /// What was logged last, and when: what is still so needs no further line.
+    /// The last logged error and when it was logged. The same error is not logged again before [`REMINDER_INTERVAL`].
     last_warning: Option<(String, Instant)>,
-    /// The event that halted the source last, which is counted once.
+    /// The last event that halted the source. It is counted once.
     last_rejected: Option<Uuid>,
     status: SharedStatus,
     shutdown: CancellationToken,
 }
 
 impl Source {
-    /// Leads, recovers and pauses, until the end.
+    /// Leads, recovers and pauses until shutdown.
     async fn run(&mut self) {
         while !self.shutdown.is_cancelled() {
             let (started, published) = (Instant::now(), self.status.get().published);
             let shutdown = self.shutdown.clone();
             let led = tokio::select! {
                 led = Box::pin(self.lead()) => led,
-                () = patience_ends(&shutdown) => {
-                    tracing::warn!(source = %self.config.name, "ended without an answer from the database");
+                () = drain_timeout(&shutdown) => {
+                    tracing::warn!(source = %self.config.name, "shut down without a response from the database");
                     return;
                 }
             };
@@ -126,13 +125,13 @@ impl Source {
         self.last_warning = None;
     }
 
-    /// Publishes what follows one at a time.
+    /// Prepares to publish the next rows one by one.
     fn prepare_restart(&mut self, restart: &Restart) {
         if let Cause::Rejected { .. } = restart.cause {
-            // One row less that can be rejected.
+            // Progress: one row less that can be rejected.
             self.reset_backoff();
         }
-        self.one_at_a_time = restart.one_at_a_time;
+        self.one_by_one = restart.one_by_one;
         self.report(Failure {
             reason: Reason::OneByOne,
             error: restart.to_string(),
@@ -140,7 +139,7 @@ impl Source {
         });
     }
 
-    /// Prepares the next attempt for what this one failed by.
+    /// Prepares the next attempt after an error.
     fn recover(&mut self, err: &SourceError) {
         let recovery = Recovery::from(err);
         if recovery.halves_in_flight {
@@ -151,7 +150,7 @@ impl Source {
         {
             self.status.update(|status| status.rejected.halted += 1);
         }
-        self.one_at_a_time = recovery.one_at_a_time;
+        self.one_by_one = recovery.one_by_one;
         self.report(Failure {
             reason: recovery.reason,
             error: cli::chain(err),
@@ -159,25 +158,25 @@ impl Source {
         });
     }
 
-    /// Shows what keeps the source from publishing, and logs it, unless it was logged just now.
+    /// Reports the failure to the status and logs it, unless it was logged recently.
     fn report(&mut self, failure: Failure) {
         let (name, error, hint) = (&self.config.name, &failure.error, failure.hint);
-        let told = (self.last_warning.as_ref())
-            .is_some_and(|(told, at)| told == error && at.elapsed() < REMINDER_INTERVAL);
-        if told {
-            tracing::debug!(source = %name, error, "publishing begins anew");
+        let is_logged = (self.last_warning.as_ref())
+            .is_some_and(|(logged, at)| logged == error && at.elapsed() < REMINDER_INTERVAL);
+        if is_logged {
+            tracing::debug!(source = %name, error, "source failed, restarting from checkpoint");
         } else if failure.reason.halts() {
             tracing::error!(source = %name, error, hint, "halted");
         } else {
-            tracing::warn!(source = %name, error, hint, "publishing begins anew");
+            tracing::warn!(source = %name, error, hint, "source failed, restarting from checkpoint");
         }
-        if !told {
+        if !is_logged {
             self.last_warning = Some((error.clone(), Instant::now()));
         }
-        self.status.update(|status| status.restart(failure));
+        self.status.update(|status| status.record_restart(failure));
     }
 
-    /// Waits to be the leader, then publishes until the end or an error.
+    /// Waits for leadership, then publishes until shutdown or an error.
     async fn lead(&self) -> Result<Outcome, SourceError> {
         let Some(election) = self.elect().await? else {
             return Ok(Outcome::Shutdown);
@@ -206,7 +205,7 @@ impl Source {
         }
     }
 
-    /// Opens the sink, and publishes with it.
+    /// Opens the reader and the sink, and publishes.
     async fn lead_with<S: Sink>(
         &self,
         election: &Election,
@@ -222,14 +221,14 @@ impl Source {
             ensure_no_foreign_rows(&reader, &self.config).await?;
             let mut sink = opening.await.map_err(SourceError::Opening)?;
             if let Some(topic) = &self.config.dead_letter_topic {
-                // A dead_letter that is rejected there is not tried again.
-                sink.look_up(topic).await.map_err(|err| match err {
+                // A dead letter that the topic rejects is not retried, so a missing topic must be found now.
+                sink.validate_topic(topic).await.map_err(|err| match err {
                     SinkError::Rejected { .. } => SourceError::DeadLetterTopic(err),
                     err => SourceError::Opening(err),
                 })?;
             }
             if !sink.is_fenced() {
-                // The last leader's records may still arrive.
+                // Records of the previous leader may still arrive.
                 tokio::time::sleep_until(elected_at + election.wait).await;
             }
             Ok::<_, SourceError>((reader, sink))
@@ -250,14 +249,14 @@ impl Source {
             sink,
             router: Router::new(&self.config.ce_source, &self.config.content_type),
             rejections: Rejections::load(leadership, &self.config.mapping).await?,
-            one_by_one: self.one_at_a_time,
+            one_by_one: self.one_by_one,
             has_warned_of_repeated_seq: false,
             cursor: election.cursor.clone(),
         };
         Box::pin(publisher.run(leadership)).await
     }
 
-    /// Stands by until this relay is the leader; none if it is asked to end before.
+    /// Waits until this relay is elected leader. Returns `None` if the shutdown comes first.
     async fn elect(&self) -> Result<Option<Election>, SourceError> {
         let candidate = Candidate::new(&self.config.database_url, &self.config.name).await?;
         while !self.shutdown.is_cancelled() {

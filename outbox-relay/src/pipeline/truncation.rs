@@ -1,4 +1,4 @@
-//! Truncates what was published, now and then, and says what keeps it from that.
+//! Truncates published partitions periodically, and reports what prevents it.
 
 use std::convert::Infallible;
 
@@ -11,9 +11,9 @@ use crate::{
     },
 };
 
-/// Truncates partitions of a source's outbox, now and then, for as long as it is polled. A table that
-/// others made is left to them: who else reads it is not known here.
-pub(super) async fn keep_truncating(
+/// Truncates published partitions of a source's outbox every `rotation_interval`, for as long as it is polled. A mapped table
+/// is never truncated: it may have other readers.
+pub(super) async fn run_truncation(
     config: &SourceConfig,
     leadership: &Leadership,
     status: &SharedStatus,
@@ -32,17 +32,20 @@ pub(super) async fn keep_truncating(
             kept_for,
         } = rotation;
         if !truncated.is_empty() {
-            tracing::info!(source = %config.name, partitions = ?truncated, "truncated");
+            tracing::info!(source = %config.name, partitions = ?truncated, "partitions truncated");
         }
         let warning = match result {
             Err(err) => Some(Warning {
                 reason: WarningReason::Truncation,
-                message: format!("truncation failed: {}", cli::chain(&err)),
+                message: format!(
+                    "failed to truncate published partitions: {}",
+                    cli::chain(&err)
+                ),
                 hint: err.hint().to_owned(),
             }),
             Ok(()) => kept_for.as_ref().map(Warning::from),
         };
-        // Logged once: nothing is lost, the table grows.
+        // Logged once: nothing is lost, but the table grows.
         if warning != last_warning
             && let Some(Warning { message, hint, .. }) = &warning
         {
@@ -66,12 +69,12 @@ impl From<&KeptFor> for Warning {
         Self {
             reason: WarningReason::Truncation,
             message: format!(
-                "{partition} is not truncated: source {source} has not published all of it, and no relay has led that \
-                 source for {silent_for:.0?}"
+                "{partition} cannot be truncated: source {source} has not published all of it and has had no leader for \
+                 {silent_for:.0?}"
             ),
             hint: format!(
-                "start a relay with the source {source}, or, if it was renamed or given up, delete its row from \
-                 relay_checkpoints"
+                "Start a relay with source {source}. If the source was renamed or removed, delete its row from \
+                 relay_checkpoints."
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! What a cluster's administrator does with `kafka-acls.sh`.
+//! ACLs, as an administrator sets them with `kafka-acls.sh`.
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -14,13 +14,13 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Settings of a broker that asks its ACLs, and allows whatever they say nothing of.
+/// Settings of a broker that checks ACLs and allows everything without an ACL.
 pub(crate) const AUTHORIZER: [&str; 2] = [
     "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
     "allow.everyone.if.no.acl.found=true",
 ];
 
-/// Of the protocol: see "ACL" in <https://kafka.apache.org/protocol>.
+/// Constants of the protocol: see "ACL" in <https://kafka.apache.org/protocol>.
 const VERSION: i16 = 3;
 const TOPIC: i8 = 2;
 const TRANSACTIONAL_ID: i8 = 5;
@@ -33,7 +33,7 @@ const DESCRIBE_CONFIGS: i8 = 10;
 const ALLOW: i8 = 3;
 const DENY: i8 = 2;
 
-/// Something that a relay may use.
+/// A resource that a relay may use.
 pub(crate) struct Allowed {
     resource: i8,
     name: String,
@@ -42,7 +42,7 @@ pub(crate) struct Allowed {
 }
 
 impl Allowed {
-    /// What the README asks for a topic; `*` for all of them.
+    /// Returns the ACL of the README for a topic; `*` for all topics.
     pub(crate) fn topic(name: &str) -> Self {
         Self {
             resource: TOPIC,
@@ -52,7 +52,7 @@ impl Allowed {
         }
     }
 
-    /// What it asks for the names that begin so; `*` for all of them.
+    /// Returns the ACL of the README for transactional ids with this prefix; `*` for all.
     pub(crate) fn transactional_id(prefix: &str) -> Self {
         Self {
             resource: TRANSACTIONAL_ID,
@@ -73,20 +73,20 @@ impl Allowed {
     }
 }
 
-/// `principal`, as `User:name`, may do this from now on.
+/// Allows `principal`, such as `User:name`, these resources.
 pub(crate) async fn allow(broker: &str, principal: &str, allowed: &[Allowed]) -> Result<()> {
     let acls = allowed.iter().flat_map(|allowed| allowed.acls(principal));
     create(broker, acls.collect()).await
 }
 
-/// Nobody may write to this topic any more; everything else is allowed.
-pub(crate) async fn forbid_writing(broker: &str, topic: &str) -> Result<()> {
+/// Denies writing to this topic to everyone. Everything else stays allowed.
+pub(crate) async fn deny_writing(broker: &str, topic: &str) -> Result<()> {
     let acls = [(ALL, ALLOW), (WRITE, DENY)];
     let acls = acls.map(|(operation, permission)| acl(TOPIC, topic, operation, permission));
     create(broker, acls.into()).await
 }
 
-/// Of everybody.
+/// Returns an ACL for every user.
 fn acl(resource: i8, name: &str, operation: i8, permission: i8) -> AclCreation {
     AclCreation::default()
         .with_resource_type(resource)
@@ -111,14 +111,14 @@ async fn create(broker: &str, acls: Vec<AclCreation>) -> Result<()> {
     frame[..4].copy_from_slice(&length.to_be_bytes());
     let mut stream = TcpStream::connect(broker).await?;
     stream.write_all(&frame).await?;
-    let mut answer = vec![0; usize::try_from(stream.read_u32().await?)?];
-    stream.read_exact(&mut answer).await?;
-    let mut answer = Bytes::from(answer);
-    ResponseHeader::decode(&mut answer, CreateAclsResponse::header_version(VERSION))?;
-    let answer = CreateAclsResponse::decode(&mut answer, VERSION).context("an answer")?;
+    let mut response = vec![0; usize::try_from(stream.read_u32().await?)?];
+    stream.read_exact(&mut response).await?;
+    let mut response = Bytes::from(response);
+    ResponseHeader::decode(&mut response, CreateAclsResponse::header_version(VERSION))?;
+    let response = CreateAclsResponse::decode(&mut response, VERSION).context("a response")?;
     ensure!(
-        answer.results.iter().all(|result| result.error_code == 0),
-        "{answer:?}"
+        response.results.iter().all(|result| result.error_code == 0),
+        "{response:?}"
     );
     Ok(())
 }

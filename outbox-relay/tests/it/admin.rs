@@ -1,4 +1,4 @@
-//! The admin port, and those who hold it.
+//! The limits of the admin port.
 
 use anyhow::Result;
 use devstack::PATIENCE;
@@ -7,11 +7,11 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
 use crate::publishing::Setup;
 
-/// Several times as many as are held open.
+/// Several times the limit of open connections.
 const IDLE_CONNECTIONS: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_say_nothing_keep_no_probe_out_and_are_ended() -> Result<()> {
+async fn idle_connections_are_closed_and_do_not_block_probes() -> Result<()> {
     let setup = Setup::new("idle_connections", SinkKind::Kafka).await?;
     let relay = setup.start().await?;
     let mut idle = Vec::new();
@@ -20,9 +20,9 @@ async fn connections_that_say_nothing_keep_no_probe_out_and_are_ended() -> Resul
     }
     relay.wait_for_readiness(200).await?;
     for connection in &mut idle {
-        // Closed, or reset.
-        let ended = timeout(PATIENCE, connection.read_u8()).await?;
-        assert!(ended.is_err(), "{ended:?}");
+        // Closed or reset.
+        let read = timeout(PATIENCE, connection.read_u8()).await?;
+        assert!(read.is_err(), "{read:?}");
     }
     relay.wait_for_readiness(200).await?;
     relay.stop().await

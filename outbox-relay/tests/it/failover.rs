@@ -1,5 +1,4 @@
-//! Two relays as processes, and what becomes of the stream when the leading one is killed or
-//! suspended under load.
+//! Two relays as processes, whose leader is killed or suspended under load.
 
 use std::{
     net::SocketAddr,
@@ -22,14 +21,14 @@ use crate::{
 };
 
 for_each_sink! {
-    nothing_is_lost_when_the_leader_is_killed,
-    a_suspended_leader_puts_no_old_version_behind_a_newer_one,
+    no_event_is_lost_when_the_leader_is_killed,
+    a_suspended_leader_does_not_publish_an_old_version_behind_a_newer_one,
 }
 
 const KILLS: usize = 4;
-/// In each of them a leader is suspended; more of them by the variable `ZOMBIE_ROUNDS`.
+/// Rounds in each of which a leader is suspended. The variable `ZOMBIE_ROUNDS` overrides it.
 const ZOMBIE_ROUNDS: usize = 4;
-/// Few, so that there are always several versions of a key on their way.
+/// Few, so that several versions of a key are always in flight.
 const KEYS: usize = 10;
 
 /// Two relays, a database with writers, and a topic.
@@ -87,7 +86,7 @@ impl Pair {
         })
     }
 
-    /// The relay that leads now, once there is one.
+    /// Waits for a leader and returns it.
     async fn leader(&self) -> Result<&Process> {
         eventually("a leader", async || {
             for (process, addr) in &self.relays {
@@ -101,8 +100,8 @@ impl Pair {
         .await
     }
 
-    /// Waits until so many more records have arrived.
-    async fn publish(&self, more: usize) -> Result<()> {
+    /// Waits until this many more records are in the topic.
+    async fn wait_for_records(&self, more: usize) -> Result<()> {
         let read = async || Addresses::shared().read_topic(&self.topic).await;
         let wanted = read().await?.len() + more;
         eventually(&format!("{wanted} records"), async || {
@@ -111,9 +110,8 @@ impl Pair {
         .await
     }
 
-    /// Ends the writers, waits until everything has arrived, and ends the relays. The result tells
-    /// what the topic has that it should not, or lacks.
-    async fn end(self) -> Result<Audit> {
+    /// Stops the writers, waits until all rows are in the topic, and stops the relays. Returns the audit of the topic.
+    async fn stop(self) -> Result<Audit> {
         self.writing.store(false, Ordering::Release);
         for writer in self.writers {
             writer.await??;
@@ -137,7 +135,7 @@ impl Pair {
     }
 }
 
-/// Changes one aggregate after the other, each in a transaction with its event.
+/// Changes aggregates, each in a transaction with its event.
 async fn write(session: Session, topic: String, writing: Arc<AtomicBool>) -> Result<()> {
     for turn in 0.. {
         if !writing.load(Ordering::Acquire) {
@@ -153,37 +151,41 @@ async fn write(session: Session, topic: String, writing: Arc<AtomicBool>) -> Res
     Ok(())
 }
 
-async fn nothing_is_lost_when_the_leader_is_killed(sink: SinkKind) -> Result<()> {
+async fn no_event_is_lost_when_the_leader_is_killed(sink: SinkKind) -> Result<()> {
     let pair = Pair::start("killed", sink).await?;
     for _ in 0..KILLS {
-        pair.publish(300).await?;
+        pair.wait_for_records(300).await?;
         pair.leader().await?.kill();
     }
-    pair.publish(300).await?;
-    let audit = pair.end().await?;
+    pair.wait_for_records(300).await?;
+    let audit = pair.stop().await?;
     assert!(audit.is_clean(), "{audit}");
     Ok(())
 }
 
-async fn a_suspended_leader_puts_no_old_version_behind_a_newer_one(sink: SinkKind) -> Result<()> {
+async fn a_suspended_leader_does_not_publish_an_old_version_behind_a_newer_one(
+    sink: SinkKind,
+) -> Result<()> {
     let rounds = std::env::var("ZOMBIE_ROUNDS").map_or(Ok(ZOMBIE_ROUNDS), |text| text.parse())?;
     let pair = Pair::start("zombie", sink).await?;
     for round in 0..rounds {
-        pair.publish(100).await?;
+        pair.wait_for_records(100).await?;
         let zombie = pair.leader().await?;
         zombie.suspend();
         if round % 2 == 0 {
-            // As a failover of the database does; otherwise Postgres finds out by itself.
+            // As in a failover of the database. In the other rounds Postgres detects the silent session.
             let cut = "select pg_terminate_backend(pid) from pg_stat_activity
                        where datname = current_database() and application_name = 'outbox-relay leader'";
             pair.database.connect().await?.batch_execute(cut).await?;
         }
-        // The successor has published, and newer versions among it, when the zombie wakes.
-        pair.publish(300).await.context("nobody took over")?;
+        // The next leader has published newer versions when the suspended one resumes.
+        pair.wait_for_records(300)
+            .await
+            .context("nobody took over")?;
         zombie.resume();
     }
-    pair.publish(100).await?;
-    let audit = pair.end().await?;
+    pair.wait_for_records(100).await?;
+    let audit = pair.stop().await?;
     assert!(audit.is_clean(), "{audit}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What a relay tells of itself: to Prometheus, as JSON, and on its page.
+//! `/metrics`, `/status`, the web page and the `status` command.
 
 use std::{collections::HashMap, process::Command};
 
@@ -18,11 +18,11 @@ use crate::{
 };
 
 for_each_sink! {
-    every_record_is_counted_with_the_time_it_took,
-    what_is_rejected_is_counted_by_what_becomes_of_it,
+    every_record_is_counted_with_its_latency,
+    rejected_records_are_counted_by_outcome,
 }
 
-/// The figures of the only source, by name and by labels other than `source`.
+/// Returns the metrics of the only source, by name and labels other than `source`.
 async fn metrics(relay: &Running) -> Result<HashMap<String, f64>> {
     let (_, text) = outbox_relay::ask(relay.admin_addr, "/metrics").await?;
     let sample = |line: &str| {
@@ -36,13 +36,13 @@ async fn metrics(relay: &Running) -> Result<HashMap<String, f64>> {
     samples.map(sample).collect()
 }
 
-/// Waits until the figures are so.
+/// Waits until the metrics have these values.
 async fn wait_for(relay: &Running, wanted: &[(&str, f64)]) -> Result<HashMap<String, f64>> {
     let mut found = HashMap::new();
     let waited = eventually(&format!("{wanted:?}"), async || {
         found = metrics(relay).await?;
-        let is_so = (wanted.iter()).all(|(name, value)| found.get(*name) == Some(value));
-        Ok(is_so.then_some(()))
+        let matches = (wanted.iter()).all(|(name, value)| found.get(*name) == Some(value));
+        Ok(matches.then_some(()))
     })
     .await;
     waited.with_context(|| format!("the metrics are: {found:?}"))?;
@@ -55,20 +55,20 @@ async fn status(relay: &Running) -> Result<Value> {
     Ok(status)
 }
 
-/// The page, after its head.
-async fn ask_for_page(relay: &Running) -> Result<(String, String)> {
+/// Requests the page. Returns the head of the response and the page.
+async fn fetch_page(relay: &Running) -> Result<(String, String)> {
     let mut stream = TcpStream::connect(relay.admin_addr).await?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, page) = answer.split_once("\r\n\r\n").context("an answer")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    let (head, page) = response.split_once("\r\n\r\n").context("a response")?;
     Ok((head.to_owned(), page.to_owned()))
 }
 
-async fn every_record_is_counted_with_the_time_it_took(sink: SinkKind) -> Result<()> {
+async fn every_record_is_counted_with_its_latency(sink: SinkKind) -> Result<()> {
     let setup = Setup::new("figures", sink).await?;
     let session = Session::new(&setup.database).await?;
-    // More than the samples of a page, and single ones.
+    // More rows than a page measures completely, and a single one.
     let many = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, created_at)
          select '{}', 'a', 'made', n, now() - interval '90 s' from generate_series(1, 777) as n",
@@ -108,7 +108,7 @@ async fn every_record_is_counted_with_the_time_it_took(sink: SinkKind) -> Result
     relay.stop().await
 }
 
-async fn what_is_rejected_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Result<()> {
+async fn rejected_records_are_counted_by_outcome(sink: SinkKind) -> Result<()> {
     let mut setup = Setup::new("outcomes", sink).await?;
     setup.on_rejection = OnRejection::ParkKey;
     let session = Session::new(&setup.database).await?;
@@ -164,11 +164,11 @@ async fn what_is_rejected_is_counted_by_what_becomes_of_it(sink: SinkKind) -> Re
     relay.stop().await
 }
 
-/// A backlog is counted as far as it is cheap, and told as what it is beyond.
+/// A large backlog is estimated and marked as an estimate.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_is_told_while_nothing_is_published() -> Result<()> {
+async fn a_backlog_is_reported_while_nothing_is_published() -> Result<()> {
     let mut setup = Setup::new("backlog", SinkKind::Kafka).await?;
-    // Nobody is there.
+    // No broker listens there.
     setup.brokers = "127.0.0.1:1".into();
     let session = Session::new(&setup.database).await?;
     let sql = format!(
@@ -191,9 +191,9 @@ async fn a_backlog_is_told_while_nothing_is_published() -> Result<()> {
     relay.stop().await
 }
 
-/// Rows of a transaction that commits late are behind the checkpoint, and due all the same.
+/// Rows of a transaction that commits late are behind the checkpoint and nevertheless pending.
 #[tokio::test(flavor = "multi_thread")]
-async fn stragglers_are_pending_until_they_are_published() -> Result<()> {
+async fn rows_of_late_transactions_are_pending_until_they_are_published() -> Result<()> {
     let setup = Setup::new("late", SinkKind::Kafka).await?;
     let (slow, quick) = (
         Session::new(&setup.database).await?,
@@ -210,17 +210,17 @@ async fn stragglers_are_pending_until_they_are_published() -> Result<()> {
     .await?;
     relay.stop().await?;
     slow.client.batch_execute("commit").await?;
-    let mut away = setup;
-    let brokers = std::mem::replace(&mut away.brokers, "127.0.0.1:1".into());
-    let relay = away.start().await?;
+    let mut unavailable = setup;
+    let brokers = std::mem::replace(&mut unavailable.brokers, "127.0.0.1:1".into());
+    let relay = unavailable.start().await?;
     wait_for(
         &relay,
         &[("pending_rows", 1.0), ("pending_rows_is_estimate", 0.0)],
     )
     .await?;
     relay.stop().await?;
-    away.brokers = brokers;
-    let relay = away.start().await?;
+    unavailable.brokers = brokers;
+    let relay = unavailable.start().await?;
     wait_for(
         &relay,
         &[("shipped_records_total", 1.0), ("pending_rows", 0.0)],
@@ -230,8 +230,8 @@ async fn stragglers_are_pending_until_they_are_published() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_that_are_emptied_are_counted() -> Result<()> {
-    let setup = Setup::new("emptied", SinkKind::Kafka).await?;
+async fn truncated_partitions_are_counted() -> Result<()> {
+    let setup = Setup::new("truncated", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, bucket)
@@ -251,10 +251,10 @@ async fn partitions_that_are_emptied_are_counted() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_runs_its_own_script_and_nothing_else() -> Result<()> {
+async fn the_page_allows_only_its_own_script_and_style() -> Result<()> {
     let setup = Setup::new("page", SinkKind::Kafka).await?;
     let relay = setup.start().await?;
-    let (head, page) = ask_for_page(&relay).await?;
+    let (head, page) = fetch_page(&relay).await?;
     let (_, nonce) = head.split_once("script-src 'nonce-").context("a policy")?;
     let (nonce, _) = nonce.split_once('\'').context("a nonce")?;
     assert!(head.contains("default-src 'none'"), "{head}");
@@ -265,18 +265,18 @@ async fn the_page_runs_its_own_script_and_nothing_else() -> Result<()> {
             "{page}"
         );
     }
-    let (other, _) = ask_for_page(&relay).await?;
+    let (other, _) = fetch_page(&relay).await?;
     assert!(!other.contains(nonce), "the same nonce twice");
-    // Everything is in it.
-    for elsewhere in ["http:", "https:", "//cdn", "@import", "url("] {
+    // The page loads nothing.
+    for external in ["http:", "https:", "//cdn", "@import", "url("] {
         let found = page.replace("http://www.w3.org/2000/svg", "");
-        assert!(!found.contains(elsewhere), "{elsewhere}");
+        assert!(!found.contains(external), "{external}");
     }
     relay.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scripts_get_json_of_the_command() -> Result<()> {
+async fn status_prints_json_when_its_output_is_not_a_terminal() -> Result<()> {
     let setup = Setup::new("status", SinkKind::Kafka).await?;
     let relay = setup.start().await?;
     relay.wait_for_readiness(200).await?;
@@ -291,7 +291,7 @@ async fn scripts_get_json_of_the_command() -> Result<()> {
         assert!(output.status.success(), "{output:?}");
         let [status]: [Value; 1] = serde_json::from_slice(&output.stdout)?;
         assert_eq!(status["source"], "test");
-        // Not told as null: what was always there stays there.
+        // Also present when null: other programs rely on these fields.
         for key in [
             "role",
             "epoch",

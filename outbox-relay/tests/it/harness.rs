@@ -1,4 +1,4 @@
-//! A database with an outbox, and what the tests do to it.
+//! A database with an outbox, and the sessions that write to it.
 
 use std::{
     sync::{
@@ -16,11 +16,11 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Statement;
 use uuid::Uuid;
 
-/// Few, so that there are always several versions of a key on their way.
+/// Few, so that several versions of a key are always in flight.
 const KEYS: usize = 10;
 const WRITERS: usize = 3;
 
-/// A new database with an empty outbox, and aggregates with versions to write about.
+/// A new database with an empty outbox and a table of versioned aggregates.
 pub(crate) struct Database {
     pub(crate) url: String,
 }
@@ -33,8 +33,8 @@ impl Database {
         Self::at(url).await
     }
 
-    /// In this database, which is empty. In its outbox the clock stands still, as far as it tells where
-    /// new rows go: what a test writes is not emptied because ten minutes were over.
+    /// Creates the tables in this empty database. New rows always go to the same bucket, so that no partition is truncated when
+    /// the ten minutes of a bucket end during a test.
     pub(crate) async fn at(url: String) -> Result<Self> {
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
         harness
@@ -52,8 +52,8 @@ impl Database {
         Sql::connect(&self.url).await
     }
 
-    /// How often a row of the outbox was fetched by an index, once its readers have gone: a session
-    /// tells of the last of it when it ends.
+    /// Waits for the readers to end, because a session reports its last statistics at its end. Returns how many rows of the
+    /// outbox were fetched by an index.
     pub(crate) async fn rows_fetched(&self) -> Result<i64> {
         let client = self.connect().await?;
         let readers = "select count(*) from pg_stat_activity
@@ -64,7 +64,7 @@ impl Database {
         client.count(fetched).await
     }
 
-    /// Every aggregate with its newest version.
+    /// Returns every aggregate with its newest version.
     pub(crate) async fn newest(&self) -> Result<Vec<(String, i64)>> {
         let sql = "select key, version from aggregates";
         let rows = self.connect().await?.query(sql, &[]).await?;
@@ -72,7 +72,7 @@ impl Database {
     }
 }
 
-/// Sessions that change one aggregate after the other, each in a transaction with its event.
+/// Sessions that change aggregates, each change in a transaction with its event.
 pub(crate) struct Writers {
     writing: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<Result<()>>>,
@@ -110,7 +110,7 @@ impl Writers {
     }
 }
 
-/// A session that changes aggregates and tells of it.
+/// A session that changes aggregates and enqueues their events.
 pub(crate) struct Session {
     pub(crate) client: Sql,
     change: Statement,
@@ -137,7 +137,7 @@ impl Session {
         })
     }
 
-    /// Changes an aggregate and tells of it, in a transaction.
+    /// Changes an aggregate and enqueues the event in one transaction.
     pub(crate) async fn write(&self, topic: &str, key: &str) -> Result<()> {
         self.client.batch_execute("begin").await?;
         let version = self.change(key).await?;
@@ -145,12 +145,12 @@ impl Session {
         Ok(self.client.batch_execute("commit").await?)
     }
 
-    /// Changes an aggregate, which locks its row, and returns its new version.
+    /// Changes an aggregate, which locks its row. Returns the new version.
     pub(crate) async fn change(&self, key: &str) -> Result<i64> {
         Ok(self.client.query_one(&self.change, &[&key]).await?.get(0))
     }
 
-    /// Writes the event of a change; returns its id.
+    /// Enqueues the event of a change. Returns its id.
     pub(crate) async fn enqueue_event(&self, key: &str, version: i64) -> Result<Uuid> {
         let sql = "insert into outbox (topic, key, event_type, aggregate_version)
             values ('topic', $1, 'changed', $2) returning event_id::text";
@@ -158,17 +158,17 @@ impl Session {
         Ok(row.get::<_, &str>(0).parse()?)
     }
 
-    /// Takes the next number of the outbox.
+    /// Draws the next seq of the outbox.
     pub(crate) async fn next_seq(&self) -> Result<i64> {
         self.client.count("select nextval('outbox_seq')").await
     }
 
-    /// The last number that was taken.
+    /// Returns the last seq that was drawn.
     pub(crate) async fn last_seq(&self) -> Result<i64> {
         self.client.count("select last_value from outbox_seq").await
     }
 
-    /// Writes an event with a number and a transaction id that are not the table's own; returns its id.
+    /// Inserts an event with the given seq and transaction id. Returns its id.
     pub(crate) async fn enqueue_as(
         &self,
         key: &str,
@@ -183,7 +183,7 @@ impl Session {
         Ok(row.get::<_, &str>(0).parse()?)
     }
 
-    /// Writes the event of a change; returns its seq.
+    /// Enqueues the event of a change. Returns its seq.
     pub(crate) async fn enqueue(&self, topic: &str, key: &str, version: i64) -> Result<i64> {
         let payload = format!(r#"{{"version":{version}}}"#).into_bytes();
         let row = self

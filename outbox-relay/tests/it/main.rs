@@ -1,4 +1,4 @@
-//! The relay's promises, on a real Postgres and a real Kafka.
+//! Tests of the relay against a real Postgres and a real Kafka.
 
 mod acl;
 mod admin;
@@ -22,7 +22,7 @@ mod secure;
 mod silence;
 mod sinks;
 
-/// A test for each of these functions and each sink.
+/// Declares a test for each of these functions with each sink.
 #[macro_export]
 macro_rules! for_each_sink {
     ($($test:ident,)*) => {

@@ -1,6 +1,5 @@
-//! What is told of the mistakes that are made most: by `check` in one line that names the way out, and
-//! by `run`, which ends or is not ready and says why. One mistake a test, in a database whose role has
-//! the privileges of the README and no others.
+//! The most frequent configuration mistakes: `check` reports each in one line with a hint, and `run` exits or reports the same
+//! in `/readyz`. One mistake per test, in a database whose role has only the privileges of the README.
 
 mod setting;
 
@@ -16,24 +15,24 @@ use crate::{
     rejections::set_limit,
 };
 
-/// A mistake, and what is said of it.
+/// A mistake and the expected messages.
 struct Mistake {
-    /// What somebody did in the database; ROLE is the relay's role, TOPIC the topic.
+    /// Statements that cause it; ROLE is the relay's role, TOPIC the topic.
     sql: &'static str,
-    /// What is wrong in the configuration.
+    /// The mistake in the configuration.
     change: fn(&mut Parts),
-    /// What stands in the one line of `check` that says what is wrong.
+    /// Parts of the only failure that `check` prints.
     check: &'static [&'static str],
-    /// What `run` says of it.
+    /// The behavior of `run`.
     run: Run,
 }
 
 enum Run {
-    /// In `/readyz`, which is not content.
+    /// `/readyz` returns 503 with these parts.
     NotReady(&'static [&'static str]),
-    /// Before it ends with 64: the same as `check`.
-    Ends,
-    /// It publishes all the same.
+    /// It exits with 64 and prints the same as `check`.
+    Exits,
+    /// It publishes nevertheless.
     Publishes,
 }
 
@@ -41,7 +40,7 @@ const MISTAKE: Mistake = Mistake {
     sql: "",
     change: |_| (),
     check: &[],
-    run: Run::Ends,
+    run: Run::Exits,
 };
 
 /// A test for each of these mistakes.
@@ -49,7 +48,7 @@ macro_rules! mistakes {
     ($($test:ident: $mistake:expr;)*) => {
         $(#[tokio::test(flavor = "multi_thread")]
         async fn $test() -> Result<()> {
-            prove(stringify!($test), $mistake).await
+            assert_reported(stringify!($test), $mistake).await
         })*
     };
 }
@@ -57,61 +56,61 @@ macro_rules! mistakes {
 mistakes! {
     wrong_password: Mistake {
         change: |parts| parts.password = "hunter2".into(),
-        check: &["password authentication failed", "give name and password"],
-        run: Run::NotReady(&["password authentication failed", "give name and password"]),
+        check: &["password authentication failed", "Hint: Set name and password"],
+        run: Run::NotReady(&["password authentication failed", "Hint: Set name and password"]),
         ..MISTAKE
     };
     unknown_host: Mistake {
         change: |parts| parts.server = "nowhere.invalid:5432".into(),
-        check: &["can't reach the database", "whether host and port in database_url are right"],
-        run: Run::NotReady(&["can't reach the database", "whether host and port"]),
+        check: &["can't reach the database", "Check that Postgres is running and that host and port in database_url are correct."],
+        run: Run::NotReady(&["can't reach the database", "that host and port in database_url are correct"]),
         ..MISTAKE
     };
     wrong_port: Mistake {
         change: |parts| parts.server = "127.0.0.1:1".into(),
-        check: &["Connection refused", "whether host and port in database_url are right"],
-        run: Run::NotReady(&["Connection refused", "whether host and port"]),
+        check: &["Connection refused", "that host and port in database_url are correct"],
+        run: Run::NotReady(&["Connection refused", "that host and port in database_url are correct"]),
         ..MISTAKE
     };
     missing_database: Mistake {
         change: |parts| parts.database = "elsewhere".into(),
-        check: &[r#"database "elsewhere" does not exist"#, "create the database"],
-        run: Run::NotReady(&[r#"database "elsewhere" does not exist"#, "create the database"]),
+        check: &[r#"database "elsewhere" does not exist"#, "Create the database"],
+        run: Run::NotReady(&[r#"database "elsewhere" does not exist"#, "Create the database"]),
         ..MISTAKE
     };
     missing_select: Mistake {
         sql: "revoke select on outbox from ROLE",
-        check: &["may not select on outbox; grant select on outbox to "],
+        check: &["lacks SELECT on outbox. Hint: grant select on outbox to "],
         run: Run::NotReady(&["permission denied for table outbox", "outbox-relay check"]),
         ..MISTAKE
     };
     missing_truncate: Mistake {
         sql: "revoke truncate on outbox_0, outbox_5 from ROLE",
-        check: &["may not truncate on outbox_0, outbox_5; grant truncate on outbox_0, outbox_5 to "],
+        check: &["lacks TRUNCATE on outbox_0, outbox_5. Hint: grant truncate on outbox_0, outbox_5 to "],
         run: Run::Publishes,
         ..MISTAKE
     };
     missing_update_of_the_checkpoint: Mistake {
         sql: "revoke update on relay_checkpoints from ROLE",
-        check: &["may not update on relay_checkpoints; grant update on relay_checkpoints to "],
+        check: &["lacks UPDATE on relay_checkpoints. Hint: grant update on relay_checkpoints to "],
         run: Run::NotReady(&["permission denied for table relay_checkpoints", "outbox-relay check"]),
         ..MISTAKE
     };
     missing_table: Mistake {
         sql: "drop table outbox",
-        check: &["there is no table outbox", "crates/outbox/migrations"],
+        check: &["table outbox does not exist", "crates/outbox/migrations"],
         run: Run::NotReady(&[r#"relation "outbox" does not exist"#, "crates/outbox/migrations"]),
         ..MISTAKE
     };
     missing_column: Mistake {
         sql: "alter table outbox drop column traceparent",
-        check: &["column traceparent of outbox is missing; alter table outbox add column traceparent text"],
+        check: &["column traceparent of outbox is missing. Hint: alter table outbox add column traceparent text"],
         run: Run::NotReady(&[r#"column "traceparent" does not exist"#, "outbox-relay check"]),
         ..MISTAKE
     };
     missing_index: Mistake {
         sql: "drop index outbox_seq_idx",
-        check: &["there is no index on seq in outbox_0, ", "create index on outbox (seq)"],
+        check: &["there is no index on seq of outbox_0, ", "create index on outbox (seq)"],
         run: Run::Publishes,
         ..MISTAKE
     };
@@ -123,74 +122,74 @@ mistakes! {
     };
     cached_sequence: Mistake {
         sql: "alter sequence outbox_seq cache 20",
-        check: &["outbox_seq gives each session 20 numbers", "alter sequence outbox_seq cache 1"],
+        check: &["outbox_seq caches 20 numbers for each session", "alter sequence outbox_seq cache 1"],
         run: Run::Publishes,
         ..MISTAKE
     };
     a_writer_that_may_not_number_its_rows: Mistake {
         sql: "create role ROLE_writer; grant insert on outbox to ROLE_writer",
-        check: &["_writer may insert into outbox, and may not use the sequence outbox_seq",
+        check: &["_writer has INSERT on outbox but lacks USAGE on sequence outbox_seq",
             "grant usage on sequence outbox_seq to "],
         run: Run::Publishes,
         ..MISTAKE
     };
     rows_that_are_hidden: Mistake {
         sql: "alter table outbox enable row level security",
-        check: &["row-level security hides rows of outbox from ", " bypassrls"],
+        check: &["row-level security hides rows of outbox from role ", " bypassrls"],
         run: Run::NotReady(&["row-level security", "outbox-relay check"]),
         ..MISTAKE
     };
     a_schema_that_may_not_be_used: Mistake {
         sql: "create schema app; create table app.events ()",
         change: |parts| parts.source += "table = 'app.events'\n",
-        check: &["may not use the schema app; grant usage on schema app to "],
+        check: &["lacks USAGE on schema app. Hint: grant usage on schema app to "],
         run: Run::NotReady(&["permission denied for schema app", "outbox-relay check"]),
     };
     the_checkpoint_of_another_table: Mistake {
         sql: "insert into relay_checkpoints
                   (source, epoch, snapshot, max_seq, heartbeat_at, resigned, outbox)
               values ('test', 1, '3:3:', 0, now(), true, 'relay_parked'::regclass)",
-        check: &["the checkpoint is of another table than outbox", "outbox-relay reset --source test"],
+        check: &["the checkpoint belongs to another table than outbox", "outbox-relay reset --source test"],
         run: Run::NotReady(&["the checkpoint is of another table than outbox", "outbox-relay reset --source test"]),
         ..MISTAKE
     };
     kafka_away: Mistake {
         change: |parts| parts.brokers = "127.0.0.1:1".into(),
-        check: &["127.0.0.1:1: Connection refused", "whether the brokers run"],
-        run: Run::NotReady(&["127.0.0.1:1: Connection refused", "whether the brokers run"]),
+        check: &["127.0.0.1:1: Connection refused", "Check that the brokers are running"],
+        run: Run::NotReady(&["127.0.0.1:1: Connection refused", "Check that the brokers are running"]),
         ..MISTAKE
     };
     a_port_that_speaks_something_else_than_kafka: Mistake {
         change: |parts| parts.brokers = parts.server.clone(),
-        check: &["Kafka doesn't take records", "a listener that speaks Kafka"],
-        run: Run::NotReady(&["Kafka doesn't take records", "whether the brokers run"]),
+        check: &["Kafka doesn't take records", "a Kafka listener"],
+        run: Run::NotReady(&["Kafka doesn't take records", "Check that the brokers are running"]),
         ..MISTAKE
     };
     missing_topic: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version)
               values ('missing.v1', 'a', 'made', 1)",
-        check: &["there is no topic missing.v1; create it"],
-        run: Run::NotReady(&["missing.v1 is rejected: there is no such topic", "create the topic"]),
+        check: &["topic missing.v1 does not exist. Hint: Create it"],
+        run: Run::NotReady(&["missing.v1 is rejected: there is no such topic", "Create the topic"]),
         ..MISTAKE
     };
     missing_dead_letter_topic: Mistake {
         change: |parts| parts.source += "dead_letter_topic = 'missing.dlq'\n",
-        check: &["there is no topic missing.dlq; create it"],
-        run: Run::NotReady(&["dead_letter_topic can't be used", "create it"]),
+        check: &["topic missing.dlq does not exist. Hint: Create it"],
+        run: Run::NotReady(&["dead_letter_topic is unusable", "Create the topic"]),
         ..MISTAKE
     };
     batches_larger_than_their_topic_takes: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version)
               values ('TOPIC', 'a', 'made', 1)",
         change: |parts| parts.sink = "rdkafka",
-        check: &["librdkafka fills batches up to 1000000 bytes", "set kafka.max_record_bytes to 20000"],
+        check: &["librdkafka sends batches of up to 1000000 bytes", "Set kafka.max_record_bytes to 20000"],
         run: Run::Publishes,
     };
     a_row_larger_than_its_topic_takes: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version, payload)
               values ('TOPIC', 'a', 'made', 1, convert_to(repeat('x', 50000), 'UTF8'))",
-        check: &["makes a record of about 50401 bytes", "raise max.message.bytes, which is 20000"],
-        run: Run::NotReady(&["the limit is 20000", "by the topic's max.message.bytes", "raise the limit that is named"]),
+        check: &["makes a record of about 50401 bytes", "Raise max.message.bytes (20000)"],
+        run: Run::NotReady(&["the limit is 20000", "by the topic's max.message.bytes", "raise the named limit"]),
         ..MISTAKE
     };
     restored_dump: Mistake {
@@ -226,31 +225,33 @@ mistakes! {
     };
 }
 
-async fn prove(test: &str, mistake: Mistake) -> Result<()> {
+async fn assert_reported(test: &str, mistake: Mistake) -> Result<()> {
     let mut setting = Setting::new(test).await?;
     set_limit(&setting.topic, 20_000).await?;
     setting.administer(mistake.sql).await?;
     (mistake.change)(&mut setting.parts);
-    let (code, lines) = setting.complaints("check").await?;
+    let (code, lines) = setting.failures("check").await?;
     let [line] = lines.as_slice() else {
-        panic!("not one line: {lines:#?}");
+        panic!("expected one failure: {lines:#?}");
     };
     assert_eq!(code, Some(64), "{line}");
-    assert_said(line, mistake.check);
+    assert_contains(line, mistake.check);
     match mistake.run {
-        Run::Ends => assert_eq!(setting.complaints("run").await?, (code, lines)),
+        Run::Exits => assert_eq!(setting.failures("run").await?, (code, lines)),
         Run::Publishes => {
             setting.run()?.wait_for(200, &["test: idle"]).await?;
         }
         Run::NotReady(words) => {
             let mut relay = setting.run()?;
             relay.wait_for(503, words).await?;
-            // Whatever it says again and again it says quietly.
-            relay.wait_for_tries(3).await?;
-            let log = relay.end()?;
-            let tells =
-                |line: &&str| line.contains("publishing begins anew") || line.contains(" halted");
-            assert_eq!(log.lines().filter(tells).count(), 1, "{log}");
+            // The same error is logged once.
+            relay.wait_for_restarts(3).await?;
+            let log = relay.kill()?;
+            let is_failure = |line: &&str| {
+                line.contains("source failed, restarting from checkpoint")
+                    || line.contains(" halted")
+            };
+            assert_eq!(log.lines().filter(is_failure).count(), 1, "{log}");
             assert!(
                 !log.contains("panicked") && !log.contains("hunter2"),
                 "{log}"
@@ -260,7 +261,7 @@ async fn prove(test: &str, mistake: Mistake) -> Result<()> {
     Ok(())
 }
 
-fn assert_said(text: &str, words: &[&str]) {
+fn assert_contains(text: &str, words: &[&str]) {
     for part in words {
         assert!(text.contains(part), "{part} in {text}");
     }
@@ -268,14 +269,14 @@ fn assert_said(text: &str, words: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_as_it_should_be_is_told_line_by_line() -> Result<()> {
+async fn check_reports_each_passed_check_on_its_own_line() -> Result<()> {
     let setting = Setting::new("all_is_well").await?;
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
     for part in [
         "PASS     admin_addr: 127.0.0.1:".to_owned(),
         "PASS     test: Postgres 1".to_owned(),
-        "PASS     test: rows are found by seq and by xid, in every partition".to_owned(),
+        "PASS     test: every partition has indexes on seq and xid".to_owned(),
         format!(
             "PASS     test: topic {}: 3 partitions, cleanup.policy compact",
             setting.topic
@@ -291,7 +292,7 @@ async fn what_is_as_it_should_be_is_told_line_by_line() -> Result<()> {
             "{finding}"
         );
     }
-    // It has changed nothing: no relay has led yet.
+    // Nothing was changed: there is no leader yet.
     let client = setting.database.connect().await?;
     assert_eq!(
         client
@@ -302,9 +303,9 @@ async fn what_is_as_it_should_be_is_told_line_by_line() -> Result<()> {
     Ok(())
 }
 
-/// What can't be looked at is not called fine, and keeps nothing else from being looked at.
+/// A check that cannot run neither passes nor prevents the others.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_could_not_be_looked_at_is_told_with_the_reason() -> Result<()> {
+async fn check_reports_what_it_could_not_check_with_the_reason() -> Result<()> {
     let setting = Setting::new("unknown").await?;
     setting
         .administer(
@@ -320,15 +321,15 @@ async fn what_could_not_be_looked_at_is_told_with_the_reason() -> Result<()> {
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
     let mut lines = vec![
-        "UNKNOWN  test: could not check that the outbox is not filled by replication: ",
-        "UNKNOWN  test: could not check that sequence outbox_seq is not behind the outbox; \
-         grant select on sequence outbox_seq",
-        "UNKNOWN  test: no topic was looked for, because the outbox has no rows",
-        "PASS     test: rows are found by seq and by xid",
+        "UNKNOWN  test: could not check that no subscription writes to the outbox: ",
+        "UNKNOWN  test: could not check that sequence outbox_seq is not behind the outbox. Hint: \
+         Grant select on sequence outbox_seq",
+        "UNKNOWN  test: no topic was checked: the outbox has no rows",
+        "PASS     test: every partition has indexes on seq and xid",
         "PASS     kafka: 1 broker",
-        "passed, 0 failed, 3 could not be looked at",
+        "passed, 0 failed, 3 unknown",
     ];
-    assert_said(&text, &lines);
+    assert_contains(&text, &lines);
     // Numbers that come from a function.
     let mut setting = setting;
     setting.parts.source += "table = 'numbered'\n";
@@ -336,19 +337,22 @@ async fn what_could_not_be_looked_at_is_told_with_the_reason() -> Result<()> {
     assert_eq!(code, Some(0), "{text}");
     lines = vec![
         "UNKNOWN  test: could not check the default of column seq of \"numbered\", which is next_number()",
-        "UNKNOWN  test: could not check how column seq of \"numbered\" is numbered",
+        "UNKNOWN  test: could not check how column seq of \"numbered\" gets its numbers",
     ];
-    assert_said(&text, &lines);
-    // What lies behind what can't be reached.
+    assert_contains(&text, &lines);
+    // The topics cannot be checked without a broker.
     setting.parts.brokers = "127.0.0.1:1".into();
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(64), "{text}");
-    assert_said(&text, &["UNKNOWN  test: its topics were not looked at"]);
+    assert_contains(
+        &text,
+        &["UNKNOWN  test: the topics of this source were not checked"],
+    );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_who_has_seen_enough_is_no_failure() -> Result<()> {
+async fn a_closed_standard_output_is_not_a_failure() -> Result<()> {
     let setting = Setting::new("seen_enough").await?;
     let (reader, writer) = std::io::pipe()?;
     drop(reader);
@@ -358,29 +362,29 @@ async fn a_reader_who_has_seen_enough_is_no_failure() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_frees_a_key_that_is_not_parked_is_told() -> Result<()> {
+async fn retrying_a_key_that_is_not_parked_fails() -> Result<()> {
     let setting = Setting::new("not_parked").await?;
     let retry = ["parked", "retry", "--source", "test", "--key", "none"];
     let (code, text) = setting.output(&retry).await?;
     assert_eq!(code, Some(70), "{text}");
-    assert_said(&text, &["no key \"none\" of test is parked"]);
+    assert_contains(&text, &["key \"none\" of source test is not parked"]);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_a_relay_that_does_not_run_is_told_how_to_start_it() -> Result<()> {
+async fn status_without_a_running_relay_prints_how_to_start_it() -> Result<()> {
     let setting = Setting::new("not_running").await?;
     let (code, text) = setting.output(&["status"]).await?;
     assert_eq!(code, Some(70), "{text}");
-    assert_said(
+    assert_contains(
         &text,
-        &["no relay answers at 127.0.0.1:", "`outbox-relay run`"],
+        &["no relay responds at 127.0.0.1:", "`outbox-relay run`"],
     );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standby_says_behind_whom() -> Result<()> {
+async fn a_standby_names_the_leader() -> Result<()> {
     let setting = Setting::new("standby").await?;
     let client = setting.database.connect().await?;
     let lock =
@@ -390,30 +394,30 @@ async fn a_standby_says_behind_whom() -> Result<()> {
     assert_eq!(code, Some(0), "{text}");
     let holder = format!("session {pid} of Postgres");
     assert!(
-        text.contains(&format!("NOTE     test: led by {holder}")),
+        text.contains(&format!("NOTE     test: the leader is {holder}")),
         "{text}"
     );
     let relay = setting.run()?;
     relay
-        .wait_for(200, &["test: standby, behind ", &holder])
+        .wait_for(200, &["test: standby, the leader is ", &holder])
         .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_is_in_use_ends_the_relay() -> Result<()> {
+async fn an_admin_port_in_use_is_a_configuration_error() -> Result<()> {
     let mut setting = Setting::new("admin_addr").await?;
     let other = TcpListener::bind("127.0.0.1:0").await?;
     setting.parts.admin_addr = other.local_addr()?;
-    // It closes what it takes.
+    // It accepts connections and closes them.
     tokio::spawn(async move { while other.accept().await.is_ok() {} });
     for command in ["check", "run"] {
-        let (code, lines) = setting.complaints(command).await?;
+        let (code, lines) = setting.failures(command).await?;
         assert_eq!((code, lines.len()), (Some(64), 1), "{lines:?}");
-        assert_said(
+        assert_contains(
             &lines[0],
             &[
-                "admin_addr: can't listen on 127.0.0.1:",
-                "set another address",
+                "admin_addr: failed to listen on 127.0.0.1:",
+                "Hint: Set another address",
             ],
         );
     }
@@ -421,7 +425,7 @@ async fn a_port_that_is_in_use_ends_the_relay() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_not_allowed_is_told() -> Result<()> {
+async fn a_transactional_id_that_is_not_allowed_is_reported() -> Result<()> {
     let home = Arc::new(Home::new()?);
     let kafka = Kafka::start_with_settings(&home, &AUTHORIZER).await?;
     let mut setting = Setting::new("names").await?;
@@ -429,36 +433,40 @@ async fn a_name_that_is_not_allowed_is_told() -> Result<()> {
     setting.parts.brokers = kafka.brokers().to_owned();
     allow(kafka.brokers(), "User:*", &[Allowed::topic("*")]).await?;
     let names = Allowed::transactional_id("outbox-relay.");
-    allow(kafka.brokers(), "User:somebody", &[names]).await?;
-    let (code, lines) = setting.complaints("check").await?;
+    allow(kafka.brokers(), "User:other", &[names]).await?;
+    let (code, lines) = setting.failures("check").await?;
     assert_eq!((code, lines.len()), (Some(64), 1), "{lines:?}");
-    assert_said(
+    assert_contains(
         &lines[0],
         &[
             "transactional id outbox-relay.test.",
             "is not allowed",
-            "allow Write",
+            "Allow Write",
         ],
     );
-    // A lease alone is safe for all but a paused relay.
+    // Without fencing the relay still publishes; the lease protects against all but a suspended leader.
     setting.run()?.wait_for(200, &["test: idle"]).await?;
     kafka.process.stop().await;
     Ok(())
 }
 
-/// Whoever looks at a relay that leads does not take its name away from it.
+/// `check` uses the transactional id of the source without fencing the leader.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_check_does_not_disturb_the_leader() -> Result<()> {
+async fn check_does_not_fence_the_leader() -> Result<()> {
     let setting = Setting::new("undisturbed").await?;
     let relay = setting.run()?;
     relay.wait_for(200, &["test: idle"]).await?;
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
     assert!(
-        text.contains("NOTE     admin_addr: a relay answers at "),
+        text.contains("NOTE     admin_addr: a relay is running at "),
         "{text}"
     );
-    assert!(text.contains("may be used"), "{text}");
+    assert!(
+        text.contains("transactional id outbox-relay.test."),
+        "{text}"
+    );
+    assert!(text.contains(" is allowed"), "{text}");
     let sql = "insert into outbox (topic, key, event_type, aggregate_version)
                values ('TOPIC', 'a', 'made', 2)";
     setting.administer(sql).await?;

@@ -1,4 +1,4 @@
-//! A database's URL that leads to another database while the relay runs.
+//! A database URL that changes to another database while the relay runs.
 
 use std::time::Duration;
 
@@ -15,20 +15,20 @@ use crate::{
     rotation::{insert, rows},
 };
 
-/// A relay whose database's URL stands in a file.
-struct Moving {
+/// A relay that reads its database URL from a file.
+struct UrlFile {
     home: Home,
 }
 
-impl Moving {
+impl UrlFile {
     fn new(to: &Setup) -> Result<Self> {
-        let moving = Self { home: Home::new()? };
-        moving.lead_to(to)?;
-        Ok(moving)
+        let url_file = Self { home: Home::new()? };
+        url_file.point_to(to)?;
+        Ok(url_file)
     }
 
-    /// Puts the URL of this database into the file.
-    fn lead_to(&self, setup: &Setup) -> Result<()> {
+    /// Writes the URL of this database to the file.
+    fn point_to(&self, setup: &Setup) -> Result<()> {
         self.home.write("url", &setup.database.url)?;
         Ok(())
     }
@@ -46,7 +46,7 @@ impl Moving {
     }
 }
 
-/// Rows of two transactions, of which one is emptied soon when it was published.
+/// Writes the rows of two transactions to two partitions. One of them is truncated soon after publishing.
 async fn write(setup: &Setup) -> Result<Session> {
     let session = Session::new(&setup.database).await?;
     for bucket in [0, 3] {
@@ -56,19 +56,19 @@ async fn write(setup: &Setup) -> Result<Session> {
     Ok(session)
 }
 
-/// The lock and the checkpoint are of a session that is older than the file.
+/// The session with the lock and the checkpoint is older than the change of the file.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_are_read_where_the_checkpoint_is() -> Result<()> {
+async fn rows_are_read_from_the_database_of_the_checkpoint() -> Result<()> {
     let here = Setup::new("moved_here", SinkKind::Kafka).await?;
     let there = Setup::new("moved_there", SinkKind::Kafka).await?;
     let (session, _other) = (write(&here).await?, write(&there).await?);
     let lock = "pg_advisory_lock(hashtextextended('outbox-relay test', 0))";
     let leader = here.database.connect().await?;
     leader.batch_execute(&format!("select {lock}")).await?;
-    let moving = Moving::new(&here)?;
-    let relay = moving.start(&here).await?;
+    let url_file = UrlFile::new(&here)?;
+    let relay = url_file.start(&here).await?;
     relay.wait_for_state(200, "test: standby").await?;
-    moving.lead_to(&there)?;
+    url_file.point_to(&there)?;
     drop(leader);
     assert_eq!(there.records(20).await?.len(), 20);
     let checkpoint =
@@ -76,41 +76,41 @@ async fn rows_are_read_where_the_checkpoint_is() -> Result<()> {
     assert_eq!(session.client.count(checkpoint).await?, 0);
     relay.stop().await?;
     assert_eq!(here.records(0).await?, []);
-    moving.lead_to(&here)?;
-    let relay = moving.start(&here).await?;
+    url_file.point_to(&here)?;
+    let relay = url_file.start(&here).await?;
     assert_eq!(here.records(20).await?.len(), 20);
     relay.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_emptied_where_nothing_was_published() -> Result<()> {
-    let here = Setup::new("emptied_here", SinkKind::Kafka).await?;
-    let there = Setup::new("emptied_there", SinkKind::Kafka).await?;
+async fn no_partition_of_another_database_is_truncated() -> Result<()> {
+    let here = Setup::new("truncated_here", SinkKind::Kafka).await?;
+    let there = Setup::new("truncated_there", SinkKind::Kafka).await?;
     let (session, other) = (write(&here).await?, write(&there).await?);
-    let moving = Moving::new(&here)?;
-    let relay = moving.start(&here).await?;
+    let url_file = UrlFile::new(&here)?;
+    let relay = url_file.start(&here).await?;
     session.client.wait_for(&rows(3), 0).await?;
-    // Of another cluster, where transactions of these numbers were completed long ago.
+    // As of another cluster, where these transactions completed long ago.
     let checkpoint = "insert into relay_checkpoints
             (source, epoch, snapshot, max_seq, heartbeat_at, resigned)
         values ('test', 1, '900000000:900000000:', 0, now(), true)";
     other.client.batch_execute(checkpoint).await?;
-    moving.lead_to(&there)?;
-    // Some looks.
+    url_file.point_to(&there)?;
+    // Several truncation intervals.
     tokio::time::sleep(10 * Duration::from_millis(200)).await;
     assert_eq!(other.client.count(&rows(3)).await?, 10);
     relay.stop().await?;
     let checkpoint = "delete from relay_checkpoints";
     other.client.batch_execute(checkpoint).await?;
-    let relay = moving.start(&there).await?;
+    let relay = url_file.start(&there).await?;
     assert_eq!(there.records(20).await?.len(), 20);
     other.client.wait_for(&rows(3), 0).await?;
     relay.stop().await
 }
 
-/// It has the other's checkpoint, and the instance in it, by which brokers tell relays apart.
+/// The copy contains the checkpoint with the instance that distinguishes relays for the brokers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_a_database_is_published_beside_it() -> Result<()> {
+async fn a_database_and_its_copy_are_published_side_by_side() -> Result<()> {
     let first = Setup::new("copied", SinkKind::Kafka).await?;
     let mut second = Setup::new("copy", SinkKind::Kafka).await?;
     let relay = first.start().await?;
@@ -119,7 +119,7 @@ async fn a_copy_of_a_database_is_published_beside_it() -> Result<()> {
     let (_, name) = first.database.url.rsplit_once('/').context("a name")?;
     let copy = format!("{name}_copy");
     let admin = second.database.connect().await?;
-    // The sessions of a relay that has ended are not gone at once.
+    // The sessions of a stopped relay take a moment to end.
     eventually("a copy", async || {
         let sql = format!("create database \"{copy}\" template \"{name}\"");
         Ok(admin.batch_execute(&sql).await.ok())

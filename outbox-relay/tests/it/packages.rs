@@ -1,5 +1,4 @@
-//! The configurations that come with the Debian package and with deploy/kubernetes.yaml are what the relay
-//! takes, so that whoever fills them in begins with something that works.
+//! The relay accepts the configurations in the Debian package and in deploy/kubernetes.yaml.
 
 use std::{fs, path::Path};
 
@@ -17,7 +16,7 @@ fn deploy(name: &str) -> Result<String> {
     fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
-/// What the relay makes of it where the secrets that it names are files in `directory`.
+/// Loads a configuration whose secrets are files in `directory`.
 fn load(text: &str, directory: &str) -> Result<Config> {
     let home = Home::new()?;
     let url = "postgres://relay:secret@localhost/customers";
@@ -30,7 +29,7 @@ fn load(text: &str, directory: &str) -> Result<Config> {
 }
 
 #[test]
-fn the_configuration_in_the_debian_package_can_be_used() -> Result<()> {
+fn the_configuration_in_the_debian_package_is_valid() -> Result<()> {
     let text = deploy("debian/outbox-relay.toml")?;
     let config = load(&text, "/etc/outbox-relay")?;
     assert!(config.kafka.security.tls.is_none());
@@ -39,7 +38,7 @@ fn the_configuration_in_the_debian_package_can_be_used() -> Result<()> {
 }
 
 #[test]
-fn so_it_can_with_all_that_is_left_out_of_it() -> Result<()> {
+fn the_configuration_in_the_debian_package_is_valid_with_every_comment_enabled() -> Result<()> {
     let text = deploy("debian/outbox-relay.toml")?;
     let lines = text.lines().map(|line| match line.strip_prefix('#') {
         Some(setting) if !setting.starts_with(' ') => setting,
@@ -53,7 +52,7 @@ fn so_it_can_with_all_that_is_left_out_of_it() -> Result<()> {
 }
 
 #[test]
-fn the_configuration_in_kubernetes_can_be_used_and_is_where_the_relay_looks() -> Result<()> {
+fn the_configuration_in_kubernetes_is_valid_and_mounted_where_the_relay_reads_it() -> Result<()> {
     let objects: Vec<Value> = serde_saphyr::from_multiple(&deploy("kubernetes.yaml")?)?;
     let of_kind = |kind: &str| {
         let found = objects.iter().find(|object| object["kind"] == kind);
@@ -77,7 +76,7 @@ fn the_configuration_in_kubernetes_can_be_used_and_is_where_the_relay_looks() ->
         container["ports"][0]["containerPort"],
         config.admin_addr.port()
     );
-    // As the Dockerfile says.
+    // The path in the Dockerfile.
     assert_eq!(mounted("config"), Some("/etc/outbox-relay"));
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! From a committed row to a record in Kafka, and what happens when something goes wrong between.
-//! Each sink has to pass all of it.
+//! From a committed row to a record in Kafka, and the failures in between, with each sink.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -22,16 +21,16 @@ use crate::{
 };
 
 for_each_sink! {
-    what_is_committed_arrives_once_in_order_and_nothing_else_does,
-    a_record_carries_what_its_row_says,
-    a_transaction_that_stays_open_delays_nobody_and_is_not_forgotten,
-    a_standby_takes_over_and_sends_nothing_twice_after_a_clean_end,
-    a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint,
-    a_checkpoint_from_the_future_stops_the_source_until_it_is_reset,
+    only_committed_rows_are_published_once_and_in_order,
+    a_record_has_the_values_of_its_row,
+    an_open_transaction_delays_no_other_row_and_is_published_when_it_commits,
+    a_standby_takes_over_after_a_shutdown_without_duplicates,
+    a_leader_whose_sessions_are_terminated_continues_from_its_checkpoint,
+    a_checkpoint_from_the_future_halts_the_source_until_it_is_reset,
     a_dump_that_was_restored_elsewhere_is_published_after_a_reset,
-    a_database_that_says_nothing_is_told_and_waited_for_no_longer_than_it_may,
-    a_missing_topic_halts_its_source_and_repeats_nothing,
-    a_record_that_is_too_large_halts_its_source_and_repeats_nothing,
+    a_silent_database_is_reported_after_a_timeout,
+    a_missing_topic_halts_its_source_without_duplicates,
+    a_record_that_is_too_large_halts_its_source_without_duplicates,
 }
 
 /// A database, a topic, and a relay between them.
@@ -46,7 +45,7 @@ pub(crate) struct Setup {
     pub(crate) on_rejection: OnRejection,
     pub(crate) dead_letter_topic: Option<String>,
     pub(crate) max_record_bytes: usize,
-    /// Few, so that a test of some hundred rows has many pages.
+    /// Small, so that a test of a few hundred rows has many pages.
     pub(crate) max_page_rows: usize,
 }
 
@@ -108,7 +107,7 @@ impl Setup {
         Ok(Running::of(Relay::bind(self.config()?).await?))
     }
 
-    /// Changes `key` and tells of it, in a transaction.
+    /// Changes `key` and enqueues the event in one transaction.
     pub(crate) async fn write(&self, session: &Session, key: &str) -> Result<()> {
         session.client.batch_execute("begin").await?;
         let version = session.change(key).await?;
@@ -116,7 +115,7 @@ impl Setup {
         Ok(session.client.batch_execute("commit").await?)
     }
 
-    /// The topic's records, once there are at least so many.
+    /// Waits for at least this many records in the topic and returns all of them.
     pub(crate) async fn records(&self, at_least: usize) -> Result<Vec<Record>> {
         let enough = async || {
             let records = read_topic(&self.brokers, &self.topic).await?;
@@ -141,10 +140,10 @@ impl Running {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.task)
             .await
-            .context("did not end")??
+            .context("the relay did not shut down")??
     }
 
-    /// Waits until the source has begun anew so often.
+    /// Waits until the source has restarted this many times.
     pub(crate) async fn wait_for_restarts(&self, restarts: u64) -> Result<()> {
         eventually(&format!("{restarts} restarts"), async || {
             let (_, text) = outbox_relay::ask(self.admin_addr, "/status").await?;
@@ -156,28 +155,28 @@ impl Running {
         .await
     }
 
-    /// Waits until `/readyz` answers with `code`, and returns what it says.
+    /// Waits until `/readyz` returns `code`, and returns its text.
     pub(crate) async fn wait_for_readiness(&self, code: u16) -> Result<String> {
         self.wait_for_state(code, "").await
     }
 
-    /// Waits until `/readyz` answers with `code` and says `words`; returns all that it says.
+    /// Waits until `/readyz` returns `code` and a text with `words`, and returns the text.
     pub(crate) async fn wait_for_state(&self, code: u16, words: &str) -> Result<String> {
         let mut last = String::new();
-        let said = async || {
+        let matches = async || {
             let Ok((found, text)) = outbox_relay::ask(self.admin_addr, "/readyz").await else {
                 return Ok(None);
             };
             last = format!("{found} {text}");
             Ok((found == code && text.contains(words)).then_some(text))
         };
-        let waited = eventually(&format!("{code} {words}"), said).await;
-        let text = waited.with_context(|| format!("/readyz says: {last}"))?;
+        let waited = eventually(&format!("{code} {words}"), matches).await;
+        let text = waited.with_context(|| format!("/readyz returns: {last}"))?;
         Ok(text)
     }
 }
 
-/// The versions of each key, in the order in which they stand in the topic.
+/// Returns the versions of each key in the order of the topic.
 fn versions(records: &[Record]) -> HashMap<&str, Vec<i64>> {
     let mut versions: HashMap<&str, Vec<i64>> = HashMap::new();
     for record in records {
@@ -189,9 +188,7 @@ fn versions(records: &[Record]) -> HashMap<&str, Vec<i64>> {
     versions
 }
 
-async fn what_is_committed_arrives_once_in_order_and_nothing_else_does(
-    sink: SinkKind,
-) -> Result<()> {
+async fn only_committed_rows_are_published_once_and_in_order(sink: SinkKind) -> Result<()> {
     let setup = Setup::new("committed", sink).await?;
     let session = Session::new(&setup.database).await?;
     for _ in 0..100 {
@@ -211,7 +208,7 @@ async fn what_is_committed_arrives_once_in_order_and_nothing_else_does(
         assert_eq!(versions(&records)[key], in_order, "{key}");
     }
 
-    // A clean end leaves nothing to be sent again.
+    // After a clean shutdown nothing is sent again.
     let relay = setup.start().await?;
     setup.write(&session, "a").await?;
     let records = setup.records(301).await?;
@@ -221,7 +218,7 @@ async fn what_is_committed_arrives_once_in_order_and_nothing_else_does(
     Ok(())
 }
 
-async fn a_record_carries_what_its_row_says(sink: SinkKind) -> Result<()> {
+async fn a_record_has_the_values_of_its_row(sink: SinkKind) -> Result<()> {
     let setup = Setup::new("headers", sink).await?;
     let client = setup.database.connect().await?;
     let sql = format!(
@@ -262,11 +259,12 @@ async fn a_record_carries_what_its_row_says(sink: SinkKind) -> Result<()> {
         expected.map(|(n, v)| (n.to_owned(), v.to_owned()))
     );
     assert_eq!(deleted.payload, None, "a tombstone");
+    assert_eq!(deleted.header("content-type"), None, "a tombstone");
     assert_eq!(deleted.header("reason"), Some("asked"));
     Ok(())
 }
 
-async fn a_transaction_that_stays_open_delays_nobody_and_is_not_forgotten(
+async fn an_open_transaction_delays_no_other_row_and_is_published_when_it_commits(
     sink: SinkKind,
 ) -> Result<()> {
     let setup = Setup::new("open", sink).await?;
@@ -283,7 +281,7 @@ async fn a_transaction_that_stays_open_delays_nobody_and_is_not_forgotten(
     }
     let records = setup.records(200).await?;
     assert!(records.iter().all(|record| record.key == "fast"));
-    // Another relay takes over meanwhile: the straggler is in the checkpoint, not in memory.
+    // Another relay takes over meanwhile: the open transaction is in the checkpoint, not in memory.
     relay.stop().await?;
     let relay = setup.start().await?;
     setup.write(&fast, "fast").await?;
@@ -296,9 +294,7 @@ async fn a_transaction_that_stays_open_delays_nobody_and_is_not_forgotten(
     Ok(())
 }
 
-async fn a_standby_takes_over_and_sends_nothing_twice_after_a_clean_end(
-    sink: SinkKind,
-) -> Result<()> {
+async fn a_standby_takes_over_after_a_shutdown_without_duplicates(sink: SinkKind) -> Result<()> {
     let setup = Setup::new("standby", sink).await?;
     let session = Session::new(&setup.database).await?;
     let first = setup.start().await?;
@@ -314,7 +310,9 @@ async fn a_standby_takes_over_and_sends_nothing_twice_after_a_clean_end(
     second.stop().await
 }
 
-async fn a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint(sink: SinkKind) -> Result<()> {
+async fn a_leader_whose_sessions_are_terminated_continues_from_its_checkpoint(
+    sink: SinkKind,
+) -> Result<()> {
     let setup = Setup::new("cut", sink).await?;
     let session = Session::new(&setup.database).await?;
     let relay = setup.start().await?;
@@ -328,8 +326,7 @@ async fn a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint(sink: SinkK
         session.client.query(cut, &[]).await?;
     }
     setup.write(&session, "a").await?;
-    // What was published since the last checkpoint may come twice, but never out of order for a
-    // reader who ignores what he knows.
+    // Records since the last checkpoint may be duplicated, but are in order for a consumer that ignores known versions.
     let mut newest = 0;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while newest < 151 {
@@ -344,7 +341,7 @@ async fn a_leader_whose_sessions_are_cut_goes_on_from_its_checkpoint(sink: SinkK
     relay.stop().await
 }
 
-async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset(
+async fn a_checkpoint_from_the_future_halts_the_source_until_it_is_reset(
     sink: SinkKind,
 ) -> Result<()> {
     let setup = Setup::new("future", sink).await?;
@@ -355,8 +352,8 @@ async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset(
                values ('test', 9, '999999999:999999999:', 0, now(), true)";
     session.client.batch_execute(sql).await?;
     let relay = setup.start().await?;
-    let way_out = "outbox-relay reset --source test";
-    relay.wait_for_state(503, way_out).await?;
+    let recovery_command = "outbox-relay reset --source test";
+    relay.wait_for_state(503, recovery_command).await?;
     assert_eq!(setup.records(0).await?, []);
     relay.stop().await?;
     reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
@@ -365,7 +362,7 @@ async fn a_checkpoint_from_the_future_stops_the_source_until_it_is_reset(
     relay.stop().await
 }
 
-/// As a dump leaves it: rows and checkpoint with ids of transactions that are still to come here.
+/// As after a restore of a dump: rows and checkpoint have transaction ids that are ahead of this cluster.
 async fn a_dump_that_was_restored_elsewhere_is_published_after_a_reset(
     sink: SinkKind,
 ) -> Result<()> {
@@ -395,11 +392,9 @@ async fn a_dump_that_was_restored_elsewhere_is_published_after_a_reset(
     relay.stop().await
 }
 
-async fn a_database_that_says_nothing_is_told_and_waited_for_no_longer_than_it_may(
-    sink: SinkKind,
-) -> Result<()> {
+async fn a_silent_database_is_reported_after_a_timeout(sink: SinkKind) -> Result<()> {
     let mut setup = Setup::new("silent", sink).await?;
-    // It takes connections, by the system's hand, and that is all.
+    // The kernel accepts connections, and nobody responds.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     setup.database.url = format!("postgres://nobody@{}/nowhere", silent.local_addr()?);
     let relay = setup.start().await?;
@@ -409,9 +404,8 @@ async fn a_database_that_says_nothing_is_told_and_waited_for_no_longer_than_it_m
     relay.stop().await
 }
 
-/// A row that can't be published stands in the way of those behind it, and says so all the while; what
-/// was published before it is not repeated, however often it is tried.
-async fn a_missing_topic_halts_its_source_and_repeats_nothing(sink: SinkKind) -> Result<()> {
+/// A rejected row blocks those behind it and is reported all the time. Retries do not repeat the rows before it.
+async fn a_missing_topic_halts_its_source_without_duplicates(sink: SinkKind) -> Result<()> {
     let setup = Setup::new("lost_topic", sink).await?;
     let session = Session::new(&setup.database).await?;
     for _ in 0..20 {
@@ -431,14 +425,14 @@ async fn a_missing_topic_halts_its_source_and_repeats_nothing(sink: SinkKind) ->
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(setup.records(20).await?.len(), 20);
-    // When the fault is mended it goes on by itself.
+    // It continues automatically once the topic exists.
     Addresses::shared().create_topic(&missing, 1).await?;
     assert_eq!(setup.records(40).await?.len(), 40);
     relay.wait_for_readiness(200).await?;
     relay.stop().await
 }
 
-async fn a_record_that_is_too_large_halts_its_source_and_repeats_nothing(
+async fn a_record_that_is_too_large_halts_its_source_without_duplicates(
     sink: SinkKind,
 ) -> Result<()> {
     let setup = Setup::new("large", sink).await?;
@@ -458,18 +452,18 @@ async fn a_record_that_is_too_large_halts_its_source_and_repeats_nothing(
     let mut rejections = 0;
     while rejections < 5 {
         let text = relay.wait_for_readiness(503).await?;
-        rejections += usize::from(text.contains("is in the way"));
+        rejections += usize::from(text.contains("was rejected and blocks this source"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     relay.stop().await?;
-    // Tried again and again, and neither passed by nor preceded by repeats.
+    // Retries neither skip the row nor repeat the rows before it.
     assert_eq!(setup.records(20).await?.len(), 20);
     Ok(())
 }
 
-/// Reading waits for it, and nothing else.
+/// Only reading waits for the lock.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_on_the_outbox_is_told_and_outlasted() -> Result<()> {
+async fn a_lock_on_the_outbox_is_reported_and_survived() -> Result<()> {
     let setup = Setup::new("locked_outbox", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let relay = setup.start().await?;
@@ -479,7 +473,7 @@ async fn a_lock_on_the_outbox_is_told_and_outlasted() -> Result<()> {
     session.client.batch_execute(lock).await?;
     let version = session.change("a").await?;
     session.enqueue(&setup.topic, "a", version).await?;
-    // Something else happens, so that the relay looks.
+    // Another transaction, so that the relay polls the outbox.
     let other = setup.database.connect().await?;
     other
         .batch_execute("insert into aggregates values ('b', 1)")
@@ -491,9 +485,9 @@ async fn a_lock_on_the_outbox_is_told_and_outlasted() -> Result<()> {
     relay.stop().await
 }
 
-/// A session that went on waiting for it would have the source's lock, and no relay.
+/// A session that keeps waiting would hold the lock of the source without a relay.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_on_the_checkpoint_is_told_and_outlasted() -> Result<()> {
+async fn a_lock_on_the_checkpoint_is_reported_and_survived() -> Result<()> {
     let setup = Setup::new("locked", SinkKind::Kafka).await?;
     let (locker, client) = (
         setup.database.connect().await?,
@@ -503,7 +497,7 @@ async fn a_lock_on_the_checkpoint_is_told_and_outlasted() -> Result<()> {
     locker.batch_execute(lock).await?;
     let relay = setup.start().await?;
     relay.wait_for_state(503, "pg_blocking_pids()").await?;
-    // Its next try is the only session that waits.
+    // At most one session waits: that of the current attempt.
     let waiting = "select count(*) from pg_stat_activity where datname = current_database()
         and application_name = 'outbox-relay leader' and wait_event_type = 'Lock'";
     assert!(client.count(waiting).await? <= 1);

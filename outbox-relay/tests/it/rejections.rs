@@ -1,4 +1,4 @@
-//! Records that Kafka rejects for good, under each policy. A record of 2 MB for a topic that takes one.
+//! Records that Kafka rejects permanently, under each policy: a record of 2 MB for a topic that accepts 1 MB.
 
 use ::rdkafka::{
     ClientConfig,
@@ -10,33 +10,33 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Home, Kafka, Record, eventually};
 use outbox_relay::{
-    Dropped, Parked,
+    DropOutcome, ParkedKeys,
     config::{OnRejection, SinkKind},
 };
 
 use crate::{
-    acl::{AUTHORIZER, forbid_writing},
+    acl::{AUTHORIZER, deny_writing},
     for_each_sink,
     harness::Session,
     publishing::Setup,
 };
 
 for_each_sink! {
-    halt_lets_nothing_pass,
-    a_parked_key_waits_and_others_go_on,
-    a_dropped_event_leaves_a_record_and_frees_its_key,
+    halt_publishes_nothing_behind_a_rejected_event,
+    a_parked_key_is_held_back_and_others_are_published,
+    a_dropped_event_is_dead_lettered_and_its_key_continues,
     a_dead_letter_is_in_the_table_and_in_the_topic,
-    a_rejection_by_the_broker_is_narrowed_down_to_its_record,
-    a_batch_that_is_rejected_takes_no_other_row_along,
-    a_topic_that_may_not_be_written_to_holds_no_other_up,
-    what_is_in_front_of_a_rejected_row_is_not_repeated,
-    what_waits_behind_a_parked_key_is_kept_when_the_source_halts,
-    a_source_that_halts_reads_one_row_a_try_and_not_a_page,
-    a_missing_dead_letter_topic_is_told_before_anything_is_published,
-    a_dead_letter_waits_for_a_topic_that_was_deleted,
-    an_event_that_was_set_aside_stays_beside_another_with_its_seq,
-    rows_that_make_no_record_are_rejected_with_the_reason,
-    dead_letters_of_a_page_are_all_recorded_each_with_its_reason,
+    a_rejection_of_a_batch_is_traced_to_its_record,
+    a_rejected_batch_parks_or_dead_letters_no_acceptable_row,
+    a_topic_without_write_permission_blocks_no_other_topic,
+    rows_before_a_rejected_row_are_not_repeated,
+    events_behind_a_parked_key_are_kept_when_the_source_halts,
+    a_halted_source_reads_one_row_per_attempt_and_not_a_page,
+    a_missing_dead_letter_topic_is_reported_before_anything_is_published,
+    a_dead_letter_stays_pending_while_its_topic_is_missing,
+    rejected_events_that_share_a_seq_are_all_kept,
+    rows_that_cannot_become_records_are_rejected_with_the_reason,
+    every_dead_letter_of_a_page_is_stored_with_its_reason,
 }
 
 const LARGE: usize = 2_000_000;
@@ -49,7 +49,7 @@ async fn setup(test: &str, sink: SinkKind, on_rejection: OnRejection) -> Result<
     Ok((setup, session))
 }
 
-/// Changes `key`, and tells of it at such length; returns the event's seq.
+/// Changes `key` and enqueues an event with a payload of `length` bytes. Returns its seq.
 async fn write_large(session: &Session, topic: &str, key: &str, length: usize) -> Result<i64> {
     let version = session.change(key).await?;
     let sql = "insert into outbox (topic, key, event_type, aggregate_version, payload)
@@ -81,15 +81,17 @@ fn versions_of(records: &[Record], key: &str) -> Vec<i64> {
     of_key.map(Record::version).collect()
 }
 
-async fn halt_lets_nothing_pass(sink: SinkKind) -> Result<()> {
+async fn halt_publishes_nothing_behind_a_rejected_event(sink: SinkKind) -> Result<()> {
     let (setup, session) = setup("halt", sink, OnRejection::Halt).await?;
     setup.write(&session, "a").await?;
     write_large(&session, &setup.topic, "a", LARGE).await?;
     setup.write(&session, "b").await?;
     let relay = setup.start().await?;
-    relay.wait_for_state(503, "is in the way").await?;
+    relay
+        .wait_for_state(503, "was rejected and blocks this source")
+        .await?;
     assert_eq!(setup.records(1).await?.len(), 1);
-    // The way out: the topic takes it from now on.
+    // The fix: from now on the topic accepts the record.
     set_limit(&setup.topic, 4_000_000).await?;
     let records = setup.records(3).await?;
     assert_eq!(versions_of(&records, "a"), [1, 2]);
@@ -97,7 +99,7 @@ async fn halt_lets_nothing_pass(sink: SinkKind) -> Result<()> {
     relay.stop().await
 }
 
-async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
+async fn a_parked_key_is_held_back_and_others_are_published(sink: SinkKind) -> Result<()> {
     let (setup, session) = setup("park", sink, OnRejection::ParkKey).await?;
     setup.write(&session, "a").await?;
     let rejected = write_large(&session, &setup.topic, "a", LARGE).await?;
@@ -111,7 +113,7 @@ async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
         (vec![1], vec![1, 2])
     );
     relay.wait_for_readiness(200).await?;
-    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    let parked = ParkedKeys::connect(&setup.config()?.sources[0]).await?;
     let key = eventually("a parked key with all its events", async || {
         let keys = parked.list().await?;
         Ok(keys.into_iter().find(|key| key.events == 3))
@@ -119,9 +121,9 @@ async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
     .await?;
     assert_eq!((key.key.as_str(), key.rejected_seq), ("a", rejected));
     assert!(key.error.contains(&setup.topic), "{}", key.error);
-    // Another try changes nothing while the reason is still there ...
+    // A retry changes nothing while the cause persists ...
     assert_eq!(parked.retry(Some("a")).await?, 1);
-    eventually("the end of a try", async || {
+    eventually("the end of a retry", async || {
         Ok(parked
             .list()
             .await?
@@ -131,8 +133,8 @@ async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
     })
     .await?;
     relay.stop().await?;
-    // ... and survives a restart. Without the reason, everything follows in order, and what comes
-    // later goes its usual way.
+    // ... and the parked key survives a restart. Without the cause all its events are published in order, and later events
+    // are published as usual.
     let relay = setup.start().await?;
     set_limit(&setup.topic, 4_000_000).await?;
     setup.write(&session, "a").await?;
@@ -145,12 +147,12 @@ async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
     relay.stop().await
 }
 
-async fn a_dropped_event_leaves_a_record_and_frees_its_key(sink: SinkKind) -> Result<()> {
+async fn a_dropped_event_is_dead_lettered_and_its_key_continues(sink: SinkKind) -> Result<()> {
     let (setup, session) = setup("drop", sink, OnRejection::ParkKey).await?;
     let rejected = write_large(&session, &setup.topic, "a", LARGE).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
-    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    let parked = ParkedKeys::connect(&setup.config()?.sources[0]).await?;
     eventually("a parked key", async || {
         Ok(parked
             .list()
@@ -160,8 +162,14 @@ async fn a_dropped_event_leaves_a_record_and_frees_its_key(sink: SinkKind) -> Re
             .then_some(()))
     })
     .await?;
-    assert_eq!(parked.drop_event(rejected, None).await?, Dropped::One);
-    assert_eq!(parked.drop_event(rejected, None).await?, Dropped::None);
+    assert_eq!(
+        parked.drop_event(rejected, None).await?,
+        DropOutcome::Dropped
+    );
+    assert_eq!(
+        parked.drop_event(rejected, None).await?,
+        DropOutcome::NotFound
+    );
     assert_eq!(versions_of(&setup.records(1).await?, "a"), [2]);
     let sql = "select error, length(payload) from relay_dead_letters";
     let row = session.client.query_one(sql, &[]).await?;
@@ -178,7 +186,7 @@ async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Resul
     setup.dead_letter_topic = Some(dead_letters.clone());
     let large = write_large(&session, &setup.topic, "a", LARGE).await?;
     let version = session.change("a").await?;
-    let lost = session.enqueue("nobody.made.this", "a", version).await?;
+    let lost = session.enqueue("no.such.topic", "a", version).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
     assert_eq!(versions_of(&setup.records(1).await?, "a"), [3]);
@@ -187,11 +195,11 @@ async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Resul
     })
     .await?;
     assert_eq!((dead.key.as_str(), dead.version()), ("a", 2));
-    assert_eq!(dead.header("dead_letter_topic"), Some("nobody.made.this"));
+    assert_eq!(dead.header("dead_letter_topic"), Some("no.such.topic"));
     assert_eq!(dead.header("dead_letter_seq"), Some(&*lost.to_string()));
     let error = dead.header("dead_letter_error").unwrap_or_default();
-    assert!(error.contains("nobody.made.this"), "{error}");
-    // The large one is rejected there, too. The table has both.
+    assert!(error.contains("no.such.topic"), "{error}");
+    // The dead-letter topic rejects the large one, too. The table has both.
     let settled = "select count(*) from relay_dead_letters where in_topic <> 'pending'";
     session.client.wait_for(settled, 2).await?;
     let sql = "select seq, in_topic, error from relay_dead_letters order by seq";
@@ -202,13 +210,13 @@ async fn a_dead_letter_is_in_the_table_and_in_the_topic(sink: SinkKind) -> Resul
     relay.stop().await
 }
 
-/// The broker rejects whole batches, and says nothing of which record it was.
-async fn a_rejection_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind) -> Result<()> {
+/// The broker rejects whole batches and does not name the record.
+async fn a_rejection_of_a_batch_is_traced_to_its_record(sink: SinkKind) -> Result<()> {
     let (setup, session) = setup("narrow", sink, OnRejection::ParkKey).await?;
     setup.write(&session, "warm").await?;
     let relay = setup.start().await?;
     setup.records(1).await?;
-    // The sink has asked for the limit, and does not know that it is another now.
+    // The sink has cached the former limit.
     set_limit(&setup.topic, 10_000).await?;
     session.client.batch_execute("begin").await?;
     for key in ["a", "b", "c"] {
@@ -221,7 +229,7 @@ async fn a_rejection_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind
         session.enqueue(&setup.topic, key, version).await?;
     }
     session.client.batch_execute("commit").await?;
-    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    let parked = ParkedKeys::connect(&setup.config()?.sources[0]).await?;
     let keys = eventually("a parked key", async || {
         let keys = parked.list().await?;
         Ok(keys.iter().any(|key| key.events == 2).then_some(keys))
@@ -236,13 +244,13 @@ async fn a_rejection_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind
     })
     .await?;
     assert_eq!(versions_of(&records, "a").iter().max(), Some(&1));
-    relay.wait_for_readiness(200).await.context("all is well")?;
+    relay.wait_for_readiness(200).await.context("ready")?;
     relay.stop().await
 }
 
-/// No row is too large, but what is on its way together is: while rows are still handed over, the
-/// sink tells of the rejection, and it is none of theirs.
-async fn a_batch_that_is_rejected_takes_no_other_row_along(sink: SinkKind) -> Result<()> {
+/// No row is too large, but the batch is. The sink reports the rejection while it is given further rows, which were not
+/// rejected.
+async fn a_rejected_batch_parks_or_dead_letters_no_acceptable_row(sink: SinkKind) -> Result<()> {
     const ROWS: usize = 450;
     for on_rejection in [OnRejection::ParkKey, OnRejection::DeadLetter] {
         let (mut setup, session) = setup("innocent", sink, on_rejection).await?;
@@ -260,86 +268,88 @@ async fn a_batch_that_is_rejected_takes_no_other_row_along(sink: SinkKind) -> Re
         session.client.batch_execute(&sql).await?;
         eventually("all rows", async || {
             let records = setup.records(1).await?;
-            let told: HashSet<_> = records.iter().map(|r| (&r.key, r.version())).collect();
-            Ok((told.len() == ROWS + 1).then_some(()))
+            let seen: HashSet<_> = records.iter().map(|r| (&r.key, r.version())).collect();
+            Ok((seen.len() == ROWS + 1).then_some(()))
         })
         .await?;
-        let dead_lettered = "select (select count(*) from relay_parked)
+        let rejected = "select (select count(*) from relay_parked)
                               + (select count(*) from relay_dead_letters)";
-        assert_eq!(session.client.count(dead_lettered).await?, 0);
+        assert_eq!(session.client.count(rejected).await?, 0);
         relay.stop().await?;
     }
     Ok(())
 }
 
-/// A broker that takes everything but what is for one topic.
-async fn forbidding(sink: SinkKind, on_rejection: OnRejection) -> Result<Forbidding> {
+/// Starts a broker that denies writing to one topic.
+async fn denying_setup(sink: SinkKind, on_rejection: OnRejection) -> Result<DenyingSetup> {
     let home = Arc::new(Home::new()?);
     let kafka = Kafka::start_with_settings(&home, &AUTHORIZER).await?;
-    let (mut setup, session) = setup("forbidden", sink, on_rejection).await?;
+    let (mut setup, session) = setup("denied", sink, on_rejection).await?;
     setup.brokers = kafka.brokers().to_owned();
-    let forbidden = format!("{}_forbidden", setup.topic);
-    for topic in [&setup.topic, &forbidden] {
+    let denied = format!("{}_denied", setup.topic);
+    for topic in [&setup.topic, &denied] {
         kafka.create_topic(topic, 3, &[]).await?;
     }
-    forbid_writing(kafka.brokers(), &forbidden).await?;
-    Ok(Forbidding {
+    deny_writing(kafka.brokers(), &denied).await?;
+    Ok(DenyingSetup {
         kafka,
         setup,
         session,
-        forbidden,
+        denied,
     })
 }
 
-struct Forbidding {
+struct DenyingSetup {
     kafka: Kafka,
     setup: Setup,
     session: Session,
-    forbidden: String,
+    denied: String,
 }
 
-/// Whatever keeps it from publishing, it goes on from where it was.
-async fn what_is_in_front_of_a_rejected_row_is_not_repeated(sink: SinkKind) -> Result<()> {
+/// Retries start at the rejected row.
+async fn rows_before_a_rejected_row_are_not_repeated(sink: SinkKind) -> Result<()> {
     const ROWS: usize = 300;
-    let Forbidding {
+    let DenyingSetup {
         kafka,
         mut setup,
         session,
-        forbidden,
-    } = forbidding(sink, OnRejection::Halt).await?;
+        denied,
+    } = denying_setup(sink, OnRejection::Halt).await?;
     setup.max_page_rows = 20_000;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, payload)
          select '{}', 'key-' || n % 10, 'made', n, '{{}}' from generate_series(1, {ROWS}) as n;
          insert into outbox (topic, key, event_type, aggregate_version, payload)
-         values ('{forbidden}', 'key-1', 'made', 1000, '{{}}')",
+         values ('{denied}', 'key-1', 'made', 1000, '{{}}')",
         setup.topic
     );
     session.client.batch_execute(&sql).await?;
     let relay = setup.start().await?;
-    relay.wait_for_state(503, "is in the way").await?;
+    relay
+        .wait_for_state(503, "was rejected and blocks this source")
+        .await?;
     let count = setup.records(ROWS).await?.len();
-    // Several tries more.
+    // Several more attempts.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(setup.records(ROWS).await?.len(), count);
-    // Once with all the others, and once one by one.
+    // Once in batches, and once one by one.
     assert!(count <= 2 * ROWS, "{count} records of {ROWS} rows");
     relay.stop().await?;
     kafka.process.stop().await;
     Ok(())
 }
 
-/// Of this nothing but an answer to a whole batch tells: it is sent again, one record at a time.
-async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) -> Result<()> {
-    let Forbidding {
+/// The broker reports this only for a whole batch, which is sent again one by one.
+async fn a_topic_without_write_permission_blocks_no_other_topic(sink: SinkKind) -> Result<()> {
+    let DenyingSetup {
         kafka,
         setup,
         session,
-        forbidden,
-    } = forbidding(sink, OnRejection::ParkKey).await?;
+        denied,
+    } = denying_setup(sink, OnRejection::ParkKey).await?;
     session.client.batch_execute("begin").await?;
     for key in ["a", "b", "a", "b"] {
-        for topic in [&setup.topic, &forbidden] {
+        for topic in [&setup.topic, &denied] {
             let version = session.change(key).await?;
             session.enqueue(topic, key, version).await?;
         }
@@ -347,36 +357,34 @@ async fn a_topic_that_may_not_be_written_to_holds_no_other_up(sink: SinkKind) ->
     session.client.batch_execute("commit").await?;
     let relay = setup.start().await?;
     eventually("the other topic's records", async || {
-        // The brokers took some with the batch that they rejected a part of: these come twice.
+        // The broker accepted a part of the batches, so some records are duplicated.
         let records = setup.records(1).await?;
         let newest = |key| versions_of(&records, key).last().copied();
         Ok((newest("a") == Some(3) && newest("b") == Some(3)).then_some(()))
     })
     .await?;
     relay.wait_for_readiness(200).await?;
-    let parked = Parked::of(&setup.config()?.sources[0]).await?;
+    let parked = ParkedKeys::connect(&setup.config()?.sources[0]).await?;
     let keys = eventually("two parked keys", async || {
         let keys = parked.list().await?;
         Ok((keys.iter().map(|key| key.events).sum::<i64>() == 4).then_some(keys))
     })
     .await?;
-    assert!(keys.iter().all(|key| key.topic == forbidden), "{keys:?}");
+    assert!(keys.iter().all(|key| key.topic == denied), "{keys:?}");
     relay.stop().await?;
     kafka.process.stop().await;
     Ok(())
 }
 
-/// The page ends with an error while events of a parked key wait to be stored.
-async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
-    sink: SinkKind,
-) -> Result<()> {
+/// The page ends with an error while events of a parked key are not stored yet.
+async fn events_behind_a_parked_key_are_kept_when_the_source_halts(sink: SinkKind) -> Result<()> {
     let (setup, session) = setup("behind", sink, OnRejection::ParkKey).await?;
     let missing = Addresses::unique_name("missing");
     session.enqueue(&missing, "hot", 1).await?;
     let relay = setup.start().await?;
     let parked = "select count(*) from relay_parked";
     session.client.wait_for(parked, 1).await?;
-    // Nothing more can be parked for a reason of its own.
+    // No further rejected event can be parked.
     let reject = "alter table relay_parked add constraint full_up check (error is null or seq = 1)";
     session.client.batch_execute(reject).await?;
     session.client.batch_execute("begin").await?;
@@ -387,12 +395,12 @@ async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
     session.client.batch_execute("commit").await?;
     relay.wait_for_state(503, "full_up").await?;
     session.client.wait_for(parked, 4).await?;
-    let mend = "alter table relay_parked drop constraint full_up";
-    session.client.batch_execute(mend).await?;
+    let repair = "alter table relay_parked drop constraint full_up";
+    session.client.batch_execute(repair).await?;
     session.client.wait_for(parked, 5).await?;
     Addresses::shared().create_topic(&missing, 1).await?;
     let source = &setup.config()?.sources[0];
-    Parked::of(source).await?.retry(None).await?;
+    ParkedKeys::connect(source).await?.retry(None).await?;
     session.client.wait_for(parked, 0).await?;
     let records = Addresses::shared().read_topic(&missing).await?;
     assert_eq!(versions_of(&records, "hot"), [1, 2, 3, 4]);
@@ -400,11 +408,11 @@ async fn what_waits_behind_a_parked_key_is_kept_when_the_source_halts(
     relay.stop().await
 }
 
-async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) -> Result<()> {
-    // Fewer than two pages for each of the tries, and more than what measures the backlog looks at.
+async fn a_halted_source_reads_one_row_per_attempt_and_not_a_page(sink: SinkKind) -> Result<()> {
+    // Less than two pages for each attempt, and more rows than the measurement of the backlog reads.
     const ROWS: usize = 20_000;
-    const TRIES: i64 = 8;
-    let (mut setup, session) = setup("tries", sink, OnRejection::Halt).await?;
+    const ATTEMPTS: i64 = 8;
+    let (mut setup, session) = setup("attempts", sink, OnRejection::Halt).await?;
     setup.max_page_rows = 20_000;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version)
@@ -413,29 +421,33 @@ async fn a_source_that_halts_reads_one_row_a_try_and_not_a_page(sink: SinkKind) 
     );
     session.client.batch_execute(&sql).await?;
     let relay = setup.start().await?;
-    let tries = "select epoch from relay_checkpoints";
-    eventually("some tries", async || {
-        Ok((session.client.count(tries).await? > TRIES).then_some(()))
+    let attempts = "select epoch from relay_checkpoints";
+    eventually("some attempts", async || {
+        Ok((session.client.count(attempts).await? > ATTEMPTS).then_some(()))
     })
     .await?;
     relay.stop().await?;
-    // Two pages, the second of which is read ahead, at the first try alone.
+    // Only the first attempt reads two pages, the second of which is read ahead.
     let fetched = usize::try_from(setup.database.rows_fetched().await?)?;
     assert!(fetched < ROWS, "{fetched}");
     Ok(())
 }
 
-/// They are read a page at a time, and a page ends by its bytes, too.
+/// They are read in pages, which are also limited in bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_larger_than_a_page_all_come_to_their_topic() -> Result<()> {
-    let (mut setup, session) =
-        setup("large_letters", SinkKind::Kafka, OnRejection::DeadLetter).await?;
-    let dead_letters = Addresses::unique_name("large_letters");
+async fn dead_letters_larger_than_a_page_are_all_sent_to_their_topic() -> Result<()> {
+    let (mut setup, session) = setup(
+        "large_dead_letters",
+        SinkKind::Kafka,
+        OnRejection::DeadLetter,
+    )
+    .await?;
+    let dead_letters = Addresses::unique_name("large_dead_letters");
     Addresses::shared().create_topic(&dead_letters, 1).await?;
     setup.dead_letter_topic = Some(dead_letters);
     let pending = "insert into relay_dead_letters
             (source, seq, event_id, topic, key, event_type, payload, error)
-        select 'test', n, gen_random_uuid(), 'nobody.made.this', 'a', 'made',
+        select 'test', n, gen_random_uuid(), 'no.such.topic', 'a', 'made',
             convert_to(repeat('x', 900000), 'UTF8'), 'it was rejected'
         from generate_series(1, 25) as n";
     session.client.batch_execute(pending).await?;
@@ -445,17 +457,17 @@ async fn dead_letters_larger_than_a_page_all_come_to_their_topic() -> Result<()>
     relay.stop().await
 }
 
-/// What goes there is tried once, so it would all be rejected for good.
-async fn a_missing_dead_letter_topic_is_told_before_anything_is_published(
+/// A dead letter is sent to its topic once, so that a missing topic would reject all of them permanently.
+async fn a_missing_dead_letter_topic_is_reported_before_anything_is_published(
     sink: SinkKind,
 ) -> Result<()> {
-    let (mut setup, session) = setup("no_letters", sink, OnRejection::DeadLetter).await?;
+    let (mut setup, session) = setup("no_dead_letter_topic", sink, OnRejection::DeadLetter).await?;
     let missing = Addresses::unique_name("missing");
     setup.dead_letter_topic = Some(missing.clone());
-    session.enqueue("nobody.made.this", "a", 1).await?;
+    session.enqueue("no.such.topic", "a", 1).await?;
     let relay = setup.start().await?;
     let text = relay.wait_for_state(503, &missing).await?;
-    assert!(text.contains("create it"), "{text}");
+    assert!(text.contains("Create the topic"), "{text}");
     Addresses::shared().create_topic(&missing, 1).await?;
     relay.wait_for_readiness(200).await?;
     let sent = "select count(*) from relay_dead_letters where in_topic = 'sent'";
@@ -463,8 +475,9 @@ async fn a_missing_dead_letter_topic_is_told_before_anything_is_published(
     relay.stop().await
 }
 
-async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Result<()> {
-    let (mut setup, session) = setup("letters_gone", sink, OnRejection::DeadLetter).await?;
+async fn a_dead_letter_stays_pending_while_its_topic_is_missing(sink: SinkKind) -> Result<()> {
+    let (mut setup, session) =
+        setup("dead_letter_topic_deleted", sink, OnRejection::DeadLetter).await?;
     let dead_letters = Addresses::unique_name("dead_letters");
     Addresses::shared().create_topic(&dead_letters, 1).await?;
     setup.dead_letter_topic = Some(dead_letters.clone());
@@ -477,10 +490,10 @@ async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Res
         Ok((!names.contains(&dead_letters)).then_some(()))
     })
     .await?;
-    // Too large for either topic, which is found out before it is sent.
+    // Too large for either topic, which the sink detects before sending it.
     write_large(&session, &setup.topic, "a", LARGE).await?;
     relay
-        .wait_for_state(503, "dead_letter_topic can't be used")
+        .wait_for_state(503, "dead_letter_topic is unusable")
         .await?;
     let dead_letter =
         |state| format!("select count(*) from relay_dead_letters where in_topic = '{state}'");
@@ -491,39 +504,37 @@ async fn a_dead_letter_waits_for_a_topic_that_was_deleted(sink: SinkKind) -> Res
     relay.stop().await
 }
 
-/// As after a table was made anew, or its sequence was set back: the numbers begin again.
-async fn an_event_that_was_set_aside_stays_beside_another_with_its_seq(
-    sink: SinkKind,
-) -> Result<()> {
+/// As after the table was recreated or its sequence was reset.
+async fn rejected_events_that_share_a_seq_are_all_kept(sink: SinkKind) -> Result<()> {
     for (policy, table) in [
         (OnRejection::DeadLetter, "relay_dead_letters"),
         (OnRejection::ParkKey, "relay_parked"),
     ] {
         let (setup, session) = setup("same_seq", sink, policy).await?;
         let sql = &session.client;
-        session.enqueue("nobody.made.this", "a", 1).await?;
+        session.enqueue("no.such.topic", "a", 1).await?;
         let relay = setup.start().await?;
         let stored = format!("select count(*) from {table}");
         sql.wait_for(&stored, 1).await?;
         sql.batch_execute("select setval('outbox_seq', 1, false)")
             .await?;
-        let seq = session.enqueue("nobody.made.this", "b", 1).await?;
+        let seq = session.enqueue("no.such.topic", "b", 1).await?;
         assert_eq!(seq, 1);
         setup.write(&session, "c").await?;
         sql.wait_for(&stored, 2).await?;
         assert_eq!(versions_of(&setup.records(1).await?, "c"), [1]);
         relay.wait_for_readiness(200).await?;
         if policy == OnRejection::ParkKey {
-            let parked = Parked::of(&setup.config()?.sources[0]).await?;
+            let parked = ParkedKeys::connect(&setup.config()?.sources[0]).await?;
             let keys = parked.list().await?;
             assert_eq!(keys.len(), 2, "{keys:?}");
-            let Dropped::Ambiguous(event_ids) = parked.drop_event(1, None).await? else {
+            let DropOutcome::Ambiguous(event_ids) = parked.drop_event(1, None).await? else {
                 anyhow::bail!("dropped one of two");
             };
             assert_eq!(event_ids.len(), 2);
             let of_b = keys.iter().find(|key| key.key == "b");
             let event_id = of_b.map(|key| key.rejected_event_id);
-            assert_eq!(parked.drop_event(1, event_id).await?, Dropped::One);
+            assert_eq!(parked.drop_event(1, event_id).await?, DropOutcome::Dropped);
             sql.wait_for(&format!("{stored} where key = 'a'"), 1)
                 .await?;
             sql.wait_for(&stored, 1).await?;
@@ -533,7 +544,9 @@ async fn an_event_that_was_set_aside_stays_beside_another_with_its_seq(
     Ok(())
 }
 
-async fn rows_that_make_no_record_are_rejected_with_the_reason(sink: SinkKind) -> Result<()> {
+async fn rows_that_cannot_become_records_are_rejected_with_the_reason(
+    sink: SinkKind,
+) -> Result<()> {
     let (setup, session) = setup("no_record", sink, OnRejection::DeadLetter).await?;
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, headers, created_at)
@@ -550,7 +563,7 @@ async fn rows_that_make_no_record_are_rejected_with_the_reason(sink: SinkKind) -
     let reasons: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
     for (reason, part) in reasons
         .iter()
-        .zip(["has ce_id", "created_at", "created_at"])
+        .zip(["contains ce_id", "created_at", "created_at"])
     {
         assert!(reason.contains(part), "{reason}");
     }
@@ -558,10 +571,8 @@ async fn rows_that_make_no_record_are_rejected_with_the_reason(sink: SinkKind) -
     relay.stop().await
 }
 
-/// More than are stored at once, of new keys and of old ones.
-async fn dead_letters_of_a_page_are_all_recorded_each_with_its_reason(
-    sink: SinkKind,
-) -> Result<()> {
+/// More than one statement stores, with new and repeated keys.
+async fn every_dead_letter_of_a_page_is_stored_with_its_reason(sink: SinkKind) -> Result<()> {
     const ROWS: i64 = 2_100;
     let (mut setup, session) = setup("dead_letters", sink, OnRejection::DeadLetter).await?;
     setup.max_page_rows = 20_000;

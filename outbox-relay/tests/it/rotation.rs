@@ -1,4 +1,4 @@
-//! Partitions are emptied when everything in them was published, and rows can be published once more.
+//! Truncation of published partitions, and `reset`.
 
 use anyhow::Result;
 use devstack::eventually;
@@ -10,8 +10,7 @@ use outbox_relay::{
 
 use crate::{harness::Session, publishing::Setup};
 
-/// Writes `count` rows into the bucket that is `ahead` of the present one, which is always 0 here, as
-/// if long ago.
+/// Returns SQL that inserts `count` rows into the bucket that is `ahead` of the current one, which is always 0 here.
 pub(crate) fn insert(setup: &Setup, ahead: i64, count: i64) -> String {
     format!(
         "insert into outbox (topic, key, event_type, aggregate_version, payload, bucket)
@@ -20,18 +19,18 @@ pub(crate) fn insert(setup: &Setup, ahead: i64, count: i64) -> String {
     )
 }
 
-/// Rows in the bucket that is `ahead` of the present one.
+/// Returns SQL that counts the rows in the bucket that is `ahead` of the current one.
 pub(crate) fn rows(ahead: i64) -> String {
     format!("select count(*) from outbox where bucket = {ahead}")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partition_is_emptied_when_all_of_it_was_published_and_not_before() -> Result<()> {
+async fn a_partition_is_truncated_only_after_all_of_it_was_published() -> Result<()> {
     let setup = Setup::new("rotation", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let slow = Session::new(&setup.database).await?;
     let sql = &session.client;
-    // Unpublished rows stay, however old they are: no relay has run yet.
+    // Unpublished rows, however old: no relay has run yet.
     sql.batch_execute(&insert(&setup, 3, 100)).await?;
     // A transaction that is still open has written to another old partition.
     slow.client.batch_execute("begin").await?;
@@ -48,7 +47,7 @@ async fn a_partition_is_emptied_when_all_of_it_was_published_and_not_before() ->
     slow.client.batch_execute("commit").await?;
     setup.records(130).await?;
     sql.wait_for(&rows(5), 0).await?;
-    // The present partition is never touched, and nothing was left for vacuum.
+    // The current partition is never truncated, and there are no dead tuples to vacuum.
     assert_eq!(sql.count(&rows(0)).await?, 10);
     let dead = "select sum(n_dead_tup) from pg_stat_user_tables where relname like 'outbox%'";
     assert_eq!(sql.count(dead).await?, 0);
@@ -57,9 +56,9 @@ async fn a_partition_is_emptied_when_all_of_it_was_published_and_not_before() ->
     Ok(())
 }
 
-/// A time that is yet to come, or none, says nothing of how long a row has been there.
+/// A `created_at` in the future or infinite is not an age.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_time_that_is_no_age_keeps_no_partition() -> Result<()> {
+async fn a_created_at_that_is_not_an_age_does_not_prevent_truncation() -> Result<()> {
     let mut setup = Setup::new("no_age", SinkKind::Kafka).await?;
     setup.on_rejection = OnRejection::DeadLetter;
     let session = Session::new(&setup.database).await?;
@@ -81,7 +80,7 @@ async fn a_time_that_is_no_age_keeps_no_partition() -> Result<()> {
     relay.stop().await
 }
 
-/// Two teams may publish the same table, each with a source of its own.
+/// Two sources may publish the same table.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_stays_until_every_source_has_published_it() -> Result<()> {
     let setup = Setup::new("two_sources", SinkKind::Kafka).await?;
@@ -93,12 +92,12 @@ async fn a_row_stays_until_every_source_has_published_it() -> Result<()> {
          values ('other', 1, pg_current_snapshot(), 10, now(), true)",
     )
     .await?;
-    // This the other source has not seen.
+    // The other source has not published these.
     sql.batch_execute(&insert(&setup, 4, 10)).await?;
     let relay = setup.start().await?;
     setup.records(20).await?;
     sql.wait_for(&rows(3), 0).await?;
-    // Some looks more.
+    // Several more truncation intervals.
     tokio::time::sleep(5 * setup.config()?.sources[0].rotation_interval).await;
     assert_eq!(sql.count(&rows(4)).await?, 10);
     sql.batch_execute("delete from relay_checkpoints where source = 'other'")
@@ -107,9 +106,9 @@ async fn a_row_stays_until_every_source_has_published_it() -> Result<()> {
     relay.stop().await
 }
 
-/// Its checkpoint says nothing of the rows of this table.
+/// Its checkpoint does not refer to the rows of this table.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_source_of_another_table_keeps_no_row() -> Result<()> {
+async fn a_stopped_source_of_another_table_does_not_prevent_truncation() -> Result<()> {
     let setup = Setup::new("other_table", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let sql = &session.client;
@@ -120,7 +119,7 @@ async fn a_stopped_source_of_another_table_keeps_no_row() -> Result<()> {
     sql.batch_execute(&insert(&setup, 3, 10)).await?;
     let relay = setup.start().await?;
     sql.wait_for(&rows(3), 0).await?;
-    // One of this table does, and is named when nobody has led it for long.
+    // A source of this table does, and is reported after ten minutes without a leader.
     let of_this_table = "update relay_checkpoints set outbox = 'outbox'::regclass,
         heartbeat_at = now() - interval '1 hour' where source = 'other'";
     sql.batch_execute(of_this_table).await?;
@@ -147,7 +146,7 @@ async fn a_stopped_source_of_another_table_keeps_no_row() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_are_published_once_more_from_a_seq_on() -> Result<()> {
+async fn reset_publishes_rows_again_from_a_seq_or_a_time() -> Result<()> {
     let setup = Setup::new("replay", SinkKind::Kafka).await?;
     let source = setup.config()?.sources.remove(0);
     let session = Session::new(&setup.database).await?;
@@ -161,8 +160,7 @@ async fn rows_are_published_once_more_from_a_seq_on() -> Result<()> {
         "a relay leads"
     );
     relay.stop().await?;
-    // A row that waits to be published is not passed, whatever is asked for; nor is one of a transaction
-    // that is still open.
+    // A reset never skips a pending row or a row of an open transaction.
     let slow = Session::new(&setup.database).await?;
     slow.client.batch_execute("begin").await?;
     let version = slow.change("slow").await?;
@@ -176,12 +174,12 @@ async fn rows_are_published_once_more_from_a_seq_on() -> Result<()> {
     assert_eq!(reset(&source, ResetTo::Seq(8)).await?, 7);
     let relay = setup.start().await?;
     let records = setup.records(14).await?;
-    assert_eq!(records.len(), 14, "3 once more, and the new one");
+    assert_eq!(records.len(), 14, "3 again, and the new one");
     slow.client.batch_execute("commit").await?;
     let records = setup.records(15).await?;
     assert!(records.iter().any(|record| record.key == "slow"));
     relay.stop().await?;
-    // From a time on: the last ten seconds are all there is.
+    // From a time on: all rows are younger than a minute.
     let now = session
         .client
         .count("select date_part('epoch', now())")

@@ -1,4 +1,4 @@
-//! A relay that publishes what sessions write all the while.
+//! A relay that publishes the rows of concurrent writers.
 
 use anyhow::{Context as _, Result};
 use devstack::{Audit, Home, PATIENCE, Record, eventually, read_topic};
@@ -11,12 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Database, Writers};
 
-/// What topics of events are.
+/// The configuration of an event topic.
 pub(crate) const COMPACTED: (&str, &str) = ("cleanup.policy", "compact");
-/// What the relay is given as its bound.
 pub(crate) const MAX_IN_FLIGHT_RECORDS: usize = 500;
 
-/// A database with writers, and a relay that publishes what they write.
+/// A database with writers, and a relay that publishes their rows.
 pub(crate) struct Running {
     pub(crate) database: Database,
     pub(crate) topic: String,
@@ -28,7 +27,7 @@ pub(crate) struct Running {
     task: JoinHandle<Result<()>>,
 }
 
-/// What the relay tells of its source.
+/// The status of the source.
 #[derive(Debug, serde::Deserialize)]
 struct Status {
     published: usize,
@@ -75,7 +74,7 @@ impl Running {
         Ok(status)
     }
 
-    /// Waits until so many more records are acknowledged.
+    /// Waits until this many more records are acknowledged.
     pub(crate) async fn publish(&self, more: usize) -> Result<()> {
         let wanted = self.status().await?.published + more;
         eventually(&format!("{wanted} records acknowledged"), async || {
@@ -84,8 +83,7 @@ impl Running {
         .await
     }
 
-    /// Waits until `/readyz` answers with `code`; returns what it says. All the while no more is in
-    /// flight than may be.
+    /// Waits until `/readyz` returns `code`, and returns its text. Asserts the bound of records in flight meanwhile.
     pub(crate) async fn wait_for_readiness(&self, code: u16) -> Result<String> {
         eventually(&format!("{code}"), async || {
             let status = self.status().await?;
@@ -96,7 +94,7 @@ impl Running {
         .await
     }
 
-    /// Makes so many aggregates in one transaction, with an event of each.
+    /// Creates this many aggregates with an event each in one transaction.
     pub(crate) async fn write_at_once(&self, count: usize, prefix: &str) -> Result<()> {
         let sql = format!(
             "with made as (
@@ -110,14 +108,12 @@ impl Running {
         Ok(self.database.connect().await?.batch_execute(&sql).await?)
     }
 
-    /// Everything that stands in the topic. A reader can meet a broker that has just lost the lead,
-    /// so that there may be nothing.
+    /// Returns all records of the topic. Returns `None` if a broker has just lost the leadership of a partition.
     pub(crate) async fn records(&self) -> Option<Vec<Record>> {
         read_topic(&self.brokers, &self.topic).await.ok()
     }
 
-    /// Ends the writers, waits until everything has arrived, and ends the relay. The result tells
-    /// what the topic has that it should not, or lacks.
+    /// Stops the writers, waits until all rows are in the topic, and stops the relay. Returns the audit of the topic.
     pub(crate) async fn end(mut self) -> Result<Audit> {
         self.writers.end().await?;
         let newest = self.database.newest().await?;
@@ -130,16 +126,16 @@ impl Running {
         Ok(audit)
     }
 
-    /// Ends the writers.
+    /// Stops the writers.
     pub(crate) async fn end_writers(&mut self) -> Result<()> {
         self.writers.end().await
     }
 
-    /// Ends the relay.
+    /// Stops the relay.
     pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.task)
             .await
-            .context("did not end")??
+            .context("the relay did not shut down")??
     }
 }

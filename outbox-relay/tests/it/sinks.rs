@@ -454,7 +454,7 @@ async fn many_topics_that_have_not_changed_are_no_change() -> Result<()> {
         };
         sink.send(&record).await?;
         sink.flush().await?;
-        sink.maintain().await?;
+        sink.run_maintenance().await?;
     }
     Ok(())
 }
@@ -536,7 +536,7 @@ async fn partitions_that_are_added_are_noticed() -> Result<()> {
     };
     let tending = async {
         loop {
-            if let Err(err) = sink.maintain().await {
+            if let Err(err) = sink.run_maintenance().await {
                 break err;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

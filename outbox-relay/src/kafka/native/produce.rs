@@ -117,7 +117,7 @@ impl ProduceConnection {
     /// way without getting past it.
     pub(super) async fn drain(&self) -> Result<(), SinkError> {
         drop(self.room(MAX_REQUESTS).await?);
-        self.acknowledgements.check()
+        self.acknowledgements.ensure_usable()
     }
 
     /// Room for so many requests.
@@ -143,7 +143,7 @@ impl ProduceConnection {
         // The last wait before the bytes go: a successor knows how long these may take.
         lease.wait().await;
         // It may be a failure that has made room.
-        self.acknowledgements.check()?;
+        self.acknowledgements.ensure_usable()?;
         self.last_correlation_id = self.last_correlation_id.wrapping_add(1);
         let timeout_ms = i32::try_from(self.timeout.as_millis()).unwrap_or(i32::MAX);
         let frame = ProduceRequestFrame::new(parts, self.last_correlation_id, timeout_ms);

@@ -1,4 +1,4 @@
-//! The connections to the admin port: never so many that none is left for Postgres and Kafka.
+//! Limits the connections to the admin port, so that file descriptors remain for Postgres and Kafka.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -8,19 +8,17 @@ use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown, service::Tower
 use tokio::{net::TcpListener, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Connections that may be open at once. The oldest makes way for a new one, so that a probe is
-/// answered whoever holds the others.
+/// The most open connections. A new one closes the oldest, so that idle clients do not block a probe.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a connection may be open. Every answer is there at once; what stays longer says nothing,
-/// or takes its time to.
+/// The longest life of a connection. Every response is available at once, and a longer connection is idle or slow.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answers requests until `shutdown`, and then those that have come.
+/// Serves requests until `shutdown`, and finishes those in progress.
 pub(super) async fn serve(mut listener: TcpListener, app: Router, shutdown: CancellationToken) {
     let graceful = GracefulShutdown::new();
     // The oldest first.
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
-    // axum's `accept` goes on after an error.
+    // axum's `accept` continues after an error.
     while let Some((stream, _)) =
         (shutdown.run_until_cancelled(Listener::accept(&mut listener))).await
     {

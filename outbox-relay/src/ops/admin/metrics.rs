@@ -1,5 +1,4 @@
-//! `/metrics`: the figures as Prometheus reads them. Written by hand, from the status that is kept
-//! anyway: nothing is counted twice, and nothing is registered or allocated while rows are published. See
+//! `/metrics` in the Prometheus text format, rendered from the status, so that publishing registers and allocates nothing. See
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
 use std::fmt::{Display, Write as _};
@@ -11,7 +10,7 @@ use crate::{
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// All figures of all sources.
+/// Renders the metrics of all sources.
 pub(super) fn text(sources: &[SharedStatus]) -> String {
     let mut text = Text::default();
     text.family(
@@ -22,41 +21,47 @@ pub(super) fn text(sources: &[SharedStatus]) -> String {
     let version = env!("CARGO_PKG_VERSION");
     text.line("build_info", &[("version", version)], 1);
     let views: Vec<View> = sources.iter().map(SharedStatus::view).collect();
-    leading(&mut text, &views);
-    publishing(&mut text, &views);
-    failing(&mut text, &views);
-    durations(
+    write_leadership(&mut text, &views);
+    write_progress(&mut text, &views);
+    write_failures(&mut text, &views);
+    write_durations(
         &mut text,
         sources,
         "commit_to_ack_seconds",
-        "From a row's created_at to the acknowledgement by Kafka: of every row of a page up to 64 \
-         rows; of larger pages every n-th, counted n times.",
+        "Time from a row's created_at to the acknowledgement by Kafka. Pages of up to 64 rows \
+         are measured completely, of larger pages every n-th row, counted n times.",
         |status| status.commit_to_ack(),
     );
-    durations(
+    write_durations(
         &mut text,
         sources,
         "page_read_seconds",
-        "How long a page of rows takes to be read.",
+        "Time to read a page of rows.",
         |status| status.page_read(),
     );
     text.0
 }
 
-fn leading(text: &mut Text, views: &[View]) {
-    text.gauges(views, "ready", "Whether /readyz is content.", |view| {
-        Some(u8::from(view.ready))
-    });
-    text.gauges(views, "leader", "Whether this relay publishes.", |view| {
-        Some(u8::from(view.role == Role::Leader))
-    });
+fn write_leadership(text: &mut Text, views: &[View]) {
+    text.gauges(
+        views,
+        "ready",
+        "1 if /readyz reports the source as ready.",
+        |view| Some(u8::from(view.ready)),
+    );
+    text.gauges(
+        views,
+        "leader",
+        "1 if this relay is the leader of the source.",
+        |view| Some(u8::from(view.role == Role::Leader)),
+    );
     text.gauges(
         views,
         "epoch",
-        "The number of its leadership; it rises with every leader.",
+        "Epoch of the last leadership of this relay; it increases with every leader.",
         |view| view.epoch,
     );
-    text.family("state", "gauge", "1 for the state that the source is in.");
+    text.family("state", "gauge", "1 for the current state of the source.");
     for view in views {
         for state in State::ALL {
             let labels = [("source", view.source.as_str()), ("state", state.name())];
@@ -66,12 +71,12 @@ fn leading(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "checkpoint_age_seconds",
-        "How long ago the checkpoint was stored; a leader does so at least every 250 ms.",
+        "Time since the checkpoint was stored; a leader stores it at least every 250 ms.",
         |view| view.checkpoint_age_s,
     );
 }
 
-fn publishing(text: &mut Text, views: &[View]) {
+fn write_progress(text: &mut Text, views: &[View]) {
     text.counters(
         views,
         "shipped_records_total",
@@ -87,13 +92,13 @@ fn publishing(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "pending_rows",
-        "Rows committed and not published, as of the last 5 s; from 1000 on an estimate from seq.",
+        "Rows committed and not published, measured every 5 s; from 1000 on an estimate from seq.",
         |view| view.pending_rows,
     );
     text.gauges(
         views,
         "pending_rows_is_estimate",
-        "Whether pending_rows is an estimate.",
+        "1 if pending_rows is an estimate.",
         |view| {
             view.pending_rows
                 .map(|_| u8::from(view.pending_is_estimate))
@@ -102,7 +107,7 @@ fn publishing(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "oldest_pending_age_seconds",
-        "Age of the oldest row committed and not published, since it was written; 0 if there is none.",
+        "Age of the oldest row committed and not published; 0 if there is none.",
         |view| view.oldest_pending_age_s,
     );
     text.gauges(
@@ -114,16 +119,16 @@ fn publishing(text: &mut Text, views: &[View]) {
     text.counters(
         views,
         "truncated_partitions_total",
-        "Partitions emptied after all of them was published.",
+        "Partitions truncated after all of their rows were published.",
         |view| view.truncations,
     );
 }
 
-fn failing(text: &mut Text, views: &[View]) {
+fn write_failures(text: &mut Text, views: &[View]) {
     text.family(
         "restarts_total",
         "counter",
-        "How often the sink was torn down and publishing began anew from the checkpoint.",
+        "Restarts from the checkpoint with a new sink.",
     );
     for view in views {
         for reason in Reason::ALL.map(Reason::name) {
@@ -135,7 +140,7 @@ fn failing(text: &mut Text, views: &[View]) {
     text.family(
         "refused_records_total",
         "counter",
-        "Records that Kafka rejected for good, by what became of them.",
+        "Records that Kafka rejected permanently, by outcome.",
     );
     for view in views {
         for (outcome, records) in [
@@ -150,36 +155,36 @@ fn failing(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "parked_keys",
-        "Keys that wait because Kafka rejected an event of theirs.",
+        "Keys held back because Kafka rejected one of their events.",
         |view| Some(view.parked_keys),
     );
     text.gauges(
         views,
         "dead_letters",
-        "Events in relay_dead_letters; counted up to 10000.",
+        "Events in relay_dead_letters, counted up to 10000.",
         |view| view.dead_letters,
     );
     text.gauges(
         views,
         "unpublishable_rows",
-        "Rows without a seq or a transaction id, which are never published; counted up to 1000.",
+        "Rows without seq or transaction id, which are never published, counted up to 1000.",
         |view| view.unpublishable_rows,
     );
     text.family(
         "degraded",
         "gauge",
-        "1 for what is wrong although the source publishes.",
+        "1 for a problem of a source that publishes.",
     );
     for view in views {
         for reason in WarningReason::ALL {
             let labels = [("source", view.source.as_str()), ("reason", reason.name())];
-            let is_wrong = view.warnings.iter().any(|warning| warning.reason == reason);
-            text.line("degraded", &labels, u8::from(is_wrong));
+            let is_active = view.warnings.iter().any(|warning| warning.reason == reason);
+            text.line("degraded", &labels, u8::from(is_active));
         }
     }
 }
 
-fn durations(
+fn write_durations(
     text: &mut Text,
     sources: &[SharedStatus],
     name: &str,
@@ -233,7 +238,7 @@ impl Text {
         self.values(views, name, ("counter", help), value);
     }
 
-    /// A value of each source that has one.
+    /// Writes the value of each source that has one.
     fn values<V: Display>(
         &mut self,
         views: &[View],
@@ -276,14 +281,14 @@ mod tests {
 
     use super::*;
 
-    /// Alerts that nothing can set off would be worse than none.
+    /// An alert on a metric that does not exist never fires.
     #[test]
-    fn alerts_are_about_figures_that_there_are() {
+    fn alerts_use_existing_metrics() {
         let text = text(&[SharedStatus::new("test")]);
-        for name in figures_in(RULES).chain(figures_in(PAGE)) {
-            let is_there = text.contains(&format!("\n{name}{{"));
+        for name in metrics_in(RULES).chain(metrics_in(PAGE)) {
+            let is_sample = text.contains(&format!("\n{name}{{"));
             assert!(
-                is_there || text.contains(&format!("# TYPE {name} ")),
+                is_sample || text.contains(&format!("# TYPE {name} ")),
                 "{name}"
             );
         }
@@ -337,14 +342,14 @@ mod tests {
     const RULES: &str = include_str!("../../../../deploy/prometheus/outbox-relay.rules.yaml");
     const PAGE: &str = include_str!("../../../../docs/operations/outbox-relay.md");
 
-    fn figures_in(text: &str) -> impl Iterator<Item = &str> {
-        let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        text.split(move |c| !is_of_a_name(c))
+    fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
+        let is_name_char = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        text.split(move |c| !is_name_char(c))
             .filter(|word| word.starts_with("outbox_relay_"))
     }
 
     #[test]
-    fn every_line_is_a_sample_of_a_family_that_is_announced_once() {
+    fn every_sample_belongs_to_a_family_that_is_declared_once() {
         let status = SharedStatus::new(r#"a "b" \c"#);
         status.page_read().observe(Duration::from_millis(2), 3);
         let text = text(&[status, SharedStatus::new("other")]);
@@ -353,7 +358,7 @@ mod tests {
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 family = rest.split(' ').next().unwrap();
-                assert!(families.insert(family), "{family} is announced twice");
+                assert!(families.insert(family), "{family} is declared twice");
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 assert!(rest.starts_with(family), "{line}");
             } else {

@@ -1,17 +1,17 @@
-//! `/`: one page for people, which shows what `/status` says.
+//! `/`: a web page that shows `/status`.
 
 use axum::{
     http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     response::IntoResponse,
 };
 
-/// Style and script are in it; there is nothing to build.
+/// Contains its style and script.
 const PAGE: &str = include_str!("page.html");
-/// Stands where the page's own style and script say that they are.
+/// The placeholder of the nonce in [`PAGE`].
 const NONCE: &str = "{nonce}";
 
-/// Nothing from elsewhere, nobody else's script, in nobody's frame: what a source's error says can't
-/// become a part of the page.
+/// Serves the page with a policy that allows only its own style and script, and no frames. Text of an error cannot inject
+/// anything.
 pub(super) async fn page() -> impl IntoResponse {
     let nonce = uuid::Uuid::new_v4().simple().to_string();
     let policy = format!(

@@ -1,4 +1,4 @@
-//! What is found in Kafka.
+//! Checks the brokers and topics.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::{
     kafka::{Inspector, MAX_BATCH_BYTES, Permission, SinkError, TopicFacts},
 };
 
-/// What the record's own headers and the batch around it take beside the row, about.
+/// The approximate size of the relay's headers and of the batch around a record.
 const RECORD_OVERHEAD_BYTES: usize = 400;
-/// Topics that are looked at, of a source.
+/// The most topics that are checked for a source.
 const MAX_TOPICS: usize = 100;
 
-/// Looks at what the sources need of the cluster.
-pub(super) async fn check(
+/// Checks what the sources need of the cluster.
+pub(super) async fn check_brokers(
     kafka: &KafkaConfig,
     outboxes: &[(&SourceConfig, Option<Outbox>)],
     all: &mut Vec<Finding>,
@@ -28,8 +28,8 @@ pub(super) async fn check(
     };
     if kafka.properties.has_login() {
         found.unknown(
-            "the brokers were not asked: only librdkafka knows the login of kafka.properties",
-            "start the relay; its log says what the brokers reject",
+            "the brokers were not checked: only librdkafka supports the login of kafka.properties",
+            "Start the relay and check its log for errors of the brokers.",
         );
         return;
     }
@@ -43,30 +43,32 @@ pub(super) async fn check(
                     all,
                 };
                 found.unknown(
-                    "its topics were not looked at",
-                    "mend what keeps the relay from Kafka",
+                    "the topics of this source were not checked",
+                    "Fix the connection to Kafka first.",
                 );
             }
             return;
         }
     };
     found.pass(match inspector.brokers() {
-        1 => format!("1 broker, through {}", kafka.brokers),
-        brokers => format!("{brokers} brokers, through {}", kafka.brokers),
+        1 => format!("1 broker, connected to {}", kafka.brokers),
+        brokers => format!("{brokers} brokers, connected to {}", kafka.brokers),
     });
     for (source, outbox) in outboxes {
         let mut found = Findings {
             subject: &source.name,
             all,
         };
-        if let Err(err) = look(&mut inspector, kafka, source, outbox.as_ref(), &mut found).await {
+        if let Err(err) =
+            check_source(&mut inspector, kafka, source, outbox.as_ref(), &mut found).await
+        {
             found.fail(err.to_string(), hints::NOT_KAFKA);
             return;
         }
     }
 }
 
-async fn look(
+async fn check_source(
     inspector: &mut Inspector,
     kafka: &KafkaConfig,
     source: &SourceConfig,
@@ -76,51 +78,53 @@ async fn look(
     let mut topics: BTreeMap<&str, usize> = BTreeMap::new();
     if let Some(outbox) = outbox {
         if kafka.sink == SinkKind::Kafka {
-            look_at_name(inspector, &outbox.producer_name, found).await?;
+            check_transactional_id(inspector, &outbox.producer_name, found).await?;
         }
         if outbox.topics.is_empty() {
             found.unknown(
-                "no topic was looked for, because the outbox has no rows with a seq",
-                "check again when it has some",
+                "no topic was checked: the outbox has no rows with a seq",
+                "Run `outbox-relay check` again when it has rows.",
             );
         }
         let named = outbox.topics.iter().take(MAX_TOPICS);
         topics.extend(named.map(|(topic, bytes)| (topic.as_str(), *bytes)));
     } else {
         found.unknown(
-            "the topics of its rows were not looked at",
-            "mend what keeps the relay from the outbox",
+            "the topics of the outbox were not checked",
+            "Fix the failures of the database first.",
         );
     }
     if let Some(topic) = &source.dead_letter_topic {
         topics.entry(topic).or_default();
     }
     for (topic, bytes) in topics {
-        look_at_topic(inspector, kafka, source, topic, bytes, found).await?;
+        check_topic(inspector, kafka, source, topic, bytes, found).await?;
     }
     Ok(())
 }
 
-async fn look_at_name(
+async fn check_transactional_id(
     inspector: &mut Inspector,
     name: &str,
     found: &mut Findings<'_>,
 ) -> Result<(), SinkError> {
     match inspector.may_use_name(name).await? {
-        Permission::Granted => found.pass(format!("transactional id {name} may be used")),
+        Permission::Granted => found.pass(format!("transactional id {name} is allowed")),
         Permission::Denied => found.fail(
-            format!("transactional id {name} is not allowed: a relay of the past isn't fenced off"),
-            "allow Write on transactional ids with the prefix outbox-relay.",
+            format!(
+                "transactional id {name} is not allowed, so that a former leader is not fenced"
+            ),
+            "Allow Write on transactional ids with the prefix `outbox-relay.`",
         ),
         Permission::Unknown(reason) => found.unknown(
-            format!("could not check the transactional id {name}: the broker answers {reason}"),
-            "check again in a moment",
+            format!("could not check transactional id {name}: the broker returned {reason}"),
+            "Run `outbox-relay check` again in a moment.",
         ),
     }
     Ok(())
 }
 
-async fn look_at_topic(
+async fn check_topic(
     inspector: &mut Inspector,
     kafka: &KafkaConfig,
     source: &SourceConfig,
@@ -130,8 +134,8 @@ async fn look_at_topic(
 ) -> Result<(), SinkError> {
     if !is_topic_name(topic) {
         found.fail(
-            format!("no topic can be named {topic:?}"),
-            "use 1 to 249 of a-z, A-Z, 0-9, ., _, -",
+            format!("{topic:?} is not a valid topic name"),
+            "Use 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`.",
         );
         return Ok(());
     }
@@ -139,25 +143,25 @@ async fn look_at_topic(
         Ok(Some(facts)) => facts,
         Ok(None) => {
             found.fail(
-                format!("there is no topic {topic}"),
-                "create it, with its partitions and its cleanup.policy on purpose",
+                format!("topic {topic} does not exist"),
+                "Create it with the intended number of partitions and cleanup.policy.",
             );
             return Ok(());
         }
         Err(SinkError::Rejected { .. }) => {
             found.fail(
-                format!("topic {topic} is hidden from the relay"),
-                "allow Describe and Write on it",
+                format!("Describe on topic {topic} is not allowed"),
+                "Allow Describe and Write on it.",
             );
             return Ok(());
         }
         Err(err) => return Err(err),
     };
-    judge(kafka, source, topic, row_bytes, &facts, found);
+    check_topic_facts(kafka, source, topic, row_bytes, &facts, found);
     Ok(())
 }
 
-fn judge(
+fn check_topic_facts(
     kafka: &KafkaConfig,
     source: &SourceConfig,
     topic: &str,
@@ -168,12 +172,12 @@ fn judge(
     match &facts.may_write {
         Permission::Granted => {}
         Permission::Denied => found.fail(
-            format!("topic {topic} may not be written to"),
-            "allow Write on it",
+            format!("Write on topic {topic} is not allowed"),
+            "Allow Write on it.",
         ),
         Permission::Unknown(reason) => found.unknown(
-            format!("could not check whether topic {topic} may be written to: {reason}"),
-            "see that the relay is allowed Write on it",
+            format!("could not check that Write on topic {topic} is allowed: {reason}"),
+            "Ensure that the relay has Write on it.",
         ),
     }
     if facts.leaderless > 0 {
@@ -182,19 +186,19 @@ fn judge(
                 "{} of {} partitions of topic {topic} have no leader",
                 facts.leaderless, facts.partitions
             ),
-            "start their brokers",
+            "Start the brokers of these partitions.",
         );
     }
-    judge_size(kafka, source, topic, row_bytes, facts, found);
+    check_record_size(kafka, source, topic, row_bytes, facts, found);
     let batch_bytes = kafka.max_record_bytes.min(MAX_BATCH_BYTES);
     if let (SinkKind::RdKafka, Some(limit)) = (kafka.sink, facts.max_message_bytes)
         && limit < batch_bytes
     {
         found.fail(
             format!(
-                "librdkafka fills batches up to {batch_bytes} bytes, and topic {topic} takes {limit} at once"
+                "librdkafka sends batches of up to {batch_bytes} bytes, but topic {topic} accepts only {limit}"
             ),
-            format!("set kafka.max_record_bytes to {limit}, or use the sink kafka"),
+            format!("Set kafka.max_record_bytes to {limit}, or use the sink kafka."),
         );
     }
     match (&facts.cleanup_policy, facts.max_message_bytes) {
@@ -204,16 +208,16 @@ fn judge(
         )),
         _ => found.unknown(
             format!(
-                "could not read cleanup.policy and max.message.bytes of topic {topic}, which has {} partitions",
+                "could not read cleanup.policy and max.message.bytes of topic {topic} with {} partitions",
                 facts.partitions
             ),
-            "allow DescribeConfigs on it",
+            "Allow DescribeConfigs on it.",
         ),
     }
 }
 
-/// Whether the largest row that was found fits.
-fn judge_size(
+/// Checks that the largest sampled row fits.
+fn check_record_size(
     kafka: &KafkaConfig,
     source: &SourceConfig,
     topic: &str,
@@ -222,25 +226,29 @@ fn judge_size(
     found: &mut Findings<'_>,
 ) {
     let bytes = row_bytes + RECORD_OVERHEAD_BYTES;
-    let own = Some(kafka.max_record_bytes);
+    let configured = Some(kafka.max_record_bytes);
     let limits = [
         ("max.message.bytes", facts.max_message_bytes),
-        ("kafka.max_record_bytes", own),
+        ("kafka.max_record_bytes", configured),
     ];
-    let low: Vec<String> = limits
+    let exceeded: Vec<String> = limits
         .into_iter()
         .filter_map(|(setting, limit)| Some((setting, limit?)))
         .filter(|(_, limit)| row_bytes > 0 && *limit < bytes)
-        .map(|(setting, limit)| format!("{setting}, which is {limit}"))
+        .map(|(setting, limit)| format!("{setting} ({limit})"))
         .collect();
-    if low.is_empty() {
+    if exceeded.is_empty() {
         return;
     }
     let level = match source.on_rejection {
         OnRejection::Halt => Level::Fail,
-        // That is what becomes of it.
+        // The policy handles such a row.
         OnRejection::ParkKey | OnRejection::DeadLetter => Level::Note,
     };
     let what = format!("a row for topic {topic} makes a record of about {bytes} bytes");
-    found.add(level, what, Some(format!("raise {}", low.join(", and "))));
+    found.add(
+        level,
+        what,
+        Some(format!("Raise {}.", exceeded.join(" and "))),
+    );
 }

@@ -1,4 +1,4 @@
-//! What is found in a source's database.
+//! Checks the database of a source.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use super::{
     Findings, Level,
     mapped::MAPPED_RULES,
-    tables::{CHECKPOINT, RULES, Rule, fill_in, topics},
+    tables::{CHECKPOINT, RULES, Rule, fill_in, select_topics},
 };
 use crate::{
     config::{Mapping, SourceConfig},
@@ -21,25 +21,28 @@ use crate::{
     },
 };
 
-/// The oldest version with everything that is asked of it.
-const OLDEST_VERSION: i32 = 15;
+/// The oldest supported major version.
+const MIN_VERSION: i32 = 15;
 
-/// What has to be known of a source to ask Kafka about it.
+/// The facts of an outbox that the checks of Kafka need.
 pub(super) struct Outbox {
-    /// The source's name towards the brokers.
+    /// The transactional id of the source.
     pub(super) producer_name: String,
-    /// Topics, and the bytes of their largest row, among the rows that were looked at.
+    /// The topics of the sampled rows, with the bytes of their largest row.
     pub(super) topics: Vec<(String, usize)>,
 }
 
-/// Looks at the source's database; none if it could not be looked at whole.
-pub(super) async fn check(source: &SourceConfig, found: &mut Findings<'_>) -> Option<Outbox> {
-    match look(source, found).await {
+/// Checks the database. Returns `None` if a failure prevented a part of the checks.
+pub(super) async fn check_database(
+    source: &SourceConfig,
+    found: &mut Findings<'_>,
+) -> Option<Outbox> {
+    match check_tables(source, found).await {
         Ok(outbox) => outbox,
         Err(err) => {
             let what = match &err {
                 DatabaseError::Rejected { source, .. } => {
-                    format!("can't reach the database: {}", cli::chain(source))
+                    format!("failed to connect to the database: {}", cli::chain(source))
                 }
                 DatabaseError::Url(what) => what.clone(),
                 DatabaseError::Failed(_) | DatabaseError::Silent(_) => cli::chain(&err),
@@ -50,7 +53,7 @@ pub(super) async fn check(source: &SourceConfig, found: &mut Findings<'_>) -> Op
     }
 }
 
-async fn look(
+async fn check_tables(
     source: &SourceConfig,
     found: &mut Findings<'_>,
 ) -> Result<Option<Outbox>, DatabaseError> {
@@ -60,55 +63,58 @@ async fn look(
     let row = session.query_one(sql, &[]).await?;
     let (number, version): (i32, String) = (row.get(0), row.get(1));
     let (database, user): (String, String) = (row.get(2), row.get(3));
-    if number / 10_000 < OLDEST_VERSION {
-        let what = format!("Postgres is of version {version}");
-        found.fail(what, format!("move to {OLDEST_VERSION} or newer"));
+    if number / 10_000 < MIN_VERSION {
+        let what = format!("Postgres {version} is not supported");
+        found.fail(what, format!("Upgrade to {MIN_VERSION} or later."));
         return Ok(None);
     }
     found.pass(format!(
         "Postgres {version}, database {database}, role {user}"
     ));
-    let mut is_whole = true;
+    let mut all_passed = true;
     let rules: &[Rule] = match source.mapping.is_own() {
         true => &RULES,
         false => &MAPPED_RULES,
     };
     for rule in rules {
-        let is_fine = apply(&session, rule, &source.mapping, found).await?;
-        if rule.is_basic && !is_fine {
-            found.unknown("nothing else of it was looked at", "mend this first");
+        let has_passed = apply_rule(&session, rule, &source.mapping, found).await?;
+        if rule.is_prerequisite && !has_passed {
+            found.unknown(
+                "the rest of the database was not checked",
+                "Fix the failure above first.",
+            );
             return Ok(None);
         }
-        is_whole &= is_fine || rule.is_optional;
+        all_passed &= has_passed || rule.is_optional;
     }
-    match look_at_rows(&session, source, found).await {
-        // That was told already, in better words.
-        Err(DatabaseError::Failed(err)) if !is_whole && err.code().is_some() => {
-            let what = format!("its rows were not looked at: {}", cli::chain(&err));
-            found.unknown(what, "mend what is above first");
+    match check_rows(&session, source, found).await {
+        // A rule has already reported the cause more precisely.
+        Err(DatabaseError::Failed(err)) if !all_passed && err.code().is_some() => {
+            let what = format!("the rows were not checked: {}", cli::chain(&err));
+            found.unknown(what, "Fix the failures above first.");
             Ok(None)
         }
         outbox => outbox.map(Some),
     }
 }
 
-async fn look_at_rows(
+async fn check_rows(
     session: &Session,
     source: &SourceConfig,
     found: &mut Findings<'_>,
 ) -> Result<Outbox, DatabaseError> {
     let producer_name =
-        look_at_checkpoint(session, &source.name, source.mapping.table(), found).await?;
-    look_at_lock(session, &source.name, found).await?;
-    look_at_numbers(session, &source.mapping, found).await?;
-    look_at_transactions(session, source, found).await?;
-    look_at_next_rows(source, found).await?;
-    let sql = topics(source.mapping.outbox());
+        check_checkpoint(session, &source.name, source.mapping.table(), found).await?;
+    check_leader(session, &source.name, found).await?;
+    check_sequences(session, &source.mapping, found).await?;
+    check_transaction_ids(session, source, found).await?;
+    check_next_rows(source, found).await?;
+    let sql = select_topics(source.mapping.outbox());
     let rows = session.query(&sql, &[&source.name]).await?;
     let mut topics = Vec::with_capacity(rows.len());
     for row in &rows {
         let bytes = usize::try_from(row.get::<_, i64>(1)).unwrap_or(0);
-        // Of a row without one, it was told that it can't be published.
+        // `check_next_rows` reports a row without a topic.
         topics.extend(row.get::<_, Option<String>>(0).map(|topic| (topic, bytes)));
     }
     Ok(Outbox {
@@ -117,8 +123,8 @@ async fn look_at_rows(
     })
 }
 
-/// Whether everything is as the rule says.
-async fn apply(
+/// Applies a rule. Returns true if it passed.
+async fn apply_rule(
     session: &Session,
     rule: &Rule,
     mapping: &Mapping,
@@ -126,9 +132,9 @@ async fn apply(
 ) -> Result<bool, DatabaseError> {
     let rows = match session.query(&rule.sql(mapping), &[]).await {
         Ok(rows) => rows,
-        // It is this question alone that Postgres, or something like it, does not answer.
+        // Only this query fails. A server that is not quite Postgres can do so.
         Err(DatabaseError::Failed(err)) if err.code().is_some() => {
-            let what = format!("could not check that {}: {}", rule.fine, cli::chain(&err));
+            let what = format!("could not check that {}: {}", rule.passed, cli::chain(&err));
             found.unknown(what, hints::for_postgres(&err));
             return Ok(false);
         }
@@ -144,14 +150,14 @@ async fn apply(
         found.add(level, row.get(0), row.get(1));
     }
     if rows.is_empty() {
-        found.pass(rule.fine);
+        found.pass(rule.passed);
     }
     Ok(rows.is_empty())
 }
 
-/// A sequence that is behind its table gives out numbers that rows have already: all are published, but those of a key
-/// may come in the wrong order.
-async fn look_at_numbers(
+/// Checks that no sequence is behind its table. Such a sequence repeats numbers: all rows are published, but possibly those of
+/// a key in the wrong order.
+async fn check_sequences(
     session: &Session,
     mapping: &Mapping,
     found: &mut Findings<'_>,
@@ -165,24 +171,24 @@ async fn look_at_numbers(
          from numbers join pg_sequence on seqrelid = id where seqincrement > 0 and not seqcycle"
     );
     for row in session.query(&sql, &[]).await? {
-        let (sequence, may_read): (String, bool) = (row.get(0), row.get(1));
+        let (sequence, is_readable): (String, bool) = (row.get(0), row.get(1));
         let (last, highest): (Option<i64>, Option<i64>) = (row.get(2), row.get(3));
-        if !may_read {
+        if !is_readable {
             found.unknown(
                 format!("could not check that sequence {sequence} is not behind the outbox"),
-                format!("grant select on sequence {sequence} to the relay's role"),
+                format!("Grant select on sequence {sequence} to the relay's role."),
             );
         } else if let Some(highest) =
             highest.filter(|highest| last.is_none_or(|last| last < *highest))
         {
             let hint = match highest {
-                i64::MAX => "give that row another seq: no number comes after it".to_owned(),
+                i64::MAX => "Give that row another seq: there is no higher number.".to_owned(),
                 _ => format!("select setval('{sequence}', {highest})"),
             };
             found.fail(
                 format!(
-                    "sequence {sequence} is behind the outbox, which has a row with seq {highest}: numbers are given out \
-                     again, and events of a key may be published in the wrong order"
+                    "sequence {sequence} is behind the outbox, which has a row with seq {highest}: seqs will repeat, and events \
+                     of a key may be published in the wrong order"
                 ),
                 hint,
             );
@@ -193,11 +199,11 @@ async fn look_at_numbers(
     Ok(())
 }
 
-/// Rows that are read to see whether they can be.
+/// The number of next rows to read.
 const READ_ROWS: usize = 1_000;
 
-/// Reads the rows that are published next, as the relay does.
-async fn look_at_next_rows(
+/// Reads the next rows to publish in the same way as the relay.
+async fn check_next_rows(
     source: &SourceConfig,
     found: &mut Findings<'_>,
 ) -> Result<(), DatabaseError> {
@@ -205,7 +211,7 @@ async fn look_at_next_rows(
     let mut cursor = match checkpoint::read(&session, &source.name).await {
         Ok(cursor) => cursor,
         Err(CheckpointError::Database(err)) => return Err(err),
-        // What else is wrong with it was told.
+        // `check_checkpoint` reports other problems.
         Err(_) => Cursor::beginning(),
     };
     let reading = async {
@@ -222,7 +228,7 @@ async fn look_at_next_rows(
             if page.is_last() || read >= READ_ROWS {
                 return Ok::<_, ReadError>(read);
             }
-            // A page ends before a row that can't be read.
+            // A page ends before an unreadable row.
             if let Some(last) = rows.checked_sub(1)
                 && let Some(position) = page.position_behind(last)?
             {
@@ -231,19 +237,21 @@ async fn look_at_next_rows(
         }
     };
     match reading.await {
-        Ok(0) => found.pass("no row waits that could not be read"),
-        Ok(rows) => found.pass(format!("the next rows can be read, {rows} of them")),
+        Ok(0) => found.pass("there are no pending rows"),
+        Ok(rows) => found.pass(format!(
+            "the next pending rows are readable ({rows} checked)"
+        )),
         Err(ReadError::Database(err)) => return Err(err.into()),
         Err(err) => found.fail(cli::chain(&err), err.hint()),
     }
     Ok(())
 }
 
-/// Newest rows whose transaction is compared with the one that wrote them.
+/// The newest rows whose transaction id is compared with their xmin.
 const COMPARED_ROWS: i64 = 1_000;
 
-/// A row has the id of the transaction that wrote it, or nothing tells when it was committed.
-async fn look_at_transactions(
+/// Checks that rows have the id of the transaction that wrote them. Otherwise the relay cannot know when they were committed.
+async fn check_transaction_ids(
     session: &Session,
     source: &SourceConfig,
     found: &mut Findings<'_>,
@@ -262,19 +270,21 @@ async fn look_at_transactions(
     let (future, differing): (Option<String>, i64) = (row.get(0), row.get(1));
     if let Some(seq) = future {
         found.fail(
-            format!("{table} has rows of another Postgres: the transaction of that with seq {seq} is still to come here"),
+            format!(
+                "{table} has rows of another Postgres: the transaction id of the row with seq {seq} is ahead of this one"
+            ),
             hints::for_foreign_rows(&source.name, mapping),
         );
     } else if differing > 0 {
         found.unknown(
             format!(
-                "could not check whose transaction ids the rows have: {differing} of the newest {COMPARED_ROWS} were written \
-                 by another transaction than their {xid} says. A savepoint, an update or a rewrite of the table does that, \
-                 and so does replication or a restore from another Postgres, of which some may never be published"
+                "could not check the transaction ids of the rows: {differing} of the newest {COMPARED_ROWS} were written by \
+                 another transaction than {xid}. Causes are a savepoint, an update, a rewrite of the table, or replication or a \
+                 restore from another Postgres. In the last two cases some rows may never be published"
             ),
             format!(
-                "if they came from another Postgres, run `outbox-relay reset --source {}`, which publishes every row that the \
-                 outbox still holds once more",
+                "If the rows come from another Postgres, run `outbox-relay reset --source {}` to publish every row of the \
+                 outbox again.",
                 source.name
             ),
         );
@@ -284,8 +294,8 @@ async fn look_at_transactions(
     Ok(())
 }
 
-/// Returns the source's name towards the brokers, or what stands for it as long as it has none.
-async fn look_at_checkpoint(
+/// Checks the checkpoint. Returns the transactional id of the source, or a similar one before the first leader.
+async fn check_checkpoint(
     session: &Session,
     source: &str,
     table: &str,
@@ -295,48 +305,47 @@ async fn look_at_checkpoint(
     let params: [&(dyn ToSql + Sync); 3] = [&source, &table, &system_identifier];
     let row = session.query_opt(CHECKPOINT, &params).await?;
     let Some(row) = row else {
-        found.pass("no relay has led it yet; the first publishes every row that has a seq");
+        found.pass("there is no checkpoint; the first leader publishes every row that has a seq");
         return Ok(leader::producer_name(source, "check", 0));
     };
     let (epoch, resigned): (i64, bool) = (row.get(1), row.get(2));
     if row.get(3) {
         found.fail(
-            "the checkpoint is of another Postgres, or of a later time: was the database restored \
-             from a dump, or moved by pg_upgrade?",
+            "the checkpoint belongs to another Postgres or is ahead of this one, probably because the database was restored from a \
+             dump or moved by pg_upgrade",
             format!(
-                "if so, run `outbox-relay reset --source {source}`, which publishes every row that the \
-                 outbox still holds once more"
+                "If so, run `outbox-relay reset --source {source}` to publish every row of the outbox again."
             ),
         );
     } else if row.get(5) {
         found.fail(
-            format!("the checkpoint is of another table than {table}"),
+            format!("the checkpoint belongs to another table than {table}"),
             hints::for_other_table(source),
         );
     } else {
         let age = Duration::try_from_secs_f64(row.get(4)).unwrap_or_default();
-        let how = if resigned {
-            ", by a relay that ended with nothing on its way"
+        let shutdown = if resigned {
+            ", by a relay that shut down with no records in flight"
         } else {
             ""
         };
         found.pass(format!(
-            "checkpoint of epoch {epoch}, stored {age:.1?} ago{how}"
+            "checkpoint of epoch {epoch}, stored {age:.1?} ago{shutdown}"
         ));
     }
     Ok(leader::producer_name(source, row.get(0), row.get(6)))
 }
 
-async fn look_at_lock(
+async fn check_leader(
     session: &Session,
     source: &str,
     found: &mut Findings<'_>,
 ) -> Result<(), DatabaseError> {
     match leader::holder(session, source).await? {
         Some(holder) => found.note(format!(
-            "led by {holder}; a relay that is started now stands by"
+            "the leader is {holder}; a relay started now becomes standby"
         )),
-        None => found.pass("no relay leads it now"),
+        None => found.pass("no relay leads this source now"),
     }
     Ok(())
 }

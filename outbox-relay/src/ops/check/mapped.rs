@@ -1,5 +1,5 @@
-//! What of an outbox that others made is not as the relay needs it. `:table`, `:xid` and `:seq` are filled
-//! in as strings, `:named` as rows of a setting and the column that it names.
+//! The rules for a mapped outbox table. `:table`, `:xid` and `:seq` are filled in as strings, `:named` as rows of a setting
+//! and the column that it names.
 
 use super::tables::{
     KNOWN_CLUSTER, LOGGED, NUMBERED, REPAIRABLE, RULE, Rule, UNHIDDEN, WRITABLE, WRITERS,
@@ -9,43 +9,43 @@ use super::tables::{
 pub(super) const MAPPED_RULES: [Rule; 16] = [
     WRITABLE,
     Rule {
-        fine: "the role may look into the outbox's schema",
-        is_basic: true,
+        passed: "the role has USAGE on the schema of the outbox",
+        is_prerequisite: true,
         sql: "
-            select current_user || ' may not use the schema ' || quote_ident(nspname),
+            select 'role ' || current_user || ' lacks USAGE on schema ' || quote_ident(nspname),
                 format('grant usage on schema %I to %I', nspname, current_user)
             from parse_ident(:table) as name join pg_namespace on nspname = name[1]
             where cardinality(name) = 2 and not has_schema_privilege(pg_namespace.oid, 'usage')",
         ..RULE
     },
     Rule {
-        fine: "the outbox and the relay's own tables are there",
-        is_basic: true,
+        passed: "the outbox and the relay's tables exist",
+        is_prerequisite: true,
         sql: "
-            select 'there is no table ' || :table || ' that ' || current_user || ' can find',
-                'mend the setting table, or grant usage on its schema'
+            select 'table ' || :table || ' does not exist or is not visible to role ' || current_user,
+                'Correct the setting table, or grant usage on its schema.'
             where to_regclass(:table) is null
             union all
-            select 'there is no ' || name || ' in the search path of ' || current_user,
+            select 'table ' || name || ' does not exist in the search path of role ' || current_user,
                 coalesce(
-                    (select format('there is one in the schema %1$I: grant usage on schema %1$I to %2$I; '
-                            'alter role %2$I in database %3$I set search_path = %1$I',
+                    (select format('Use the one in schema %1$I: `grant usage on schema %1$I to %2$I; '
+                            'alter role %2$I in database %3$I set search_path = %1$I`.',
                             relnamespace::regnamespace, current_user, current_database())
                      from pg_class where relname = name and relkind = 'r' limit 1),
-                    'run outbox-relay/sql/relay.sql in the database ' || current_database())
+                    'Run outbox-relay/sql/relay.sql in database ' || current_database() || '.')
             from unnest(array['relay_checkpoints', 'relay_parked', 'relay_dead_letters']) as name
             where to_regclass(name) is null
             union all
-            select 'there is no function relay_payload(jsonb) in the search path of ' || current_user,
-                'run outbox-relay/sql/relay.sql in the database ' || current_database()
+            select 'function relay_payload(jsonb) does not exist in the search path of role ' || current_user,
+                'Run outbox-relay/sql/relay.sql in database ' || current_database() || '.'
             where to_regprocedure('relay_payload(jsonb)') is null",
         ..RULE
     },
     Rule {
-        fine: "the columns that the configuration names are there",
+        passed: "every configured column exists",
         sql: "
-            select 'there is no column ' || quote_ident(name) || ' in ' || :table,
-                'mend ' || string_agg(setting, ' and ')
+            select 'column ' || quote_ident(name) || ' of ' || :table || ' does not exist',
+                'Correct ' || string_agg(setting, ' and ') || '.'
             from (values :named) as named (setting, name)
             where not exists (
                 select from pg_attribute
@@ -56,27 +56,27 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
         ..RULE
     },
     Rule {
-        fine: "the role may do all that the relay does",
+        passed: "the role has all required privileges",
         sql: "
             with needed (of, privilege) as (
                 select :table::regclass, 'select'
                 union all
                 select 'relay_checkpoints', unnest(array['select', 'insert', 'update'])
                 union all
-                select rejections::regclass, privilege
-                from unnest(array['relay_parked', 'relay_dead_letters']) as aside,
+                select name::regclass, privilege
+                from unnest(array['relay_parked', 'relay_dead_letters']) as name,
                     unnest(array['select', 'insert', 'update', 'delete']) as privilege
             ), missing (privilege, names) as (
                 select privilege, string_agg(distinct of::text, ', ')
                 from needed where not has_table_privilege(of, privilege) group by privilege
             )
-            select current_user || ' may not ' || privilege || ' on ' || names,
+            select 'role ' || current_user || ' lacks ' || upper(privilege) || ' on ' || names,
                 'grant ' || privilege || ' on ' || names || ' to ' || quote_ident(current_user)
             from missing order by 1",
         ..RULE
     },
     Rule {
-        fine: "each new row gets its transaction and its number",
+        passed: "the columns for transaction id and seq have their defaults",
         sql: "
             with expected (name, type, value, hint) as (values
                 (:xid, 'xid8', 'pg_current_xact_id()', 'pg_current_xact_id()'),
@@ -92,7 +92,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                         || ', which is ' || coalesce(nullif(value, ''), 'set by a trigger')
                     else 'column ' || name || ' of ' || :table || problem
                 end,
-                'see outbox-relay/sql/columns-online.sql: it is ' || type || ' default ' || hint,
+                'Declare it as ' || type || ' default ' || hint || ', as in outbox-relay/sql/columns-online.sql.',
                 is_unknown
             from (
                 select name, expected.type, hint, found.value,
@@ -114,11 +114,11 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
         ..RULE
     },
     Rule {
-        fine: "a new row without its transaction or its number is rejected",
+        passed: "rows without transaction id or seq are rejected",
         sql: "
             select case count(*) when 1 then 'column ' else 'columns ' end || string_agg(quote_ident(name), ' and ')
-                    || ' of ' || :table || case count(*) when 1 then ' takes' else ' take' end
-                    || ' null, and a row with it is never published',
+                    || ' of ' || :table || case count(*) when 1 then ' accepts' else ' accept' end
+                    || ' null, and a row with null is never published',
                 'alter table ' || :table || ' add constraint relay_columns check ('
                     || string_agg(quote_ident(name) || ' is not null', ' and ') || ') not valid'
             from (:nullable) as nullable (name) having count(*) > 0",
@@ -132,9 +132,9 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
     REPAIRABLE,
     WRITTEN_HERE,
     Rule {
-        fine: "rows are found by seq and by xid",
+        passed: "the outbox has indexes on seq and xid",
         sql: "
-            select 'there is no index on ' || name || ' in ' || leaf,
+            select 'there is no index on ' || name || ' of ' || leaf,
                 'create index concurrently on ' || leaf || ' ' || columns
             from (select coalesce(tree.relid, :table::regclass) as leaf
                   from (values (1)) as one

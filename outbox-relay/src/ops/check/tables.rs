@@ -1,46 +1,45 @@
-//! The SQL that says what of an outbox is not as the relay needs it.
+//! The rules for the tables in a source's database, as SQL.
 
 use crate::{config::Mapping, postgres::backlog::NULLABLE_COLUMNS};
 
-/// A look at the database: a row, what is wrong and what to do about it, for each thing that is not
-/// as it should be.
+/// A rule: a query that returns a row for each violation, with the finding and the hint. A third column that is true means
+/// that the rule could not be checked. A hint that is a statement can be executed as it is.
 ///
 /// `:table`, `:xid` and `:seq` stand for names as strings, `:named` for rows of a setting and the column that it names,
-/// `:numbers` for [`NUMBERS`], `:nullable` for [`NULLABLE_COLUMNS`], `:leaves` for [`LEAVES`]. A third column that is true
-/// says that this could not be found out.
+/// `:numbers` for [`NUMBERS`], `:nullable` for [`NULLABLE_COLUMNS`], `:leaves` for [`LEAVES`].
 pub(super) struct Rule {
-    /// What it means when there is no such row.
-    pub(super) fine: &'static str,
+    /// The finding when the query returns no row.
+    pub(super) passed: &'static str,
     pub(super) sql: &'static str,
-    /// Whether it can stay as it is.
+    /// True if a violation is a note and not a failure.
     pub(super) is_optional: bool,
-    /// Whether nothing else can be looked at if it isn't so.
-    pub(super) is_basic: bool,
+    /// True if a violation prevents all further checks.
+    pub(super) is_prerequisite: bool,
 }
 
 pub(super) const RULE: Rule = Rule {
-    fine: "",
+    passed: "",
     sql: "",
     is_optional: false,
-    is_basic: false,
+    is_prerequisite: false,
 };
 
 impl Rule {
-    /// The rule's SQL for a source's table.
+    /// Returns the SQL for the table of a source.
     pub(super) fn sql(&self, mapping: &Mapping) -> String {
         let sql = fill_in(self.sql);
         mapping.fill_in(&sql)
     }
 }
 
-/// SQL with its fragments in place of their names.
+/// Replaces the names of fragments in SQL.
 pub(super) fn fill_in(sql: &str) -> String {
     sql.replace(":numbers", NUMBERS)
         .replace(":nullable", NULLABLE_COLUMNS)
         .replace(":leaves", LEAVES)
 }
 
-/// The sequences that number column `:seq`: of its default, or of the identity that it is.
+/// The sequences of column `:seq`: those of its default, or of its identity.
 const NUMBERS: &str = "
     select refobjid
     from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
@@ -55,21 +54,21 @@ const NUMBERS: &str = "
     where classid = 'pg_class'::regclass and refclassid = 'pg_class'::regclass and deptype = 'i'
         and refobjid = :table::regclass and attname = :seq";
 
-/// The tables that hold the rows of `:table`: its partitions, or itself.
+/// The tables that store the rows of `:table`: its partitions, or itself.
 const LEAVES: &str = "
     select coalesce(tree.relid, :table::regclass)
     from (values (1)) as one left join pg_partition_tree(:table) as tree on tree.isleaf";
 
-/// Two changes of a key are numbered in the order in which they were made.
+/// Two changes of a key must be numbered in the order in which they were made.
 pub(super) const NUMBERED: Rule = Rule {
-    fine: "seq rises from row to row",
+    passed: "seq increases from row to row",
     sql: "
         with numbers (id) as (:numbers)
         select 'sequence ' || id::regclass || ' ' || case
-                when seqcache <> 1 then 'gives each session ' || seqcache
-                    || ' numbers at once, so that two changes of a key can be numbered the wrong way round'
-                when seqincrement < 0 then 'counts down, so that the newest change of a key comes first'
-                else 'starts over at its end, so that new changes come before old ones'
+                when seqcache <> 1 then 'caches ' || seqcache || ' numbers for each session, which '
+                    || 'can number two changes of a key in the wrong order'
+                when seqincrement < 0 then 'counts down, which publishes the newest change of a key first'
+                else 'has CYCLE and restarts at its end, which publishes new changes before old ones'
             end,
             'alter sequence ' || id::regclass || case
                 when seqcache <> 1 then ' cache 1'
@@ -81,24 +80,24 @@ pub(super) const NUMBERED: Rule = Rule {
         from numbers join pg_sequence on seqrelid = id
         where seqcache <> 1 or seqincrement < 0 or seqcycle
         union all
-        select 'column ' || quote_ident(:seq) || ' of ' || :table || ' is numbered by several sequences: '
+        select 'column ' || quote_ident(:seq) || ' of ' || :table || ' gets its numbers from several sequences: '
                 || string_agg(id::regclass::text, ', '),
-            'let its default be nextval of one of them', false
+            'Set its default to nextval of one of them.', false
         from numbers having count(*) > 1
         union all
         select 'could not check how column ' || quote_ident(:seq) || ' of ' || :table
-                || ' is numbered: no sequence belongs to it',
-            'see that its numbers rise from row to row, and come from no cached range', true
+                || ' gets its numbers: it has no sequence',
+            'Ensure that its numbers increase from row to row and do not come from a cached range.', true
         where not exists (select from numbers)",
     ..RULE
 };
 
-/// A crash of Postgres empties a table that is not logged.
+/// A crash of Postgres truncates an unlogged table.
 pub(super) const LOGGED: Rule = Rule {
-    fine: "the outbox and the relay's own tables survive a crash of Postgres",
+    passed: "the outbox and the relay's tables are logged",
     sql: "
         select oid::regclass || ' is unlogged: a crash of Postgres ' || case relkind
-                when 'S' then 'sets it back' else 'empties it' end,
+                when 'S' then 'resets it' else 'truncates it' end,
             'alter ' || case relkind when 'S' then 'sequence ' else 'table ' end || oid::regclass || ' set logged'
         from pg_class
         where relpersistence = 'u' and oid in (
@@ -112,22 +111,22 @@ pub(super) const LOGGED: Rule = Rule {
     ..RULE
 };
 
-/// Where a publication covers it, Postgres refuses to change rows of a table without a replica identity that has what is
-/// published, and what its row filter looks at.
+/// Postgres rejects update and delete of a published table whose replica identity lacks a published column or a column of the
+/// row filter.
 pub(super) const REPAIRABLE: Rule = Rule {
-    fine: "rows can be repaired by update and delete",
+    passed: "no publication prevents update and delete of outbox rows",
     sql: "
         select distinct class.oid::regclass || ' is in the publication ' || quote_ident(pubname) || case
-                when not has_identity then ' and has no replica identity, so that Postgres refuses to repair its rows'
-                when is_filtered then ', which has a row filter: could not check that its columns are in the replica '
-                    || 'identity, without which Postgres refuses to repair rows'
-                else ', which has a list of columns without the whole replica identity, so that Postgres refuses to '
-                    || 'repair its rows'
+                when not has_identity then ' and has no replica identity, so that Postgres rejects update and delete'
+                when is_filtered then ', which has a row filter: could not check that the replica identity contains its '
+                    || 'columns, without which Postgres rejects update and delete'
+                else ', which has a column list without the whole replica identity, so that Postgres rejects '
+                    || 'update and delete'
             end,
             case
                 when not has_identity then 'alter table ' || class.oid::regclass || ' replica identity full'
-                when is_filtered then 'look at the row filter, or take the table out of the publication'
-                else 'publish all columns, or take the table out of the publication'
+                when is_filtered then 'Add the columns of the row filter to the replica identity, or remove the table from the publication.'
+                else 'Publish all columns, or remove the table from the publication.'
             end, has_identity and is_filtered
         from pg_class as class
             join pg_class as listed
@@ -150,21 +149,20 @@ pub(super) const REPAIRABLE: Rule = Rule {
                                 where indrelid = class.oid and attnum = any (indkey)
                                     and case class.relreplident when 'd' then indisprimary else indisreplident end))
                     )
-            ) as what_of_it (has_identity, is_filtered, is_cut)
+            ) as publication_facts (has_identity, is_filtered, is_cut)
         where class.oid in (:leaves) and (pubupdate or pubdelete)
             and (not has_identity or is_filtered or is_cut)
         order by 1",
     ..RULE
 };
 
-/// Rows that come by replication may bring transaction ids of the cluster where they were written.
+/// Replicated rows may have transaction ids of the cluster where they were written.
 pub(super) const WRITTEN_HERE: Rule = Rule {
-    fine: "the outbox is not filled by replication",
+    passed: "no subscription writes to the outbox",
     sql: "
-        select 'could not check whose transaction ids the rows of ' || srrelid::regclass
-                || ' have: a subscription fills it',
-            'run the relay where the rows are written, or leave the columns ' || quote_ident(:xid) || ' and '
-                || quote_ident(:seq) || ' out of the publication: a row with a foreign id may never be published', true
+        select 'could not check the transaction ids of ' || srrelid::regclass || ': a subscription writes to it',
+            'Run the relay where the rows are written, or exclude the columns ' || quote_ident(:xid) || ' and '
+                || quote_ident(:seq) || ' from the publication: a row with a foreign id may never be published.', true
         from pg_subscription_rel
         where srrelid = :table::regclass
             or srrelid in (select relid from pg_partition_tree(:table))
@@ -173,69 +171,69 @@ pub(super) const WRITTEN_HERE: Rule = Rule {
     ..RULE
 };
 
-/// A row that the relay is not shown is one that it never publishes.
+/// The relay never publishes a row that row-level security hides from it.
 pub(super) const UNHIDDEN: Rule = Rule {
-    fine: "no row is hidden from the role",
+    passed: "row-level security hides no rows from the role",
     sql: "
-        select 'row-level security hides rows of ' || :table || ' from ' || current_user,
-            format('as a superuser, alter role %I bypassrls', current_user)
+        select 'row-level security hides rows of ' || :table || ' from role ' || current_user,
+            format('As a superuser, run `alter role %I bypassrls`.', current_user)
         where row_security_active(:table)",
     ..RULE
 };
 
-/// What stands between an insert and the row that is read.
+/// Rules, triggers and inheritance can change or drop an inserted row.
 pub(super) const WRITTEN_AS_IT_IS: Rule = Rule {
-    fine: "what is inserted is what is read",
+    passed: "no rule, trigger or inheritance changes inserted rows",
     sql: "
-        select 'could not check what the rule ' || quote_ident(rulename) || ' of ' || :table || ' makes of an insert',
-            'take the rule away, or see that each row comes with the defaults of ' || quote_ident(:xid) || ' and '
-                || quote_ident(:seq), true
+        select 'could not check how rule ' || quote_ident(rulename) || ' of ' || :table || ' changes an insert',
+            'Drop the rule, or ensure that each row gets the defaults of ' || quote_ident(:xid) || ' and '
+                || quote_ident(:seq) || '.', true
         from pg_rules
         where format('%I.%I', schemaname, tablename)::regclass in (
             select :table::regclass union all select relid from pg_partition_tree(:table))
         union all
-        select distinct 'could not check that the trigger ' || quote_ident(tgname) || ' of ' || :table
-                || ' leaves the columns ' || quote_ident(:xid) || ' and ' || quote_ident(:seq) || ' as they are',
-            'see that it does, and that it drops no row', true
+        select distinct 'could not check that trigger ' || quote_ident(tgname) || ' of ' || :table
+                || ' does not change the columns ' || quote_ident(:xid) || ' and ' || quote_ident(:seq),
+            'Ensure that it does not change them and does not drop rows.', true
         from pg_trigger
         where tgrelid in (select :table::regclass union all select relid from pg_partition_tree(:table))
             and not tgisinternal and tgenabled <> 'D'
             -- For each row, before an insert.
             and tgtype & 7 = 7
         union all
-        select 'could not check the tables that inherit from ' || :table || ', among them ' || inhrelid::regclass,
-            'use partitions', true
+        select 'could not check the tables that inherit from ' || :table || ', one of which is ' || inhrelid::regclass,
+            'Use partitions instead of inheritance.', true
         from pg_inherits join pg_class on oid = inhparent
         where inhparent = :table::regclass and relkind <> 'p'
         order by 1",
     ..RULE
 };
 
-/// The relay writes its checkpoint.
+/// The relay writes its checkpoint to this Postgres.
 pub(super) const WRITABLE: Rule = Rule {
-    fine: "this Postgres takes writes",
-    is_basic: true,
+    passed: "Postgres accepts writes",
+    is_prerequisite: true,
     sql: "
-        select 'this Postgres is a standby, which takes no writes', 'give the primary in database_url'
+        select 'Postgres is a standby and does not accept writes', 'Set the primary in database_url.'
         where pg_is_in_recovery()",
     ..RULE
 };
 
-/// Only this tells a copy of a database from the database.
+/// Only the system identifier distinguishes a database from its copy.
 pub(super) const KNOWN_CLUSTER: Rule = Rule {
-    fine: "a database that was restored from a dump would be noticed",
+    passed: "the role may read the system identifier, which detects a database restored from a dump",
     is_optional: true,
     sql: "
-        select current_user || ' may not execute pg_control_system(), so that a dump that is '
-            || 'restored elsewhere is noticed by its transaction ids alone',
-            'as a superuser, grant execute on function pg_control_system() to ' || quote_ident(current_user)
+        select 'role ' || current_user || ' lacks EXECUTE on pg_control_system(), so that only transaction ids '
+            || 'detect a database restored from a dump',
+            'As a superuser, run `grant execute on function pg_control_system() to ' || quote_ident(current_user) || '`.'
         where not has_function_privilege('pg_control_system()', 'execute')",
     ..RULE
 };
 
-/// Whoever may insert has to be given the number of the row as well.
+/// A role with INSERT also needs the sequence, unless the column is an identity.
 pub(super) const WRITERS: Rule = Rule {
-    fine: "whoever may insert into the outbox may number the row",
+    passed: "every role with INSERT on the outbox has USAGE on its sequence",
     sql: "
         with writer (id) as (
             select grantee from pg_class, aclexplode(relacl)
@@ -248,8 +246,8 @@ pub(super) const WRITERS: Rule = Rule {
             select id from (:numbers) as numbers (id)
             where not exists (select from pg_depend where objid = id and deptype = 'i')
         )
-        select name || ' may insert into ' || :table || ', and may not use the sequence '
-                || numbers.id::regclass || ' of its column ' || :seq,
+        select 'role ' || name || ' has INSERT on ' || :table || ' but lacks USAGE on sequence '
+                || numbers.id::regclass || ' of column ' || quote_ident(:seq),
             'grant usage on sequence ' || numbers.id::regclass || ' to ' || name
         from numbers, writer, lateral (
             select case writer.id when 0 then 'public' else quote_ident(pg_get_userbyid(writer.id)) end,
@@ -263,19 +261,19 @@ pub(super) const WRITERS: Rule = Rule {
 pub(super) const RULES: [Rule; 16] = [
     WRITABLE,
     Rule {
-        fine: "the outbox and the relay's own tables are there",
-        is_basic: true,
+        passed: "the outbox and the relay's tables exist",
+        is_prerequisite: true,
         sql: "
-            select 'there is no table ' || name || ' in the search path of ' || current_user,
-                'make it in the database ' || current_database()
-                || ', as crates/outbox/migrations does, and grant usage on its schema'
+            select 'table ' || name || ' does not exist in the search path of role ' || current_user,
+                'Create it in database ' || current_database()
+                || ' as in crates/outbox/migrations, and grant usage on its schema.'
             from unnest(array['outbox', 'relay_checkpoints', 'relay_parked', 'relay_dead_letters'])
                 as name
             where to_regclass(name) is null",
         ..RULE
     },
     Rule {
-        fine: "the role may do all that the relay does",
+        passed: "the role has all required privileges",
         sql: "
             with needed (of, privilege) as (
                 select 'outbox'::regclass, 'select'
@@ -286,20 +284,20 @@ pub(super) const RULES: [Rule; 16] = [
                 union all
                 select 'relay_checkpoints', unnest(array['select', 'insert', 'update'])
                 union all
-                select rejections::regclass, privilege
-                from unnest(array['relay_parked', 'relay_dead_letters']) as aside,
+                select name::regclass, privilege
+                from unnest(array['relay_parked', 'relay_dead_letters']) as name,
                     unnest(array['select', 'insert', 'update', 'delete']) as privilege
             ), missing (privilege, names) as (
                 select privilege, string_agg(distinct of::text, ', ')
                 from needed where not has_table_privilege(of, privilege) group by privilege
             )
-            select current_user || ' may not ' || privilege || ' on ' || names,
+            select 'role ' || current_user || ' lacks ' || upper(privilege) || ' on ' || names,
                 'grant ' || privilege || ' on ' || names || ' to ' || quote_ident(current_user)
             from missing order by 1",
         ..RULE
     },
     Rule {
-        fine: "the outbox has its columns, with their types and defaults",
+        passed: "every outbox column has the expected type and default",
         sql: "
             with expected (name, type, is_required, value, usual) as (values
                 ('xid', 'xid8', true, 'pg_current_xact_id()', 'pg_current_xact_id()'),
@@ -329,19 +327,19 @@ pub(super) const RULES: [Rule; 16] = [
                     || ' using ' || name || '::text::' || expected.type
                 where found.type <> expected.type
                 union all
-                select 'may be null', 'alter column ' || name || ' set not null'
+                select 'is nullable', 'alter column ' || name || ' set not null'
                 where is_required and not attnotnull
                 union all
-                select case found.value when '' then 'has no default' else 'has another default than ' || usual end,
+                select case found.value when '' then 'has no default' else 'has a default other than ' || usual end,
                     'alter column ' || name || ' set default ' || usual
                 where found.value not like expected.value
             ) as wrong (problem, statement)",
         ..RULE
     },
     Rule {
-        fine: "rows are found by seq and by xid, in every partition",
+        passed: "every partition has indexes on seq and xid",
         sql: "
-            select 'there is no index on ' || name || ' in ' || string_agg(relid::text, ', '),
+            select 'there is no index on ' || name || ' of ' || string_agg(relid::text, ', '),
                 'create index on outbox (' || columns || ')'
             from pg_partition_tree('outbox'), (values ('seq', 'seq'), ('xid', 'xid, seq'))
                 as needed (name, columns)
@@ -361,39 +359,39 @@ pub(super) const RULES: [Rule; 16] = [
     REPAIRABLE,
     WRITTEN_HERE,
     Rule {
-        fine: "the outbox has partitions, which can be emptied by turns",
+        passed: "the outbox has partitions that can be truncated",
         is_optional: true,
         sql: "
-            select 'the outbox has no partitions, so that it is never emptied',
-                'partition it by bucket as crates/outbox/migrations does'
+            select 'the outbox has no partitions and is never truncated',
+                'Partition it by bucket as in crates/outbox/migrations.'
             where not exists (select from pg_inherits where inhparent = 'outbox'::regclass)
             union all
-            select 'the outbox has a default partition, ' || partdefid::regclass
-                || ', which is never emptied', 'alter table outbox detach partition ' || partdefid::regclass
+            select 'the outbox has default partition ' || partdefid::regclass
+                || ', which is never truncated', 'alter table outbox detach partition ' || partdefid::regclass
             from pg_partitioned_table where partrelid = 'outbox'::regclass and partdefid <> 0
             union all
-            select 'column bucket has not the default that goes from partition to partition',
+            select 'column bucket of outbox lacks the default that rotates through the partitions',
                 'alter table outbox alter column bucket set default '
                 || '(date_part(''epoch'', clock_timestamp())::bigint / 600 % 8)::smallint'
             from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
             where attrelid = 'outbox'::regclass and attname = 'bucket'
                 and coalesce(pg_get_expr(adbin, adrelid), '') not like '%clock_timestamp()%'
             union all
-            select 'the schema ' || relnamespace::regnamespace || ' has checkpoints as well: what their sources have not '
-                || 'published may be truncated', 'let all sources of an outbox use one table relay_checkpoints'
+            select 'schema ' || relnamespace::regnamespace || ' also has a table relay_checkpoints: rows that its sources have not '
+                || 'published may be truncated', 'Use one table relay_checkpoints for all sources of an outbox.'
             from pg_class
             where relname = 'relay_checkpoints' and relkind = 'r' and oid <> to_regclass('relay_checkpoints')",
         ..RULE
     },
     Rule {
-        fine: "each bucket has its partition",
+        passed: "every bucket has a partition",
         sql: "
-            select 'no partition of the outbox takes bucket ' || bucket || ', so that inserts fail for ten minutes',
+            select 'bucket ' || bucket || ' of outbox has no partition, so that inserts fail for ten minutes',
                 format('create table outbox_%1$s partition of outbox for values in (%1$s)', bucket)
             from generate_series(0, 7) as bucket, pg_attribute
                 left join pg_attrdef on adrelid = attrelid and adnum = attnum
             where attrelid = 'outbox'::regclass and attname = 'bucket'
-                -- As this project's migrations have it.
+                -- The default of this project's migrations.
                 and pg_get_expr(adbin, adrelid) ~ '/ 600\\) % \\(?8\\)?[:)]'
                 and not exists (select from pg_inherits, pg_class as child where inhparent = attrelid
                     and child.oid = inhrelid
@@ -404,22 +402,23 @@ pub(super) const RULES: [Rule; 16] = [
     },
     KNOWN_CLUSTER,
     Rule {
-        fine: "the outbox could be reset after that",
+        passed: "`reset` can adopt rows restored from a dump",
         is_optional: true,
         sql: "
-            select 'there is no function outbox_adopt_foreign_rows(), which `reset` needs',
-                'make it as crates/outbox/migrations does'
+            select 'function outbox_adopt_foreign_rows(), which `reset` needs, does not exist',
+                'Create it as in crates/outbox/migrations.'
             where to_regprocedure('outbox_adopt_foreign_rows()') is null
             union all
-            select current_user || ' may not execute outbox_adopt_foreign_rows(), which `reset` needs',
+            select 'role ' || current_user || ' lacks EXECUTE on outbox_adopt_foreign_rows(), which `reset` needs',
                 'grant execute on function outbox_adopt_foreign_rows() to ' || quote_ident(current_user)
             where not has_function_privilege(to_regprocedure('outbox_adopt_foreign_rows()'), 'execute')",
         ..RULE
     },
 ];
 
-/// `$1` is the source, `$2` its table, and `$3` what names this cluster, if that is known: the instance, whether the checkpoint is of another time or
-/// another cluster of databases, how old it is, and whether it is of another table.
+/// Selects the checkpoint of source `$1` with table `$2`: its instance, epoch and whether the leader resigned; whether it is
+/// ahead of this database or of another cluster than `$3`, the system identifier if known; its age; whether it is of another
+/// table; the database's oid.
 pub(super) const CHECKPOINT: &str = "
     select instance::text, epoch, resigned,
         pg_snapshot_xmax(snapshot) > pg_snapshot_xmax(pg_current_snapshot())
@@ -429,9 +428,9 @@ pub(super) const CHECKPOINT: &str = "
         (select oid from pg_database where datname = current_database())
     from relay_checkpoints where source = $1";
 
-/// Topics and the largest row of each, in bytes, among the newest thousand rows and the thousand that
-/// are published next. `$1` is the source.
-pub(super) fn topics(outbox: &str) -> String {
+/// Returns the SQL for the topics and the bytes of their largest row, among the newest 1,000 rows and the next 1,000 rows to
+/// publish. `$1` is the source.
+pub(super) fn select_topics(outbox: &str) -> String {
     TOPICS.replace(":outbox", outbox)
 }
 
@@ -447,5 +446,5 @@ const TOPICS: &str = "
     )
     select topic, max(coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)
         + coalesce(octet_length(headers::text), 0))::bigint
-    from (table next union all table newest) as looked_at
+    from (table next union all table newest) as sampled
     group by topic order by topic";

@@ -1,40 +1,39 @@
-//! The words for what a source is doing and for what keeps it from that.
+//! The roles and states of a source, and the reasons of a restart.
 
 use serde::Serialize;
 
-/// What a source can be doing.
+/// The role of this relay for a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Role {
-    /// Not there yet.
+    /// Not elected yet, or the outbox was not read yet.
     Starting,
-    /// Another relay leads; this one takes over when it goes.
+    /// Another relay leads. This one takes over when it ends.
     Standby,
-    /// It publishes.
     Leader,
-    /// It ended as it was asked to.
+    /// The relay has shut down.
     Stopped,
 }
 
-/// What a source is doing, in one word for people.
+/// The role combined with the health of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// Not there yet.
+    /// Not elected yet, or the outbox was not read yet.
     Starting,
-    /// Another relay publishes.
+    /// Another relay leads.
     Standby,
-    /// It leads, and nothing is due.
+    /// Leader without pending rows.
     Idle,
-    /// It leads, and events arrive.
+    /// Leader with pending rows or recent records.
     Publishing,
-    /// It publishes, but for keys that wait because Kafka rejected an event of theirs.
+    /// Leader with parked keys. All other keys are published.
     Parked,
-    /// It does not publish, and goes on by itself when what keeps it from that is gone.
+    /// Not publishing. It recovers automatically when the cause is gone.
     Stalled,
-    /// It does not publish, and somebody has to do something.
+    /// Not publishing. An operator has to act.
     Halted,
-    /// It ended as it was asked to.
+    /// The relay has shut down.
     Stopped,
 }
 
@@ -64,22 +63,22 @@ impl State {
     }
 }
 
-/// Why publishing had to begin anew.
+/// Why a source restarted from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// Postgres is away, silent, or rejects.
+    /// Postgres is unavailable, silent, or returned an error.
     Database,
-    /// Kafka is away, slow, or not the leader.
+    /// Kafka is unavailable or slow, or a partition has a new leader.
     Kafka,
-    /// Kafka rejected this relay, because another one publishes the source.
+    /// The producer was fenced: another relay publishes the source.
     Fenced,
-    /// Another relay has taken the lead.
+    /// Another relay was elected.
     LostLead,
-    /// A record is in the way that Kafka rejects for good.
+    /// Kafka rejects a record permanently, and it blocks the source.
     Rejected,
-    /// A record was rejected among others: they are sent one by one, or it was set aside.
+    /// One of several records was rejected, and they are sent one by one. Or it was parked or dead-lettered.
     OneByOne,
-    /// The checkpoint is of another database.
+    /// The checkpoint or the rows belong to another database.
     Checkpoint,
 }
 
@@ -106,7 +105,7 @@ impl Reason {
         }
     }
 
-    /// Whether it passes only if somebody does something.
+    /// Returns true if publishing resumes only after an operator has acted.
     pub(crate) fn halts(self) -> bool {
         matches!(self, Self::Rejected | Self::Checkpoint)
     }

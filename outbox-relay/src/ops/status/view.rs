@@ -1,4 +1,4 @@
-//! What is shown of a source.
+//! The serialized status of a source.
 
 use std::collections::BTreeMap;
 
@@ -7,70 +7,63 @@ use serde::Serialize;
 use super::{Reason, Rejected, Role, SharedStatus, State, Tick, Warning};
 use crate::kafka::{Counts, Histogram, quantile_s};
 
-/// A source, as `/status` has it. Seconds and bytes.
+/// A source in `/status`. Units are in the field names: seconds and bytes.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct View {
-    /// The source's name.
     pub(crate) source: String,
-    /// What it does.
     pub(crate) role: Role,
-    /// The same, with how well it does it.
     pub(crate) state: State,
-    /// Whether `/readyz` is content with it.
+    /// True if `/readyz` counts the source as ready.
     pub(crate) ready: bool,
-    /// The number of its leadership, once it has led.
+    /// The epoch of the last leadership of this relay.
     pub(crate) epoch: Option<i64>,
-    /// Who leads, as the database knows it, where this relay stands by.
+    /// The session of the leader in Postgres, if this relay is a standby.
     pub(crate) leader: Option<String>,
     /// Records acknowledged since the program started.
     pub(crate) published: u64,
-    /// The same a second, over the last five to ten.
+    /// Records per second over the last 5 to 10 s.
     pub(crate) published_per_s: f64,
     /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
-    /// Times that Kafka rejected this relay's records because another one publishes the source.
+    /// Number of times that this relay was fenced because another one publishes the source.
     pub(crate) fenced: u64,
-    /// Rows committed and not published; none while the database does not answer.
+    /// Rows committed and not published. `None` while the database does not answer.
     pub(crate) pending_rows: Option<i64>,
-    /// They are too many to be counted.
+    /// True if `pending_rows` is an estimate, because there are too many to count.
     pub(crate) pending_is_estimate: bool,
-    /// The age of the oldest of them; 0 if there is none.
+    /// The age of the oldest pending row; 0 if there is none.
     pub(crate) oldest_pending_age_s: Option<f64>,
-    /// From the row's `created_at` to Kafka's acknowledgement.
-    pub(crate) commit_to_ack: Times,
-    /// How long a page of rows takes to read.
-    pub(crate) page_read: Times,
-    /// Keys that wait because Kafka rejected an event of theirs.
+    /// The time from the row's `created_at` to the acknowledgement by Kafka.
+    pub(crate) commit_to_ack: Durations,
+    /// The time to read a page of rows.
+    pub(crate) page_read: Durations,
     pub(crate) parked_keys: usize,
-    /// Events in `relay_dead_letters`, at most 10,000 of them.
+    /// Events in `relay_dead_letters`, counted up to 10,000.
     pub(crate) dead_letters: Option<i64>,
-    /// Records that Kafka rejected for good, by what became of them.
+    /// Records that Kafka rejected permanently, by outcome.
     pub(crate) rejected: Rejected,
-    /// How often publishing began anew, and why.
+    /// Restarts from the checkpoint by reason.
     pub(crate) restarts: BTreeMap<&'static str, u64>,
-    /// How long ago the checkpoint was stored.
     pub(crate) checkpoint_age_s: Option<f64>,
-    /// How large the outbox is.
+    /// The size of the outbox with its indexes.
     pub(crate) outbox_bytes: Option<i64>,
-    /// Partitions that were emptied; none where nobody empties them.
+    /// Truncated partitions. `None` if this relay does not truncate.
     pub(crate) truncations: Option<u64>,
-    /// Why it does not publish, while something keeps it from publishing.
+    /// Why the source does not publish now.
     pub(crate) error: Option<String>,
-    /// What to do about that.
     pub(crate) hint: Option<&'static str>,
-    /// What is wrong although it publishes.
+    /// Problems of a source that publishes.
     pub(crate) warnings: Vec<Warning>,
-    /// Rows that can never be published, of a table that takes such rows.
+    /// Rows without seq or transaction id, which are never published.
     pub(crate) unpublishable_rows: Option<i64>,
-    /// What kept it from publishing last, also if it is recovered.
+    /// The last error, also after recovery.
     pub(crate) last_error: Option<String>,
-    /// How long ago that was.
     pub(crate) last_error_age_s: Option<f64>,
 }
 
-/// How long something takes: since the program started, and the quantiles of the last minute.
+/// Durations: count and sum since the start of the program, and quantiles of the last minute.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Times {
+pub(crate) struct Durations {
     pub(crate) count: u64,
     pub(crate) sum_s: f64,
     pub(crate) p50_s: Option<f64>,
@@ -78,20 +71,22 @@ pub(crate) struct Times {
 }
 
 impl SharedStatus {
-    /// What is shown of the source now.
+    /// Returns the serializable status of now.
     pub(crate) fn view(&self) -> View {
         let status = self.get();
         let oldest = status.ticks.front();
-        let times = |histogram, before: fn(&Tick) -> &Counts| times(histogram, oldest.map(before));
-        let recent = status.recent();
+        let durations =
+            |histogram, before: fn(&Tick) -> &Counts| durations(histogram, oldest.map(before));
+        let recent = status.recent_measurement();
         let pending = recent.map(|(measured, _)| measured.pending);
         let restarts = Reason::ALL.map(|reason| (reason.name(), status.restarts[reason as usize]));
         let error = status.failure.as_ref().map(|failure| failure.error.clone());
         let error = error.or_else(|| {
             let length = status.stalled_for()?;
             let rows = pending?.rows;
+            let (plural, seconds) = (if rows == 1 { "" } else { "s" }, length.as_secs());
             Some(format!(
-                "{rows} rows are due, and none was acknowledged for {length:.0?}"
+                "{rows} pending row{plural}, and none acknowledged for {seconds} s"
             ))
         });
         View {
@@ -111,8 +106,8 @@ impl SharedStatus {
             pending_is_estimate: pending.is_some_and(|pending| pending.is_estimate),
             oldest_pending_age_s: (pending.as_ref())
                 .map(|pending| status.oldest_pending_age_s(pending)),
-            commit_to_ack: times(&self.0.commit_to_ack, |tick| &tick.commit_to_ack),
-            page_read: times(&self.0.page_read, |tick| &tick.page_read),
+            commit_to_ack: durations(&self.0.commit_to_ack, |tick| &tick.commit_to_ack),
+            page_read: durations(&self.0.page_read, |tick| &tick.page_read),
             parked_keys: status.parked_keys,
             dead_letters: recent.map(|_| status.dead_letters),
             rejected: status.rejected,
@@ -134,12 +129,12 @@ impl SharedStatus {
     }
 }
 
-fn times(histogram: &Histogram, before: Option<&Counts>) -> Times {
+fn durations(histogram: &Histogram, before: Option<&Counts>) -> Durations {
     let counts = histogram.counts();
     let recent = std::array::from_fn(|bucket| {
         counts[bucket].saturating_sub(before.map_or(0, |before| before[bucket]))
     });
-    Times {
+    Durations {
         count: counts.iter().sum(),
         sum_s: histogram.sum_s(),
         p50_s: quantile_s(&recent, 0.5),

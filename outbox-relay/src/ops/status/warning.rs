@@ -1,27 +1,26 @@
-//! What does not keep a source from publishing, and needs somebody all the same.
+//! Problems that do not prevent publishing but need an operator.
 
 use serde::Serialize;
 
 use crate::postgres::backlog::UnpublishableRows;
 
-/// Something that is wrong with a source that publishes.
+/// A problem of a source that publishes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Warning {
     pub(crate) reason: WarningReason,
     pub(crate) message: String,
-    /// What to do about it.
     pub(crate) hint: String,
 }
 
-/// What a warning is about, in one word.
+/// The kind of a warning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum WarningReason {
-    /// The outbox has rows that can never be published.
+    /// The outbox has rows that are never published.
     UnpublishableRows,
-    /// Partitions that were published are not truncated.
+    /// Published partitions are not truncated.
     Truncation,
-    /// Nobody knows what waits, and whether there are rows that can never be published.
+    /// The backlog and the unpublishable rows cannot be measured.
     Unmeasured,
 }
 
@@ -49,11 +48,11 @@ impl From<&UnpublishableRows> for Warning {
         Self {
             reason: WarningReason::UnpublishableRows,
             message: format!(
-                "{at_least}{rows} rows of {table} have no seq, the lowest there is, or no transaction id and are never \
-                 published, among them event {example}"
+                "{at_least}{rows} rows of {table} are never published, because seq or transaction id is null or seq is the \
+                 minimum of its type. One of them is event {example}"
             ),
-            hint: "repair the writer, give the rows both columns' defaults if nobody else has published them, then add \
-                 the constraint of outbox-relay/sql/columns-online.sql"
+            hint: "Repair the writer. Set both columns of the rows to their defaults, unless the rows were published by \
+                 another program. Then add the constraint of outbox-relay/sql/columns-online.sql."
                 .to_owned(),
         }
     }

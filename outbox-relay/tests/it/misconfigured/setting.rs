@@ -1,4 +1,4 @@
-//! A database and a topic that are as they should be, and the program with a configuration of them.
+//! A correct database and topic, and the program with a configuration for them.
 
 use std::{
     fs::{self, File},
@@ -29,18 +29,18 @@ pub(super) struct Setting {
     home: Home,
 }
 
-/// What the configuration is made of.
+/// The parts of the configuration.
 pub(super) struct Parts {
     pub(super) admin_addr: SocketAddr,
     pub(super) brokers: String,
     role: String,
     pub(super) password: String,
-    /// Host and port.
+    /// As `host:port`.
     pub(super) server: String,
     pub(super) database: String,
     pub(super) database_url_file: Option<PathBuf>,
     pub(super) sink: &'static str,
-    /// Further lines of the source's table.
+    /// More lines of the source.
     pub(super) source: String,
 }
 
@@ -100,7 +100,7 @@ impl Setting {
         Ok(setting)
     }
 
-    /// Does something as the administrator; ROLE is the relay's role, TOPIC the topic.
+    /// Executes statements as the administrator; ROLE is the relay's role, TOPIC the topic.
     pub(super) async fn administer(&self, sql: &str) -> Result<()> {
         let sql = sql.replace("ROLE", &self.parts.role);
         let sql = sql.replace("TOPIC", &self.topic);
@@ -108,7 +108,7 @@ impl Setting {
         Ok(client.batch_execute(&sql).await?)
     }
 
-    /// The program with these arguments, until it ends: its exit code, and all that it says.
+    /// Runs the program with these arguments. Returns its exit code and its whole output.
     pub(super) async fn output(&self, args: &[&str]) -> Result<(Option<i32>, String)> {
         let mut command = self.command()?;
         command.args(args);
@@ -117,7 +117,7 @@ impl Setting {
         Ok((output.status.code(), text))
     }
 
-    /// The same with its output there: its exit code, and what it says on standard error.
+    /// Runs the program with another standard output. Returns its exit code and its standard error.
     pub(super) async fn output_to(
         &self,
         stdout: impl Into<Stdio>,
@@ -130,17 +130,17 @@ impl Setting {
         Ok((output.status.code(), String::from_utf8(output.stderr)?))
     }
 
-    /// As [`output`](Self::output); of what it says the lines that say what is wrong, without what stands before that.
-    pub(super) async fn complaints(&self, command: &str) -> Result<(Option<i32>, Vec<String>)> {
+    /// Like [`output`](Self::output), but returns only the lines with failures, without their prefix.
+    pub(super) async fn failures(&self, command: &str) -> Result<(Option<i32>, Vec<String>)> {
         let (code, text) = self.output(&[command]).await?;
-        let complaint = |line: &str| {
+        let failure = |line: &str| {
             let line = line.strip_prefix("FAIL").or(line.strip_prefix("error:"));
             line.map(|line| line.trim_start().to_owned())
         };
-        Ok((code, text.lines().filter_map(complaint).collect()))
+        Ok((code, text.lines().filter_map(failure).collect()))
     }
 
-    /// The relay, as a process.
+    /// Starts the relay as a process.
     pub(super) fn run(&self) -> Result<Relay> {
         let log = self.home.path().join("relay.log");
         let child = self
@@ -163,7 +163,7 @@ impl Setting {
     }
 }
 
-/// A relay that ends with this.
+/// A running relay. Dropping it kills the process.
 pub(super) struct Relay {
     child: Child,
     admin_addr: SocketAddr,
@@ -171,14 +171,14 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Waits until `/readyz` answers with `code` and says all `words`.
+    /// Waits until `/readyz` returns `code` and a text with all `words`.
     pub(super) async fn wait_for(&self, code: u16, words: &[&str]) -> Result<()> {
         eventually(&format!("{code} {words:?}"), async || {
-            let answer = outbox_relay::ask(self.admin_addr, "/readyz").await.ok();
-            let is_said = answer.is_some_and(|(found, text)| {
+            let response = outbox_relay::ask(self.admin_addr, "/readyz").await.ok();
+            let matches = response.is_some_and(|(found, text)| {
                 found == code && words.iter().all(|part| text.contains(part))
             });
-            Ok(is_said.then_some(()))
+            Ok(matches.then_some(()))
         })
         .await
     }
@@ -189,13 +189,13 @@ impl Relay {
         Ok(status)
     }
 
-    /// Waits until it has begun anew so often.
-    pub(super) async fn wait_for_tries(&self, tries: u64) -> Result<()> {
-        eventually(&format!("{tries} tries"), async || {
+    /// Waits until the source has restarted this many times.
+    pub(super) async fn wait_for_restarts(&self, count: u64) -> Result<()> {
+        eventually(&format!("{count} restarts"), async || {
             let status = self.status().await?;
             let restarts = status["restarts"].as_object().context("an object")?;
             let restarts = restarts.values().filter_map(serde_json::Value::as_u64);
-            Ok((restarts.sum::<u64>() >= tries).then_some(()))
+            Ok((restarts.sum::<u64>() >= count).then_some(()))
         })
         .await
     }
@@ -208,8 +208,8 @@ impl Relay {
         .await
     }
 
-    /// Ends it; returns its log.
-    pub(super) fn end(&mut self) -> Result<String> {
+    /// Kills the relay and returns its log.
+    pub(super) fn kill(&mut self) -> Result<String> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(fs::read_to_string(&self.log)?)
@@ -218,7 +218,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
