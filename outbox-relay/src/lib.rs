@@ -84,7 +84,7 @@ impl Relay {
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Config { kafka, sources, .. } = self.config;
         tracing::info!(address = %self.admin_addr, sources = sources.len(), "listening");
-        if kafka.security.shows_the_password() {
+        if kafka.security.sends_plaintext_password() {
             tracing::warn!(
                 "the password goes to Kafka as it is, without TLS; add [kafka.tls], or set \
                  kafka.sasl.mechanism to SCRAM-SHA-512"

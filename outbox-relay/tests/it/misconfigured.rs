@@ -210,7 +210,7 @@ mistakes! {
         change: |parts| {
             parts.source += "[[source]]\nname = 'Test'\ndatabase_url = 'postgres://relay@host/db'\n";
         },
-        check: &["Test: two sources have this name; give each one of its own"],
+        check: &["Test: duplicate source name; give each source a unique name"],
         ..MISTAKE
     };
     missing_secrets_file: Mistake {
