@@ -74,12 +74,12 @@ pub(super) fn parse_topic_template(template: &str) -> Result<String, String> {
         ))
     };
     while let Some((before, after)) = rest.split_once("${") {
-        let Some((column, behind)) = after.split_once('}') else {
+        let Some((column, tail)) = after.split_once('}') else {
             return Err(format!("missing }} after ${{ in {template:?}"));
         };
         expression += &literal(before)?;
         let _ = write!(expression, " || {}::text", quote_identifier(column)?);
-        rest = behind;
+        rest = tail;
     }
     expression += &literal(rest)?;
     if template.is_empty() {

@@ -10,7 +10,7 @@ use crate::{
     postgres::{
         checkpoint::CheckpointError,
         leader::Leadership,
-        reader::{COLUMNS, Page, ReadError, Reader, Row, quoted},
+        reader::{COLUMNS, Page, ReadError, Reader, Row, quote_literal},
         session::{DatabaseError, Session},
     },
 };
@@ -185,7 +185,7 @@ impl<'a> Storage<'a> {
             return Ok(stored);
         }
         self.ensure_leads().await?;
-        Err(CheckpointError::Gone)
+        Err(CheckpointError::RowDeleted)
     }
 
     /// A parked event was rejected once more.
@@ -286,7 +286,7 @@ pub(crate) async fn parked_page(
     source: &str,
     max_rows: usize,
 ) -> Result<Page, ReadError> {
-    let source = quoted(source);
+    let source = quote_literal(source);
     let sql = format!(
         "{}
          select of_key.* from parked_key, lateral (
@@ -298,7 +298,7 @@ pub(crate) async fn parked_page(
          order by seq, event_id limit {max_rows}",
         parked_keys(&source)
     );
-    reader.page_of(&sql, max_rows).await
+    reader.query_page(&sql, max_rows).await
 }
 
 /// Dead letters that are not in their topic yet, with headers that tell what they are.
@@ -315,10 +315,10 @@ pub(crate) async fn pending_page(
              from relay_dead_letters as dead_letter
              where source = {} and in_topic = 'pending' order by seq, event_id limit {max_rows}
          ) as pending",
-        quoted(source),
+        quote_literal(source),
         with_own_headers = COLUMNS.replace("headers,", "")
     );
-    reader.page_of(&sql, max_rows).await
+    reader.query_page(&sql, max_rows).await
 }
 
 /// How many parked keys and dead letters a source has.

@@ -20,7 +20,7 @@ pub(crate) use self::{
 use crate::{
     dead_letters::storage::RejectionCounts,
     kafka::{Counts, Histogram},
-    postgres::backlog::{Measured, Pending},
+    postgres::backlog::{Measurement, PendingRows},
 };
 
 /// A leader whose checkpoint has not moved for so long, while rows are due, is not well.
@@ -58,7 +58,7 @@ pub(crate) struct SourceStatus {
     /// Why partitions that were published are not truncated.
     pub(crate) truncation_warning: Option<Warning>,
     /// What the database said when it was asked last, and when that was.
-    measured: Option<(Measured, Instant)>,
+    measured: Option<(Measurement, Instant)>,
     /// Dead letters at that time.
     dead_letters: i64,
     /// Since when it gives no answer, and why.
@@ -214,9 +214,9 @@ impl SourceStatus {
     }
 
     /// Takes over what was measured in the database.
-    pub(crate) fn measured(&mut self, measured: Measured, dead_lettered: RejectionCounts) {
+    pub(crate) fn measured(&mut self, measured: Measurement, dead_lettered: RejectionCounts) {
         let now = Instant::now();
-        let Pending {
+        let PendingRows {
             newest_seq,
             done_seq,
             ..
@@ -276,14 +276,14 @@ impl SourceStatus {
     }
 
     /// What was measured last, and how long ago, unless that is too long.
-    fn recent(&self) -> Option<(&Measured, Duration)> {
+    fn recent(&self) -> Option<(&Measurement, Duration)> {
         let (measured, at) = self.measured.as_ref()?;
         (at.elapsed() < MEASURED_FOR).then(|| (measured, at.elapsed()))
     }
 
     /// The age of the oldest row that is not published, in seconds. Where rows don't tell when they were written
     /// it is at least as old as this.
-    fn oldest_pending_age_s(&self, pending: &Pending) -> f64 {
+    fn oldest_pending_age_s(&self, pending: &PendingRows) -> f64 {
         let waiting = self.waiting.filter(|_| pending.rows > 0);
         let seen = || waiting.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
         pending.oldest_age_s.unwrap_or_else(seen)
@@ -320,14 +320,14 @@ impl SourceStatus {
 mod tests {
     use super::*;
 
-    fn measured(rows: i64, checkpoint: &str) -> Measured {
-        Measured {
-            pending: Pending {
+    fn measured(rows: i64, checkpoint: &str) -> Measurement {
+        Measurement {
+            pending: PendingRows {
                 rows,
-                ..Pending::default()
+                ..PendingRows::default()
             },
             checkpoint: checkpoint.to_owned(),
-            ..Measured::default()
+            ..Measurement::default()
         }
     }
 
@@ -371,15 +371,15 @@ mod tests {
     fn rows_that_don_t_tell_their_age_are_as_old_as_since_they_were_seen() {
         let mut status = SourceStatus::new();
         let mut at = |newest_seq, done_seq| {
-            let pending = Pending {
+            let pending = PendingRows {
                 rows: newest_seq - done_seq,
                 newest_seq,
                 done_seq,
-                ..Pending::default()
+                ..PendingRows::default()
             };
-            let measured = Measured {
+            let measured = Measurement {
                 pending,
-                ..Measured::default()
+                ..Measurement::default()
             };
             status.measured(measured, RejectionCounts::default());
             if let Some((_, since)) = &mut status.waiting {

@@ -181,7 +181,7 @@ impl<S: Sink> Publisher<'_, S> {
 
     /// Opens the window that reaches up to now; false if nothing has happened since the last one.
     async fn open_window(&mut self) -> Result<bool, SourceError> {
-        let now = self.reader.snapshot().await?;
+        let now = self.reader.take_snapshot().await?;
         self.reject_the_future(&now)?;
         if now == *self.cursor.seen() {
             if self.sink.acknowledgements().is_empty() {
@@ -204,7 +204,7 @@ impl<S: Sink> Publisher<'_, S> {
         let ahead = match page.rows().len().checked_sub(1) {
             Some(last) if !page.is_last() => {
                 let mut cursor = self.cursor.clone();
-                if let Some(position) = page.position_behind(last)? {
+                if let Some(position) = page.position_after(last)? {
                     cursor.advance(position);
                 }
                 Some(async move { read_page(reader, status, &cursor, next_rows).await })
@@ -229,7 +229,7 @@ impl<S: Sink> Publisher<'_, S> {
                 break;
             }
             let row = row?;
-            let position = page.position_behind(index)?;
+            let position = page.position_after(index)?;
             if self.rejections.is_parked(row.topic, row.key) {
                 self.rejections.park_behind((&row).into());
                 self.pass(position);
@@ -353,7 +353,7 @@ impl<S: Sink> Publisher<'_, S> {
     }
 
     fn reject_the_future(&self, now: &Snapshot) -> Result<(), SourceError> {
-        if !self.cursor.seen().lies_in_the_future_of(now) {
+        if !self.cursor.seen().is_ahead_of(now) {
             return Ok(());
         }
         Err(SourceError::CheckpointFromTheFuture {
@@ -368,7 +368,7 @@ pub(super) async fn ensure_no_foreign_rows(
     reader: &Reader,
     config: &SourceConfig,
 ) -> Result<(), SourceError> {
-    match reader.row_from_the_future().await? {
+    match reader.find_future_row().await? {
         None => Ok(()),
         Some(row) => Err(SourceError::ForeignRows {
             table: config.mapping.table().to_owned(),
@@ -386,7 +386,7 @@ async fn read_page(
     rows: usize,
 ) -> Result<Page, ReadError> {
     let started = Instant::now();
-    let page = reader.page(cursor, rows).await?;
+    let page = reader.read_page(cursor, rows).await?;
     status.page_read().observe(started.elapsed(), 1);
     Ok(page)
 }

@@ -244,7 +244,7 @@ async fn a_relay_is_ready_when_it_has_read_a_page_and_not_before(sink: SinkKind)
             match is_page {
                 // A page may take longer than a test.
                 true => tokio::time::sleep(Duration::from_secs(2)).await,
-                false => drop(relay.wait_for_state(503, "doesn't answer within").await?),
+                false => drop(relay.wait_for_state(503, "did not respond within").await?),
             }
             Ok(())
         })

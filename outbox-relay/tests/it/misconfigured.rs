@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use self::setting::{Parts, Setting};
 use crate::{
     acl::{AUTHORIZER, Allowed, allow},
-    rejections::set_limit,
+    rejections::set_timeout,
 };
 
 /// A mistake, and what is said of it.
@@ -64,7 +64,7 @@ mistakes! {
     unknown_host: Mistake {
         change: |parts| parts.server = "nowhere.invalid:5432".into(),
         check: &["can't reach the database", "whether host and port in database_url are right"],
-        run: Run::NotReady(&["can't reach the database", "whether host and port"]),
+        run: Run::NotReady(&["failed to connect to the database", "whether host and port"]),
         ..MISTAKE
     };
     wrong_port: Mistake {
@@ -151,7 +151,7 @@ mistakes! {
                   (source, epoch, snapshot, max_seq, heartbeat_at, resigned, outbox)
               values ('test', 1, '3:3:', 0, now(), true, 'relay_parked'::regclass)",
         check: &["the checkpoint is of another table than outbox", "outbox-relay reset --source test"],
-        run: Run::NotReady(&["the checkpoint is of another table than outbox", "outbox-relay reset --source test"]),
+        run: Run::NotReady(&["the checkpoint belongs to another table than outbox", "outbox-relay reset --source test"]),
         ..MISTAKE
     };
     kafka_away: Mistake {
@@ -228,7 +228,7 @@ mistakes! {
 
 async fn prove(test: &str, mistake: Mistake) -> Result<()> {
     let mut setting = Setting::new(test).await?;
-    set_limit(&setting.topic, 20_000).await?;
+    set_timeout(&setting.topic, 20_000).await?;
     setting.administer(mistake.sql).await?;
     (mistake.change)(&mut setting.parts);
     let (code, lines) = setting.complaints("check").await?;
@@ -388,7 +388,7 @@ async fn a_standby_says_behind_whom() -> Result<()> {
     let pid: i32 = client.query_one(lock, &[]).await?.get(0);
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
-    let holder = format!("session {pid} of Postgres");
+    let holder = format!("Postgres session {pid}");
     assert!(
         text.contains(&format!("NOTE     test: led by {holder}")),
         "{text}"

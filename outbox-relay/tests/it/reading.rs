@@ -47,16 +47,16 @@ impl SnapshotDifference {
 impl Reading for SnapshotDifference {
     async fn page(&mut self) -> Result<Vec<Found>> {
         if self.cursor.window().is_none() {
-            self.cursor.open(self.reader.snapshot().await?);
+            self.cursor.open(self.reader.take_snapshot().await?);
         }
         // As after a restart, at any page: through the checkpoint's form.
         let window = self.cursor.window().map(|w| ((*w.upto).clone(), w.done));
         self.cursor = Cursor::new(self.cursor.seen().clone(), self.cursor.max_seq(), window);
-        let page = self.reader.page(&self.cursor, self.page_rows).await?;
+        let page = self.reader.read_page(&self.cursor, self.page_rows).await?;
         let mut found = Vec::new();
         for (index, row) in page.rows().enumerate() {
             let row = row?;
-            if let Some(position) = page.position_behind(index)? {
+            if let Some(position) = page.position_after(index)? {
                 self.cursor.advance(position);
             }
             found.push((
@@ -248,12 +248,12 @@ impl Late {
 
     /// Reads what is visible, in pages of so many rows; returns the seqs.
     async fn read(&mut self, page_rows: usize) -> Result<Vec<i64>> {
-        self.cursor.open(self.reader.snapshot().await?);
+        self.cursor.open(self.reader.take_snapshot().await?);
         let mut seqs = Vec::new();
         while self.cursor.window().is_some() {
-            let page = self.reader.page(&self.cursor, page_rows).await?;
+            let page = self.reader.read_page(&self.cursor, page_rows).await?;
             for (index, row) in page.rows().enumerate() {
-                if let Some(position) = page.position_behind(index)? {
+                if let Some(position) = page.position_after(index)? {
                     self.cursor.advance(position);
                 }
                 seqs.push(row?.seq);

@@ -42,7 +42,7 @@ pub(super) async fn check(source: &SourceConfig, found: &mut Findings<'_>) -> Op
                     format!("can't reach the database: {}", cli::chain(source))
                 }
                 DatabaseError::Url(what) => what.clone(),
-                DatabaseError::Failed(_) | DatabaseError::Silent(_) => cli::chain(&err),
+                DatabaseError::Failed(_) | DatabaseError::Timeout(_) => cli::chain(&err),
             };
             found.fail(what, err.hint());
             None
@@ -202,7 +202,7 @@ async fn look_at_next_rows(
     found: &mut Findings<'_>,
 ) -> Result<(), DatabaseError> {
     let session = session::connect(&source.database_url, "outbox-relay check").await?;
-    let mut cursor = match checkpoint::read(&session, &source.name).await {
+    let mut cursor = match checkpoint::read_cursor(&session, &source.name).await {
         Ok(cursor) => cursor,
         Err(CheckpointError::Database(err)) => return Err(err),
         // What else is wrong with it was told.
@@ -211,11 +211,11 @@ async fn look_at_next_rows(
     let reading = async {
         let reader = Reader::new(session.into_client(), &source.mapping).await?;
         if cursor.window().is_none() {
-            cursor.open(reader.snapshot().await?);
+            cursor.open(reader.take_snapshot().await?);
         }
         let mut read = 0;
         loop {
-            let page = reader.page(&cursor, READ_ROWS).await?;
+            let page = reader.read_page(&cursor, READ_ROWS).await?;
             page.rows().try_for_each(|row| row.map(drop))?;
             let rows = page.rows().len();
             read += rows;
@@ -224,7 +224,7 @@ async fn look_at_next_rows(
             }
             // A page ends before a row that can't be read.
             if let Some(last) = rows.checked_sub(1)
-                && let Some(position) = page.position_behind(last)?
+                && let Some(position) = page.position_after(last)?
             {
                 cursor.advance(position);
             }
@@ -291,7 +291,7 @@ async fn look_at_checkpoint(
     table: &str,
     found: &mut Findings<'_>,
 ) -> Result<String, DatabaseError> {
-    let system_identifier = checkpoint::system_identifier(session).await?;
+    let system_identifier = checkpoint::read_system_identifier(session).await?;
     let params: [&(dyn ToSql + Sync); 3] = [&source, &table, &system_identifier];
     let row = session.query_opt(CHECKPOINT, &params).await?;
     let Some(row) = row else {
@@ -332,7 +332,7 @@ async fn look_at_lock(
     source: &str,
     found: &mut Findings<'_>,
 ) -> Result<(), DatabaseError> {
-    match leader::holder(session, source).await? {
+    match leader::find_lock_holder(session, source).await? {
         Some(holder) => found.note(format!(
             "led by {holder}; a relay that is started now stands by"
         )),
