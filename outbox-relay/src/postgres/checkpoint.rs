@@ -36,13 +36,13 @@ pub(crate) enum CheckpointError {
     Database(#[from] DatabaseError),
     /// The snapshots belong to another cluster.
     #[error(
-        "the checkpoint belongs to another Postgres cluster; if this database was restored from a dump or moved by \
-         pg_upgrade, run `outbox-relay reset --source {0}`, which publishes all rows of the outbox again"
+        "the checkpoint belongs to another Postgres cluster. If this database was restored from a dump or moved by pg_upgrade, \
+         run `outbox-relay reset --source {0}` to publish all rows of the outbox again"
     )]
     OtherCluster(String),
     /// The snapshots and sequence numbers belong to another table.
     #[error(
-        "the checkpoint belongs to another table than {table}; {}", hints::for_other_table(.source_name)
+        "the checkpoint belongs to another table than {table}. {}", hints::for_other_table(.source_name)
     )]
     OtherTable {
         /// The configured table.
@@ -53,7 +53,7 @@ pub(crate) enum CheckpointError {
     Malformed(#[from] MalformedSnapshot),
     /// The relay does not repair such rows in a mapped table.
     #[error(
-        "{table} has rows from another Postgres cluster, whose transaction ids are ahead of this cluster's; {}",
+        "{table} has rows from another Postgres cluster, whose transaction ids are ahead of this cluster's. {}",
         hints::for_foreign_rows_of(.table, .xid)
     )]
     ForeignRows {

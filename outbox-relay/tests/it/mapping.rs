@@ -303,7 +303,7 @@ async fn a_reset_fails_on_rows_of_another_cluster() -> Result<()> {
     let error = format!("{error:#}");
     let (_, statement) = error.split_once("run `").context(error.clone())?;
     client
-        .batch_execute(statement.trim_end_matches('`'))
+        .batch_execute(statement.trim_end_matches(['`', '.']))
         .await?;
     reset(source, ResetTo::Beginning).await?;
     let relay = setup.start().await?;

@@ -63,7 +63,7 @@ mistakes! {
     };
     unknown_host: Mistake {
         change: |parts| parts.server = "nowhere.invalid:5432".into(),
-        check: &["can't reach the database", "whether host and port in database_url are right"],
+        check: &["failed to connect to the database", "whether host and port in database_url are right"],
         run: Run::NotReady(&["failed to connect to the database", "whether host and port"]),
         ..MISTAKE
     };
