@@ -65,9 +65,9 @@ set lock_timeout = 0;
 create index concurrently if not exists outboxevent_seq_idx on outboxevent (seq);
 create index concurrently if not exists outboxevent_xid_idx on outboxevent (xid, seq);
 
--- 4. The defaults. From now on each new row has both columns. The constraint rejects null in new rows, and does not check existing
--- rows. All rows without the columns were committed before this statement got its lock. They are left to the previous
--- publisher, and the relay never reads them.
+-- 4. The defaults. From now on each new row has both columns. The constraint rejects null in new rows and ignores existing rows.
+-- All rows without the columns were committed before this statement got its lock. They are left to the previous publisher, and
+-- the relay never reads them.
 set lock_timeout = '2s';
 alter table outboxevent
     alter column xid set default pg_current_xact_id(),

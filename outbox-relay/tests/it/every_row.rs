@@ -1,5 +1,5 @@
-//! Each committed row is published or reported as unpublishable: after a sequence was set back, with rows from other clusters, and
-//! when responses don't arrive.
+//! Each committed row is published or reported as unpublishable: after a sequence was set back, with rows from other clusters,
+//! and when responses don't arrive.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
