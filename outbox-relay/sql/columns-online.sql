@@ -1,19 +1,17 @@
--- Gives a table of events that is in use the two columns by which outbox-relay finds what is due. Writers go on all the
--- while, and need not be changed. Replace `outboxevent` by the table's name, here and there as part of another, and `public`
--- (PUBLIC is a role) by its schema; a name that needs quotes needs them in each place. Run it with psql outside of a
--- transaction, as the table's owner:
+-- Adds the two columns by which outbox-relay finds pending rows to a table of events that is in use. Writers continue and
+-- need no change. Replace `outboxevent` by the table's name, which is also part of other names, and `public` by its schema (but
+-- not the role PUBLIC). Quote names where necessary. Run it with psql outside of a transaction, as the table's owner:
 --
 --   psql -v ON_ERROR_STOP=1 -f columns-online.sql $DATABASE_URL
 --
--- No statement rewrites the table or looks at its rows under a lock that writers wait for. Steps 1 and 4 take the
--- strongest lock (ACCESS EXCLUSIVE), for the moment in which they change the catalog. They wait for transactions that
--- have written to the table, and writers queue behind them meanwhile: hence the short lock_timeout. If it strikes, give the
--- writers a second, and run all of this once more: what is done is left as it is. Less than deadlock_timeout (1 s) would be
--- too little: only then does autovacuum make way.
+-- No statement rewrites the table, or scans it under a lock that blocks writers. Steps 1 and 4 briefly take the strongest lock
+-- (ACCESS EXCLUSIVE) to change the catalog. They wait for transactions that have written to the table, and writers queue
+-- behind them: hence the short lock_timeout. After a timeout wait a second and run the whole file again. It skips completed
+-- steps. Keep lock_timeout above deadlock_timeout (1 s), after which autovacuum yields.
 set search_path = public;
 set lock_timeout = '2s';
 
--- Postgres makes no index on a partitioned table concurrently: what step 3 does is to be done by hand there.
+-- Postgres can't create an index on a partitioned table concurrently. Step 3 is manual there.
 do $$
 declare
     by_hand text;
@@ -26,20 +24,20 @@ begin
         select from pg_index join pg_attribute on attrelid = indrelid and attnum = indkey[0]
         where indrelid = relid and attname = 'seq' and indisvalid);
     if by_hand is not null then
-        raise exception 'outboxevent is partitioned: Postgres makes no index on it concurrently'
-            using hint = 'alter table outboxevent add column if not exists xid xid8, '
+        raise exception 'outboxevent is partitioned: Postgres can''t create an index on it concurrently'
+            using hint = 'Run: alter table outboxevent add column if not exists xid xid8, '
                 'add column if not exists seq bigint; ' || by_hand
                 || ' create index on outboxevent (seq); create index on outboxevent (xid, seq);'
-                || ' then take step 3 out of this file, and run it again.';
+                || ' Then remove step 3 from this file and run it again.';
     end if;
 end
 $$;
 
--- 1. Columns without a default: one with a volatile default would rewrite the whole table under that lock.
+-- 1. Columns without a default: a volatile default would rewrite the whole table under that lock.
 alter table outboxevent add column if not exists xid xid8, add column if not exists seq bigint;
 
--- 2. The numbers. Cache 1, because a cached range would be handed out by several sessions out of order.
--- Whoever may insert needs them from step 4 on. Grant the sequence with the table to those who come later.
+-- 2. The sequence. Cache 1 is required: with cached ranges, sessions would draw numbers out of order.
+-- All roles that can insert need USAGE from step 4 on. Grant it to later writers together with the table.
 create sequence if not exists outboxevent_seq as bigint cache 1 owned by outboxevent.seq;
 do $$
 declare
@@ -61,15 +59,15 @@ begin
 end
 $$;
 
--- 3. The indexes, while there is nothing to find yet. Writers don't wait (SHARE UPDATE EXCLUSIVE); these two wait for
--- transactions that are open now, however long that takes. One that fails leaves an invalid index: drop that first.
+-- 3. The indexes, while they are empty. Writers don't wait (SHARE UPDATE EXCLUSIVE). These statements wait for all
+-- transactions that are open now. A failed statement leaves an invalid index. Drop it before the next run.
 set lock_timeout = 0;
 create index concurrently if not exists outboxevent_seq_idx on outboxevent (seq);
 create index concurrently if not exists outboxevent_xid_idx on outboxevent (xid, seq);
 
--- 4. The defaults. From here on each new row has both: the constraint, which looks at no row that is there, rejects one that a
--- writer inserts with null. Every row without them was committed before this statement had its
--- lock: those are for whatever has published this table until now, and the relay never looks at them.
+-- 4. The defaults. From now on each new row has both columns. The constraint rejects null in new rows and ignores existing rows.
+-- All rows without the columns were committed before this statement got its lock. They are left to the previous publisher, and
+-- the relay never reads them.
 set lock_timeout = '2s';
 alter table outboxevent
     alter column xid set default pg_current_xact_id(),
@@ -77,6 +75,6 @@ alter table outboxevent
     drop constraint if exists outboxevent_relay_columns,
     add constraint outboxevent_relay_columns check (xid is not null and seq is not null) not valid;
 
--- The log up to here has all rows that are not for the relay: when Debezium has confirmed this place, it can end. What is
--- inserted and not what is written, because a commit under synchronous_commit = off may not be written yet.
+-- The WAL position after all rows that are left to Debezium. Stop Debezium when it has confirmed this position. The insert
+-- position, because with synchronous_commit = off a commit may not be written yet.
 select pg_current_wal_insert_lsn();

@@ -1,6 +1,6 @@
--- Deletes what outbox-relay has published of a table that others made, at most 10,000 rows at a time. Run it now and then
--- until it deletes nothing, and replace `outboxevent` by the table's name and `shop` by the source's. A row without `xid` was
--- never for the relay, and stays.
+-- Deletes published rows of a mapped outbox table, at most 10,000 per run. Run it regularly, each time until it deletes nothing.
+-- Replace `outboxevent` by the table's name and `shop` by the source's. Rows without `xid` were not published by the relay, and
+-- stay.
 with published as materialized (
     select event.seq, event.xid from outboxevent as event, relay_checkpoints as checkpoint
     where checkpoint.source = 'shop' and event.seq <= checkpoint.max_seq

@@ -1,45 +1,45 @@
--- What outbox-relay keeps for itself, where the outbox is a table that others made. Run it in the schema that the relay's
--- role finds first (`search_path`), in the database with the outbox. Once: a second run changes nothing, and fails.
+-- Creates outbox-relay's own tables for a mapped outbox table. Run it once, in the database of the outbox and in the first
+-- schema of the relay role's `search_path`. A second run fails without changes.
 
--- How far outbox-relay has published: one row a source, written by that source's leader only. It lives beside the outbox
--- so that both are backed up, restored and failed over together.
+-- Checkpoints: the position up to which outbox-relay has published. One row per source, written only by its leader. They are in
+-- the same database as the outbox, so both are backed up, restored and failed over together.
 create table relay_checkpoints (
     source text constraint relay_checkpoints_pkey primary key,
-    -- Tells this source from one of the same name in another database, where both publish to one Kafka.
+    -- Distinguishes sources of the same name in different databases that publish to the same Kafka cluster.
     instance uuid not null default gen_random_uuid(),
-    -- One more with every leader; an update by a leader of the past finds another epoch and changes nothing.
+    -- Increases with each leader. An update by a former leader finds a higher epoch and has no effect.
     epoch bigint not null,
-    -- Everything visible in this snapshot was published and acknowledged ...
+    -- Everything visible in this snapshot was published and acknowledged.
     snapshot pg_snapshot not null,
-    -- ... and this is the highest seq among it.
+    -- The highest seq visible in the snapshot.
     max_seq bigint not null,
-    -- While a window is being published: what it reaches to, and the seq up to which it is done.
+    -- While a window is being published: the snapshot at its end, and the seq up to which it is published.
     window_snapshot pg_snapshot,
     window_seq bigint,
-    -- The leader's last sign of life by this database's clock. A successor waits until it is older than any record
-    -- that the leader can still have on its way.
+    -- The leader's last heartbeat by this database's clock. A successor waits until no record of the leader can still be in
+    -- flight.
     heartbeat_at timestamptz not null,
-    -- The leader ended with nothing on its way, so its successor need not wait.
+    -- True if the leader resigned with nothing in flight. Then its successor does not wait.
     resigned boolean not null,
-    -- Which cluster of databases the snapshots are of (`pg_control_system()`): a dump that is restored elsewhere takes the
-    -- row along, and transaction ids mean nothing there. Null until a leader may ask and has.
+    -- The Postgres cluster of the snapshots (`pg_control_system()`). In another cluster, after a restore from a dump, they are
+    -- meaningless. Null until a leader with the privilege has read it.
     system_identifier bigint,
-    -- Which table they are of: they say nothing about the rows of another one, which could be taken for published. Null until a
-    -- leader has come by.
+    -- The outbox table of the checkpoint. The rows of another table would wrongly count as published. Null until the first
+    -- leader.
     outbox oid,
-    -- A sequence can be set back, and rows that share a seq are told apart by their event id. Of those whose seq is
-    -- window_seq, the rows up to this event id are done; all of them if it is null.
+    -- Rows share a seq if the sequence was set back. Those with seq = window_seq are published up to this event id, or all of
+    -- them if it is null.
     window_event_id uuid,
     constraint relay_checkpoints_window_event check (window_event_id is null or window_seq is not null),
     constraint relay_checkpoints_window check ((window_snapshot is null) = (window_seq is null))
 )
--- The row is updated some times a second: room on its page keeps these updates in place.
+-- The row is updated several times per second. Free space on its page permits HOT updates.
 with (fillfactor = 50);
 
--- Events that can't be published as they are, copied out of the outbox: there they would be in the way, or be cleared away.
+-- Rejected events are copied out of the outbox, where they would block later events or be truncated.
 
--- Under the policy `park_key`: an event that Kafka rejected, and those of its key that came behind it. They wait in the
--- order of seq; other keys go on.
+-- Policy `park_key`: an event that Kafka rejected, and the later events of its key, in the order of seq. Other keys
+-- continue.
 create table relay_parked (
     source text not null,
     seq bigint not null,
@@ -52,17 +52,17 @@ create table relay_parked (
     headers jsonb,
     traceparent text,
     created_at timestamptz,
-    -- Why Kafka rejected it; null for one that only waits behind another.
+    -- The reason of the rejection. Null for a later event of the key.
     error text,
-    -- Somebody has asked for it to be tried once more. Those behind it follow by themselves.
+    -- True if an operator requested a retry. The later events of the key follow automatically.
     retry boolean not null default false,
     parked_at timestamptz not null default clock_timestamp(),
     constraint relay_parked_pkey primary key (source, seq, event_id)
 );
 create index relay_parked_key_idx on relay_parked (source, topic, key, seq);
 
--- Under the policy `dead_letter`: an event that Kafka rejected, while later ones of its key went on. Also whatever was
--- dropped from `relay_parked`: nothing disappears without a trace.
+-- Policy `dead_letter`: an event that Kafka rejected, while later events of its key continued. Also contains the events that an
+-- operator dropped from `relay_parked`.
 create table relay_dead_letters (
     source text not null,
     seq bigint not null,
@@ -76,15 +76,17 @@ create table relay_dead_letters (
     traceparent text,
     created_at timestamptz,
     error text not null,
-    -- What became of it in the dead letter topic, where one is configured: it can be rejected there as well.
+    -- The state of the copy in the dead letter topic, if one is configured. Kafka can reject the copy as well.
     in_topic text not null default 'pending'
-        constraint relay_dead_letters_in_topic check (in_topic in ('pending', 'sent', 'rejected')),
+        constraint relay_dead_letters_in_topic check (in_topic in ('pending', 'sent', 'rejected', 'refused')),
+    -- Deprecated, as is the state 'refused': a relay of version 0.1 uses both.
+    set_aside_at timestamptz not null default clock_timestamp(),
     dead_lettered_at timestamptz not null default clock_timestamp(),
     constraint relay_dead_letters_pkey primary key (source, seq, event_id)
 );
 
--- Postgres samples the values of a column for its planner, and keeps the samples of a table that was emptied until it has
--- rows again: what an event says of people would outlive it. No query looks for these values.
+-- Disables statistics for payloads and headers: samples of their values, which may be personal data, would outlive the truncated
+-- rows. No query filters by these columns.
 alter table relay_parked
     alter column payload set statistics 0,
     alter column headers set statistics 0;
@@ -92,8 +94,8 @@ alter table relay_dead_letters
     alter column payload set statistics 0,
     alter column headers set statistics 0;
 
--- The value of a record, from a column of any of these types: Postgres picks the function by the column's. JSON null makes
--- a tombstone, as SQL's null does: many drivers and ORMs write it for a value that is absent.
+-- Converts a payload column of one of these types to the value of a record. JSON null makes a tombstone, like SQL null: many
+-- drivers and ORMs write it for an absent value.
 create function relay_payload(bytea) returns bytea language sql immutable as 'select $1';
 create function relay_payload(text) returns bytea language sql stable as $$select convert_to($1, 'UTF8')$$;
 create function relay_payload(json) returns bytea language sql stable as

@@ -1,7 +1,6 @@
--- The relay's own role where the outbox is a table that others made: what outbox-relay needs, and nothing else. Replace
--- `app` and `events` by the table's schema and name, and `public` by the schema in which relay.sql was run. Run it as the
--- owner of these tables, who needs CREATEROLE unless the role is there; it can be run again. A password or a certificate is
--- for you to give it.
+-- Creates the role of outbox-relay with the minimum privileges for a mapped outbox table. Replace `app` and `events` by the
+-- table's schema and name, and `public` by the schema in which you ran relay.sql. Run it as the owner of these tables. The
+-- owner needs CREATEROLE unless the role exists. Repeated runs have no effect. Set the role's password or certificate yourself.
 do $$
 begin
     if to_regrole('outbox_relay') is null then
@@ -11,9 +10,9 @@ end
 $$;
 
 grant usage on schema app, public to outbox_relay;
--- What is published.
+-- Events.
 grant select on app.events to outbox_relay;
--- For `outbox-relay check`, which sees whether the numbers are behind the rows. Put in the column's name if it isn't `seq`.
+-- `outbox-relay check` compares the sequence with the rows. Replace `seq` if the column has another name.
 do $$
 declare
     numbers text := pg_get_serial_sequence('app.events', 'seq');
@@ -23,7 +22,7 @@ begin
     end if;
 end
 $$;
--- How far it has come.
+-- Checkpoints.
 grant select, insert, update on public.relay_checkpoints to outbox_relay;
--- What Kafka rejects.
+-- Rejected events.
 grant select, insert, update, delete on public.relay_parked, public.relay_dead_letters to outbox_relay;

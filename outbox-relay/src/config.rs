@@ -1,12 +1,12 @@
-//! One TOML file with any number of sources. These variables take precedence over it:
+//! The configuration: one TOML file with any number of sources. These environment variables override it:
 //!
 //! - `OUTBOX_RELAY_ADMIN_ADDR`: `admin_addr`
 //! - `OUTBOX_RELAY_KAFKA_BROKERS`: `kafka.brokers`
 //! - `OUTBOX_RELAY_KAFKA_TLS_<SETTING>`: `ca_file`, `certificate_file`, `key_file` of `kafka.tls`
 //! - `OUTBOX_RELAY_KAFKA_SASL_<SETTING>`: `mechanism`, `username`, `password` or `password_file` of
 //!   `kafka.sasl`
-//! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL`: `database_url` of the source with that name, in capital
-//!   letters and with `_` for everything that is neither letter nor digit
+//! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL`: `database_url` of the source with that name, in upper case,
+//!   with `_` in place of every character that is neither a letter nor a digit
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL_FILE`: `database_url_file` of that source
 
 mod database_url;
@@ -35,71 +35,72 @@ pub use self::{
 };
 use self::{
     kafka::KafkaTable,
-    secret::place,
+    secret::describe_toml_error,
     source::{SourceTable, variable_part},
 };
 
-/// A configuration that can be used.
+/// A validated configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where `/livez`, `/readyz` and `/status` are served.
+    /// The address that serves `/livez`, `/readyz`, `/status` and `/metrics`.
     pub admin_addr: SocketAddr,
-    /// Where records go.
+    /// The Kafka cluster that receives the records.
     pub kafka: KafkaConfig,
-    /// Where they come from.
+    /// The outboxes to publish.
     pub sources: Vec<SourceConfig>,
 }
 
-/// Where records go, and how much may be on its way.
+/// The Kafka cluster, and the limits on what is in flight to it.
 #[derive(Clone, Debug)]
 pub struct KafkaConfig {
-    /// The brokers to begin with, `host:port`, separated by commas.
+    /// The bootstrap brokers, `host:port`, separated by commas.
     pub brokers: String,
-    /// How records are sent.
+    /// The producer implementation.
     pub sink: SinkKind,
-    /// A record that is not acknowledged after so long counts as lost, and publishing begins anew
-    /// from the checkpoint. Longer lengthens a failover by as much; shorter makes a busy broker
-    /// look like a dead one.
+    /// The time that a broker has to acknowledge a record. After it the source restarts from its
+    /// checkpoint. A longer timeout lengthens a failover; with a shorter one a busy broker can look like
+    /// a dead one.
     pub delivery_timeout: Duration,
-    /// Records in flight, a source. More keeps a fast broker busy; after a kill, so many may be
-    /// sent twice.
+    /// The limit on unacknowledged records per source. A higher limit raises throughput; up to this many
+    /// records are sent twice after a crash.
     pub max_in_flight_records: usize,
-    /// Bytes in flight, a source.
+    /// The limit on unacknowledged bytes per source.
     pub max_in_flight_bytes: usize,
-    /// The largest record that is tried; the topic's `max.message.bytes` should be no less.
+    /// The size limit of a record. The relay rejects larger records without sending them. Topics should have a
+    /// `max.message.bytes` of at least this.
     pub max_record_bytes: usize,
-    /// How the brokers are reached, and who asks them.
+    /// Encryption and authentication.
     pub security: KafkaSecurity,
-    /// Further properties of librdkafka, for the sink over it.
+    /// Additional librdkafka properties, for the sink `rdkafka`.
     pub properties: KafkaProperties,
 }
 
-/// How records are sent.
+/// The producer implementation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SinkKind {
-    /// By record batches of our own: fast, small, and fenced at the broker.
+    /// The relay's own producer: fast, small, and fenced by the brokers.
     #[default]
     Kafka,
-    /// By librdkafka: the conservative choice.
+    /// librdkafka.
     RdKafka,
 }
 
-/// What to do with a record that Kafka rejects for good.
+/// The policy for a record that Kafka rejects permanently.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnRejection {
-    /// Stop the source in front of it, and try again for as long as it takes.
+    /// Stops the source before the record and retries until Kafka accepts it.
     #[default]
     Halt,
-    /// Let it wait in a table, and every later event of its key behind it; other keys go on.
+    /// Moves the record and all later events of its key to `relay_parked`. Other keys continue.
     ParkKey,
-    /// Put it aside, in a table and a topic; later events of its key go on.
+    /// Moves the record to `relay_dead_letters` and the dead letter topic. Later events of its key continue.
     DeadLetter,
 }
 
 impl OnRejection {
-    /// As it is configured.
+    /// Returns the name in the configuration file.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Halt => "halt",
@@ -109,33 +110,33 @@ impl OnRejection {
     }
 }
 
-/// One outbox.
+/// One outbox: a database and a table.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
-    /// Names the source in logs, in its checkpoint and in its lock. Two relays with the same name
-    /// and database share the work: one publishes, the other stands by.
+    /// The name in logs, in the checkpoint and in the lock. Of several relays with the same source name
+    /// and database one publishes, and the others are standbys.
     pub name: String,
-    /// The database with the outbox.
+    /// The database that holds the outbox.
     pub database_url: DatabaseUrl,
-    /// Where in it the outbox is.
+    /// The outbox table and its columns.
     pub mapping: Mapping,
-    /// The CloudEvents attribute `source` of its events.
+    /// The CloudEvents attribute `source`.
     pub ce_source: String,
-    /// The content type of its payloads.
+    /// The content type of the payloads.
     pub content_type: String,
-    /// The longest pause between two looks at an idle outbox. It bounds the latency of the first
-    /// event after a quiet time; shorter costs the database more empty looks.
+    /// The longest interval between two polls of an idle outbox. It bounds the latency of the first event
+    /// after an idle period; a shorter interval costs the database more empty polls.
     pub max_poll_interval: Duration,
-    /// What to do with a record that Kafka rejects for good.
+    /// The policy for a record that Kafka rejects permanently.
     pub on_rejection: OnRejection,
-    /// The topic for dead letters, beside their table.
+    /// The topic that receives a copy of each dead letter.
     pub dead_letter_topic: Option<String>,
-    /// How long rows stay after they were written, at least; their partitions are emptied then, if all
-    /// of them were published.
+    /// The minimum age of the newest row of a partition before the partition is truncated. All rows must
+    /// have been published as well.
     pub retention: Duration,
-    /// How often it is looked whether a partition can be emptied.
+    /// The interval between two attempts to truncate partitions.
     pub rotation_interval: Duration,
-    /// Rows of a page at most. Larger pages cost less per row and more memory.
+    /// The limit on rows per page. Larger pages cost less per row and more memory.
     pub max_page_rows: usize,
 }
 
@@ -150,66 +151,64 @@ struct File {
     source: Vec<SourceTable>,
 }
 
-/// Of the configuration.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const DEFAULT_ADMIN_ADDR: &str = "127.0.0.1:9600";
 
 impl Config {
-    /// Reads the file and the variables.
+    /// Reads the file and the environment variables.
     ///
     /// # Errors
-    /// With every mistake that is found.
+    /// Lists every invalid setting.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut problems = Problems::default();
-        match Self::read(path, &mut problems) {
-            Some(file) => Self::check(file, &|name| env::var(name).ok(), problems),
+        match Self::read_file(path, &mut problems) {
+            Some(file) => Self::parse(file, &|name| env::var(name).ok(), problems),
             None => Err(problems.into_error()),
         }
     }
 
-    /// Where the relay with this configuration answers questions. The rest is not looked at, so that
-    /// whoever asks needs no secrets.
+    /// Reads the admin address alone: commands that query a running relay need no secrets.
     ///
     /// # Errors
-    /// If the file can't be read, or the address is none.
+    /// If the file can't be read or the address is invalid.
     pub fn load_admin_addr(path: &Path) -> Result<SocketAddr, ConfigError> {
         let mut problems = Problems::default();
         let given = match env::var("OUTBOX_RELAY_ADMIN_ADDR") {
             Ok(text) => Some(text),
-            Err(_) => Self::read(path, &mut problems).and_then(|file| file.admin_addr),
+            Err(_) => Self::read_file(path, &mut problems).and_then(|file| file.admin_addr),
         };
-        let admin_addr = admin_addr(given, &mut problems);
+        let admin_addr = parse_admin_addr(given, &mut problems);
         admin_addr
             .filter(|_| problems.is_empty())
             .ok_or_else(|| problems.into_error())
     }
 
-    fn read(path: &Path, problems: &mut Problems) -> Option<File> {
+    fn read_file(path: &Path, problems: &mut Problems) -> Option<File> {
         let name = path.display().to_string();
         let text = problems.check(
             &name,
             read_text(path, MAX_FILE_BYTES).map_err(|err| {
-                format!("{err}; name the configuration with --config or OUTBOX_RELAY_CONFIG")
+                format!("{err}; set --config or OUTBOX_RELAY_CONFIG to the configuration file")
             }),
         )?;
         problems.check(
             &name,
-            toml::from_str(&text).map_err(|err| place(&text, &err)),
+            toml::from_str(&text).map_err(|err| describe_toml_error(&text, &err)),
         )
     }
 
-    fn check(
+    fn parse(
         file: File,
         variable: &dyn Fn(&str) -> Option<String>,
         mut problems: Problems,
     ) -> Result<Self, ConfigError> {
         let given = variable("OUTBOX_RELAY_ADMIN_ADDR").or(file.admin_addr);
-        let admin_addr = admin_addr(given, &mut problems);
-        let kafka = file.kafka.check(variable, &mut problems);
+        let admin_addr = parse_admin_addr(given, &mut problems);
+        let kafka = file.kafka.parse(variable, &mut problems);
         if file.source.is_empty() {
             problems.add(
                 "source",
-                "there is none; add a table [[source]] with name and database_url",
+                "missing; add a table [[source]] with name and database_url",
             );
         }
         let mut names = HashSet::new();
@@ -218,10 +217,10 @@ impl Config {
             if !names.insert(variable_part(&source.name)) {
                 problems.add(
                     &source.name,
-                    "two sources have this name; give each one of its own",
+                    "duplicate source name; give each source a unique name",
                 );
             }
-            sources.extend(source.check(variable, &mut problems));
+            sources.extend(source.parse(variable, &mut problems));
         }
         match (admin_addr, kafka) {
             (Some(admin_addr), Some(kafka)) if problems.is_empty() => Ok(Self {
@@ -233,10 +232,10 @@ impl Config {
         }
     }
 
-    /// The source of this name.
+    /// Returns the source with this name.
     ///
     /// # Errors
-    /// If there is none, with the names that there are.
+    /// If there is no such source. Lists the configured names.
     pub fn source(&self, name: &str) -> Result<&SourceConfig, ConfigError> {
         self.sources
             .iter()
@@ -246,18 +245,21 @@ impl Config {
                 let mut problems = Problems::default();
                 problems.add(
                     "source",
-                    format!("there is no {name:?}, only {}", known.join(", ")),
+                    format!(
+                        "{name:?} not found; configured sources: {}",
+                        known.join(", ")
+                    ),
                 );
                 problems.into_error()
             })
     }
 }
 
-fn admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAddr> {
+fn parse_admin_addr(given: Option<String>, problems: &mut Problems) -> Option<SocketAddr> {
     let text = given.unwrap_or_else(|| DEFAULT_ADMIN_ADDR.to_owned());
-    let parsed = text
-        .parse()
-        .map_err(|_| format!("{text:?} isn't like {DEFAULT_ADMIN_ADDR}"));
+    let parsed = text.parse().map_err(|_| {
+        format!("invalid address {text:?}; must be ip:port, such as {DEFAULT_ADMIN_ADDR}")
+    });
     problems.check("admin_addr", parsed)
 }
 
@@ -267,18 +269,18 @@ mod tests {
 
     use super::*;
 
-    pub(super) fn check(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+    pub(super) fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
         let file = toml::from_str(text).map_err(|err| err.to_string())?;
         let variable = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        Config::check(file, &variable, Problems::default()).map_err(|err| err.to_string())
+        Config::parse(file, &variable, Problems::default()).map_err(|err| err.to_string())
     }
 
     #[test]
-    fn a_short_file_is_enough() {
-        let config = check(
+    fn a_minimal_file_is_valid() {
+        let config = parse(
             r#"
             kafka.brokers = "localhost:9092"
             [[source]]
@@ -294,8 +296,8 @@ mod tests {
     }
 
     #[test]
-    fn variables_take_precedence() {
-        let config = check(
+    fn variables_override_the_file() {
+        let config = parse(
             r#"
             kafka.sasl = { mechanism = "PLAIN", username = "relay", password = "wrong" }
             [[source]]
@@ -321,8 +323,8 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_at_once() {
-        let text = check(
+    fn all_mistakes_are_reported_together() {
+        let text = parse(
             r#"
             admin_addr = "nowhere"
             kafka.delivery_timeout_ms = 1
@@ -343,7 +345,7 @@ mod tests {
             "delivery_timeout_ms",
             "max_record_bytes",
             "OUTBOX_RELAY_A_DATABASE_URL",
-            "two sources",
+            "duplicate source name",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
@@ -351,8 +353,8 @@ mod tests {
     }
 
     #[test]
-    fn what_kafka_could_not_be_asked_for_is_told_with_the_way_out() {
-        let text = check(
+    fn invalid_broker_addresses_and_topic_names_are_reported() {
+        let text = parse(
             r#"
             kafka.brokers = "localhost:9092, kafka"
             [[source]]
@@ -364,16 +366,16 @@ mod tests {
         )
         .unwrap_err();
         for part in [
-            r#""kafka" isn't like localhost:9092"#,
-            r#"a.dead_letter_topic: no topic can be named "dead letters""#,
+            r#"kafka.brokers: invalid address "kafka""#,
+            r#"a.dead_letter_topic: invalid topic name "dead letters""#,
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
 
     #[test]
-    fn a_misspelt_setting_is_rejected() {
-        let err = check("kafka.broker = 'x'", &[]).unwrap_err();
+    fn an_unknown_setting_is_rejected() {
+        let err = parse("kafka.broker = 'x'", &[]).unwrap_err();
         assert!(err.contains("unknown field `broker`"), "{err}");
     }
 }

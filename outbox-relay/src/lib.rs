@@ -82,7 +82,7 @@ impl Relay {
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Config { kafka, sources, .. } = self.config;
         tracing::info!(address = %self.admin_addr, sources = sources.len(), "listening");
-        if kafka.security.shows_the_password() {
+        if kafka.security.sends_plaintext_password() {
             tracing::warn!(
                 hint = "Add [kafka.tls], or set kafka.sasl.mechanism to SCRAM-SHA-512.",
                 "the password is sent to Kafka in plain text"

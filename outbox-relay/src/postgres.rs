@@ -1,12 +1,12 @@
-//! What the relay asks of Postgres: all SQL about the outbox and the checkpoint, and the sessions in which it is asked.
+//! Postgres sessions, and all SQL for the outbox and the checkpoint.
 //!
-//! - `session` opens sessions; every call of one has a limit.
-//! - `leader` elects one relay a source, by a lock, and [`Lease`] keeps a leader of the past from sending; `checkpoint` is
-//!   what a leader takes over and leaves behind.
-//! - `window` says what is due, as arithmetic on snapshots; `reader` fetches it, a page at a time.
-//! - `backlog` measures what is not published yet, `rotation` truncates partitions that are.
+//! - `session` opens sessions. Each call has a timeout.
+//! - `leader` elects one relay per source with an advisory lock. [`Lease`] keeps a former leader from sending.
+//!   `checkpoint` stores how far the source is published.
+//! - `window` computes which rows are pending, as arithmetic on snapshots. `reader` fetches them page by page.
+//! - `backlog` measures the pending rows. `rotation` truncates published partitions.
 //!
-//! What becomes of rows is decided elsewhere. The SQL of parked keys and dead letters is in `dead_letters`.
+//! The SQL for parked keys and dead letters is in `dead_letters`.
 
 pub(crate) mod backlog;
 pub(crate) mod checkpoint;

@@ -1,6 +1,5 @@
-//! The examples in other languages, each on the same database: what they commit arrives, and what they
-//! roll back does not. They need their languages and download what they use, so that this is no part of
-//! `make test`; `make clients` runs it.
+//! Runs the examples in other languages on one database: committed events arrive, and rolled-back ones don't. They require
+//! their languages and download dependencies, so `make clients` runs this test and `make test` does not.
 
 use std::{env, path::Path, process::Command};
 
@@ -11,7 +10,7 @@ use diesel_migrations::MigrationHarness as _;
 use outbox_relay::{Relay, config::Config};
 use tokio_util::sync::CancellationToken;
 
-/// As the examples name it.
+/// The topic of the examples.
 const TOPIC: &str = "customers.v1";
 const EXAMPLES: [(&str, &str); 4] = [
     ("python", "python3"),
@@ -20,47 +19,46 @@ const EXAMPLES: [(&str, &str); 4] = [
     ("java", "mvn"),
 ];
 
-/// The examples that are chosen, as clients are: by `CLIENTS`, and without those whose tools this
-/// machine lacks, if `ALLOW_MISSING` is 1.
-fn chosen() -> Vec<&'static str> {
+/// Returns the examples selected by `CLIENTS`. Skips those whose tools are not installed if `ALLOW_MISSING` is 1.
+fn selected_examples() -> Vec<&'static str> {
     let clients = env::var("CLIENTS").ok();
-    let is_chosen = |name: &str| match &clients {
+    let is_selected = |name: &str| match &clients {
         Some(clients) => clients.split_whitespace().any(|client| client == name),
         None => true,
     };
     let allow_missing = env::var("ALLOW_MISSING").is_ok_and(|value| value == "1");
-    let is_there = |tool: &str| {
+    let is_installed = |tool: &str| {
         let path = env::var_os("PATH").unwrap_or_default();
         env::split_paths(&path).any(|folder| folder.join(tool).is_file())
     };
-    let examples = EXAMPLES.iter().filter(|(name, _)| is_chosen(name));
+    let examples = EXAMPLES.iter().filter(|(name, _)| is_selected(name));
     let examples = examples.filter(|(name, tool)| {
-        let is_run = !allow_missing || is_there(tool);
+        let is_run = !allow_missing || is_installed(tool);
         if !is_run {
-            eprintln!("{name}: not run, no {tool}");
+            eprintln!("{name}: skipped, {tool} is not installed");
         }
         is_run
     });
     examples.map(|(name, _)| *name).collect()
 }
 
-/// Runs an example; returns the id of the event that it has committed.
-fn run(name: &str, database_url: &str) -> Result<String> {
+/// Runs an example and returns the id of the event that it committed.
+fn run_example(name: &str, database_url: &str) -> Result<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let output = Command::new(folder.join(name).join("run"))
         .env("DATABASE_URL", database_url)
         .output()
-        .with_context(|| format!("can't run the example in {name}"))?;
-    let (said, complained) = (
+        .with_context(|| format!("failed to run the example in {name}"))?;
+    let (stdout, stderr) = (
         String::from_utf8(output.stdout)?,
         String::from_utf8(output.stderr)?,
     );
-    ensure!(output.status.success(), "{name}: {said}{complained}");
-    Ok(said.trim().to_owned())
+    ensure!(output.status.success(), "{name}: {stdout}{stderr}");
+    Ok(stdout.trim().to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_other_languages_commit_arrives_and_nothing_else() -> Result<()> {
+async fn committed_events_of_other_languages_arrive_and_no_others() -> Result<()> {
     let addresses = Addresses::shared();
     let url = addresses
         .create_database(&Addresses::unique_name("writers"))
@@ -87,11 +85,11 @@ async fn what_other_languages_commit_arrives_and_nothing_else() -> Result<()> {
     let relay = tokio::spawn(Relay::bind(config).await?.run(shutdown.clone()));
 
     let mut committed = Vec::new();
-    for name in chosen() {
-        committed.push(run(name, &url)?);
+    for name in selected_examples() {
+        committed.push(run_example(name, &url)?);
         eprintln!("{name}: ok");
     }
-    // One more behind them: what was rolled back would be in front of it.
+    // One more event at the end: a rolled-back one would arrive before it.
     let sql = "select outbox_enqueue('customers.v1', 'last', 'customer_created', 1, '{}')";
     Sql::connect(&url).await?.batch_execute(sql).await?;
     let records = eventually("the last event in the topic", async || {

@@ -92,7 +92,7 @@ mod tests {
         let titles = steps.iter().map(|step| step.title.as_str());
         let expected = [
             "1. Columns without a default",
-            "2. The numbers",
+            "2. The sequence",
             "3. The indexes",
             "4. The defaults",
         ];

@@ -3,21 +3,20 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, Trans
 
 use crate::{event::Event, schema::outbox};
 
-/// Rows of one statement at most, far below the 65,535 values that Postgres takes.
+/// The limit on rows per statement, far below the 65,535 parameters that Postgres permits.
 const MAX_ROWS: usize = 1_000;
 
-/// Writes `event` as part of the transaction that `conn` is in: it will be published if and only if
-/// that transaction commits.
+/// Writes `event` in the current transaction of `conn`. The event is published if and only if that transaction commits.
 ///
-/// Call it after the statement that changes the aggregate. Two transactions that change the same
-/// row then draw their event's number one after the other, in the order in which they commit.
+/// Call it after the statement that changes the aggregate. The row lock orders the events of transactions that change the
+/// same row by their commits.
 ///
 /// # Errors
-/// [`NotInTransaction`](diesel::result::Error::NotInTransaction) outside of a transaction, where
-/// the event could exist without the change that it tells of; otherwise the database's error.
+/// [`NotInTransaction`](diesel::result::Error::NotInTransaction) outside of a transaction, where the event could be published
+/// without its change. Otherwise the database's error.
 pub async fn enqueue(conn: &mut AsyncPgConnection, event: &Event) -> QueryResult<()> {
-    check_transaction(conn)?;
-    // One row by itself, because diesel prepares this statement once and that of several each time.
+    require_transaction(conn)?;
+    // A single row, because diesel caches this prepared statement, but not one for several rows.
     diesel::insert_into(outbox::table)
         .values(event)
         .execute(conn)
@@ -25,12 +24,12 @@ pub async fn enqueue(conn: &mut AsyncPgConnection, event: &Event) -> QueryResult
     Ok(())
 }
 
-/// Writes `events`, in their order, as [`enqueue`] does one.
+/// Writes `events` in their order, like [`enqueue`].
 ///
 /// # Errors
-/// As of [`enqueue`].
+/// As [`enqueue`].
 pub async fn enqueue_all(conn: &mut AsyncPgConnection, events: &[Event]) -> QueryResult<()> {
-    check_transaction(conn)?;
+    require_transaction(conn)?;
     for events in events.chunks(MAX_ROWS) {
         diesel::insert_into(outbox::table)
             .values(events)
@@ -40,7 +39,7 @@ pub async fn enqueue_all(conn: &mut AsyncPgConnection, events: &[Event]) -> Quer
     Ok(())
 }
 
-fn check_transaction(conn: &mut AsyncPgConnection) -> QueryResult<()> {
+fn require_transaction(conn: &mut AsyncPgConnection) -> QueryResult<()> {
     let status = AnsiTransactionManager::transaction_manager_status_mut(conn);
     match status.transaction_depth()? {
         Some(_) => Ok(()),

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use crate::{cause::Cause, schema::outbox};
 
-/// One event, as a row of the outbox and later a record in Kafka.
+/// An event: a row of the outbox, and later a record in Kafka.
 #[derive(Clone, Debug, Insertable)]
 #[diesel(table_name = outbox)]
 pub struct Event {
@@ -19,11 +19,11 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event about the aggregate `key`, which `version` names the state of, with `payload` as
-    /// JSON: the aggregate's whole state, so that a compacted topic is a complete copy.
+    /// Returns an event of the aggregate `key` with the aggregate's new `version`. `payload` should be its whole state after the
+    /// change, so that a compacted topic is a complete copy.
     ///
     /// # Errors
-    /// If `payload` can't be written as JSON, as a map with keys that are no strings.
+    /// If `payload` can't be serialized to JSON, for example a map with keys that are not strings.
     pub fn new(
         topic: &str,
         key: impl ToString,
@@ -43,8 +43,8 @@ impl Event {
         })
     }
 
-    /// The same event without a payload: a tombstone, which lets compaction forget the key. Enqueue
-    /// it behind the event that tells of the aggregate's end.
+    /// Returns the tombstone of the event's key, after which compaction removes the key. Enqueue it after the event for the
+    /// deletion of the aggregate.
     #[must_use]
     pub fn tombstone(&self) -> Self {
         Self {
@@ -53,8 +53,7 @@ impl Event {
         }
     }
 
-    /// The same event with the one that caused it, in the headers `ce_causationid` and
-    /// `ce_causationdepth`.
+    /// Sets the event that caused this one, in the headers `ce_causationid` and `ce_causationdepth`.
     #[must_use]
     pub fn caused_by(mut self, cause: Cause) -> Self {
         self.headers = Some(serde_json::json!({
@@ -64,14 +63,14 @@ impl Event {
         self
     }
 
-    /// The same event with the W3C trace context of the request that causes it.
+    /// Sets the W3C trace context of the request that caused the event.
     #[must_use]
     pub fn with_traceparent(mut self, traceparent: Option<String>) -> Self {
         self.traceparent = traceparent;
         self
     }
 
-    /// The event's identity in every copy that is ever made of it.
+    /// Returns the event's id, the same in each copy of it.
     pub fn id(&self) -> Uuid {
         self.event_id
     }

@@ -1,4 +1,4 @@
-// The columns that a writer fills. All others have defaults, and `xid`, `seq` and `bucket` must keep them.
+// The columns that a writer sets. All others have defaults, which `xid`, `seq` and `bucket` require.
 diesel::table! {
     outbox (event_id) {
         event_id -> Uuid,

@@ -1,4 +1,4 @@
-// Writes a customer and the event that tells of it in one transaction.
+// Writes a customer and its event in one transaction.
 package main
 
 import (
@@ -40,7 +40,7 @@ func main() {
 	}); err != nil {
 		log.Fatal(err)
 	}
-	errLater := errors.New("something goes wrong behind it")
+	errLater := errors.New("failure after the event")
 	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		_, err := createCustomer(ctx, tx, "Nobody")
 		return errors.Join(err, errLater)

@@ -3,7 +3,7 @@ import java.sql.Connection;
 import java.sql.DriverManager;
 import java.sql.SQLException;
 
-/** Writes a customer and the event that tells of it in one transaction. */
+/** Writes a customer and its event in one transaction. */
 class WriteEvent {
   static String createCustomer(Connection conn, String name) throws SQLException {
     // First the change: its row lock keeps the events of one customer in order.

@@ -1,4 +1,4 @@
-// Writes a customer and the event that tells of it in one transaction.
+// Writes a customer and its event in one transaction.
 import pg from 'pg';
 
 async function createCustomer(client, name) {
@@ -26,7 +26,7 @@ async function transaction(client, work) {
 const client = new pg.Client({ connectionString: process.env.DATABASE_URL });
 await client.connect();
 const eventId = await transaction(client, () => createCustomer(client, 'Ada'));
-const later = new Error('something goes wrong behind it');
+const later = new Error('failure after the event');
 await transaction(client, async () => {
   await createCustomer(client, 'Nobody');
   throw later;

@@ -1,4 +1,4 @@
-"""Writes a customer and the event that tells of it in one transaction."""
+"""Writes a customer and its event in one transaction."""
 
 import os
 
@@ -25,7 +25,7 @@ with psycopg.connect(os.environ["DATABASE_URL"]) as conn:
     try:
         with conn.transaction():
             create_customer(conn, "Nobody")
-            raise ValueError("something goes wrong behind it")
+            raise ValueError("failure after the event")
     except ValueError:
         pass  # Rolled back: there is no such customer, and no event.
     print(event_id)

@@ -1,4 +1,4 @@
-//! Where a database is, as libpq is told: how the connection is encrypted stands in the URL as well.
+//! Database URLs with libpq's TLS parameters: `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
 
 use std::borrow::Cow;
 
@@ -13,14 +13,14 @@ use tokio_postgres::{
 use super::Secret;
 use crate::tls::{Identity, TlsFiles, Verification};
 
-/// The value of `sslrootcert` that means the authorities of the system.
+/// The value of `sslrootcert` for the system's certificate authorities.
 const SYSTEM: &str = "system";
 
-/// The URL of a database. One that stands in a file is read for every connection.
+/// The URL of a database. A URL in a file is read again for each connection.
 #[derive(Clone, Debug)]
 pub struct DatabaseUrl(Secret);
 
-/// What a URL says.
+/// A parsed URL.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) config: Config,
@@ -29,23 +29,23 @@ pub(crate) struct Target {
 }
 
 impl DatabaseUrl {
-    /// Checks a URL that was given itself, or as the name of a file.
-    pub(super) fn check(
+    /// Validates a URL that is given as a value or as the path of a file.
+    pub(super) fn parse(
         problems: &mut Problems,
         name: &str,
         value: Option<String>,
         file: Option<std::path::PathBuf>,
     ) -> Option<Self> {
-        let url = Self(Secret::check(problems, name, value, file)?);
+        let url = Self(Secret::parse(problems, name, value, file)?);
         let target = problems.check(name, url.read())?;
         problems.check(name, target.files.load(target.verification))?;
         Some(url)
     }
 
-    /// What it says now. The error says what is wrong with it, and not what stands there.
+    /// Reads and parses the current URL. The error does not contain it.
     pub(crate) fn read(&self) -> Result<Target, String> {
         let url = self.0.read().map_err(|err| err.to_string())?;
-        parse(url.expose_secret())
+        parse_url(url.expose_secret())
     }
 }
 
@@ -55,7 +55,7 @@ impl From<&str> for DatabaseUrl {
     }
 }
 
-/// The settings of libpq about TLS. `tokio-postgres` knows only some values of the first.
+/// libpq's TLS parameters. `tokio-postgres` supports only some values of `sslmode`.
 #[derive(Default)]
 struct TlsSettings<'a> {
     mode: Option<Cow<'a, str>>,
@@ -64,13 +64,13 @@ struct TlsSettings<'a> {
     key: Option<String>,
 }
 
-fn parse(url: &str) -> Result<Target, String> {
+fn parse_url(url: &str) -> Result<Target, String> {
     let (rest, settings) = take_tls_settings(url)?;
-    let invalid = |err| format!("isn't a Postgres URL like postgres://user@host/database: {err}");
+    let invalid =
+        |err| format!("invalid Postgres URL, must be like postgres://user@host/database: {err}");
     let mut config: Config = rest.parse().map_err(invalid)?;
     if config.get_channel_binding() == ChannelBinding::Require {
-        let way_out = "channel_binding=require can't be kept; sslmode=verify-full says who it is";
-        return Err(way_out.into());
+        return Err("channel_binding=require is not supported; use sslmode=verify-full".into());
     }
     let mode = settings
         .mode
@@ -85,27 +85,26 @@ fn parse(url: &str) -> Result<Target, String> {
     let (ssl_mode, verification) = match mode {
         "disable" => (SslMode::Disable, Verification::Nothing),
         "prefer" => (SslMode::Prefer, Verification::Nothing),
-        // With an authority at hand libpq asks it.
+        // As libpq: a CA file turns `require` into `verify-ca`.
         "require" if has_authority => (SslMode::Require, Verification::Authority),
         "require" => (SslMode::Require, Verification::Nothing),
         "verify-ca" => (SslMode::Require, Verification::Authority),
         "verify-full" => (SslMode::Require, Verification::Name),
         _ => {
             let known = "disable, prefer, require, verify-ca, verify-full";
-            return Err(format!("sslmode isn't one of {known}"));
+            return Err(format!("invalid sslmode; must be one of {known}"));
         }
     };
     let has_files = has_authority || settings.certificate.is_some() || settings.key.is_some();
     if ssl_mode != SslMode::Require && has_files {
         return Err(format!(
-            "sslmode={mode} can do without TLS, which the certificates ask for; set \
-             sslmode=verify-full"
+            "sslmode={mode} permits plaintext although certificates are set; use sslmode=verify-full"
         ));
     }
-    // Everybody gets a certificate from some authority of the system, for a name of their own.
+    // A system authority issues certificates to anybody, so `verify-ca` with it would prove nothing.
     if verification == Verification::Authority && (is_system || !has_authority) {
         return Err(format!(
-            "sslmode={mode} needs a file with the CA in sslrootcert; or set sslmode=verify-full"
+            "sslmode={mode} requires a CA file in sslrootcert; set it or use sslmode=verify-full"
         ));
     }
     let identity = match (settings.certificate, settings.key) {
@@ -114,7 +113,7 @@ fn parse(url: &str) -> Result<Target, String> {
             key: key.into(),
         }),
         (None, None) => None,
-        _ => return Err("sslcert and sslkey go together; one of them is missing".into()),
+        _ => return Err("sslcert and sslkey must be set together".into()),
     };
     config.ssl_mode(ssl_mode);
     Ok(Target {
@@ -127,9 +126,9 @@ fn parse(url: &str) -> Result<Target, String> {
     })
 }
 
-/// Takes what is about TLS out of the URL.
+/// Splits the TLS parameters off the URL.
 fn take_tls_settings(url: &str) -> Result<(String, TlsSettings<'_>), String> {
-    // A password before the host may hold any character but this.
+    // The password can contain any character except this.
     let host = url.find('@').unwrap_or(0);
     let Some(query) = url[host..].find('?').map(|index| host + index) else {
         return Ok((url.to_owned(), TlsSettings::default()));
@@ -140,7 +139,7 @@ fn take_tls_settings(url: &str) -> Result<(String, TlsSettings<'_>), String> {
         let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
         let decoded = || {
             let decoded = percent_decode_str(value).decode_utf8();
-            decoded.map_err(|_| format!("{name} isn't UTF-8"))
+            decoded.map_err(|_| format!("invalid {name}: not UTF-8"))
         };
         match name {
             "sslmode" => settings.mode = Some(decoded()?),
@@ -163,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modes_are_those_of_libpq() {
+    fn sslmode_has_the_meaning_of_libpq() {
         let ca = "sslrootcert=/etc/my%20ca.pem";
         for (query, mode, verification) in [
             ("", SslMode::Prefer, Verification::Nothing),
@@ -186,36 +185,33 @@ mod tests {
                 Verification::Name,
             ),
         ] {
-            let target = parse(&format!("postgres://u:p?w&x=y@host:1/db{query}")).unwrap();
+            let target = parse_url(&format!("postgres://u:p?w&x=y@host:1/db{query}")).unwrap();
             assert_eq!(target.config.get_ssl_mode(), mode, "{query}");
             assert_eq!(target.verification, verification, "{query}");
             assert_eq!(target.config.get_password(), Some("p?w&x=y".as_bytes()));
             let file = query.contains(ca).then(|| "/etc/my ca.pem".into());
             assert_eq!(target.files.ca, file, "{query}");
         }
-        let target = parse("host=a user=b dbname=c sslmode=require").unwrap();
+        let target = parse_url("host=a user=b dbname=c sslmode=require").unwrap();
         assert_eq!(target.config.get_ssl_mode(), SslMode::Require);
     }
 
     #[test]
-    fn what_would_be_less_than_asked_for_is_rejected() {
+    fn settings_weaker_than_requested_are_rejected() {
         for (query, reason) in [
-            ("sslmode=allow", "isn't one of"),
-            ("sslrootcert=/ca.pem", "sslmode=prefer can do without TLS"),
+            ("sslmode=allow", "invalid sslmode; must be one of"),
+            ("sslrootcert=/ca.pem", "sslmode=prefer permits plaintext"),
             (
                 "sslmode=disable&sslcert=a&sslkey=b",
-                "sslmode=disable can do without TLS",
+                "sslmode=disable permits plaintext",
             ),
-            ("sslmode=verify-ca", "needs a file with the CA"),
-            (
-                "sslmode=require&sslrootcert=system",
-                "needs a file with the CA",
-            ),
-            ("sslmode=verify-full&sslcert=a", "go together"),
-            ("channel_binding=require", "can't be kept"),
-            ("sslmod=verify-full", "isn't a Postgres URL"),
+            ("sslmode=verify-ca", "requires a CA file"),
+            ("sslmode=require&sslrootcert=system", "requires a CA file"),
+            ("sslmode=verify-full&sslcert=a", "must be set together"),
+            ("channel_binding=require", "is not supported"),
+            ("sslmod=verify-full", "invalid Postgres URL"),
         ] {
-            let rejected = parse(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();
+            let rejected = parse_url(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();
             assert!(rejected.contains(reason), "{query}: {rejected}");
             assert!(!rejected.contains("hunter2"), "{rejected}");
         }

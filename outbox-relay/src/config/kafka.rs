@@ -1,4 +1,4 @@
-//! The table `[kafka]`: where records go.
+//! The table `[kafka]`: the Kafka cluster and the limits on what is in flight.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Default for KafkaTable {
 }
 
 impl KafkaTable {
-    pub(super) fn check(
+    pub(super) fn parse(
         self,
         variable: &dyn Fn(&str) -> Option<String>,
         problems: &mut Problems,
@@ -52,40 +52,42 @@ impl KafkaTable {
         if brokers.trim().is_empty() {
             problems.add(
                 "kafka.brokers",
-                "is missing: set it to host:port, or OUTBOX_RELAY_KAFKA_BROKERS",
+                "missing; set it or OUTBOX_RELAY_KAFKA_BROKERS to host:port",
             );
         }
         for broker in brokers.split(',').map(str::trim) {
             if !brokers.trim().is_empty() && !is_broker(broker) {
                 problems.add(
                     "kafka.brokers",
-                    format!("{broker:?} isn't like localhost:9092; give host and port"),
+                    format!(
+                        "invalid address {broker:?}; must be host:port, such as localhost:9092"
+                    ),
                 );
             }
         }
-        let mut within = |name: &str, value: usize, low: usize, high: usize| {
+        let mut validate_range = |name: &str, value: usize, low: usize, high: usize| {
             if !(low..=high).contains(&value) {
                 problems.add(
                     format!("kafka.{name}"),
-                    format!("{value} isn't from {low} to {high}"),
+                    format!("invalid value {value}; must be between {low} and {high}"),
                 );
             }
         };
         let delivery_timeout_ms = usize::try_from(self.delivery_timeout_ms).unwrap_or(usize::MAX);
-        within("delivery_timeout_ms", delivery_timeout_ms, 100, 300_000);
-        within(
+        validate_range("delivery_timeout_ms", delivery_timeout_ms, 100, 300_000);
+        validate_range(
             "max_in_flight_records",
             self.max_in_flight_records,
             1,
             1_000_000,
         );
-        within(
+        validate_range(
             "max_in_flight_bytes",
             self.max_in_flight_bytes,
             1024 * 1024,
             1 << 30,
         );
-        within(
+        validate_range(
             "max_record_bytes",
             self.max_record_bytes,
             1_000,
@@ -94,14 +96,14 @@ impl KafkaTable {
         if self.max_record_bytes > self.max_in_flight_bytes {
             problems.add(
                 "kafka.max_record_bytes",
-                "is more than max_in_flight_bytes: such a record could never be sent",
+                "must not exceed kafka.max_in_flight_bytes",
             );
         }
-        let security = KafkaSecurity::check(self.tls, self.sasl, variable, problems);
+        let security = KafkaSecurity::parse(self.tls, self.sasl, variable, problems);
         let sasl = security.sasl.as_ref();
         let delivery_timeout = Duration::from_millis(self.delivery_timeout_ms);
         let properties =
-            KafkaProperties::check(self.properties, self.sink, sasl, delivery_timeout, problems);
+            KafkaProperties::parse(self.properties, self.sink, sasl, delivery_timeout, problems);
         Some(KafkaConfig {
             brokers,
             sink: self.sink,
@@ -115,7 +117,7 @@ impl KafkaTable {
     }
 }
 
-/// Whether this is `host:port`.
+/// Returns true for `host:port`.
 fn is_broker(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
         let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);

@@ -1,16 +1,16 @@
-//! What of a source says where its outbox is: the table, its columns, the topic.
+//! The mapping of a source: its table, its columns, its topic.
 //!
-//! A mapping becomes a table expression with the outbox's own columns, which stands in every statement
-//! where `outbox` would. Postgres sees through it: the indexes on the mapped columns are used as ever.
+//! A mapping becomes a subquery with the columns of the table `outbox`, and takes its place in every statement.
+//! Postgres flattens the subquery, so it still uses the indexes on the mapped columns.
 
 use std::collections::BTreeMap;
 
 use cli::Problems;
 use serde::Deserialize;
 
-use super::names::{identifier, table_name, topic_expression, with_columns};
+use super::names::{add_header_columns, parse_table_name, parse_topic_template, quote_identifier};
 
-/// Where the outbox is. The default is the table `outbox`, as this project's migrations make it.
+/// The outbox table and its columns. The default is the table `outbox` of this project's migrations.
 #[derive(Clone, Debug)]
 pub struct Mapping {
     outbox: String,
@@ -18,7 +18,7 @@ pub struct Mapping {
     xid: String,
     seq: String,
     event_id: String,
-    /// Which setting names which other column.
+    /// The settings of the other columns, each with its column.
     named: Vec<(String, String)>,
     is_own: bool,
     has_created_at: bool,
@@ -40,29 +40,29 @@ impl Default for Mapping {
 }
 
 impl Mapping {
-    /// What follows `from` in SQL, to be read under the name `outbox`.
+    /// Returns the SQL to put after `from`. It has the alias `outbox`.
     pub fn outbox(&self) -> &str {
         &self.outbox
     }
 
-    /// The table itself, quoted.
+    /// Returns the quoted name of the table.
     pub(crate) fn table(&self) -> &str {
         &self.table
     }
 
-    /// The column with the writing transaction.
+    /// Returns the name of the column with the id of the writing transaction.
     pub(crate) fn xid(&self) -> &str {
         &self.xid
     }
 
-    /// The columns with the writing transaction, the number and the event's id, quoted, with whatever type they have.
+    /// Returns the quoted names of the columns `xid`, `seq` and `event_id`, without the casts of [`outbox`](Self::outbox).
     pub(crate) fn quoted_columns(&self) -> [String; 3] {
         [&self.xid, &self.seq, &self.event_id]
             .map(|name| format!("\"{}\"", name.replace('"', "\"\"")))
     }
 
-    /// A statement with the names of the table and of its columns `xid` and `seq` as strings in it, and
-    /// the settings that name other columns as rows of strings.
+    /// Replaces `:table`, `:xid` and `:seq` in a statement by string literals, and `:named` by rows of a setting
+    /// and its column.
     pub(crate) fn fill_in(&self, sql: &str) -> String {
         let string = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let named = self.named.iter();
@@ -74,7 +74,7 @@ impl Mapping {
             (":seq", string(&self.seq)),
             (":named", named.collect::<Vec<_>>().join(", ")),
         ];
-        // In one pass: a value may hold what looks like another's name.
+        // In one pass: a value can contain the placeholder of another.
         let (mut filled, mut rest) = (String::with_capacity(sql.len()), sql);
         while let Some(colon) = rest.find(':') {
             filled += &rest[..colon];
@@ -87,18 +87,18 @@ impl Mapping {
         filled + rest
     }
 
-    /// Whether it is the table that this project's migrations make, with its partitions.
+    /// Returns true for the partitioned table of this project's migrations.
     pub(crate) fn is_own(&self) -> bool {
         self.is_own
     }
 
-    /// Whether rows say when they were written.
+    /// Returns true if the rows have a creation time.
     pub(crate) fn has_created_at(&self) -> bool {
         self.has_created_at
     }
 }
 
-/// The settings of a source that are about its table.
+/// The settings of a source that describe its table.
 pub(super) struct MappingTable {
     pub(super) table: Option<String>,
     pub(super) topic: Option<String>,
@@ -106,8 +106,8 @@ pub(super) struct MappingTable {
     pub(super) header_columns: BTreeMap<String, String>,
 }
 
-/// The table `[source.columns]`. Those that have to be there are named as in the outbox if nothing else
-/// is said; of the others the table has those that are named.
+/// The table `[source.columns]`. Required columns default to the names in the table `outbox`. The mapped table has
+/// only those optional columns that are set.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ColumnsTable {
@@ -129,7 +129,7 @@ pub(super) struct ColumnsTable {
     created_at: Option<String>,
 }
 
-macro_rules! named_as_in_the_outbox {
+macro_rules! default_column_names {
     ($($column:ident)*) => {
         $(fn $column() -> String {
             stringify!($column).to_owned()
@@ -137,10 +137,10 @@ macro_rules! named_as_in_the_outbox {
     };
 }
 
-named_as_in_the_outbox!(xid seq event_id key event_type payload);
+default_column_names!(xid seq event_id key event_type payload);
 
 impl Default for ColumnsTable {
-    /// All that the outbox has.
+    /// Returns all columns of the table `outbox`.
     fn default() -> Self {
         Self {
             xid: xid(),
@@ -160,8 +160,7 @@ impl Default for ColumnsTable {
 const DEFAULT_TOPIC: &str = "${topic}";
 
 impl MappingTable {
-    /// `name` is the source's.
-    pub(super) fn check(self, name: &str, problems: &mut Problems) -> Option<Mapping> {
+    pub(super) fn parse(self, source: &str, problems: &mut Problems) -> Option<Mapping> {
         if self.table.is_none()
             && self.topic.is_none()
             && self.columns.is_none()
@@ -170,15 +169,15 @@ impl MappingTable {
             return Some(Mapping::default());
         }
         let table = self.table.unwrap_or_else(|| "outbox".to_owned());
-        let table = problems.check(&format!("{name}.table"), table_name(&table));
+        let table = problems.check(&format!("{source}.table"), parse_table_name(&table));
         let template = self.topic.as_deref().unwrap_or(DEFAULT_TOPIC);
-        let topic = problems.check(&format!("{name}.topic"), topic_expression(template));
+        let topic = problems.check(&format!("{source}.topic"), parse_topic_template(template));
         let columns = self.columns.unwrap_or_default();
         let has_created_at = columns.created_at.is_some();
-        let listed = columns.listed(&self.header_columns);
-        let listed = problems.check(&format!("{name}.columns"), listed);
+        let listed = columns.select_list(&self.header_columns);
+        let listed = problems.check(&format!("{source}.columns"), listed);
         let (table, topic, listed) = (table?, topic?, listed?);
-        let named = columns.named(template, self.header_columns);
+        let named = columns.list_settings(template, self.header_columns);
         Some(Mapping {
             outbox: format!("(select {listed}, {topic} as topic from {table}) as outbox"),
             table,
@@ -193,8 +192,8 @@ impl MappingTable {
 }
 
 impl ColumnsTable {
-    /// Which setting names which column, but for `xid` and `seq`.
-    fn named(
+    /// Returns each setting with its column, except `xid` and `seq`.
+    fn list_settings(
         &self,
         topic: &str,
         header_columns: BTreeMap<String, String>,
@@ -221,24 +220,24 @@ impl ColumnsTable {
         columns.chain(of_topic).chain(of_headers).collect()
     }
 
-    /// All but the topic, as the reader wants them.
-    fn listed(&self, header_columns: &BTreeMap<String, String>) -> Result<String, String> {
+    /// Returns the select list without the topic.
+    fn select_list(&self, header_columns: &BTreeMap<String, String>) -> Result<String, String> {
         let optional = |column: &Option<String>, kind: &str| match column {
-            Some(column) => Ok(format!("{}::{kind}", identifier(column)?)),
+            Some(column) => Ok(format!("{}::{kind}", quote_identifier(column)?)),
             None => Ok::<_, String>(format!("null::{kind}")),
         };
         Ok(format!(
             "{} as xid, {} as seq, {}::uuid as event_id, {}::text as key, {}::text as event_type, \
              relay_payload({}) as payload, {} as aggregate_version, {} as headers, \
              {} as traceparent, {} as created_at",
-            identifier(&self.xid)?,
-            identifier(&self.seq)?,
-            identifier(&self.event_id)?,
-            identifier(&self.key)?,
-            identifier(&self.event_type)?,
-            identifier(&self.payload)?,
+            quote_identifier(&self.xid)?,
+            quote_identifier(&self.seq)?,
+            quote_identifier(&self.event_id)?,
+            quote_identifier(&self.key)?,
+            quote_identifier(&self.event_type)?,
+            quote_identifier(&self.payload)?,
             optional(&self.aggregate_version, "bigint")?,
-            with_columns(optional(&self.headers, "jsonb")?, header_columns)?,
+            add_header_columns(optional(&self.headers, "jsonb")?, header_columns)?,
             optional(&self.traceparent, "text")?,
             optional(&self.created_at, "timestamptz")?,
         ))
@@ -266,19 +265,19 @@ mod tests {
             columns: given.columns,
             header_columns: given.header_columns,
         }
-        .check("shop", &mut problems);
+        .parse("shop", &mut problems);
         mapping.ok_or_else(|| problems.into_error().to_string())
     }
 
     #[test]
-    fn without_a_mapping_the_outbox_is_read_as_it_is() {
+    fn the_default_mapping_is_the_table_outbox() {
         let mapping = mapping("").unwrap();
         assert_eq!(mapping.outbox(), "outbox");
         assert!(mapping.is_own());
     }
 
     #[test]
-    fn a_table_named_like_a_placeholder_is_filled_in_as_it_is() {
+    fn a_table_named_like_a_placeholder_is_not_replaced() {
         let toml = "table = 'T:xid'\ncolumns = { key = ':table' }";
         let sql = mapping(toml)
             .unwrap()
@@ -291,20 +290,20 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_a_name_is_told_with_the_setting() {
+    fn an_invalid_name_is_reported_with_its_setting() {
         for (toml, part) in [
             ("table = ''", "shop.table"),
-            ("table = 'a.b.c'", "isn't like schema.table"),
-            ("table = '\"a\".b'", "isn't like schema.table"),
-            ("table = 'a.\"b.c\"'", "isn't like schema.table"),
-            ("topic = ''", "shop.topic: it is empty"),
-            ("topic = 'a${b'", "without its }"),
+            ("table = 'a.b.c'", "must be table or schema.table"),
+            ("table = '\"a\".b'", "must be table or schema.table"),
+            ("table = 'a.\"b.c\"'", "must be table or schema.table"),
+            ("topic = ''", "shop.topic: must not be empty"),
+            ("topic = 'a${b'", "missing } after ${"),
             ("topic = 'a${}'", "shop.topic"),
-            (r#"topic = "a' || b""#, "can't be in a topic's name"),
+            (r#"topic = "a' || b""#, "in a topic name; use"),
             (r#"columns.key = "a\u0000b""#, "shop.columns"),
             ("columns.keys = 'a'", "unknown field `keys`"),
-            ("header_columns.\"a'b\" = 'c'", "no header can be named"),
-            ("header_columns.ce_id = 'c'", "has the header ce_id already"),
+            ("header_columns.\"a'b\" = 'c'", "invalid header name"),
+            ("header_columns.ce_id = 'c'", "header ce_id is reserved"),
         ] {
             let error = mapping(toml).unwrap_err();
             assert!(error.contains(part), "{part} in {error}");

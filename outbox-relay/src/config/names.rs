@@ -1,11 +1,11 @@
-//! Names of tables, columns and topics in a configuration, in SQL. They are quoted, and all other text has only
-//! characters that mean nothing there.
+//! SQL for the table, column and topic names in a configuration. Identifiers are quoted, and literals may only
+//! contain characters without a meaning in SQL: no setting can inject SQL.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use cli::{MAX_TOPIC_NAME_CHARS, is_topic_char};
 
-/// The headers that a record has by itself.
+/// The headers that the relay adds to records. Events must not set them.
 pub(crate) const OWN_HEADERS: [&str; 8] = [
     "ce_specversion",
     "ce_source",
@@ -17,8 +17,8 @@ pub(crate) const OWN_HEADERS: [&str; 8] = [
     "traceparent",
 ];
 
-/// The headers with one for each of these columns that is not null.
-pub(super) fn with_columns(
+/// Returns `headers` extended with a header for each of these columns that is not null.
+pub(super) fn add_header_columns(
     headers: String,
     columns: &BTreeMap<String, String>,
 ) -> Result<String, String> {
@@ -29,13 +29,15 @@ pub(super) fn with_columns(
     for (header, column) in columns {
         if !is_plain(header) {
             return Err(format!(
-                "no header can be named {header:?}; use 1 to 249 of a-z, A-Z, 0-9, ., _, -"
+                "invalid header name {header:?}; use 1 to 249 of the characters a-z, A-Z, 0-9, ., _, -"
             ));
         }
         if OWN_HEADERS.contains(&header.as_str()) {
-            return Err(format!("every record has the header {header} already"));
+            return Err(format!(
+                "header {header} is reserved; the relay sets it on every record"
+            ));
         }
-        pairs.push(format!("'{header}', {}::text", identifier(column)?));
+        pairs.push(format!("'{header}', {}::text", quote_identifier(column)?));
     }
     Ok(format!(
         "coalesce({headers}, '{{}}') || jsonb_strip_nulls(jsonb_build_object({}))",
@@ -43,9 +45,8 @@ pub(super) fn with_columns(
     ))
 }
 
-/// `schema.table`, or a table that the session's search path leads to. If each part is in quotes they may
-/// have dots in them.
-pub(super) fn table_name(name: &str) -> Result<String, String> {
+/// Parses `schema.table`, or `table`, which is found by the search path. Quoted parts may contain dots.
+pub(super) fn parse_table_name(name: &str) -> Result<String, String> {
     let parts: Vec<&str> = match name.strip_prefix('"').map(|rest| rest.strip_suffix('"')) {
         None => name.split('.').collect(),
         Some(Some(quoted)) => quoted.split("\".\"").collect(),
@@ -53,15 +54,15 @@ pub(super) fn table_name(name: &str) -> Result<String, String> {
     };
     if !(1..=2).contains(&parts.len()) {
         return Err(format!(
-            "{name:?} isn't like schema.table, nor like \"a schema\".\"a table\", as names with dots are written"
+            "invalid table name {name:?}; must be table or schema.table; quote names that contain dots: \"a.b\".\"c.d\""
         ));
     }
-    let quoted: Result<Vec<String>, String> = parts.into_iter().map(identifier).collect();
+    let quoted: Result<Vec<String>, String> = parts.into_iter().map(quote_identifier).collect();
     Ok(quoted?.join("."))
 }
 
-/// `outbox.event.${aggregatetype}` in SQL.
-pub(super) fn topic_expression(template: &str) -> Result<String, String> {
+/// Translates a template such as `outbox.event.${aggregatetype}` to an SQL expression.
+pub(super) fn parse_topic_template(template: &str) -> Result<String, String> {
     let mut expression = "''".to_owned();
     let mut rest = template;
     let literal = |text: &str| {
@@ -69,20 +70,20 @@ pub(super) fn topic_expression(template: &str) -> Result<String, String> {
             return Ok(format!(" || '{text}'"));
         }
         Err(format!(
-            "{text:?} can't be in a topic's name; use a-z, A-Z, 0-9, ., _, - and ${{column}}"
+            "invalid text {text:?} in a topic name; use a-z, A-Z, 0-9, ., _, - and ${{column}}"
         ))
     };
     while let Some((before, after)) = rest.split_once("${") {
-        let Some((column, behind)) = after.split_once('}') else {
-            return Err(format!("{template:?} has a ${{ without its }}"));
+        let Some((column, tail)) = after.split_once('}') else {
+            return Err(format!("missing }} after ${{ in {template:?}"));
         };
         expression += &literal(before)?;
-        let _ = write!(expression, " || {}::text", identifier(column)?);
-        rest = behind;
+        let _ = write!(expression, " || {}::text", quote_identifier(column)?);
+        rest = tail;
     }
     expression += &literal(rest)?;
     if template.is_empty() {
-        return Err("it is empty; name a topic, or a column as ${column}".to_owned());
+        return Err("must not be empty; set a topic, or a column as ${column}".to_owned());
     }
     Ok(expression)
 }
@@ -91,11 +92,13 @@ fn is_plain(text: &str) -> bool {
     (1..=MAX_TOPIC_NAME_CHARS).contains(&text.len()) && text.chars().all(is_topic_char)
 }
 
-/// A name as the catalog spells it, quoted. Postgres would cut a longer one and find another column.
-pub(super) fn identifier(name: &str) -> Result<String, String> {
+/// Quotes a name as the catalog spells it. Postgres would truncate a longer one and find another column.
+pub(super) fn quote_identifier(name: &str) -> Result<String, String> {
     const MAX_BYTES: usize = 63;
     if name.is_empty() || name.len() > MAX_BYTES || name.chars().any(char::is_control) {
-        return Err(format!("{name:?} isn't a name of 1 to {MAX_BYTES} bytes"));
+        return Err(format!(
+            "invalid name {name:?}; must be 1 to {MAX_BYTES} bytes without control characters"
+        ));
     }
     Ok(format!("\"{}\"", name.replace('"', "\"\"")))
 }
@@ -106,23 +109,23 @@ mod tests {
 
     #[test]
     fn a_template_joins_text_and_columns() {
-        let sql = topic_expression("outbox.event.${aggregatetype}-${Region}").unwrap();
+        let sql = parse_topic_template("outbox.event.${aggregatetype}-${Region}").unwrap();
         let expected =
             r#"'' || 'outbox.event.' || "aggregatetype"::text || '-' || "Region"::text || ''"#;
         assert_eq!(sql, expected);
     }
 
     #[test]
-    fn names_stay_names() {
-        let quoted = identifier(r#"id" from users; drop table users; --"#).unwrap();
+    fn names_are_quoted() {
+        let quoted = quote_identifier(r#"id" from users; drop table users; --"#).unwrap();
         assert_eq!(quoted, r#""id"" from users; drop table users; --""#);
-        let sql = table_name(r#"app.out"box"#).unwrap();
+        let sql = parse_table_name(r#"app.out"box"#).unwrap();
         assert_eq!(sql, r#""app"."out""box""#);
         for (name, sql) in [
             (r#""My.App"."Order.Events""#, r#""My.App"."Order.Events""#),
             (r#""Order.Events""#, r#""Order.Events""#),
         ] {
-            assert_eq!(table_name(name).unwrap(), sql);
+            assert_eq!(parse_table_name(name).unwrap(), sql);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The table `[kafka.properties]`: what the sink `rdkafka` passes to librdkafka.
+//! The table `[kafka.properties]`, which the sink `rdkafka` passes to librdkafka.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::{Mechanism, Sasl, SinkKind};
 
-/// Properties that a setting of this file sets, and which.
+/// Properties that another setting controls, and that setting.
 const SET_ELSEWHERE: [(&str, &str); 13] = [
     ("bootstrap.servers", "kafka.brokers"),
     ("metadata.broker.list", "kafka.brokers"),
@@ -29,7 +29,7 @@ const SET_ELSEWHERE: [(&str, &str); 13] = [
     ),
 ];
 
-/// Properties that the guarantees rest on.
+/// Properties that the delivery guarantees depend on.
 const FIXED: [&str; 12] = [
     "acks",
     "batch.size",
@@ -45,18 +45,18 @@ const FIXED: [&str; 12] = [
     "transactional.id",
 ];
 
-/// The two names of the property that chooses a login.
+/// The two names of the property that selects the SASL mechanism.
 const MECHANISM: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
 
-/// Properties of librdkafka that it accepts and the relay does not set itself.
+/// Validated librdkafka properties. None of them is controlled by the relay.
 #[derive(Clone, Debug, Default)]
 pub struct KafkaProperties(
-    // Some are secrets, and librdkafka has more of them with every version.
+    // Some are secrets, and new versions of librdkafka add more.
     BTreeMap<String, SecretString>,
 );
 
 impl KafkaProperties {
-    /// Whether they choose a login.
+    /// Returns true if they select a SASL mechanism.
     pub(crate) fn has_login(&self) -> bool {
         MECHANISM.iter().any(|name| self.0.contains_key(*name))
     }
@@ -67,7 +67,7 @@ impl KafkaProperties {
         }
     }
 
-    pub(super) fn check(
+    pub(super) fn parse(
         table: Table,
         sink: SinkKind,
         sasl: Option<&Sasl>,
@@ -77,7 +77,7 @@ impl KafkaProperties {
         if sink != SinkKind::RdKafka && !table.is_empty() {
             problems.add(
                 "kafka.properties",
-                "is for librdkafka: set kafka.sink = \"rdkafka\", or take it out",
+                "requires kafka.sink = \"rdkafka\"; set it or remove this table",
             );
             return Self::default();
         }
@@ -85,7 +85,7 @@ impl KafkaProperties {
         flatten("", table, &mut given, problems);
         let mut properties = Self::default();
         for (name, value) in given {
-            let checked = check_property(&name, value.expose_secret(), sasl, delivery_timeout);
+            let checked = validate_property(&name, value.expose_secret(), sasl, delivery_timeout);
             if problems
                 .check(&format!("kafka.properties.{name}"), checked)
                 .is_some()
@@ -97,7 +97,7 @@ impl KafkaProperties {
     }
 }
 
-/// TOML makes tables of a key with dots, unless it is in quotes.
+/// Joins nested keys: TOML parses an unquoted key with dots as nested tables.
 fn flatten(
     prefix: &str,
     table: Table,
@@ -117,36 +117,39 @@ fn flatten(
             Value::Boolean(flag) => flag.to_string(),
             Value::Datetime(_) | Value::Array(_) => {
                 let name = format!("kafka.properties.{name}");
-                problems.add(name, "is neither text, nor a number, nor true or false");
+                problems.add(
+                    name,
+                    "invalid type; must be a string, a number or a boolean",
+                );
                 continue;
             }
         };
         if flat.insert(name.clone(), text.into()).is_some() {
-            problems.add(format!("kafka.properties.{name}"), "is given twice");
+            problems.add(format!("kafka.properties.{name}"), "is set twice");
         }
     }
 }
 
-/// Rejects what the relay sets itself, and what librdkafka does not accept.
-fn check_property(
+/// Rejects properties that the relay controls and those that librdkafka does not accept.
+fn validate_property(
     name: &str,
     value: &str,
     sasl: Option<&Sasl>,
     delivery_timeout: Duration,
 ) -> Result<(), String> {
     if let Some((_, setting)) = SET_ELSEWHERE.iter().find(|(known, _)| *known == name) {
-        return Err(format!("is set by {setting}"));
+        return Err(format!("is controlled by {setting}"));
     }
     if FIXED.contains(&name) {
-        return Err("can't be changed: the relay's guarantees depend on it".into());
+        return Err("can't be changed because the delivery guarantees depend on it".into());
     }
     if MECHANISM.contains(&name) {
         let is_ours = |mechanism: &Mechanism| mechanism.name().eq_ignore_ascii_case(value);
         if sasl.is_some() || Mechanism::ALL.iter().any(is_ours) {
-            return Err("is set by kafka.sasl.mechanism".into());
+            return Err("is controlled by kafka.sasl.mechanism".into());
         }
     }
-    // What the sink sets, as far as librdkafka compares other properties with it. It connects to no broker.
+    // Sets those properties of the sink that librdkafka compares with others. No broker is contacted.
     let mut config = ClientConfig::new();
     config
         .set("enable.idempotence", "true")
@@ -158,7 +161,7 @@ fn check_property(
         .set(name, value);
     match config.create::<BaseProducer>() {
         Ok(_) => Ok(()),
-        // The text may repeat the value.
+        // The text can contain the value, which may be a secret.
         Err(KafkaError::ClientConfig(_, text, _, _) | KafkaError::ClientCreation(text))
             if !text.contains(value) =>
         {
@@ -170,7 +173,7 @@ fn check_property(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::check;
+    use super::super::tests::parse;
 
     fn config(properties: &str) -> String {
         format!(
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_are_passed_with_dots_as_librdkafka_spells_them() {
+    fn properties_are_passed_with_their_dotted_names() {
         let text = config(
             "[kafka.properties]
              compression.type = 'zstd'
@@ -190,7 +193,7 @@ mod tests {
              enable.sasl.oauthbearer.unsecure.jwt = true
              socket.timeout.ms = 5000",
         );
-        let config = check(&text, &[]).unwrap();
+        let config = parse(&text, &[]).unwrap();
         let properties = &config.kafka.properties;
         assert!(properties.has_login());
         let mut librdkafka = rdkafka::ClientConfig::new();
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn conflicts_and_mistakes_are_told_by_name_and_at_once() {
+    fn all_invalid_properties_are_reported_by_name() {
         let text = config(
             "[kafka.sasl]
              mechanism = 'PLAIN'
@@ -226,18 +229,18 @@ mod tests {
              delivery.report.only.error = true
              test.mock.num.brokers = 1",
         );
-        let text = check(&text, &[]).unwrap_err();
+        let text = parse(&text, &[]).unwrap_err();
         for part in [
-            "kafka.properties.bootstrap.servers: is set by kafka.brokers",
+            "kafka.properties.bootstrap.servers: is controlled by kafka.brokers",
             "kafka.properties.acks: can't be changed",
-            "kafka.properties.message.timeout.ms: is set by kafka.delivery_timeout_ms",
-            "kafka.properties.sasl.mechanism: is set by kafka.sasl.mechanism",
-            "kafka.properties.sasl.password: is set by kafka.sasl.password_file",
+            "kafka.properties.message.timeout.ms: is controlled by kafka.delivery_timeout_ms",
+            "kafka.properties.sasl.mechanism: is controlled by kafka.sasl.mechanism",
+            "kafka.properties.sasl.password: is controlled by kafka.sasl.password_file",
             "kafka.properties.compresion.type: No such configuration property",
             "kafka.properties.socket.timeout.ms: Invalid value for",
             "kafka.properties.compression.type: librdkafka does not accept this value",
-            "kafka.properties.client.id: is neither text",
-            "kafka.properties.linger.ms: is given twice",
+            "kafka.properties.client.id: invalid type; must be",
+            "kafka.properties.linger.ms: is set twice",
             "kafka.properties.max.in.flight: `max.in.flight` must be set",
             "kafka.properties.retries: ",
             "kafka.properties.queuing.strategy: ",
@@ -251,11 +254,11 @@ mod tests {
     }
 
     #[test]
-    fn only_librdkafka_has_properties() {
+    fn properties_require_the_sink_rdkafka() {
         let text = config("[kafka.properties]\ncompression.type = 'zstd'");
-        let text = check(&text.replace("rdkafka", "kafka"), &[]).unwrap_err();
+        let text = parse(&text.replace("rdkafka", "kafka"), &[]).unwrap_err();
         assert!(
-            text.contains("kafka.properties: is for librdkafka"),
+            text.contains("kafka.properties: requires kafka.sink = \"rdkafka\""),
             "{text}"
         );
     }

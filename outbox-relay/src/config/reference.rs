@@ -1,4 +1,4 @@
-//! The README lists every setting that there is, and no other.
+//! Compares the settings in the README with those of the parser.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use super::{
     security::{SaslTable, TlsTable},
 };
 
-/// The settings of a table, which is told of when one is misspelt.
-fn settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
+/// Returns the settings of a table. The error for an unknown setting lists them.
+fn list_settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
     let Err(error) = toml::from_str::<T>("no_such_setting = 1") else {
-        panic!("{prefix}no_such_setting is taken");
+        panic!("{prefix}no_such_setting was accepted");
     };
     let error = error.message().to_owned();
     let (_, known) = error.split_once("expected one of ").expect(&error);
@@ -24,12 +24,12 @@ fn settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
 #[test]
 fn the_readme_lists_every_setting_and_no_other() {
     let mut known: BTreeSet<String> = [
-        settings::<File>(""),
-        settings::<KafkaTable>("kafka."),
-        settings::<TlsTable>("kafka.tls."),
-        settings::<SaslTable>("kafka.sasl."),
-        settings::<SourceTable>("source."),
-        settings::<ColumnsTable>("source.columns."),
+        list_settings::<File>(""),
+        list_settings::<KafkaTable>("kafka."),
+        list_settings::<TlsTable>("kafka.tls."),
+        list_settings::<SaslTable>("kafka.sasl."),
+        list_settings::<SourceTable>("source."),
+        list_settings::<ColumnsTable>("source.columns."),
     ]
     .concat()
     .into_iter()

@@ -3,21 +3,20 @@ use std::{io, path::PathBuf};
 use cli::{MAX_SECRET_BYTES, Problems, read_text};
 use secrecy::SecretString;
 
-/// Something that nobody else may know. One that stands in a file is read for every use, so that a
-/// file which is replaced counts from the next use on.
+/// A secret. A file is read again for each use, so a replaced file takes effect without a restart.
 #[derive(Clone, Debug)]
 pub enum Secret {
-    /// As it was given.
+    /// A value from the configuration or the environment.
     Given(SecretString),
-    /// In this file.
+    /// The file that contains the secret.
     File(PathBuf),
 }
 
 impl Secret {
-    /// The secret as it is now.
+    /// Returns the current value.
     ///
     /// # Errors
-    /// If the file can't be read, with its name.
+    /// If the file can't be read. The error contains its path.
     pub fn read(&self) -> io::Result<SecretString> {
         match self {
             Self::Given(secret) => Ok(secret.clone()),
@@ -31,8 +30,8 @@ impl Secret {
         }
     }
 
-    /// Checks what was given, itself or as the name of a file.
-    pub(super) fn check(
+    /// Validates a secret that is given as a value or as the path of a file.
+    pub(super) fn parse(
         problems: &mut Problems,
         name: &str,
         value: Option<String>,
@@ -52,53 +51,57 @@ impl From<&str> for Secret {
     }
 }
 
-/// Where in `text` the error is, and what it is. The error itself would show the line, and the message
-/// can name the value: neither may be seen where it is a secret.
-pub(super) fn place(text: &str, err: &toml::de::Error) -> String {
+/// Describes a TOML error with its line number. The error's own text shows the line, and its message can
+/// contain the value: both may be secrets.
+pub(super) fn describe_toml_error(text: &str, err: &toml::de::Error) -> String {
     let start = err.span().map_or(0, |span| span.start);
     let before = text.get(..start).unwrap_or_default();
     let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or_default();
     let message = err.message();
-    // The value is left out, for it can be a secret, whatever else is on the line.
+    // Omits the value: it can be a secret, whatever else is on the line.
     if let Some((_, expected)) = message.split_once(", expected ")
         && message.starts_with("invalid type")
     {
-        return format!("line {number}: this has to be {expected}");
+        return format!("line {number}: must be {expected}");
     }
     let may_be_secret = line.contains("password") || line.contains("database_url");
-    // Of a name that is misspelt or repeated the message tells the name alone.
-    let tells_names = message.starts_with("unknown field") || message.starts_with("duplicate key");
-    if may_be_secret && !tells_names {
-        return format!("line {number}: this has to be a text in quotes");
+    // For an unknown or duplicate key the message contains the key alone.
+    let contains_only_names =
+        message.starts_with("unknown field") || message.starts_with("duplicate key");
+    if may_be_secret && !contains_only_names {
+        return format!("line {number}: must be a quoted string");
     }
     format!("line {number}: {message}")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::File, place};
+    use super::{super::File, describe_toml_error};
 
     #[test]
-    fn a_secret_in_a_broken_line_is_not_shown() {
+    fn a_secret_in_an_invalid_line_is_not_shown() {
         let broken = [
             "[kafka.sasl]\nusername = 'relay'\npassword = 4711",
             "[kafka.sasl]\n\npassword = hunter2",
             "[[source]]\nname = 'a'\ndatabase_url = postgres://u:hunter2@host/db",
         ];
-        let told = ["a string", "a text in quotes", "a text in quotes"];
-        for (text, what) in broken.into_iter().zip(told) {
+        let expected = ["a string", "a quoted string", "a quoted string"];
+        for (text, what) in broken.into_iter().zip(expected) {
             let err = toml::from_str::<File>(text).err().unwrap();
-            assert_eq!(place(text, &err), format!("line 3: this has to be {what}"));
+            assert_eq!(
+                describe_toml_error(text, &err),
+                format!("line 3: must be {what}")
+            );
         }
         let text = "admin_addr = 'a'\nkafka = 1";
         let err = toml::from_str::<File>(text).err().unwrap();
-        let told = place(text, &err);
-        assert!(told.starts_with("line 2: this has to be "), "{told}");
+        let message = describe_toml_error(text, &err);
+        assert!(message.starts_with("line 2: must be "), "{message}");
     }
 
     #[test]
-    fn a_secret_that_is_no_text_is_not_shown_wherever_it_stands() {
+    fn a_secret_that_is_not_a_string_is_never_shown() {
         for text in [
             "kafka = { brokers = 'a:1', sasl = { username = 'u', password = 4711 } }",
             "source = [{ name = 'a', database_url = 4711 }]",
@@ -106,23 +109,23 @@ mod tests {
             "[[source]]\nname = 'a'\ndatabase_url = 'postgres://a'\ndatabase_url = 4711",
         ] {
             let err = toml::from_str::<File>(text).err().unwrap();
-            let told = place(text, &err);
-            assert!(!told.contains("4711"), "{told}");
+            let message = describe_toml_error(text, &err);
+            assert!(!message.contains("4711"), "{message}");
         }
         let text = "[[source]]\nname = 'a'\ndatabase_url = 'a'\ndatabase_url = 'b'";
         let err = toml::from_str::<File>(text).err().unwrap();
-        assert_eq!(place(text, &err), "line 4: duplicate key");
+        assert_eq!(describe_toml_error(text, &err), "line 4: duplicate key");
     }
 
     #[test]
-    fn a_misspelt_setting_is_named_without_its_value() {
-        for misspelt in ["databse_url", "database_urls", "passwords"] {
-            let text = format!("[[source]]\nname = 'a'\n{misspelt} = 'postgres://u:hunter2@h/d'\n");
+    fn an_unknown_setting_is_reported_without_its_value() {
+        for name in ["databse_url", "database_urls", "passwords"] {
+            let text = format!("[[source]]\nname = 'a'\n{name} = 'postgres://u:hunter2@h/d'\n");
             let err = toml::from_str::<File>(&text).err().unwrap();
-            let told = place(&text, &err);
-            let wanted = format!("line 3: unknown field `{misspelt}`");
-            assert!(told.starts_with(&wanted), "{told}");
-            assert!(!told.contains("hunter2"), "{told}");
+            let message = describe_toml_error(&text, &err);
+            let wanted = format!("line 3: unknown field `{name}`");
+            assert!(message.starts_with(&wanted), "{message}");
+            assert!(!message.contains("hunter2"), "{message}");
         }
     }
 }

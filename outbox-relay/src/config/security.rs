@@ -1,4 +1,4 @@
-//! The tables `[kafka.tls]` and `[kafka.sasl]`: how brokers are reached, and who asks them.
+//! The tables `[kafka.tls]` and `[kafka.sasl]`: encryption and authentication.
 
 use std::path::PathBuf;
 
@@ -9,41 +9,41 @@ use serde::Deserialize;
 use super::Secret;
 use crate::tls::{Identity, TlsFiles, Verification};
 
-/// How brokers are reached, and who asks them.
+/// Encryption and authentication of connections to brokers.
 #[derive(Clone, Debug, Default)]
 pub struct KafkaSecurity {
-    /// None: in plain text.
+    /// `None` for plaintext connections.
     pub tls: Option<TlsFiles>,
-    /// None: without a name, or by the name in the certificate.
+    /// `None` without SASL: the client is anonymous or has a certificate.
     pub sasl: Option<Sasl>,
 }
 
-/// A login.
+/// SASL credentials.
 #[derive(Clone, Debug)]
 pub struct Sasl {
-    /// How the password is shown.
+    /// The SASL mechanism.
     pub mechanism: Mechanism,
-    /// Who asks.
+    /// The user name.
     pub username: String,
-    /// What proves it.
+    /// The password.
     pub password: Secret,
 }
 
-/// How a password is shown to a broker.
+/// A SASL mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
-    /// As it is.
+    /// Sends the password (RFC 4616).
     Plain,
-    /// By a proof that tells nothing of it.
+    /// Proves the knowledge of the password without sending it (RFC 5802, RFC 7677).
     ScramSha256,
-    /// The same, with the longer hash.
+    /// SCRAM with SHA-512.
     ScramSha512,
 }
 
 impl Mechanism {
     pub(super) const ALL: [Self; 3] = [Self::Plain, Self::ScramSha256, Self::ScramSha512];
 
-    /// As brokers call it.
+    /// Returns the name in the SASL handshake.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "PLAIN",
@@ -73,32 +73,32 @@ pub(super) struct SaslTable {
 type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl KafkaSecurity {
-    /// Whether whoever listens on the way learns the password.
-    pub(crate) fn shows_the_password(&self) -> bool {
+    /// Returns true if the password is sent without encryption.
+    pub(crate) fn sends_plaintext_password(&self) -> bool {
         let sasl = self.sasl.as_ref();
         self.tls.is_none() && sasl.is_some_and(|sasl| sasl.mechanism == Mechanism::Plain)
     }
 
-    pub(super) fn check(
+    pub(super) fn parse(
         tls: Option<TlsTable>,
         sasl: Option<SaslTable>,
         variable: Variable<'_>,
         problems: &mut Problems,
     ) -> Self {
         Self {
-            tls: check_tls(tls, variable, problems),
-            sasl: check_sasl(sasl, variable, problems),
+            tls: parse_tls(tls, variable, problems),
+            sasl: parse_sasl(sasl, variable, problems),
         }
     }
 }
 
-/// A table, even an empty one, asks for TLS, and so does any of the variables.
-fn check_tls(
+/// Returns `None` unless the table, which may be empty, or one of the variables is present.
+fn parse_tls(
     table: Option<TlsTable>,
     variable: Variable<'_>,
     problems: &mut Problems,
 ) -> Option<TlsFiles> {
-    let is_asked_for = table.is_some();
+    let has_table = table.is_some();
     let table = table.unwrap_or_default();
     let file = |name: &str, given: Option<PathBuf>| {
         let variable = variable(&format!("OUTBOX_RELAY_KAFKA_TLS_{name}"));
@@ -107,7 +107,7 @@ fn check_tls(
     let ca = file("CA_FILE", table.ca_file);
     let certificate = file("CERTIFICATE_FILE", table.certificate_file);
     let key = file("KEY_FILE", table.key_file);
-    if !is_asked_for && ca.is_none() && certificate.is_none() && key.is_none() {
+    if !has_table && ca.is_none() && certificate.is_none() && key.is_none() {
         return None;
     }
     let identity = match (certificate, key) {
@@ -116,14 +116,14 @@ fn check_tls(
         (Some(_), None) => {
             problems.add(
                 "kafka.tls.key_file",
-                "is missing: certificate_file needs it",
+                "missing; kafka.tls.certificate_file requires it",
             );
             None
         }
         (None, Some(_)) => {
             problems.add(
                 "kafka.tls.certificate_file",
-                "is missing: key_file needs it",
+                "missing; kafka.tls.key_file requires it",
             );
             None
         }
@@ -133,17 +133,17 @@ fn check_tls(
     Some(files)
 }
 
-fn check_sasl(
+fn parse_sasl(
     table: Option<SaslTable>,
     variable: Variable<'_>,
     problems: &mut Problems,
 ) -> Option<Sasl> {
-    let is_asked_for = table.is_some();
+    let has_table = table.is_some();
     let table = table.unwrap_or_default();
     let variable = |name: &str| variable(&format!("OUTBOX_RELAY_KAFKA_SASL_{name}"));
     let mechanism = variable("MECHANISM").or(table.mechanism);
     let username = variable("USERNAME").or(table.username);
-    // A variable of either kind replaces both settings of the file.
+    // Either variable overrides both settings in the file.
     let (mut password, mut file) = (
         variable("PASSWORD"),
         variable("PASSWORD_FILE").map(Into::into),
@@ -152,18 +152,18 @@ fn check_sasl(
         password = table.password.map(|given| given.expose_secret().to_owned());
         file = table.password_file;
     }
-    let is_given =
+    let has_setting =
         mechanism.is_some() || username.is_some() || password.is_some() || file.is_some();
-    if !is_asked_for && !is_given {
+    if !has_table && !has_setting {
         return None;
     }
-    let mechanism = check_mechanism(mechanism, problems);
+    let mechanism = parse_mechanism(mechanism, problems);
     let username = username.filter(|name| !name.is_empty());
     if username.is_none() {
-        let reason = "is missing: set it, or OUTBOX_RELAY_KAFKA_SASL_USERNAME";
+        let reason = "missing; set it or OUTBOX_RELAY_KAFKA_SASL_USERNAME";
         problems.add("kafka.sasl.username", reason);
     }
-    let password = Secret::check(problems, "OUTBOX_RELAY_KAFKA_SASL_PASSWORD", password, file);
+    let password = Secret::parse(problems, "OUTBOX_RELAY_KAFKA_SASL_PASSWORD", password, file);
     Some(Sasl {
         mechanism: mechanism?,
         username: username?,
@@ -171,17 +171,19 @@ fn check_sasl(
     })
 }
 
-fn check_mechanism(given: Option<String>, problems: &mut Problems) -> Option<Mechanism> {
+fn parse_mechanism(given: Option<String>, problems: &mut Problems) -> Option<Mechanism> {
     let found = given.as_ref().and_then(|given| {
         let mut all = Mechanism::ALL.into_iter();
         all.find(|known| known.name() == given)
     });
     if found.is_none() {
-        let given = given.map_or("is missing".into(), |given| format!("{given:?} is unknown"));
+        let given = given.map_or("missing".into(), |given| {
+            format!("unknown mechanism {given:?}")
+        });
         let all = Mechanism::ALL.map(Mechanism::name).join(", ");
         problems.add(
             "kafka.sasl.mechanism",
-            format!("{given}: set it to one of {all}"),
+            format!("{given}; must be one of {all}"),
         );
     }
     found
@@ -189,11 +191,11 @@ fn check_mechanism(given: Option<String>, problems: &mut Problems) -> Option<Mec
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::check;
+    use super::super::tests::parse;
 
     #[test]
-    fn what_is_wrong_with_certificates_and_logins_is_told_at_once() {
-        let text = check(
+    fn all_mistakes_in_tls_and_sasl_settings_are_reported_together() {
+        let text = parse(
             r#"
             [kafka]
             brokers = "localhost:9092"
@@ -212,12 +214,12 @@ mod tests {
         )
         .unwrap_err();
         for part in [
-            "kafka.tls.certificate_file: is missing",
+            "kafka.tls.certificate_file: missing",
             "kafka.tls: /nowhere/ca.crt: No such file",
-            r#"mechanism: "GSSAPI" is unknown: set it to one of PLAIN, SCRAM-SHA-256"#,
-            "kafka.sasl.username: is missing",
+            r#"mechanism: unknown mechanism "GSSAPI"; must be one of PLAIN, SCRAM-SHA-256"#,
+            "kafka.sasl.username: missing",
             "OUTBOX_RELAY_KAFKA_SASL_PASSWORD: set by both OUTBOX_RELAY_KAFKA_SASL_PASSWORD and OUTBOX_RELAY_KAFKA_SASL_PASSWORD_FILE",
-            "a.database_url: sslmode=verify-ca needs a file",
+            "a.database_url: sslmode=verify-ca requires a CA file",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

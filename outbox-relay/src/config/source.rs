@@ -1,4 +1,4 @@
-//! A table `[[source]]`: an outbox.
+//! The table `[[source]]`: one outbox.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -44,9 +44,8 @@ fn default_max_poll_interval_ms() -> u64 {
     25
 }
 
-/// Of a source.
 const MAX_NAME_CHARS: usize = 100;
-/// An hour.
+/// One hour: a partition is written to again 70 minutes after its last row.
 const MAX_RETENTION_S: u64 = 3_600;
 
 fn default_retention_s() -> u64 {
@@ -57,31 +56,33 @@ fn default_max_page_rows() -> usize {
     20_000
 }
 
-/// Partitions are there for ten minutes each; this much later is soon enough.
+/// Short compared with the ten minutes for which rows go to one partition.
 const ROTATION_INTERVAL: Duration = Duration::from_secs(15);
 
 impl SourceTable {
-    pub(super) fn check(
+    pub(super) fn parse(
         self,
         variable: &dyn Fn(&str) -> Option<String>,
         problems: &mut Problems,
     ) -> Option<SourceConfig> {
         let name = self.name;
-        // It is in a URI, in what brokers know the relay by, and in the name of a variable.
+        // The name is part of a URI, of the transactional id and of environment variables.
         if !(1..=MAX_NAME_CHARS).contains(&name.len()) || !name.chars().all(is_topic_char) {
             problems.add(
                 "source.name",
-                format!("{name:?} isn't a name of 1 to {MAX_NAME_CHARS} of a-z, A-Z, 0-9, ., _, -"),
+                format!(
+                    "invalid name {name:?}; use 1 to {MAX_NAME_CHARS} of the characters a-z, A-Z, 0-9, ., _, -"
+                ),
             );
         }
         let variable_name = format!("OUTBOX_RELAY_{}_DATABASE_URL", variable_part(&name));
-        // A variable of either kind replaces both settings of the file.
+        // Either variable overrides both settings in the file.
         let (url, file) = (
             variable(&variable_name),
             variable(&format!("{variable_name}_FILE")),
         );
-        let is_replaced = url.is_some() || file.is_some();
-        let (url, file) = if is_replaced {
+        let is_overridden = url.is_some() || file.is_some();
+        let (url, file) = if is_overridden {
             (url, file.map(Into::into))
         } else {
             (
@@ -89,15 +90,15 @@ impl SourceTable {
                 self.database_url_file,
             )
         };
-        let told_as = match (is_replaced, &url) {
+        let setting = match (is_overridden, &url) {
             (false, Some(_)) => format!("{name}.database_url"),
             _ => variable_name,
         };
-        let database_url = DatabaseUrl::check(problems, &told_as, url, file)?;
+        let database_url = DatabaseUrl::parse(problems, &setting, url, file)?;
         if !(1..=60_000).contains(&self.max_poll_interval_ms) {
             problems.add(
                 format!("{name}.max_poll_interval_ms"),
-                "isn't from 1 to 60000",
+                "must be between 1 and 60000",
             );
         }
         if let Some(topic) = &self.dead_letter_topic
@@ -105,20 +106,25 @@ impl SourceTable {
         {
             problems.add(
                 format!("{name}.dead_letter_topic"),
-                format!("no topic can be named {topic:?}; use 1 to 249 of a-z, A-Z, 0-9, ., _, -"),
+                format!(
+                    "invalid topic name {topic:?}; use 1 to 249 of the characters a-z, A-Z, 0-9, ., _, -"
+                ),
             );
         }
         if self.retention_s > MAX_RETENTION_S {
             problems.add(
                 format!("{name}.retention_s"),
                 format!(
-                    "isn't at most {MAX_RETENTION_S}: a partition is written to again 70 minutes \
-                     after it was, and is emptied before that or not at all"
+                    "must be at most {MAX_RETENTION_S}: a partition receives new rows 70 minutes after its \
+                     last row, and can't be truncated from then on"
                 ),
             );
         }
         if !(1..=1_000_000).contains(&self.max_page_rows) {
-            problems.add(format!("{name}.max_page_rows"), "isn't from 1 to 1000000");
+            problems.add(
+                format!("{name}.max_page_rows"),
+                "must be between 1 and 1000000",
+            );
         }
         let mapping = MappingTable {
             table: self.table,
@@ -127,7 +133,7 @@ impl SourceTable {
             header_columns: self.header_columns,
         };
         Some(SourceConfig {
-            mapping: mapping.check(&name, problems)?,
+            mapping: mapping.parse(&name, problems)?,
             ce_source: self.ce_source.unwrap_or_else(|| format!("/{name}")),
             name,
             database_url,
@@ -142,7 +148,7 @@ impl SourceTable {
     }
 }
 
-/// A source's name as a part of the name of a variable.
+/// Returns a source's name as a part of the name of an environment variable.
 pub(super) fn variable_part(name: &str) -> String {
     let part = |c: char| {
         if c.is_ascii_alphanumeric() {

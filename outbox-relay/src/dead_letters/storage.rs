@@ -10,7 +10,7 @@ use crate::{
     postgres::{
         checkpoint::CheckpointError,
         leader::Leadership,
-        reader::{COLUMNS, Page, ReadError, Reader, Row, quoted},
+        reader::{COLUMNS, Page, ReadError, Reader, Row, quote_literal},
         session::{DatabaseError, Session},
     },
 };
@@ -188,7 +188,7 @@ impl<'a> Storage<'a> {
             return Ok(stored);
         }
         self.ensure_leader().await?;
-        Err(CheckpointError::Gone)
+        Err(CheckpointError::RowDeleted)
     }
 
     /// Stores the new error of a parked event that was rejected again.
@@ -292,7 +292,7 @@ pub(crate) async fn read_parked_page(
     source: &str,
     max_rows: usize,
 ) -> Result<Page, ReadError> {
-    let source = quoted(source);
+    let source = quote_literal(source);
     let sql = format!(
         "{}
          select of_key.* from parked_key, lateral (
@@ -304,7 +304,7 @@ pub(crate) async fn read_parked_page(
          order by seq, event_id limit {max_rows}",
         with_parked_keys(&source)
     );
-    reader.page_of(&sql, max_rows).await
+    reader.query_page(&sql, max_rows).await
 }
 
 /// Reads dead letters that are not in their topic yet, with the headers that describe the rejection.
@@ -321,10 +321,10 @@ pub(crate) async fn read_pending_page(
              from relay_dead_letters as dead_letter
              where source = {} and in_topic = 'pending' order by seq, event_id limit {max_rows}
          ) as pending",
-        quoted(source),
+        quote_literal(source),
         with_own_headers = COLUMNS.replace("headers,", "")
     );
-    reader.page_of(&sql, max_rows).await
+    reader.query_page(&sql, max_rows).await
 }
 
 /// The numbers of parked keys and dead letters of a source.

@@ -199,7 +199,7 @@ impl Sink for RdKafkaSink {
             .headers(headers);
         base_record.payload = record.payload;
         loop {
-            self.lease.wait().await;
+            self.lease.wait_until_valid().await;
             match producer.send(base_record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {

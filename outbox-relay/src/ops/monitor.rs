@@ -7,7 +7,7 @@ use crate::{
     dead_letters::storage::{self, RejectionCounts},
     ops::status::{Role, SharedStatus},
     postgres::{
-        backlog::{Backlog, Measured},
+        backlog::{BacklogMonitor, Measurement},
         session::DatabaseError,
     },
 };
@@ -36,18 +36,18 @@ pub(crate) async fn run_monitor(config: SourceConfig, status: SharedStatus) -> I
 
 /// Keeps the session only after a success.
 async fn measure(
-    kept: &mut Option<Backlog>,
+    kept: &mut Option<BacklogMonitor>,
     config: &SourceConfig,
     status: &SharedStatus,
-) -> Result<(Measured, RejectionCounts), DatabaseError> {
+) -> Result<(Measurement, RejectionCounts), DatabaseError> {
     let backlog = match kept.take() {
         Some(backlog) => backlog,
-        None => Backlog::connect(config).await?,
+        None => BacklogMonitor::connect(config).await?,
     };
     let mut measured = backlog.measure(config).await?;
     let rejections = storage::count_rejections(backlog.session(), &config.name).await?;
     if status.get().role == Role::Standby {
-        measured.leader = backlog.leader(config).await?;
+        measured.leader = backlog.find_leader(config).await?;
     }
     *kept = Some(backlog);
     Ok((measured, rejections))

@@ -20,7 +20,7 @@ pub(crate) use self::{
 use crate::{
     dead_letters::storage::RejectionCounts,
     kafka::{Counts, Histogram},
-    postgres::backlog::{Measured, Pending},
+    postgres::backlog::{Measurement, PendingRows},
 };
 
 /// A leader with pending rows whose checkpoint has not moved for this long is stalled.
@@ -54,7 +54,7 @@ pub(crate) struct SourceStatus {
     /// Why published partitions are not truncated.
     pub(crate) truncation_warning: Option<Warning>,
     /// The last measurement of the database and when it was made.
-    measured: Option<(Measured, Instant)>,
+    measured: Option<(Measurement, Instant)>,
     /// The dead letters of that measurement.
     dead_letters: i64,
     /// Since when measuring fails, and why.
@@ -206,9 +206,13 @@ impl SourceStatus {
         self.failure = Some(failure);
     }
 
-    pub(crate) fn record_measurement(&mut self, measured: Measured, rejections: RejectionCounts) {
+    pub(crate) fn record_measurement(
+        &mut self,
+        measured: Measurement,
+        rejections: RejectionCounts,
+    ) {
         let now = Instant::now();
-        let Pending {
+        let PendingRows {
             newest_seq,
             done_seq,
             ..
@@ -268,13 +272,13 @@ impl SourceStatus {
     }
 
     /// Returns the last measurement and its age, while it is valid.
-    fn recent_measurement(&self) -> Option<(&Measured, Duration)> {
+    fn recent_measurement(&self) -> Option<(&Measurement, Duration)> {
         let (measured, at) = self.measured.as_ref()?;
         (at.elapsed() < MEASUREMENT_TTL).then(|| (measured, at.elapsed()))
     }
 
     /// Returns the age of the oldest pending row in seconds. For a table without a creation time it is a lower bound.
-    fn oldest_pending_age_s(&self, pending: &Pending) -> f64 {
+    fn oldest_pending_age_s(&self, pending: &PendingRows) -> f64 {
         let pending_since = self.pending_since.filter(|_| pending.rows > 0);
         let seen = || pending_since.map_or(0.0, |(_, since)| since.elapsed().as_secs_f64());
         pending.oldest_age_s.unwrap_or_else(seen)
@@ -317,14 +321,14 @@ impl SourceStatus {
 mod tests {
     use super::*;
 
-    fn measured(rows: i64, checkpoint: &str) -> Measured {
-        Measured {
-            pending: Pending {
+    fn measured(rows: i64, checkpoint: &str) -> Measurement {
+        Measurement {
+            pending: PendingRows {
                 rows,
-                ..Pending::default()
+                ..PendingRows::default()
             },
             checkpoint: checkpoint.to_owned(),
-            ..Measured::default()
+            ..Measurement::default()
         }
     }
 
@@ -372,15 +376,15 @@ mod tests {
     fn the_age_of_a_row_without_a_creation_time_counts_from_when_it_was_first_seen() {
         let mut status = SourceStatus::new();
         let mut at = |newest_seq, done_seq| {
-            let pending = Pending {
+            let pending = PendingRows {
                 rows: newest_seq - done_seq,
                 newest_seq,
                 done_seq,
-                ..Pending::default()
+                ..PendingRows::default()
             };
-            let measured = Measured {
+            let measured = Measurement {
                 pending,
-                ..Measured::default()
+                ..Measurement::default()
             };
             status.record_measurement(measured, RejectionCounts::default());
             if let Some((_, since)) = &mut status.pending_since {

@@ -182,7 +182,7 @@ impl<S: Sink> Publisher<'_, S> {
 
     /// Opens the window up to the current snapshot. Returns false if nothing was committed since the last one.
     async fn open_window(&mut self) -> Result<bool, SourceError> {
-        let now = self.reader.snapshot().await?;
+        let now = self.reader.take_snapshot().await?;
         self.ensure_checkpoint_not_ahead(&now)?;
         if now == *self.cursor.seen() {
             if self.sink.acknowledgements().is_empty() {
@@ -205,7 +205,7 @@ impl<S: Sink> Publisher<'_, S> {
         let ahead = match page.rows().len().checked_sub(1) {
             Some(last) if !page.is_last() => {
                 let mut cursor = self.cursor.clone();
-                if let Some(position) = page.position_behind(last)? {
+                if let Some(position) = page.position_after(last)? {
                     cursor.advance(position);
                 }
                 Some(async move { read_page(reader, status, &cursor, next_rows).await })
@@ -230,7 +230,7 @@ impl<S: Sink> Publisher<'_, S> {
                 break;
             }
             let row = row?;
-            let position = page.position_behind(index)?;
+            let position = page.position_after(index)?;
             if self.rejections.is_parked(row.topic, row.key) {
                 self.rejections.park_behind((&row).into());
                 self.advance(position);
@@ -356,7 +356,7 @@ impl<S: Sink> Publisher<'_, S> {
     }
 
     fn ensure_checkpoint_not_ahead(&self, now: &Snapshot) -> Result<(), SourceError> {
-        if !self.cursor.seen().lies_in_the_future_of(now) {
+        if !self.cursor.seen().is_ahead_of(now) {
             return Ok(());
         }
         Err(SourceError::CheckpointFromTheFuture {
@@ -371,7 +371,7 @@ pub(super) async fn ensure_no_foreign_rows(
     reader: &Reader,
     config: &SourceConfig,
 ) -> Result<(), SourceError> {
-    match reader.row_from_the_future().await? {
+    match reader.find_future_row().await? {
         None => Ok(()),
         Some(row) => Err(SourceError::ForeignRows {
             table: config.mapping.table().to_owned(),
@@ -389,7 +389,7 @@ async fn read_page(
     rows: usize,
 ) -> Result<Page, ReadError> {
     let started = Instant::now();
-    let page = reader.page(cursor, rows).await?;
+    let page = reader.read_page(cursor, rows).await?;
     status.page_read().observe(started.elapsed(), 1);
     Ok(page)
 }

@@ -38,8 +38,8 @@ impl Recovery {
     pub(super) fn from(err: &SourceError) -> Self {
         match err {
             SourceError::Checkpoint(err) => Self {
-                // `Gone` is detected before anything is stored.
-                keeps_leadership: matches!(err, CheckpointError::Gone),
+                // `RowDeleted` is detected before anything is stored.
+                keeps_leadership: matches!(err, CheckpointError::RowDeleted),
                 ..Self::from_checkpoint(err)
             },
             SourceError::Database(err) => Self::from_database(err),
@@ -69,13 +69,15 @@ impl Recovery {
     fn from_checkpoint(err: &CheckpointError) -> Self {
         match err {
             CheckpointError::Database(err) => Self::from_database(err),
-            CheckpointError::Superseded | CheckpointError::Led => Self::new(Reason::LostLead, None),
-            CheckpointError::Foreign(_)
+            CheckpointError::Superseded | CheckpointError::HasLeader => {
+                Self::new(Reason::LostLead, None)
+            }
+            CheckpointError::OtherCluster(_)
             | CheckpointError::OtherTable { .. }
             | CheckpointError::Malformed(_)
             | CheckpointError::ForeignRows { .. }
-            | CheckpointError::Timeless => Self::new(Reason::Checkpoint, None),
-            CheckpointError::Gone => Self::new(Reason::OneByOne, None),
+            | CheckpointError::NoCreatedAt => Self::new(Reason::Checkpoint, None),
+            CheckpointError::RowDeleted => Self::new(Reason::OneByOne, None),
             CheckpointError::SharedEventId => {
                 Self::new(Reason::Rejected, Some(hints::SHARED_EVENT_ID))
             }
@@ -85,7 +87,7 @@ impl Recovery {
     fn from_database(err: &DatabaseError) -> Self {
         let hint = match err {
             DatabaseError::Failed(err) => Some(hints::for_postgres(err)),
-            DatabaseError::Silent(_) => Some(hints::SILENT_POSTGRES),
+            DatabaseError::Timeout(_) => Some(hints::SILENT_POSTGRES),
             // The error contains the hint.
             DatabaseError::Rejected { .. } | DatabaseError::Url(_) => None,
         };
@@ -95,7 +97,7 @@ impl Recovery {
     fn from_read(err: &ReadError) -> Self {
         let hint = Some(err.hint());
         match err {
-            ReadError::Database(_) | ReadError::Silent(_) | ReadError::Layout(_) => {
+            ReadError::Database(_) | ReadError::Timeout(_) | ReadError::Layout(_) => {
                 Self::new(Reason::Database, hint)
             }
             ReadError::Row { .. } => Self::new(Reason::Rejected, hint),
@@ -135,7 +137,7 @@ mod tests {
     #[test]
     fn each_error_has_its_recovery() {
         use Reason::{Checkpoint, Database, Fenced, Kafka, LostLead, OneByOne, Rejected};
-        let silent = || DatabaseError::Silent(Duration::ZERO);
+        let silent = || DatabaseError::Timeout(Duration::ZERO);
         let table = [
             (
                 SourceError::Database(silent()),
@@ -153,9 +155,9 @@ mod tests {
                 Some(hints::SILENT_POSTGRES),
             ),
             (CheckpointError::Superseded.into(), LostLead, None),
-            (CheckpointError::Led.into(), LostLead, None),
+            (CheckpointError::HasLeader.into(), LostLead, None),
             (
-                CheckpointError::Foreign("s".into()).into(),
+                CheckpointError::OtherCluster("s".into()).into(),
                 Checkpoint,
                 None,
             ),
@@ -177,21 +179,25 @@ mod tests {
                 Checkpoint,
                 None,
             ),
-            (CheckpointError::Timeless.into(), Checkpoint, None),
-            (CheckpointError::Gone.into(), OneByOne, None),
+            (CheckpointError::NoCreatedAt.into(), Checkpoint, None),
+            (CheckpointError::RowDeleted.into(), OneByOne, None),
             (
                 CheckpointError::SharedEventId.into(),
                 Rejected,
                 Some(hints::SHARED_EVENT_ID),
             ),
             (
-                ReadError::Silent(Duration::ZERO).into(),
+                ReadError::Timeout(Duration::ZERO).into(),
                 Database,
                 Some(hints::SILENT_POSTGRES),
             ),
             (ReadError::Layout("?").into(), Database, Some(hints::TABLES)),
             (
-                ReadError::Row { seq: 1, what: "?" }.into(),
+                ReadError::Row {
+                    seq: 1,
+                    reason: "?",
+                }
+                .into(),
                 Rejected,
                 Some(hints::ROW),
             ),
@@ -261,16 +267,16 @@ mod tests {
     fn a_relay_that_may_have_lost_the_leadership_stores_nothing() {
         for err in [
             CheckpointError::Superseded,
-            CheckpointError::Led,
-            CheckpointError::Database(DatabaseError::Silent(Duration::ZERO)),
+            CheckpointError::HasLeader,
+            CheckpointError::Database(DatabaseError::Timeout(Duration::ZERO)),
             CheckpointError::SharedEventId,
         ] {
             assert!(!Recovery::from(&err.into()).keeps_leadership);
         }
         for err in [
-            CheckpointError::Gone.into(),
+            CheckpointError::RowDeleted.into(),
             SourceError::Sink(SinkError::Fenced),
-            ReadError::Silent(Duration::ZERO).into(),
+            ReadError::Timeout(Duration::ZERO).into(),
             halt(),
         ] {
             assert!(Recovery::from(&err).keeps_leadership, "{err:?}");
@@ -296,7 +302,7 @@ mod tests {
         for err in [
             SourceError::Sink(unavailable()),
             SourceError::DeadLetterTopic(rejected()),
-            CheckpointError::Gone.into(),
+            CheckpointError::RowDeleted.into(),
         ] {
             assert_eq!(Recovery::from(&err).one_by_one, 0, "{err:?}");
         }

@@ -216,7 +216,7 @@ impl Source {
         let opening = async {
             let url = &self.config.database_url;
             let reader = session::connect(url, "outbox-relay reader").await?;
-            leadership.vouch_for(&reader).await?;
+            leadership.verify_same_database(&reader).await?;
             let reader = Reader::new(reader.into_client(), &self.config.mapping).await?;
             ensure_no_foreign_rows(&reader, &self.config).await?;
             let mut sink = opening.await.map_err(SourceError::Opening)?;
@@ -235,7 +235,7 @@ impl Source {
         };
         let (reader, sink) = tokio::select! {
             opened = opening => opened?,
-            err = leadership.stay(&election.cursor) => return Err(err.into()),
+            err = leadership.send_heartbeats(&election.cursor) => return Err(err.into()),
             () = self.shutdown.cancelled() => return Ok(Outcome::Shutdown),
         };
         self.status

@@ -7,7 +7,7 @@ use crate::{
     ops::status::{SharedStatus, Warning, WarningReason},
     postgres::{
         leader::Leadership,
-        rotation::{KeptFor, Rotation, rotate},
+        rotation::{BlockedPartition, RotationReport, rotate},
     },
 };
 
@@ -25,12 +25,9 @@ pub(super) async fn run_truncation(
     let mut last_warning = None;
     loop {
         tokio::time::sleep(config.rotation_interval).await;
-        let mut rotation = Rotation::default();
+        let mut rotation = RotationReport::default();
         let result = rotate(config, leadership, &mut rotation).await;
-        let Rotation {
-            truncated,
-            kept_for,
-        } = rotation;
+        let RotationReport { truncated, blocked } = rotation;
         if !truncated.is_empty() {
             tracing::info!(source = %config.name, partitions = ?truncated, "partitions truncated");
         }
@@ -43,7 +40,7 @@ pub(super) async fn run_truncation(
                 ),
                 hint: err.hint().to_owned(),
             }),
-            Ok(()) => kept_for.as_ref().map(Warning::from),
+            Ok(()) => blocked.as_ref().map(Warning::from),
         };
         // Logged once: nothing is lost, but the table grows.
         if warning != last_warning
@@ -59,18 +56,18 @@ pub(super) async fn run_truncation(
     }
 }
 
-impl From<&KeptFor> for Warning {
-    fn from(kept: &KeptFor) -> Self {
-        let KeptFor {
+impl From<&BlockedPartition> for Warning {
+    fn from(kept: &BlockedPartition) -> Self {
+        let BlockedPartition {
             partition,
             source,
-            silent_for,
+            idle_for,
         } = kept;
         Self {
             reason: WarningReason::Truncation,
             message: format!(
                 "{partition} cannot be truncated: source {source} has not published all of it and has had no leader for \
-                 {silent_for:.0?}"
+                 {idle_for:.0?}"
             ),
             hint: format!(
                 "Start a relay with source {source}. If the source was renamed or removed, delete its row from \

@@ -1,4 +1,4 @@
-//! What waits in a source's database: rows that are not published, and what else is known of them there alone.
+//! Measures the backlog of a source: its pending rows, and other facts that only the database knows.
 
 use std::time::Duration;
 
@@ -6,102 +6,105 @@ use crate::{
     config::{Mapping, SourceConfig},
     postgres::{
         leader,
-        reader::quoted,
+        reader::quote_literal,
         session::{self, DatabaseError, Session},
     },
 };
 
-/// Rows that are counted one by one; beyond them the number is an estimate. It bounds what the
-/// statement costs, a few milliseconds, however long a relay was away.
+/// The limit up to which rows are counted; a larger backlog is estimated. It bounds the cost of the statement to a few
+/// milliseconds, however long the relay was down.
 const MAX_COUNTED: i64 = 1_000;
 
-/// As the reader's: rows are found by the two indexes, whatever the planner believes. Whatever the
-/// statement waits for, it gives up long before the next one.
+/// Forces index scans, as in the reader's session. The timeout is far below the interval between measurements.
 const SESSION: &str = "set enable_seqscan = off;
     set enable_bitmapscan = off;
     set jit = off;
     set max_parallel_workers_per_gather = 0;
     set statement_timeout = '2s'";
 
-/// What was measured in a source's database.
+/// The result of one measurement.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Measured {
-    pub(crate) pending: Pending,
-    /// How large the outbox is, with its indexes.
+pub(crate) struct Measurement {
+    pub(crate) pending: PendingRows,
+    /// The size of the outbox with its indexes.
     pub(crate) outbox_bytes: i64,
-    /// The checkpoint's age, by the database's clock.
+    /// The age of the checkpoint by the database's clock.
     pub(crate) checkpoint_age: Option<Duration>,
-    /// The checkpoint as text: it moves if this changes.
+    /// The checkpoint as text, to detect progress.
     pub(crate) checkpoint: String,
-    /// Who holds the source's lock, where this relay stands by.
+    /// The session that holds the source's lock while this relay is a standby.
     pub(crate) leader: Option<String>,
     pub(crate) unpublishable: Option<UnpublishableRows>,
 }
 
-/// Rows without a seq or a transaction id: nothing can tell when they were committed.
+/// Rows without a seq or a transaction id. The reader never finds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnpublishableRows {
     pub(crate) table: String,
     pub(crate) rows: i64,
-    /// There may be more.
+    /// True if there may be more.
     pub(crate) is_minimum: bool,
-    /// The event id of one of them, as its column has it.
+    /// The event id of one of them, as text.
     pub(crate) example: String,
 }
 
-/// Rows that are committed and not published.
+/// The pending rows: committed and not published.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Pending {
+pub(crate) struct PendingRows {
     pub(crate) rows: i64,
-    /// There are too many to be counted; the number is taken from seq, which has gaps.
+    /// True if there are too many to count. The number is then computed from seq, which has gaps.
     pub(crate) is_estimate: bool,
-    /// The age of the oldest of them, in seconds; none where rows don't tell when they were written.
+    /// The age of the oldest row in seconds. `None` without a creation time.
     pub(crate) oldest_age_s: Option<f64>,
-    /// The highest seq there is.
+    /// The highest seq in the outbox.
     pub(crate) newest_seq: i64,
-    /// The highest seq that was published.
+    /// The highest published seq.
     pub(crate) done_seq: i64,
 }
 
-/// Measures a source's database, again and again in one session.
+/// Measures the backlog of a source repeatedly in one session.
 #[derive(Debug)]
-pub(crate) struct Backlog {
+pub(crate) struct BacklogMonitor {
     session: Session,
 }
 
-impl Backlog {
+impl BacklogMonitor {
     pub(crate) async fn connect(config: &SourceConfig) -> Result<Self, DatabaseError> {
         let session = session::connect(&config.database_url, "outbox-relay backlog").await?;
         session.batch_execute(SESSION).await?;
         Ok(Self { session })
     }
 
-    /// What waits now.
-    pub(crate) async fn measure(&self, config: &SourceConfig) -> Result<Measured, DatabaseError> {
-        let mut measured = ask(&self.session, config).await?;
+    /// Measures the backlog now.
+    pub(crate) async fn measure(
+        &self,
+        config: &SourceConfig,
+    ) -> Result<Measurement, DatabaseError> {
+        let mut measurement = measure_pending_rows(&self.session, config).await?;
         if !config.mapping.is_own() {
             let unpublishable = count_unpublishable(&self.session, &config.mapping);
-            measured.unpublishable = unpublishable.await?;
+            measurement.unpublishable = unpublishable.await?;
         }
-        Ok(measured)
+        Ok(measurement)
     }
 
-    /// The session, to ask it for what else is in the database.
+    /// Returns the session for other queries.
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// The session that holds the source's lock, for people.
-    pub(crate) async fn leader(
+    /// Describes the session that holds the source's lock.
+    pub(crate) async fn find_leader(
         &self,
         config: &SourceConfig,
     ) -> Result<Option<String>, DatabaseError> {
-        leader::holder(&self.session, &config.name).await
+        leader::find_lock_holder(&self.session, &config.name).await
     }
 }
 
-/// Which of the columns `:xid` and `:seq` of `:table` take null. A constraint that is only a list of `is not null` is known as
-/// such; so is one that was not validated, because it holds for new rows. (Since Postgres 18 one may not be enforced.)
+/// Selects the columns among `:xid` and `:seq` of `:table` that accept null in new rows. Recognizes `not null` and check
+/// constraints that only join `is not null` conditions with `and`. Constraints may be `not valid`, which applies to old rows.
+/// (Since Postgres 18 a constraint can be `not enforced`.)
 pub(crate) const NULLABLE_COLUMNS: &str = r#"
     select attname from pg_attribute
     where attrelid = :table::regclass and attname in (:xid, :seq) and not attnotnull and not exists (
@@ -113,15 +116,15 @@ pub(crate) const NULLABLE_COLUMNS: &str = r#"
                 select name[1] from regexp_matches(condition, '("(?:[^"]|"")+"|[a-z0-9_]+) IS NOT NULL', 'g') as name)
     )"#;
 
-/// The reader finds no row without a seq or a transaction id. Where the table rejects new ones, those that there are were there
-/// before it got these columns: somebody else has published them.
+/// Counts rows without a seq or a transaction id. Ignores them if the table rejects new ones: then they are older than these
+/// columns, and the previous publisher was responsible for them.
 async fn count_unpublishable(
     session: &Session,
     mapping: &Mapping,
 ) -> Result<Option<UnpublishableRows>, DatabaseError> {
     let [xid, seq, event_id] = mapping.quoted_columns();
     let (table, nullable) = (mapping.table(), mapping.fill_in(NULLABLE_COLUMNS));
-    // The lowest bigint is behind no position.
+    // No position precedes the lowest bigint, so a row with this seq is never read either.
     let sql = format!(
         "with nullable as (select exists ({nullable}) as is_so), unpublishable (event_id) as (
              (select {event_id}::text from {table}
@@ -145,11 +148,16 @@ async fn count_unpublishable(
     }))
 }
 
-/// Due is what the checkpoint has not come to: rows above the highest seq that is done, and those of
-/// transactions that were open when it was stored. Inside a window that is nearly all; what is left of
-/// the stragglers before it is not counted.
-async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, DatabaseError> {
-    let (outbox, table) = (config.mapping.outbox(), quoted(config.mapping.table()));
+/// Counts the rows after the checkpoint: rows above its highest seq, and rows of transactions that were open when it was
+/// stored. While a window is open, its unread late rows are not counted.
+async fn measure_pending_rows(
+    client: &Session,
+    config: &SourceConfig,
+) -> Result<Measurement, DatabaseError> {
+    let (outbox, table) = (
+        config.mapping.outbox(),
+        quote_literal(config.mapping.table()),
+    );
     let sql = format!(
         "with stored as (
              select coalesce(window_snapshot, snapshot) as seen,
@@ -161,7 +169,7 @@ async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, Databa
              select * from stored
              union all
              select '1:1:', $2, null, '' where not exists (select from stored)
-         ), due as (
+         ), pending as (
              (select created_at from {outbox}
               where seq > (select done from checkpoint) order by seq limit {MAX_COUNTED})
              union all
@@ -177,7 +185,7 @@ async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, Databa
          ), counted as (
              select count(*) as rows,
                  min(created_at) filter (where isfinite(created_at)) as oldest
-             from due
+             from pending
          )
          select counted.rows,
              date_part('epoch', clock_timestamp() - counted.oldest),
@@ -192,7 +200,7 @@ async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, Databa
     let (counted, oldest_age_s): (i64, Option<f64>) = (row.try_get(0)?, row.try_get(1)?);
     let (newest_seq, oldest_seq): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
     let done_seq: i64 = row.try_get(7)?;
-    // Where nothing was published yet, what comes before the oldest row is as good as done.
+    // Before the first publication everything before the oldest row counts as published.
     let done_seq = oldest_seq.map_or(done_seq, |seq| done_seq.max(seq.saturating_sub(1)));
     let newest_seq = newest_seq.unwrap_or(done_seq);
     let is_estimate = counted >= MAX_COUNTED;
@@ -200,8 +208,8 @@ async fn ask(client: &Session, config: &SourceConfig) -> Result<Measured, Databa
         true => counted.max(newest_seq.saturating_sub(done_seq)),
         false => counted,
     };
-    Ok(Measured {
-        pending: Pending {
+    Ok(Measurement {
+        pending: PendingRows {
             rows,
             is_estimate,
             oldest_age_s: oldest_age_s.map(|age_s| age_s.max(0.0)),

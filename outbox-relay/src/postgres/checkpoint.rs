@@ -1,4 +1,4 @@
-//! How far a source was published: the SQL that claims, moves and gives back its checkpoint.
+//! The checkpoint of a source: the SQL to claim, advance, read and reset it.
 
 use std::time::Duration;
 
@@ -13,89 +13,90 @@ use crate::{
     },
 };
 
-/// What a new leader takes over.
+/// The state that a new leader takes over.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    /// The number of this leader. Updates by leaders before it change nothing from now on.
+    /// The epoch of this leader. Updates with a lower epoch have no effect.
     pub(crate) epoch: i64,
-    /// Everything up to here was published and acknowledged.
+    /// Everything up to this position was published and acknowledged.
     pub(crate) cursor: Cursor,
-    /// Tells this source from those of the same name in other databases.
+    /// Distinguishes this source from those of the same name in other databases.
     pub(crate) instance: String,
-    /// The age of the last sign of life of the leader before; none if it left nothing on its way.
+    /// The age of the previous leader's last heartbeat. `None` if it resigned with nothing in flight.
     pub(crate) predecessor_age: Option<Duration>,
-    /// The session's number in the database.
+    /// The process id of the session's backend.
     pub(crate) pid: i32,
-    /// The database's own number in its cluster.
+    /// The oid of the database.
     pub(crate) database_oid: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
-    #[error("can't reach the checkpoint")]
+    #[error("failed to access the checkpoint")]
     Database(#[from] DatabaseError),
-    /// Its snapshots are of another cluster.
+    /// The snapshots belong to another cluster.
     #[error(
-        "the checkpoint is of another Postgres: was this database restored from a dump, or moved by \
-         pg_upgrade? If so, run `outbox-relay reset --source {0}`, which publishes every row that the \
-         outbox still holds once more"
+        "the checkpoint belongs to another Postgres cluster. If this database was restored from a dump or moved by pg_upgrade, \
+         run `outbox-relay reset --source {0}` to publish all rows of the outbox again"
     )]
-    Foreign(String),
-    /// Its snapshots and numbers are of another table.
+    OtherCluster(String),
+    /// The snapshots and sequence numbers belong to another table.
     #[error(
-        "the checkpoint is of another table than {table}; {}", hints::for_other_table(.source_name)
+        "the checkpoint belongs to another table than {table}. {}", hints::for_other_table(.source_name)
     )]
     OtherTable {
-        /// The table that is configured.
+        /// The configured table.
         table: String,
         source_name: String,
     },
-    #[error("the checkpoint can't be read")]
+    #[error("failed to parse the checkpoint")]
     Malformed(#[from] MalformedSnapshot),
-    /// It is of a table that others made.
+    /// The relay does not repair such rows in a mapped table.
     #[error(
-        "{table} has rows of another Postgres, whose transaction ids are still to come in this one; {}",
+        "{table} has rows from another Postgres cluster, whose transaction ids are ahead of this cluster's. {}",
         hints::for_foreign_rows_of(.table, .xid)
     )]
     ForeignRows {
-        /// The table that is configured.
+        /// The configured table.
         table: String,
-        /// Its column with the transaction id.
+        /// The column with the transaction id.
         xid: String,
     },
-    #[error("the outbox has no column created_at; use --to-seq, or map one")]
-    Timeless,
+    #[error("the outbox has no column created_at; use --to-seq, or set source.columns.created_at")]
+    NoCreatedAt,
     #[error("a relay leads this source; stop it first")]
-    Led,
-    /// Another leader has taken over.
-    #[error("another relay leads this source now")]
+    HasLeader,
+    #[error("another relay took over this source")]
     Superseded,
-    /// What was to be set aside isn't in the outbox any more.
-    #[error("a row that was to be set aside was deleted meanwhile")]
-    Gone,
-    /// One of the rows that were to be set aside could not be told from the other.
-    #[error("a row that was to be set aside shares its seq and its event id with another one")]
+    #[error("a rejected row was deleted from the outbox before it was parked or dead-lettered")]
+    RowDeleted,
+    #[error("a rejected row shares its seq and its event id with another row")]
     SharedEventId,
 }
 
-/// What names this cluster of databases, and stays when a standby takes over; none if it may not be
-/// asked for.
-pub(crate) async fn system_identifier(session: &Session) -> Result<Option<i64>, DatabaseError> {
-    let may_ask = "select has_function_privilege('pg_control_system()', 'execute')";
-    if !session.query_one(may_ask, &[]).await?.get::<_, bool>(0) {
+/// Returns the identifier of this Postgres cluster, which survives a failover. `None` if the role lacks the privilege.
+pub(crate) async fn read_system_identifier(
+    session: &Session,
+) -> Result<Option<i64>, DatabaseError> {
+    let has_privilege = "select has_function_privilege('pg_control_system()', 'execute')";
+    if !session
+        .query_one(has_privilege, &[])
+        .await?
+        .get::<_, bool>(0)
+    {
         return Ok(None);
     }
     let sql = "select system_identifier from pg_control_system()";
     Ok(Some(session.query_one(sql, &[]).await?.get(0)))
 }
 
-/// Makes the caller, who holds the source's lock, its leader on record.
+/// Records a new leader and returns the checkpoint. The caller must hold the source's lock.
 pub(crate) async fn claim(
     session: &Session,
     source: &str,
     mapping: &Mapping,
 ) -> Result<Claim, CheckpointError> {
-    let system_identifier = system_identifier(session).await?;
+    let system_identifier = read_system_identifier(session).await?;
     session
         .execute(
             "insert into relay_checkpoints
@@ -123,9 +124,9 @@ pub(crate) async fn claim(
         )
         .await?;
     if system_identifier.is_some() && system_identifier != row.get(9) {
-        return Err(CheckpointError::Foreign(source.to_owned()));
+        return Err(CheckpointError::OtherCluster(source.to_owned()));
     }
-    // Null while there is no such table, which reading tells better.
+    // Null if the table does not exist, which the reader reports better.
     if row.get::<_, Option<bool>>(10) == Some(true) {
         return Err(CheckpointError::OtherTable {
             table: mapping.table().to_owned(),
@@ -135,7 +136,7 @@ pub(crate) async fn claim(
     let (resigned, age_s): (bool, f64) = (row.get(6), row.get(7));
     Ok(Claim {
         epoch: row.get(0),
-        cursor: cursor(&row, 1)?,
+        cursor: parse_cursor(&row, 1)?,
         instance: row.get(8),
         predecessor_age: (!resigned)
             .then(|| Duration::try_from_secs_f64(age_s).unwrap_or(Duration::ZERO)),
@@ -144,18 +145,21 @@ pub(crate) async fn claim(
     })
 }
 
-/// How far the source was published; nothing is claimed.
-pub(crate) async fn read(session: &Session, source: &str) -> Result<Cursor, CheckpointError> {
+/// Reads a checkpoint without claiming it.
+pub(crate) async fn read_cursor(
+    session: &Session,
+    source: &str,
+) -> Result<Cursor, CheckpointError> {
     let sql = "select snapshot::text, max_seq, window_snapshot::text, window_seq, window_event_id
                from relay_checkpoints where source = $1";
     match session.query_opt(sql, &[&source]).await? {
-        Some(row) => Ok(cursor(&row, 0)?),
+        Some(row) => Ok(parse_cursor(&row, 0)?),
         None => Ok(Cursor::beginning()),
     }
 }
 
-/// The five columns of it, from this one on.
-fn cursor(row: &Row, first: usize) -> Result<Cursor, MalformedSnapshot> {
+/// Parses the five columns of a cursor, which start at `first`.
+fn parse_cursor(row: &Row, first: usize) -> Result<Cursor, MalformedSnapshot> {
     let (seen, max_seq): (&str, i64) = (row.get(first), row.get(first + 1));
     let (upto, done_seq): (Option<&str>, Option<i64>) = (row.get(first + 2), row.get(first + 3));
     let event_id = row.get(first + 4);
@@ -166,18 +170,18 @@ fn cursor(row: &Row, first: usize) -> Result<Cursor, MalformedSnapshot> {
     Ok(Cursor::new(seen.parse()?, max_seq, window))
 }
 
-/// Whether the leader goes on behind a checkpoint.
+/// The state of the leader after it has stored a checkpoint.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Term {
     Continues,
-    /// Its successor needs not wait for what is on its way.
+    /// Nothing is in flight, so the successor does not wait.
     Resigned,
 }
 
-/// Moves the checkpoint, and shows that the leader is alive.
+/// Stores the checkpoint and a heartbeat.
 ///
-/// It is committed with a flush of the log, whatever the database's default: once stored, no crash
-/// can take back a transaction that the cursor counts as seen, and give its id to another.
+/// The commit is synchronous, whatever the database's default. Otherwise a crash could undo a transaction that the cursor
+/// counts as seen, and Postgres could reuse its id.
 pub(crate) async fn advance(
     session: &Session,
     source: &str,
@@ -186,7 +190,7 @@ pub(crate) async fn advance(
     term: Term,
 ) -> Result<(), CheckpointError> {
     let window = cursor.window();
-    // In one round trip: this is all that a relay with nothing to publish writes.
+    // One round trip: an idle relay writes nothing else.
     let updated = session
         .execute_typed(
             "update relay_checkpoints
@@ -213,20 +217,19 @@ pub(crate) async fn advance(
     }
 }
 
-/// Where publishing is to begin once more.
+/// The position to which a checkpoint is reset.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ResetTo {
-    /// With the oldest row that is there.
+    /// The oldest row in the outbox.
     Beginning,
-    /// With the row that has this seq.
+    /// The row with this seq.
     Seq(i64),
-    /// With the first row that was written at this time, in seconds since 1970, or later.
+    /// The first row written at or after this time, in seconds since 1970-01-01 UTC.
     UnixSeconds(f64),
 }
 
-/// Takes the checkpoint back, and returns the seq behind which the next leader begins: what is asked
-/// for, or less if a row before it was not published yet. The row of the checkpoint stays, for what it
-/// says of leaders of the past.
+/// Moves the checkpoint back and returns the seq after which the next leader starts. That is less than requested if an
+/// earlier row is unpublished. The checkpoint's row keeps its epoch and heartbeat.
 pub(crate) async fn reset(
     session: &Session,
     source: &str,
@@ -239,12 +242,12 @@ pub(crate) async fn reset(
         ResetTo::UnixSeconds(seconds) => (None, Some(seconds)),
     };
     if seconds.is_some() && !mapping.has_created_at() {
-        return Err(CheckpointError::Timeless);
+        return Err(CheckpointError::NoCreatedAt);
     }
     adopt_foreign_rows(session, mapping).await?;
-    // As if a window were open that reaches from nothing to now, and done up to that seq. What is not
-    // visible now is not in the window, and will be found as a straggler. What was not published yet is what the reader's
-    // `due` says.
+    // Stores an open window from the beginning to the current snapshot, read up to that seq. Rows that are not visible now are
+    // not in the window, and come as late rows of the next one. The condition for unpublished rows is that of the reader's
+    // `pending`.
     let outbox = mapping.outbox();
     let sql = format!(
         "with start as (
@@ -272,7 +275,7 @@ pub(crate) async fn reset(
         from start where source = $1
         returning window_seq"
     );
-    let system_identifier = system_identifier(session).await?;
+    let system_identifier = read_system_identifier(session).await?;
     let updated = session
         .query_opt(
             &sql,
@@ -289,8 +292,8 @@ pub(crate) async fn reset(
     Ok(updated.map_or(0, |row| row.get(0)))
 }
 
-/// Sees to it that no row has the id of a transaction that is still to come. What it does is committed
-/// before the window is opened: new ids are in it. A table that others made is theirs to change.
+/// Replaces transaction ids that are ahead of this cluster's. The change commits before the caller takes a snapshot, which
+/// therefore includes the new ids. Returns an error for a mapped table: the relay does not change it.
 async fn adopt_foreign_rows(session: &Session, mapping: &Mapping) -> Result<(), CheckpointError> {
     if mapping.is_own() {
         session

@@ -1,5 +1,5 @@
-//! One leader a source: a session-level advisory lock elects it, an epoch on the checkpoint makes
-//! sure that a leader of the past changes nothing, and a lease keeps it from sending.
+//! Leader election: one leader per source. A session-level advisory lock elects it. The epoch of the checkpoint rejects
+//! updates by former leaders, and a lease keeps them from sending.
 
 use std::time::{Duration, Instant};
 
@@ -15,49 +15,49 @@ use crate::{
     },
 };
 
-/// How often the leader shows that it is alive.
+/// The interval between heartbeats of the leader.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
-/// A leader of whom the database hears nothing for so long loses the lock: its process is suspended,
-/// or its machine has vanished without a word.
-const SILENCE_LIMIT: Duration = Duration::from_secs(3);
-/// A statement that waits for somebody's lock ends before it is given up here: its session would go on
-/// waiting, and would lead without a relay.
-const LOCK_LIMIT: Duration = Duration::from_secs(2);
-/// A leader that could not show this for so long sends nothing until it has. Longer makes a
-/// failover longer, shorter stops publishing at every hiccup of the database.
+/// The `idle_session_timeout` of the leader's session. It releases the lock of a leader whose process is suspended or
+/// whose machine is gone.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
+/// The `lock_timeout`, less than the client's timeout: an abandoned session that still waits for a row lock would keep
+/// the leadership without a relay.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// The term of the lease: a leader without a successful heartbeat for this time sends nothing until the next one. A longer
+/// term lengthens a failover; with a shorter term a short database stall interrupts publishing.
 const SEND_LEASE: Duration = Duration::from_millis(600);
-/// The number of a source's lock; `$1` is its name.
-const LOCK: &str = "hashtextextended('outbox-relay ' || $1, 0)";
-/// How long Postgres may take to end the session of a relay that has gone.
-const PARTING: Duration = Duration::from_secs(1);
-/// How long a statement of a reset may take.
-const RESET_LIMIT: Duration = Duration::from_hours(1);
+/// The key of a source's advisory lock; `$1` is the source.
+const LOCK_KEY: &str = "hashtextextended('outbox-relay ' || $1, 0)";
+/// The time that a reset waits for Postgres to end the session of a relay that was just stopped.
+const SESSION_END_TIMEOUT: Duration = Duration::from_secs(1);
+/// The timeout of each statement of a reset.
+const RESET_TIMEOUT: Duration = Duration::from_hours(1);
 
-/// The right to publish a source. It ends with the session that holds the lock.
+/// The leadership of a source. It ends with the session that holds the lock.
 #[derive(Debug)]
 pub(crate) struct Leadership {
     session: Session,
     source: String,
     epoch: i64,
     instance: String,
-    /// The session's number in the database.
+    /// The process id of the session's backend.
     pid: i32,
     lease: Lease,
 }
 
-/// What a new leader finds.
+/// The result of a won election.
 #[derive(Debug)]
 pub(crate) struct Election {
     pub(crate) leadership: Leadership,
     pub(crate) cursor: Cursor,
-    /// The source's name towards the brokers.
+    /// The transactional id of the source's producer.
     pub(crate) producer_name: String,
-    /// A record of the leader before can still arrive for so long. Without a sink that fences it
-    /// off, publish nothing until then.
+    /// The time for which records of the previous leader can still arrive. Wait for it unless the sink fences the
+    /// previous leader.
     pub(crate) wait: Duration,
 }
 
-/// A session that wants to lead a source.
+/// A session that can become the leader of a source.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     session: Session,
@@ -72,8 +72,8 @@ impl Candidate {
         let session = connect(database_url, "outbox-relay leader").await?;
         let sql = format!(
             "set idle_session_timeout = {}; set lock_timeout = {}; set enable_seqscan = off",
-            SILENCE_LIMIT.as_millis(),
-            LOCK_LIMIT.as_millis()
+            SESSION_TIMEOUT.as_millis(),
+            LOCK_TIMEOUT.as_millis()
         );
         session.batch_execute(&sql).await?;
         Ok(Self {
@@ -82,14 +82,14 @@ impl Candidate {
         })
     }
 
-    /// Takes the lock, unless another session has it.
+    /// Tries to take the lock. Returns false if another session holds it.
     pub(crate) async fn try_lock(&self) -> Result<bool, DatabaseError> {
-        let sql = format!("select pg_try_advisory_lock({LOCK})");
+        let sql = format!("select pg_try_advisory_lock({LOCK_KEY})");
         Ok(self.session.query_one(&sql, &[&self.source]).await?.get(0))
     }
 
-    /// Becomes the leader, with the lock in hand. `delivery_timeout` is how long a record can be on
-    /// its way.
+    /// Becomes the leader. The caller must hold the lock. `delivery_timeout` is the time for which a record can be in
+    /// flight.
     pub(crate) async fn lead(
         self,
         mapping: &Mapping,
@@ -134,46 +134,49 @@ impl Leadership {
         &self.source
     }
 
-    /// The session that holds the lock.
+    /// Returns the session that holds the lock.
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// Makes sure that this session is in the database that is led: it sees the leader hold the lock. The
-    /// URL, or what its host's name stands for, may have changed since that was opened.
-    pub(crate) async fn vouch_for(&self, session: &Session) -> Result<(), DatabaseError> {
+    /// Fails unless `session` is connected to the leader's database, where it sees the leader's lock. The URL or the DNS
+    /// record may have changed since the election.
+    pub(crate) async fn verify_same_database(
+        &self,
+        session: &Session,
+    ) -> Result<(), DatabaseError> {
         let sql = format!(
             "select exists (select from pg_locks as lock where pid = $2 and {})
                  and exists (select from relay_checkpoints
                      where source = $1 and epoch = $3 and instance::text = $4)",
-            holds_lock()
+            lock_condition()
         );
         let (source, pid, epoch) = (&self.source, &self.pid, &self.epoch);
         let params: [&(dyn ToSql + Sync); 4] = [source, pid, epoch, &self.instance];
         if session.query_one(&sql, &params).await?.get(0) {
             return Ok(());
         }
-        let elsewhere =
+        let reason =
             "it leads to another database than when this relay became the leader of the source";
-        Err(DatabaseError::Url(elsewhere.to_owned()))
+        Err(DatabaseError::Url(reason.to_owned()))
     }
 
-    /// The time for which this is the only leader.
+    /// Returns the lease for sending.
     pub(crate) fn lease(&self) -> &Lease {
         &self.lease
     }
 
-    /// Moves the checkpoint, which also shows that the leader is alive.
+    /// Stores the checkpoint. This is also the heartbeat.
     pub(crate) async fn advance(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
-        // The time before the statement: it may take effect the moment it is sent.
+        // Taken before the statement, which may take effect immediately.
         let sent_at = Instant::now();
         self.store(cursor, Term::Continues).await?;
         self.lease.renew(sent_at);
         Ok(())
     }
 
-    /// Stays the leader at this place. Ends only with the reason why it can't.
-    pub(crate) async fn stay(&self, cursor: &Cursor) -> CheckpointError {
+    /// Sends heartbeats with an unchanged checkpoint. Returns only the error that ends the leadership.
+    pub(crate) async fn send_heartbeats(&self, cursor: &Cursor) -> CheckpointError {
         loop {
             tokio::time::sleep(HEARTBEAT_INTERVAL).await;
             if let Err(err) = self.advance(cursor).await {
@@ -182,7 +185,7 @@ impl Leadership {
         }
     }
 
-    /// Gives the source up, with nothing left on its way.
+    /// Resigns. No record may be in flight: the successor does not wait.
     pub(crate) async fn resign(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
         self.store(cursor, Term::Resigned).await
     }
@@ -192,26 +195,26 @@ impl Leadership {
     }
 }
 
-/// Makes the next leader begin further back; rejects while there is a leader.
+/// Moves the checkpoint of a source back. Fails while a relay leads the source.
 pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, CheckpointError> {
     let mut candidate = Candidate::new(&source.database_url, &source.name).await?;
-    // A relay that has just ended is not gone before Postgres has noticed.
-    let deadline = Instant::now() + PARTING;
+    // Postgres may not have ended the session of a relay that was just stopped.
+    let deadline = Instant::now() + SESSION_END_TIMEOUT;
     while !candidate.try_lock().await? {
         if Instant::now() > deadline {
-            return Err(CheckpointError::Led);
+            return Err(CheckpointError::HasLeader);
         }
-        tokio::time::sleep(PARTING / 20).await;
+        tokio::time::sleep(SESSION_END_TIMEOUT / 20).await;
     }
-    // It looks at all rows, or changes them: an operator can wait.
+    // Reads or updates all rows, which can take long.
     let session = &mut candidate.session;
-    session.set_limit(RESET_LIMIT).await?;
+    session.set_timeout(RESET_TIMEOUT).await?;
     session.batch_execute("set lock_timeout = 0").await?;
     checkpoint::reset(session, &source.name, &source.mapping, to).await
 }
 
-/// Who holds the source's lock, if anybody does.
-pub(crate) async fn holder(
+/// Describes the session that holds the source's lock, if there is one.
+pub(crate) async fn find_lock_holder(
     session: &Session,
     source: &str,
 ) -> Result<Option<String>, DatabaseError> {
@@ -221,7 +224,7 @@ pub(crate) async fn holder(
          from pg_locks as lock join pg_stat_activity as activity using (pid)
          where {}
          limit 1",
-        holds_lock()
+        lock_condition()
     );
     let Some(row) = session.query_opt(&sql, &[&source]).await? else {
         return Ok(None);
@@ -233,20 +236,20 @@ pub(crate) async fn holder(
     let since = since.map_or_else(String::new, |since| {
         format!(", connected since {since} UTC")
     });
-    Ok(Some(format!("session {pid} of Postgres{from}{since}")))
+    Ok(Some(format!("Postgres session {pid}{from}{since}")))
 }
 
-/// Whether a row `lock` of `pg_locks` is that of a source's leader. Its number is listed in two halves.
-fn holds_lock() -> String {
+/// Returns the SQL condition for the leader's row `lock` of `pg_locks`, which splits the key into two halves.
+fn lock_condition() -> String {
     format!(
         "lock.locktype = 'advisory' and lock.granted and lock.objsubid = 1
          and lock.database = (select oid from pg_database where datname = current_database())
-         and (lock.classid::bigint << 32 | lock.objid::bigint) = {LOCK}"
+         and (lock.classid::bigint << 32 | lock.objid::bigint) = {LOCK_KEY}"
     )
 }
 
-/// A source's name towards the brokers. The instance tells it from those of the same name in other databases, and
-/// the database's oid from that in a copy of its own in the same cluster.
+/// Returns the transactional id of a source's producer. The instance distinguishes sources of the same name in different
+/// databases, and the database's oid distinguishes a database from its copy in the same cluster.
 pub(crate) fn producer_name(source: &str, instance: &str, database_oid: u32) -> String {
     format!("outbox-relay.{source}.{instance}.{database_oid}")
 }

@@ -1,4 +1,4 @@
-//! The time for which a leader may send.
+//! The lease: the time for which a leader may send records.
 
 use std::{
     sync::{
@@ -8,12 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two looks at a lease that has run out.
-const PAUSE: Duration = Duration::from_millis(10);
+/// The interval between two checks of an expired lease.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The time for which nobody else can have become the leader. It is renewed with every sign of life
-/// that reaches the database; without one it runs out, by this process's own clock, and nothing is
-/// sent until it is renewed.
+/// The time for which no other relay can have become the leader. Each heartbeat that reaches the database renews
+/// it. An expired lease, measured by this process's monotonic clock, blocks sending until the next renewal.
 #[derive(Clone, Debug)]
 pub struct Lease(Arc<Inner>);
 
@@ -26,7 +25,7 @@ struct Inner {
 }
 
 impl Lease {
-    /// A lease that begins now and runs for `term` from each renewal.
+    /// Returns a lease that starts now and lasts for `term` after each renewal.
     pub fn new(term: Duration) -> Self {
         Self(Arc::new(Inner {
             term,
@@ -35,22 +34,22 @@ impl Lease {
         }))
     }
 
-    /// Begins the term anew, from the moment `at`: the one before the sign of life was sent, because
-    /// it may have taken effect at once.
+    /// Renews the lease from `at`, the time before the heartbeat was sent: the heartbeat may have taken effect
+    /// immediately.
     pub(crate) fn renew(&self, at: Instant) {
         let elapsed = at.saturating_duration_since(self.0.origin).as_millis();
         let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
         self.0.renewed_at.fetch_max(elapsed, Ordering::AcqRel);
     }
 
-    /// Waits until the lease holds.
-    pub(crate) async fn wait(&self) {
-        while self.has_run_out() {
-            tokio::time::sleep(PAUSE).await;
+    /// Waits until the lease is valid.
+    pub(crate) async fn wait_until_valid(&self) {
+        while self.has_expired() {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    fn has_run_out(&self) -> bool {
+    fn has_expired(&self) -> bool {
         let renewed_at = Duration::from_millis(self.0.renewed_at.load(Ordering::Acquire));
         self.0.origin.elapsed().saturating_sub(renewed_at) > self.0.term
     }
@@ -61,12 +60,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_runs_out_and_is_renewed() {
+    fn a_lease_expires_until_it_is_renewed() {
         let lease = Lease::new(Duration::from_millis(50));
-        assert!(!lease.has_run_out());
+        assert!(!lease.has_expired());
         std::thread::sleep(Duration::from_millis(70));
-        assert!(lease.has_run_out());
+        assert!(lease.has_expired());
         lease.renew(Instant::now());
-        assert!(!lease.has_run_out());
+        assert!(!lease.has_expired());
     }
 }

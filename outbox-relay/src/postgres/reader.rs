@@ -1,5 +1,4 @@
-//! Reads what is due, a page at a time. The SQL of a window is in `due`, and `page` decodes what
-//! comes back.
+//! Reads pending rows page by page. `pending` has the SQL of a window, `page` decodes the result.
 
 mod page;
 mod pending;
@@ -12,7 +11,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
 pub(crate) use self::page::COLUMNS;
 pub use self::page::{Page, Row};
-use self::pending::{MAX_BRANCHES, Order, PageQuery, Stragglers, late_transactions_sql};
+use self::pending::{LateRows, MAX_BRANCHES, Order, PageQuery, late_transactions_sql};
 use crate::{
     config::Mapping,
     hints,
@@ -22,17 +21,15 @@ use crate::{
     },
 };
 
-/// A page that grows beyond this is cut there; the rest is read again with the next page. It
-/// bounds the memory of a page by this much and one row.
+/// The size at which a page is cut; the next page reads the rest again. A page uses at most this much memory plus one row.
 const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Plans for the outbox must not depend on statistics, which are wrong right after a partition was
-/// filled or emptied: rows are found by the two indexes, whatever the planner believes.
+/// Forces scans of the two indexes. Statistics are wrong right after a partition was filled or truncated.
 ///
-/// Nor may it look for a check that excludes a partition: none ever does, and to read the checks of all
-/// partitions anew took two thirds of what a look at an outbox cost the database.
+/// Disables constraint exclusion: no check constraint ever excludes a partition, and reading those of all partitions took two
+/// thirds of the cost of a poll.
 ///
-/// Whoever locks the outbox for longer than a moment is told of, instead of waited for in silence.
+/// The `lock_timeout` reports a session that locks the outbox, instead of waiting silently.
 const SESSION: &str = "set enable_seqscan = off;
     set enable_bitmapscan = off;
     set constraint_exclusion = off;
@@ -42,113 +39,113 @@ const SESSION: &str = "set enable_seqscan = off;
     set lock_timeout = '2s';
     set application_name = 'outbox-relay reader'";
 
-/// A little more than the database itself allows a statement: a server can stall altogether.
+/// More than the `statement_timeout`, for a server that stalls.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(70);
 
-/// Reads an outbox, a page at a time.
+/// Reads an outbox page by page.
 #[derive(Debug)]
 pub struct Reader {
     client: Client,
-    /// The outbox, as SQL.
+    /// The table expression of the outbox.
     outbox: String,
-    /// Where the stragglers of a window are, once that was asked.
-    known: Mutex<Option<(WindowBounds, Stragglers)>>,
+    /// The late rows of the current window, after they were looked up.
+    late_rows: Mutex<Option<(WindowBounds, LateRows)>>,
 }
 
-/// A row whose transaction is still to come in this cluster.
+/// A row whose transaction id is ahead of this cluster's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FutureRow {
-    /// Its number.
+    /// The seq of the row.
     pub seq: String,
-    /// Its transaction id.
+    /// The transaction id of the row.
     pub xid: String,
-    /// The next id of this cluster.
+    /// The next transaction id of this cluster.
     pub next_xid: String,
 }
 
-/// What a window reaches from, and what to.
+/// The snapshots at the start and at the end of a window.
 type WindowBounds = (Snapshot, Arc<Snapshot>);
 
-/// Why a page could not be read.
+/// An error while reading the outbox.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The database can't be reached, or rejects the statement.
-    #[error("can't read the outbox")]
+    /// The connection failed, or Postgres rejected the statement.
+    #[error("failed to read the outbox")]
     Database(#[from] tokio_postgres::Error),
-    /// The database says nothing.
-    #[error("the database doesn't answer within {0:?}")]
-    Silent(Duration),
-    /// A row has a value that is none of the type that is asked for.
-    #[error("the row with seq {seq} can't be read")]
+    /// Postgres did not respond in time.
+    #[error("the database did not respond within {0:?}")]
+    Timeout(Duration),
+    /// A value of a row can't be converted to the required type, is too large, or is damaged.
+    #[error("failed to read the row with seq {seq}")]
     Unreadable {
-        /// Its number.
+        /// The seq of the row.
         seq: i64,
-        /// What the database says of it.
+        /// The error of Postgres.
         source: tokio_postgres::Error,
     },
-    /// A row can't be a record, nor be set aside.
-    #[error("the row with seq {seq} can't be published: {what}")]
+    /// A row can't become a record. It can't be parked or dead-lettered either.
+    #[error("failed to publish the row with seq {seq}: {reason}")]
     Row {
-        /// Its number.
+        /// The seq of the row.
         seq: i64,
-        /// What is wrong with it.
-        what: &'static str,
+        /// The cause.
+        reason: &'static str,
     },
-    /// The answer is not what a COPY of the outbox looks like.
-    #[error("the outbox isn't as it should be: {0}")]
+    /// The result does not have the format of the outbox.
+    #[error("unexpected format of the outbox: {0}")]
     Layout(&'static str),
 }
 
 impl ReadError {
-    /// What to do about it.
+    /// Returns advice for the operator.
     pub(crate) fn hint(&self) -> &'static str {
         match self {
             Self::Database(source) | Self::Unreadable { source, .. } => hints::for_postgres(source),
-            Self::Silent(_) => hints::SILENT_POSTGRES,
+            Self::Timeout(_) => hints::SILENT_POSTGRES,
             Self::Row { .. } => hints::ROW,
             Self::Layout(_) => hints::TABLES,
         }
     }
 }
 
-async fn within<T>(
-    limit: Duration,
+async fn with_timeout<T>(
+    timeout: Duration,
     reading: impl Future<Output = Result<T, ReadError>>,
 ) -> Result<T, ReadError> {
-    let read = tokio::time::timeout(limit, reading).await;
-    read.unwrap_or(Err(ReadError::Silent(limit)))
+    let read = tokio::time::timeout(timeout, reading).await;
+    read.unwrap_or(Err(ReadError::Timeout(timeout)))
 }
 
 impl From<MalformedSnapshot> for ReadError {
     fn from(_: MalformedSnapshot) -> Self {
-        Self::Layout("Postgres sent a snapshot that can't be read")
+        Self::Layout("malformed snapshot")
     }
 }
 
 impl Reader {
-    /// Reads the outbox of this mapping through this connection from now on.
+    /// Prepares the connection for reading the outbox of this mapping.
     ///
     /// # Errors
-    /// If the database rejects the settings that reading needs.
+    /// If the database rejects the settings of the session.
     pub async fn new(client: Client, mapping: &Mapping) -> Result<Self, ReadError> {
-        within(ANSWER_TIMEOUT, async {
+        with_timeout(ANSWER_TIMEOUT, async {
             Ok(client.batch_execute(SESSION).await?)
         })
         .await?;
         Ok(Self {
             client,
             outbox: mapping.outbox().to_owned(),
-            known: Mutex::new(None),
+            late_rows: Mutex::new(None),
         })
     }
 
-    /// What is visible now.
+    /// Returns the current snapshot.
     ///
     /// # Errors
-    /// If the database can't be asked.
-    pub async fn snapshot(&self) -> Result<Snapshot, ReadError> {
-        let asking = self.client.simple_query("select pg_current_snapshot()");
-        let messages = within(ANSWER_TIMEOUT, async { Ok(asking.await?) }).await?;
+    /// If the query fails.
+    pub async fn take_snapshot(&self) -> Result<Snapshot, ReadError> {
+        let query = self.client.simple_query("select pg_current_snapshot()");
+        let messages = with_timeout(ANSWER_TIMEOUT, async { Ok(query.await?) }).await?;
         let text = messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0),
             _ => None,
@@ -156,27 +153,26 @@ impl Reader {
         Ok(text.ok_or(ReadError::Layout("no snapshot"))?.parse()?)
     }
 
-    /// The next rows of the open window, at most `max_rows`, in the order of [`Position`]. The whole page is
-    /// in memory when this returns: a slow broker must not keep a statement open, for its snapshot
-    /// would hold back vacuum in the whole database.
+    /// Reads the next rows of the open window, at most `max_rows`, in the order of [`Position`]. Returns the page as a whole: a
+    /// statement that stays open while a broker is slow would hold back vacuum in the whole database.
     ///
     /// # Errors
-    /// If the database can't be asked or answers nonsense.
-    pub async fn page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
-        let stragglers = self.stragglers(cursor).await?;
+    /// If the query fails, or its result is malformed.
+    pub async fn read_page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
+        let late_rows = self.find_late_rows(cursor).await?;
         let query = PageQuery {
             columns: COLUMNS,
             outbox: &self.outbox,
             cursor,
-            stragglers: &stragglers,
+            late_rows: &late_rows,
             last_seq: i64::MAX,
-            // One more shows where the last seq of the page ends.
+            // One more row shows whether the last seq of the page is complete.
             max_rows: max_rows.saturating_add(1),
             order: Order::Seq,
         };
         match self.read(&query).await {
-            Err(ReadError::Database(err)) if is_of_data(&err) => {
-                self.readable_part(&query, err).await
+            Err(ReadError::Database(err)) if is_data_error(&err) => {
+                self.read_before_unreadable_row(&query, err).await
             }
             page => page,
         }
@@ -184,11 +180,11 @@ impl Reader {
 
     async fn read(&self, query: &PageQuery<'_>) -> Result<Page, ReadError> {
         let page = self.copy(&query.sql(), query.max_rows).await?;
-        if let Some(page) = page.with_whole_seqs()? {
+        if let Some(page) = page.keep_complete_seqs()? {
             return Ok(page);
         }
-        // More rows share one seq than a page may hold; they have the whole page then, or still more rows share the
-        // event id as well.
+        // More rows share one seq than fit into a page. Read them by position. Grow the page if they share the event id as
+        // well.
         let mut max_rows = query.max_rows;
         loop {
             let query = PageQuery {
@@ -198,36 +194,36 @@ impl Reader {
             };
             let page = self.copy(&query.sql(), max_rows).await?;
             let is_cut = page.bytes() > MAX_PAGE_BYTES;
-            match page.with_whole_positions()? {
+            match page.keep_complete_positions()? {
                 Ok(page) => return Ok(page),
                 Err(seq) if is_cut => {
-                    let what = "more than 16 MiB of rows share its seq and its event_id";
-                    return Err(ReadError::Row { seq, what });
+                    let reason = "more than 16 MiB of rows share its seq and event_id";
+                    return Err(ReadError::Row { seq, reason });
                 }
                 Err(_) => max_rows = max_rows.saturating_mul(2),
             }
         }
     }
 
-    /// A page of the rows before one that can't be read, some of them at least, where all of them together
-    /// have failed for a value of one. The database may have looked at rows behind these as well.
-    async fn readable_part(
+    /// Reads at least some of the rows before an unreadable one, after a page has failed because of a value. The unreadable row
+    /// may even be after the page, if the database has read ahead.
+    async fn read_before_unreadable_row(
         &self,
         query: &PageQuery<'_>,
         err: tokio_postgres::Error,
     ) -> Result<Page, ReadError> {
-        // The rest of a seq that was read in part.
-        if let Some(seq) = query.cursor.seq_read_in_part() {
+        // The rest of a partially read seq.
+        if let Some(seq) = query.cursor.partially_read_seq() {
             match self.read_up_to(query, seq).await? {
                 Ok(rest) if rest.rows().len() == 0 => {}
-                Ok(rest) => return Ok(rest.with_more_behind()),
+                Ok(rest) => return Ok(rest.with_more_to_come()),
                 Err(source) => return Err(ReadError::Unreadable { seq, source }),
             }
         }
-        // Nothing but seqs: any other value may be the one that can't be read.
+        // Seqs alone, because any other value may be the unreadable one.
         let listing = PageQuery {
             columns: "seq",
-            cursor: &query.cursor.behind_whole_seqs(),
+            cursor: &query.cursor.after_current_seq(),
             ..*query
         };
         let mut seqs = self.copy(&listing.sql(), query.max_rows).await?.seqs()?;
@@ -235,7 +231,7 @@ impl Reader {
         let mut count = seqs.len();
         while let Some(&seq) = seqs[..count].last() {
             match self.read_up_to(query, seq).await? {
-                Ok(page) => return Ok(page.with_more_behind()),
+                Ok(page) => return Ok(page.with_more_to_come()),
                 Err(source) if count == 1 => return Err(ReadError::Unreadable { seq, source }),
                 Err(_) => count /= 2,
             }
@@ -243,7 +239,7 @@ impl Reader {
         Err(err.into())
     }
 
-    /// The page up to this seq, or why a row of it can't be read.
+    /// Reads the page up to this seq. The inner error is that of an unreadable row.
     async fn read_up_to(
         &self,
         query: &PageQuery<'_>,
@@ -251,25 +247,24 @@ impl Reader {
     ) -> Result<Result<Page, tokio_postgres::Error>, ReadError> {
         match self.read(&PageQuery { last_seq, ..*query }).await {
             Ok(page) => Ok(Ok(page)),
-            Err(ReadError::Database(err)) if is_of_data(&err) => Ok(Err(err)),
+            Err(ReadError::Database(err)) if is_data_error(&err) => Ok(Err(err)),
             Err(err) => Err(err),
         }
     }
 
-    /// The row whose transaction id is farthest ahead of this cluster, if there is one: it comes from another cluster, by
-    /// replication or from a dump. Nobody would see it before that many transactions have passed here, and then its
-    /// event would come behind newer ones.
+    /// Returns the row whose transaction id is farthest ahead of this cluster's, if any. It comes from another cluster, by
+    /// replication or from a dump. It would stay invisible until this cluster reaches that id, and then come after newer events.
     ///
     /// # Errors
-    /// If the database can't be asked.
-    pub async fn row_from_the_future(&self) -> Result<Option<FutureRow>, ReadError> {
+    /// If the query fails.
+    pub async fn find_future_row(&self) -> Result<Option<FutureRow>, ReadError> {
         let sql = format!(
             "select seq, xid, pg_snapshot_xmax(pg_current_snapshot()) from {}
              where xid >= pg_snapshot_xmax(pg_current_snapshot()) order by xid desc limit 1",
             self.outbox
         );
-        let asking = self.client.simple_query(&sql);
-        let messages = within(PAGE_TIMEOUT, async { Ok(asking.await?) }).await?;
+        let query = self.client.simple_query(&sql);
+        let messages = with_timeout(PAGE_TIMEOUT, async { Ok(query.await?) }).await?;
         let row = messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -284,49 +279,49 @@ impl Reader {
         }))
     }
 
-    /// Where the window's stragglers are. It is asked once a window, and not before the second page
-    /// of them: mostly there is none, and the statement would be in vain.
-    async fn stragglers(&self, cursor: &Cursor) -> Result<Stragglers, ReadError> {
+    /// Finds the transactions of the window's late rows. Queries once per window, and only for the second page: most windows
+    /// don't have one.
+    async fn find_late_rows(&self, cursor: &Cursor) -> Result<LateRows, ReadError> {
         let Some(window) = cursor.window() else {
-            return Ok(Stragglers::Anywhere);
+            return Ok(LateRows::Anywhere);
         };
-        if window.done == Position::BEGINNING || !cursor.expects_stragglers() {
-            return Ok(Stragglers::Anywhere);
+        if window.done == Position::BEGINNING || !cursor.expects_late_rows() {
+            return Ok(LateRows::Anywhere);
         }
-        if let Some((bounds, stragglers)) = &*self.known.lock()
+        if let Some((bounds, late_rows)) = &*self.late_rows.lock()
             && (&bounds.0, &bounds.1) == (cursor.seen(), &window.upto)
         {
-            return Ok(stragglers.clone());
+            return Ok(late_rows.clone());
         }
         let sql = late_transactions_sql(&self.outbox, cursor, window);
-        let asking = self.client.simple_query(&sql);
-        let messages = within(PAGE_TIMEOUT, async { Ok(asking.await?) }).await?;
-        let mut late = Vec::new();
+        let query = self.client.simple_query(&sql);
+        let messages = with_timeout(PAGE_TIMEOUT, async { Ok(query.await?) }).await?;
+        let mut transactions = Vec::new();
         for message in &messages {
             if let SimpleQueryMessage::Row(row) = message {
                 let xid = row.get(0).and_then(|xid| xid.parse().ok());
-                late.push(xid.ok_or(ReadError::Layout("column xid is no xid8"))?);
+                transactions.push(xid.ok_or(ReadError::Layout("column xid is not an xid8"))?);
             }
         }
-        let stragglers = match late.len() {
-            0..=MAX_BRANCHES => Stragglers::Of(late.into()),
-            _ => Stragglers::Anywhere,
+        let late_rows = match transactions.len() {
+            0..=MAX_BRANCHES => LateRows::OfTransactions(transactions.into()),
+            _ => LateRows::Anywhere,
         };
         let bounds = (cursor.seen().clone(), Arc::clone(&window.upto));
-        *self.known.lock() = Some((bounds, stragglers.clone()));
-        Ok(stragglers)
+        *self.late_rows.lock() = Some((bounds, late_rows.clone()));
+        Ok(late_rows)
     }
 
-    /// What this query brings: at most `max_rows`, with the columns of [`COLUMNS`].
+    /// Reads the rows of a query with the columns [`COLUMNS`], at most `max_rows`.
     ///
     /// # Errors
-    /// As of [`page`](Self::page).
-    pub(crate) async fn page_of(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
+    /// As [`read_page`](Self::read_page).
+    pub(crate) async fn query_page(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
         self.copy(query, max_rows).await
     }
 
     async fn copy(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
-        within(PAGE_TIMEOUT, self.copy_all(query, max_rows)).await
+        with_timeout(PAGE_TIMEOUT, self.copy_all(query, max_rows)).await
     }
 
     async fn copy_all(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
@@ -339,21 +334,20 @@ impl Reader {
                 return Ok(page);
             }
         }
-        page.end(max_rows);
+        page.finish(max_rows);
         Ok(page)
     }
 }
 
-/// Whether a value of some row may be the reason: it can't be what it is asked to be, is too large for an answer, or
-/// damaged.
-fn is_of_data(err: &tokio_postgres::Error) -> bool {
-    // Data exceptions, out of memory, limits of the program, internal errors: "missing chunk number 0 for toast value".
+/// Returns true if a value may be the cause: it can't be converted, is too large, or is damaged.
+fn is_data_error(err: &tokio_postgres::Error) -> bool {
+    // Data exceptions, out of memory, program limits, and internal errors such as "missing chunk number 0 for toast value".
     const CODES: [&str; 4] = ["22", "53200", "54", "XX"];
     let code = err.code().map_or("", SqlState::code);
-    CODES.iter().any(|of_data| code.starts_with(of_data))
+    CODES.iter().any(|class| code.starts_with(class))
 }
 
-/// A COPY takes no parameters. (Backslashes mean nothing in a standard string.)
-pub(crate) fn quoted(text: &str) -> String {
+/// Quotes a string literal, because COPY takes no parameters. (Backslashes are ordinary characters in a standard string.)
+pub(crate) fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

@@ -1,5 +1,4 @@
-//! Empties what was published: whole partitions, by TRUNCATE. No row is ever deleted, so nothing is left
-//! for vacuum, whatever transaction may be open.
+//! Truncates published partitions. No row is deleted, so vacuum has no work, even while an old transaction is open.
 
 use std::time::Duration;
 
@@ -13,16 +12,16 @@ use crate::{
     },
 };
 
-/// How long to wait for the lock. Whoever wants to write to or read from the partition meanwhile
-/// waits as long; nobody writes to it unless a transaction is unusually slow.
+/// The `lock_timeout` of a truncation. Other sessions that access the partition wait as long. Only unusually slow
+/// transactions still write to it.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long the database waits for the next statement of a transaction that has the lock.
+/// The `idle_in_transaction_session_timeout` of a session that holds the lock.
 const IDLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// A source that nobody has led for so long holds up the truncation that others wait for.
-const SILENT_SOURCE_AFTER: Duration = Duration::from_mins(10);
+/// The age of its last heartbeat from which another source is reported for blocking a truncation.
+const IDLE_SOURCE_AFTER: Duration = Duration::from_mins(10);
 
-/// The partitions, and whether new rows go there now: the default of column `bucket` says where.
+/// Selects each partition, its buckets, and the default of column `bucket`, which is the bucket of new rows.
 const PARTITIONS: &str = "
     select child.oid::regclass::text,
            substring(pg_get_expr(child.relpartbound, child.oid) from '\\((.*)\\)'),
@@ -34,35 +33,35 @@ const PARTITIONS: &str = "
     where inherits.inhparent = 'outbox'::regclass
     order by 1";
 
-/// What came of one look at the partitions.
+/// The result of one rotation.
 #[derive(Default)]
-pub(crate) struct Rotation {
+pub(crate) struct RotationReport {
     pub(crate) truncated: Vec<String>,
-    /// A partition that another source has not published for long.
-    pub(crate) kept_for: Option<KeptFor>,
+    /// A partition that an idle source blocks.
+    pub(crate) blocked: Option<BlockedPartition>,
 }
 
-/// A partition that is kept for a source which does nothing.
-pub(crate) struct KeptFor {
+/// A partition that can't be truncated because an idle source has not published all of its rows.
+pub(crate) struct BlockedPartition {
     pub(crate) partition: String,
     pub(crate) source: String,
-    pub(crate) silent_for: Duration,
+    pub(crate) idle_for: Duration,
 }
 
-/// Empties each partition that has no row that is still needed, and gets no new ones now.
+/// Truncates each partition whose rows are published, and to which no new rows go.
 ///
-/// A partition that can't be locked at once is left for the next time; what goes wrong with one keeps
-/// none of the others from it.
+/// Skips a partition that can't be locked immediately. Continues with the other partitions after an error, and returns the
+/// first error.
 pub(crate) async fn rotate(
     config: &SourceConfig,
     leadership: &Leadership,
-    rotation: &mut Rotation,
+    report: &mut RotationReport,
 ) -> Result<(), DatabaseError> {
-    // A session of its own, because of the transactions.
+    // Transactions need a separate session.
     let session = session::connect(&config.database_url, "outbox-relay rotation").await?;
-    // In another database, a copy of this one, the same checkpoint would say nothing of its rows.
-    leadership.vouch_for(&session).await?;
-    // A relay that is suspended with the lock in its hands must not keep it.
+    // A copy of the database would have the same checkpoint, and rows that were never published.
+    leadership.verify_same_database(&session).await?;
+    // A relay that is suspended while it holds the lock must lose it.
     let sql = format!(
         "set idle_in_transaction_session_timeout = {}",
         IDLE_LIMIT.as_millis()
@@ -77,21 +76,21 @@ pub(crate) async fn rotate(
         if session.is_closed() {
             break;
         }
-        // Names and expressions are as the database's own catalog spells them.
+        // The catalog quotes these names and expressions.
         let is_in_use =
             format!("select {current} in ({buckets}) or not exists (select from {partition})");
         if session.query_one(&is_in_use, &[]).await?.get(0) {
             continue;
         }
         match truncate(&session, &partition, config.retention).await {
-            Ok(Outcome::Truncated) => rotation.truncated.push(partition),
-            Ok(Outcome::Kept) => {}
-            Ok(Outcome::KeptFor { source, silent_for }) => {
-                if source != config.name && silent_for > SILENT_SOURCE_AFTER {
-                    rotation.kept_for = Some(KeptFor {
+            Ok(Outcome::Truncated) => report.truncated.push(partition),
+            Ok(Outcome::Skipped) => {}
+            Ok(Outcome::Blocked { source, idle_for }) => {
+                if source != config.name && idle_for > IDLE_SOURCE_AFTER {
+                    report.blocked = Some(BlockedPartition {
                         partition,
                         source,
-                        silent_for,
+                        idle_for,
                     });
                 }
             }
@@ -101,15 +100,15 @@ pub(crate) async fn rotate(
     result
 }
 
-/// What became of a partition.
+/// The result for one partition.
 enum Outcome {
     Truncated,
-    /// It is too young, or locked.
-    Kept,
-    /// This source has not published all of it.
-    KeptFor {
+    /// The partition is too young, or locked.
+    Skipped,
+    /// A source has not published all of its rows.
+    Blocked {
         source: String,
-        silent_for: Duration,
+        idle_for: Duration,
     },
 }
 
@@ -126,12 +125,12 @@ async fn truncate(
     };
     let ended = session.batch_execute(end).await;
     match result {
-        Err(err) if err.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(Outcome::Kept),
+        Err(err) if err.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(Outcome::Skipped),
         result => result.and_then(|outcome| ended.map(|()| outcome)),
     }
 }
 
-/// In a transaction that is left open.
+/// Truncates a partition in a transaction that the caller must end.
 async fn try_truncate(
     session: &Session,
     partition: &str,
@@ -147,11 +146,10 @@ async fn try_truncate(
         LOCK_TIMEOUT.as_millis()
     );
     session.batch_execute(&lock).await?;
-    // Behind the lock, because a slow transaction may have written here until now; with it nobody is
-    // in the middle of writing. A row is needed as long as a checkpoint of this table has not seen its transaction, or is not
-    // as far as its seq: what the reader's `due` says. These are looks into an index: the settings above see to that,
-    // whatever the statistics of a partition that was just filled may say.
-    let needed = format!(
+    // Must follow the lock: a slow transaction may have written here until now. A row is needed while a checkpoint of this
+    // table does not include its transaction or its seq, as in the reader's `pending`. These are index scans, because the
+    // settings above overrule the statistics, which are wrong for a partition that was just filled.
+    let unpublished = format!(
         "select source, date_part('epoch', clock_timestamp() - heartbeat_at)
          from relay_checkpoints as checkpoint
          where (outbox is null or outbox = 'outbox'::regclass) and (
@@ -165,14 +163,14 @@ async fn try_truncate(
          )
          order by heartbeat_at limit 1"
     );
-    if let Some(row) = session.query_opt(&needed, &[]).await? {
-        let silent_for = Duration::try_from_secs_f64(row.get(1)).unwrap_or_default();
-        return Ok(Outcome::KeptFor {
+    if let Some(row) = session.query_opt(&unpublished, &[]).await? {
+        let idle_for = Duration::try_from_secs_f64(row.get(1)).unwrap_or_default();
+        return Ok(Outcome::Blocked {
             source: row.get(0),
-            silent_for,
+            idle_for,
         });
     }
-    // A time that is yet to come tells nothing of a row's age.
+    // A creation time in the future says nothing about a row's age.
     let is_young = format!(
         "select (select created_at from {partition} order by seq desc limit 1)
              between clock_timestamp() - make_interval(secs => $1) and clock_timestamp()"
@@ -181,7 +179,7 @@ async fn try_truncate(
         .query_one(&is_young, &[&retention.as_secs_f64()])
         .await?;
     if row.get::<_, Option<bool>>(0).unwrap_or(true) {
-        return Ok(Outcome::Kept);
+        return Ok(Outcome::Skipped);
     }
     session
         .batch_execute(&format!("truncate only {partition}"))

@@ -1,4 +1,4 @@
-//! Sessions with Postgres: every one of the relay's is opened here.
+//! Postgres sessions. All connections of the relay are opened here.
 
 mod encryption;
 
@@ -10,16 +10,16 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use self::encryption::Encryption;
+use self::encryption::MakeRustlsConnect;
 use crate::{
     config::DatabaseUrl,
     hints,
     tls::{self, Settings},
 };
 
-/// How long the database may take for a statement of ours before it counts as gone.
+/// The `statement_timeout`, and the time after which an unacknowledged packet closes the connection.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long we wait for an answer that takes a moment: a server can accept and then stall.
+/// The client-side timeout of a call: a server can accept a connection and then stall.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const SETTINGS: Settings = Settings {
@@ -28,68 +28,67 @@ const SETTINGS: Settings = Settings {
     identity: "sslcert and sslkey in the database's URL",
 };
 
-/// Why there is no answer from the database.
+/// An error of a database call.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// It can't be reached, or rejects.
-    #[error("{}", what_failed(.0))]
+    /// The connection failed, or Postgres rejected the statement.
+    #[error("{}", describe_failure(.0))]
     Failed(#[from] tokio_postgres::Error),
-    /// The same, and it is known what to do about it.
-    #[error("can't reach the database; {way_out}")]
+    /// The connection failed for a reason with a specific hint.
+    #[error("failed to connect to the database; {hint}")]
     Rejected {
-        /// What to do.
-        way_out: String,
-        /// What it says.
+        /// The hint.
+        hint: String,
+        /// The cause.
         source: tokio_postgres::Error,
     },
-    /// Its URL, or a file of its URL, can't be used.
-    #[error("the database's URL: {0}")]
+    /// The URL, or a file that it names, is unusable.
+    #[error("invalid database URL: {0}")]
     Url(String),
-    /// It says nothing.
-    #[error("the database doesn't answer within {0:?}")]
-    Silent(Duration),
+    /// Postgres did not respond in time.
+    #[error("the database did not respond within {0:?}")]
+    Timeout(Duration),
 }
 
 impl DatabaseError {
-    /// What to do about it.
+    /// Returns advice for the operator.
     pub(crate) fn hint(&self) -> &str {
         match self {
             Self::Failed(err) => hints::for_postgres(err),
-            Self::Rejected { way_out, .. } => way_out,
-            Self::Url(_) => "mend database_url",
-            Self::Silent(_) => hints::SILENT_POSTGRES,
+            Self::Rejected { hint, .. } => hint,
+            Self::Url(_) => "Correct database_url.",
+            Self::Timeout(_) => hints::SILENT_POSTGRES,
         }
     }
 
-    /// What Postgres calls the error, if it is one of Postgres' own.
+    /// Returns the SQLSTATE if Postgres reported the error.
     pub(crate) fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Failed(source) | Self::Rejected { source, .. } => source.code(),
-            Self::Url(_) | Self::Silent(_) => None,
+            Self::Url(_) | Self::Timeout(_) => None,
         }
     }
 }
 
-/// A session in which no call waits longer than its limit for an answer. The session is of no use after that: what
-/// Postgres still does for the call is unknown.
+/// A session with a timeout for each call. Don't use the session after a timeout: the state of the statement is
+/// unknown.
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
-    limit: Duration,
+    timeout: Duration,
 }
 
-/// Parameters of a statement.
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 impl Session {
-    /// Lets each call wait for so long, and Postgres work on it a moment less, from now on.
-    pub(crate) async fn set_limit(&mut self, limit: Duration) -> Result<(), DatabaseError> {
+    /// Sets the timeout of later calls. `statement_timeout` becomes one second less.
+    pub(crate) async fn set_timeout(&mut self, timeout: Duration) -> Result<(), DatabaseError> {
         let sql = format!(
             "set statement_timeout = {}",
-            limit.saturating_sub(Duration::from_secs(1)).as_millis()
+            timeout.saturating_sub(Duration::from_secs(1)).as_millis()
         );
         self.batch_execute(&sql).await?;
-        self.limit = limit;
+        self.timeout = timeout;
         Ok(())
     }
 
@@ -98,7 +97,7 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.answer(self.client.query(sql, params)).await
+        self.with_timeout(self.client.query(sql, params)).await
     }
 
     pub(crate) async fn query_one(
@@ -106,7 +105,7 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Row, DatabaseError> {
-        self.answer(self.client.query_one(sql, params)).await
+        self.with_timeout(self.client.query_one(sql, params)).await
     }
 
     pub(crate) async fn query_opt(
@@ -114,7 +113,7 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Option<Row>, DatabaseError> {
-        self.answer(self.client.query_opt(sql, params)).await
+        self.with_timeout(self.client.query_opt(sql, params)).await
     }
 
     pub(crate) async fn execute(
@@ -122,72 +121,76 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<u64, DatabaseError> {
-        self.answer(self.client.execute(sql, params)).await
+        self.with_timeout(self.client.execute(sql, params)).await
     }
 
-    /// The same in one round trip, because nobody has to ask for the types of the parameters.
+    /// Executes a statement in one round trip, because its parameter types are given.
     pub(crate) async fn execute_typed(
         &self,
         sql: &str,
         params: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<u64, DatabaseError> {
-        self.answer(self.client.execute_typed(sql, params)).await
+        self.with_timeout(self.client.execute_typed(sql, params))
+            .await
     }
 
     pub(crate) async fn batch_execute(&self, sql: &str) -> Result<(), DatabaseError> {
-        self.answer(self.client.batch_execute(sql)).await
+        self.with_timeout(self.client.batch_execute(sql)).await
     }
 
-    /// Whether the connection is gone.
+    /// Returns true if the connection is closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
 
-    /// The session for whoever limits its waiting by itself.
+    /// Returns the client, which has no timeouts.
     pub(crate) fn into_client(self) -> Client {
         self.client
     }
 
-    async fn answer<T>(
+    async fn with_timeout<T>(
         &self,
-        asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
+        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, DatabaseError> {
-        match tokio::time::timeout(self.limit, asking).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => Err(DatabaseError::Silent(self.limit)),
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(DatabaseError::Timeout(self.timeout)),
         }
     }
 }
 
-/// Whether there is a session at all, which the database's own words don't tell.
-fn what_failed(err: &tokio_postgres::Error) -> &'static str {
-    // Classes: connection, authorization, no such database; too many connections; a server that ends or begins.
+/// Distinguishes a failed connection from a failed statement: Postgres' own message does not.
+fn describe_failure(err: &tokio_postgres::Error) -> &'static str {
+    // Classes 08 (connection), 28 (authorization), 3D (no such database), 57P (shutdown or startup), and
+    // too_many_connections.
     const NO_SESSION: [&str; 5] = ["08", "28", "3D", "53300", "57P"];
     let code = err.code().map_or("08", SqlState::code);
     if NO_SESSION.iter().any(|class| code.starts_with(class)) {
-        "can't reach the database"
+        "failed to connect to the database"
     } else {
-        "the database rejects what it is asked"
+        "the database rejected a statement"
     }
 }
 
-/// Opens a session of our own, which notices within seconds that the other side is gone. The URL and
-/// the files that it names are read anew.
+/// Opens a session that detects a dead peer within seconds. Reads the URL and the files that it names again.
 pub(crate) async fn connect(
     database_url: &DatabaseUrl,
     application_name: &str,
 ) -> Result<Session, DatabaseError> {
-    // On the heap, because a handshake needs more room than everything that waits for it.
-    let opening = Box::pin(open(database_url, application_name));
-    let opened = tokio::time::timeout(ANSWER_TIMEOUT, opening).await;
-    let client = opened.unwrap_or(Err(DatabaseError::Silent(ANSWER_TIMEOUT)))?;
+    // On the heap, because the future of a handshake is larger than those that await it.
+    let connecting = Box::pin(connect_client(database_url, application_name));
+    let result = tokio::time::timeout(ANSWER_TIMEOUT, connecting).await;
+    let client = result.unwrap_or(Err(DatabaseError::Timeout(ANSWER_TIMEOUT)))?;
     Ok(Session {
         client,
-        limit: ANSWER_TIMEOUT,
+        timeout: ANSWER_TIMEOUT,
     })
 }
 
-async fn open(database_url: &DatabaseUrl, application_name: &str) -> Result<Client, DatabaseError> {
+async fn connect_client(
+    database_url: &DatabaseUrl,
+    application_name: &str,
+) -> Result<Client, DatabaseError> {
     let mut target = database_url.read().map_err(DatabaseError::Url)?;
     let tls = target.files.load(target.verification);
     let tls = tls.map_err(|err| DatabaseError::Url(err.to_string()))?;
@@ -199,14 +202,14 @@ async fn open(database_url: &DatabaseUrl, application_name: &str) -> Result<Clie
         .keepalives_idle(Duration::from_secs(5))
         .keepalives_interval(Duration::from_secs(2))
         .keepalives_retries(3);
-    let connecting = target.config.connect(Encryption::new(tls));
-    let (client, connection) = connecting.await.map_err(explained)?;
+    let connecting = target.config.connect(MakeRustlsConnect::new(tls));
+    let (client, connection) = connecting.await.map_err(with_hint)?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection to Postgres ended");
+            tracing::debug!(%error, "Postgres connection failed");
         }
     });
-    // Whatever the role's or the database's defaults are.
+    // Overrides the defaults of the role and of the database.
     let settings = format!(
         "set statement_timeout = {};
          set synchronous_commit = on;
@@ -216,18 +219,19 @@ async fn open(database_url: &DatabaseUrl, application_name: &str) -> Result<Clie
          set quote_all_identifiers = off",
         STATEMENT_TIMEOUT.as_millis(),
     );
-    client.batch_execute(&settings).await.map_err(explained)?;
+    client.batch_execute(&settings).await.map_err(with_hint)?;
     Ok(client)
 }
 
-fn explained(source: tokio_postgres::Error) -> DatabaseError {
-    match way_out(&source) {
-        Some(way_out) => DatabaseError::Rejected { way_out, source },
+fn with_hint(source: tokio_postgres::Error) -> DatabaseError {
+    match connection_hint(&source) {
+        Some(hint) => DatabaseError::Rejected { hint, source },
         None => DatabaseError::Failed(source),
     }
 }
 
-fn way_out(err: &tokio_postgres::Error) -> Option<String> {
+/// Returns a hint for errors of TLS and of the authentication method.
+fn connection_hint(err: &tokio_postgres::Error) -> Option<String> {
     if let Some(rejection) = err.as_db_error() {
         if *rejection.code() != SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
             return None;
@@ -235,10 +239,10 @@ fn way_out(err: &tokio_postgres::Error) -> Option<String> {
         let message = rejection.message();
         let is_about = |words| message.contains(words);
         if is_about("no encryption") {
-            return Some("set sslmode=verify-full in its URL".into());
+            return Some("set sslmode=verify-full in database_url".into());
         }
-        let is_uncertified = is_about("valid client certificate");
-        return is_uncertified.then(|| format!("set {}", SETTINGS.identity));
+        let requires_certificate = is_about("valid client certificate");
+        return requires_certificate.then(|| format!("set {}", SETTINGS.identity));
     }
     let mut cause: &(dyn Error + 'static) = err;
     while let Some(next) = cause.source() {
@@ -247,6 +251,7 @@ fn way_out(err: &tokio_postgres::Error) -> Option<String> {
             return Some(way_out);
         }
     }
-    let is_plain = cause.to_string() == "server does not support TLS";
-    is_plain.then(|| "set ssl = on in its configuration, or another sslmode in its URL".into())
+    let is_without_tls = cause.to_string() == "server does not support TLS";
+    is_without_tls
+        .then(|| "set ssl = on in postgresql.conf, or change sslmode in database_url".into())
 }

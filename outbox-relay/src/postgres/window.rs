@@ -1,14 +1,13 @@
-//! Where a relay stands, and what is due next: arithmetic on Postgres snapshots, and nothing else.
+//! Snapshots, positions and cursors: pure arithmetic that defines which rows are pending.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use uuid::Uuid;
 
-/// A Postgres snapshot, `pg_snapshot`: which transactions were completed when it was taken.
+/// A Postgres snapshot (`pg_snapshot`): the set of transactions that had completed when it was taken.
 ///
-/// Transactions below `xmax` were, but for those in `in_progress`; those from `xmax` on were not.
-/// Note that a transaction that was in progress can also have an id from `xmax` on, because `xmax`
-/// is the last *completed* id plus one.
+/// Transactions below `xmax` had completed, except those in `in_progress`. Transactions from `xmax` on had not completed.
+/// They include transactions that were already in progress, because `xmax` is the last *completed* id plus one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     xmin: u64,
@@ -16,13 +15,13 @@ pub struct Snapshot {
     in_progress: Vec<u64>,
 }
 
-/// The text is no `pg_snapshot`.
+/// The text is not a `pg_snapshot`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a pg_snapshot")]
 pub struct MalformedSnapshot;
 
 impl Snapshot {
-    /// The snapshot in which nothing has happened yet.
+    /// Returns the snapshot before the first transaction.
     pub fn beginning() -> Self {
         Self {
             xmin: 1,
@@ -31,25 +30,24 @@ impl Snapshot {
         }
     }
 
-    /// The first id that was assigned to no completed transaction.
+    /// Returns the last completed transaction id plus one.
     pub fn xmax(&self) -> u64 {
         self.xmax
     }
 
-    /// The transactions below `xmax` that were in progress.
+    /// Returns the transactions below `xmax` that were in progress.
     pub fn in_progress(&self) -> &[u64] {
         &self.in_progress
     }
 
-    /// Whether the transaction was completed when this snapshot was taken. (Postgres' own
-    /// `pg_visible_in_snapshot`.)
+    /// Returns true if the transaction had completed, like Postgres' `pg_visible_in_snapshot`.
     pub fn sees(&self, xid: u64) -> bool {
         xid < self.xmax && !self.in_progress.contains(&xid)
     }
 
-    /// Whether this snapshot can't have been taken in a database that is only as far as `now`:
-    /// the database was restored from a dump, or is another one.
-    pub fn lies_in_the_future_of(&self, now: &Self) -> bool {
+    /// Returns true if this snapshot is later than `now`, the current one. Then the database was restored from a dump, or is
+    /// another one.
+    pub fn is_ahead_of(&self, now: &Self) -> bool {
         self.xmax > now.xmax
     }
 }
@@ -85,24 +83,24 @@ impl fmt::Display for Snapshot {
     }
 }
 
-/// A place in the order in which the rows of a window are read: by seq, and among rows with the same seq by event id.
+/// A position in a window. Rows are read in the order of seq, and of event id among rows with the same seq.
 ///
-/// A sequence gives each number once, but it can be set back: by a restore without sequences, by `setval`. Rows that
-/// share seq and event id are copies of one event.
+/// Seqs repeat if the sequence was set back, by `setval` or by a restore without sequences. Rows that share seq and event id
+/// are copies of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Every row with a lower seq was read.
+    /// All rows with a lower seq were read.
     pub seq: i64,
-    /// Of the rows with this seq, those up to this event id were read; all of them if it is `None`.
+    /// The rows with this seq were read up to this event id. `None` if all of them were read.
     pub event_id: Option<Uuid>,
 }
 
 impl Position {
-    /// Before the first row. (The one seq that nothing precedes, -2^63, is never read.)
-    pub const BEGINNING: Self = Self::behind(i64::MIN);
+    /// The position before the first row. (A row with the lowest seq, -2^63, is never read.)
+    pub const BEGINNING: Self = Self::after(i64::MIN);
 
-    /// Behind every row with this seq.
-    pub const fn behind(seq: i64) -> Self {
+    /// Returns the position after all rows with this seq.
+    pub const fn after(seq: i64) -> Self {
         Self {
             seq,
             event_id: None,
@@ -110,10 +108,10 @@ impl Position {
     }
 }
 
-/// How far the outbox was read: everything visible in one snapshot, and, while a window is open,
-/// the part of the window up to a position.
+/// The read position in an outbox: everything visible in one snapshot and, while a window is open, the window's rows up to
+/// a position.
 ///
-/// A window is what became visible between two snapshots.
+/// A window is the set of rows that became visible between two snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     seen: Arc<Snapshot>,
@@ -121,17 +119,17 @@ pub struct Cursor {
     window: Option<Window>,
 }
 
-/// The part of a window that is still to be read.
+/// A window that is being read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Rows visible in this snapshot belong to the window.
+    /// The snapshot at the end of the window.
     pub upto: Arc<Snapshot>,
-    /// Rows up to here were read.
+    /// The position up to which the window was read.
     pub done: Position,
 }
 
 impl Cursor {
-    /// Nothing was read yet.
+    /// Returns the cursor before the first row.
     pub fn beginning() -> Self {
         Self {
             seen: Arc::new(Snapshot::beginning()),
@@ -140,7 +138,7 @@ impl Cursor {
         }
     }
 
-    /// A cursor that was stored.
+    /// Returns a cursor from its stored parts.
     pub fn new(seen: Snapshot, max_seq: i64, window: Option<(Snapshot, Position)>) -> Self {
         let window = window.map(|(upto, done)| Window {
             upto: Arc::new(upto),
@@ -153,54 +151,54 @@ impl Cursor {
         }
     }
 
-    /// Everything visible in this snapshot was read.
+    /// Returns the snapshot of which all visible rows were read.
     pub fn seen(&self) -> &Snapshot {
         &self.seen
     }
 
-    /// The highest seq of what is visible in [`seen`](Self::seen). Rows above it are new; a row up
-    /// to it that was not visible then is a straggler, whose transaction took its time.
+    /// Returns the highest seq that is visible in [`seen`](Self::seen). Rows with a higher seq are new rows. A pending row
+    /// with this seq or a lower one is a late row: its transaction was still open then.
     pub fn max_seq(&self) -> i64 {
         self.max_seq
     }
 
-    /// The window that is open.
+    /// Returns the open window.
     pub fn window(&self) -> Option<&Window> {
         self.window.as_ref()
     }
 
-    /// Opens the window that reaches from what was seen to `now`. An open one must be read first.
+    /// Opens the window from [`seen`](Self::seen) to `now`. The previous window must be closed.
     pub fn open(&mut self, now: Snapshot) {
-        debug_assert!(self.window.is_none(), "a window is open");
+        debug_assert!(self.window.is_none(), "the previous window is still open");
         self.window = Some(Window {
             upto: Arc::new(now),
             done: Position::BEGINNING,
         });
     }
 
-    /// The window was read up to here.
+    /// Moves the position in the open window.
     pub fn advance(&mut self, done: Position) {
         if let Some(window) = &mut self.window {
             window.done = done;
         }
     }
 
-    /// The seq of which some rows were read, and others maybe not.
-    pub(crate) fn seq_read_in_part(&self) -> Option<i64> {
+    /// Returns the seq at the position if some of its rows may be unread.
+    pub(crate) fn partially_read_seq(&self) -> Option<i64> {
         let done = self.window.as_ref()?.done;
         done.event_id.map(|_| done.seq)
     }
 
-    /// The same, or a little further on: no seq is read in part.
-    pub(crate) fn behind_whole_seqs(&self) -> Self {
-        let mut behind = self.clone();
-        if let Some(Window { done, .. }) = &mut behind.window {
+    /// Returns the cursor after all rows with the seq at the position.
+    pub(crate) fn after_current_seq(&self) -> Self {
+        let mut after = self.clone();
+        if let Some(Window { done, .. }) = &mut after.window {
             done.event_id = None;
         }
-        behind
+        after
     }
 
-    /// The window was read to its end.
+    /// Closes the window after its last row was read.
     pub fn close(&mut self) {
         if let Some(Window { upto, done }) = self.window.take() {
             self.seen = upto;
@@ -208,9 +206,8 @@ impl Cursor {
         }
     }
 
-    /// Whether a straggler can still come in this window. They are the first of it, because they
-    /// have the lowest seqs.
-    pub fn expects_stragglers(&self) -> bool {
+    /// Returns true if this window can have more late rows. They are its first rows, because their seqs are the lowest.
+    pub fn expects_late_rows(&self) -> bool {
         self.window.as_ref().is_some_and(|Window { done, .. }| {
             done.seq < self.max_seq || done.seq == self.max_seq && done.event_id.is_some()
         })
@@ -225,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_snapshot_survives_its_text(
+        fn a_snapshot_round_trips_through_text(
             xmin in 1..u64::MAX / 2,
             ahead in 0..1_000_u64,
             in_progress in prop::collection::vec(1..u64::MAX, 0..20),
@@ -235,13 +232,13 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in ".*") {
+        fn parsing_never_panics(text in ".*") {
             let _ = text.parse::<Snapshot>();
         }
     }
 
     #[test]
-    fn snapshots_of_postgres_are_read() {
+    fn valid_snapshots_are_parsed_and_others_rejected() {
         for text in ["1:1:", "10:20:", "10:20:10", "10:20:10,14,15"] {
             assert_eq!(text.parse::<Snapshot>().unwrap().to_string(), text);
         }
@@ -251,51 +248,51 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_sees_what_was_completed() {
+    fn a_snapshot_sees_completed_transactions() {
         let snapshot: Snapshot = "10:20:10,15".parse().unwrap();
         let seen: Vec<u64> = (8..22).filter(|xid| snapshot.sees(*xid)).collect();
         assert_eq!(seen, [8, 9, 11, 12, 13, 14, 16, 17, 18, 19]);
     }
 
     #[test]
-    fn a_window_of_stragglers_leaves_the_highest_seq() {
+    fn a_window_of_late_rows_keeps_the_highest_seq() {
         let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
         cursor.open("9:9:".parse().unwrap());
-        assert!(cursor.expects_stragglers());
-        cursor.advance(Position::behind(12));
-        assert!(cursor.expects_stragglers());
+        assert!(cursor.expects_late_rows());
+        cursor.advance(Position::after(12));
+        assert!(cursor.expects_late_rows());
         cursor.close();
         assert_eq!(cursor, Cursor::new("9:9:".parse().unwrap(), 40, None));
     }
 
     #[test]
-    fn behind_the_highest_seq_only_new_rows_come() {
+    fn after_the_highest_seq_no_late_rows_are_expected() {
         let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
         cursor.open("9:12:".parse().unwrap());
-        cursor.advance(Position::behind(40));
-        assert!(!cursor.expects_stragglers());
-        cursor.advance(Position::behind(41));
+        cursor.advance(Position::after(40));
+        assert!(!cursor.expects_late_rows());
+        cursor.advance(Position::after(41));
         cursor.close();
         assert_eq!(cursor.max_seq(), 41);
     }
 
     #[test]
-    fn rows_that_share_the_highest_seq_are_stragglers_until_the_last_of_them_was_read() {
+    fn rows_that_share_the_highest_seq_are_late_rows_until_all_are_read() {
         let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
         cursor.open("9:12:".parse().unwrap());
         cursor.advance(Position {
             seq: 40,
             event_id: Some(Uuid::nil()),
         });
-        assert!(cursor.expects_stragglers());
-        cursor.advance(Position::behind(40));
-        assert!(!cursor.expects_stragglers());
+        assert!(cursor.expects_late_rows());
+        cursor.advance(Position::after(40));
+        assert!(!cursor.expects_late_rows());
     }
 
     #[test]
-    fn a_first_window_expects_no_stragglers() {
+    fn the_first_window_has_no_late_rows() {
         let mut cursor = Cursor::beginning();
         cursor.open("9:12:".parse().unwrap());
-        assert!(!cursor.expects_stragglers());
+        assert!(!cursor.expects_late_rows());
     }
 }

@@ -1,5 +1,5 @@
-//! Every committed row is published, or the source says which one it cannot publish: where a sequence was set back, where
-//! rows come from another cluster, and where the answers that the relay waits for do not come.
+//! Each committed row is published or reported as unpublishable: after a sequence was set back, with rows from other clusters,
+//! and when responses don't arrive.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -19,12 +19,12 @@ use crate::{
 };
 
 for_each_sink! {
-    rows_whose_numbers_begin_again_are_all_published,
-    a_source_that_halts_among_rows_with_one_seq_repeats_none_of_them,
-    a_relay_is_ready_when_it_has_read_a_page_and_not_before,
+    rows_with_repeated_seqs_are_all_published,
+    a_source_that_halts_within_a_seq_repeats_no_row,
+    a_relay_is_ready_only_after_it_has_read_a_page,
 }
 
-/// The ids of the events in these records, each once.
+/// Returns the distinct event ids of the records.
 fn event_ids(records: &[Record]) -> HashSet<&str> {
     records.iter().filter_map(|r| r.header("ce_id")).collect()
 }
@@ -37,19 +37,19 @@ async fn write_rows(session: &Session, topic: &str, rows: usize) -> Result<()> {
     Ok(session.client.batch_execute(&sql).await?)
 }
 
-const SET_BACK: &str = "select setval('outbox_seq', 1, false)";
+const RESET_SEQUENCE: &str = "select setval('outbox_seq', 1, false)";
 
-/// As after data was restored without its sequences: while the relay is away, and while it runs.
-async fn rows_whose_numbers_begin_again_are_all_published(sink: SinkKind) -> Result<()> {
+/// The sequence is set back, as after a restore without sequences: while the relay is down, and while it runs.
+async fn rows_with_repeated_seqs_are_all_published(sink: SinkKind) -> Result<()> {
     let mut setup = Setup::new("set_back", sink).await?;
     setup.max_page_rows = 5;
     let session = Session::new(&setup.database).await?;
     write_rows(&session, &setup.topic, 25).await?;
-    session.client.batch_execute(SET_BACK).await?;
+    session.client.batch_execute(RESET_SEQUENCE).await?;
     write_rows(&session, &setup.topic, 25).await?;
     let relay = setup.start().await?;
     assert_eq!(event_ids(&setup.records(50).await?).len(), 50);
-    session.client.batch_execute(SET_BACK).await?;
+    session.client.batch_execute(RESET_SEQUENCE).await?;
     write_rows(&session, &setup.topic, 10).await?;
     assert_eq!(event_ids(&setup.records(60).await?).len(), 60);
     relay.stop().await?;
@@ -68,10 +68,8 @@ async fn rows_whose_numbers_begin_again_are_all_published(sink: SinkKind) -> Res
     Ok(())
 }
 
-/// The checkpoint is between rows that only their ids tell apart.
-async fn a_source_that_halts_among_rows_with_one_seq_repeats_none_of_them(
-    sink: SinkKind,
-) -> Result<()> {
+/// The checkpoint is between rows with the same seq.
+async fn a_source_that_halts_within_a_seq_repeats_no_row(sink: SinkKind) -> Result<()> {
     let setup = Setup::new("one_seq", sink).await?;
     let session = Session::new(&setup.database).await?;
     let missing = Addresses::unique_name("missing");
@@ -86,7 +84,7 @@ async fn a_source_that_halts_among_rows_with_one_seq_repeats_none_of_them(
     let relay = setup.start().await?;
     relay.wait_for_state(503, &missing).await?;
     setup.records(6).await?;
-    // Several tries, and another relay's.
+    // Several retries, and those of another relay.
     relay.wait_for_restarts(5).await?;
     relay.stop().await?;
     let relay = setup.start().await?;
@@ -99,8 +97,8 @@ async fn a_source_that_halts_among_rows_with_one_seq_repeats_none_of_them(
     relay.stop().await
 }
 
-/// Rows with an id beyond those of this cluster, as a dump from a busier one brings them.
-async fn write_from_the_future(session: &Session, topic: &str, rows: usize) -> Result<()> {
+/// Writes rows with transaction ids ahead of this cluster's, as in a dump from a busier one.
+async fn write_future_rows(session: &Session, topic: &str, rows: usize) -> Result<()> {
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, xid)
          select '{topic}', 'future', 'made', n, '1000000000000' from generate_series(1, {rows}) as n"
@@ -119,24 +117,24 @@ async fn findings(setup: &Setup, level: Level) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// Before a relay has ever led, and where a publication covers every table.
+/// Before the first leader, and with a publication that covers all tables.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_from_the_future_halt_the_source_before_anything_is_published() -> Result<()> {
+async fn future_rows_halt_the_source_before_anything_is_published() -> Result<()> {
     let setup = Setup::new("from_future", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let publication = "create publication everything for all tables";
     session.client.batch_execute(publication).await?;
     write_rows(&session, &setup.topic, 5).await?;
-    write_from_the_future(&session, &setup.topic, 3).await?;
-    let way_out = "outbox-relay reset --source test";
+    write_future_rows(&session, &setup.topic, 3).await?;
+    let command = "outbox-relay reset --source test";
     let failures_before = failures(&setup).await?;
-    assert!(failures_before.contains(way_out), "{failures_before}");
+    assert!(failures_before.contains(command), "{failures_before}");
     let relay = setup.start().await?;
-    let text = relay.wait_for_state(503, way_out).await?;
+    let text = relay.wait_for_state(503, command).await?;
     assert!(text.contains("test: halted"), "{text}");
     relay.wait_for_restarts(3).await?;
     assert_eq!(setup.records(0).await?, []);
-    // Beside the relay, which leads no more than a moment at a time.
+    // While the relay runs, which leads only briefly at each retry.
     reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
     assert_eq!(event_ids(&setup.records(8).await?).len(), 8);
     relay.wait_for_readiness(200).await?;
@@ -146,12 +144,12 @@ async fn rows_from_the_future_halt_the_source_before_anything_is_published() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_from_the_future_halt_a_source_that_publishes() -> Result<()> {
+async fn future_rows_halt_a_publishing_source() -> Result<()> {
     let setup = Setup::new("future_comes", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let relay = setup.start().await?;
     relay.wait_for_readiness(200).await?;
-    write_from_the_future(&session, &setup.topic, 3).await?;
+    write_future_rows(&session, &setup.topic, 3).await?;
     relay.wait_for_state(503, "test: halted").await?;
     write_rows(&session, &setup.topic, 5).await?;
     let adopt = "select outbox_adopt_foreign_rows()";
@@ -161,9 +159,9 @@ async fn rows_from_the_future_halt_a_source_that_publishes() -> Result<()> {
     relay.stop().await
 }
 
-/// As an upgrade by logical replication does: the rows have the ids of transactions that are long done here.
+/// As in an upgrade by logical replication: the rows have ids of transactions that completed long ago in this cluster.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_are_replicated_with_old_transaction_ids_are_published() -> Result<()> {
+async fn replicated_rows_with_old_transaction_ids_are_published() -> Result<()> {
     let home = Arc::new(Home::new()?);
     let postgres = Postgres::start(&home, &["fsync=off", "wal_level=logical"]).await?;
     let admin = Sql::connect(postgres.admin_url()).await?;
@@ -195,7 +193,7 @@ async fn rows_that_are_replicated_with_old_transaction_ids_are_published() -> Re
         .await?;
     write_rows(&writer, &setup.topic, 20).await?;
     let here = Session::new(&setup.database).await?;
-    // Transactions pass, so that those ids are of the past when the rows come.
+    // Transactions that move the cluster past those ids.
     for _ in 0..20 {
         here.change("other").await?;
     }
@@ -212,7 +210,7 @@ async fn rows_that_are_replicated_with_old_transaction_ids_are_published() -> Re
     assert_eq!(event_ids(&setup.records(20).await?).len(), 20);
     write_rows(&writer, &setup.topic, 5).await?;
     assert_eq!(event_ids(&setup.records(25).await?).len(), 25);
-    // What can't be told is not called fine.
+    // Unverifiable facts are reported as unknown.
     let unknown = findings(&setup, Level::Unknown).await?;
     assert!(unknown.contains("a subscription writes to it"), "{unknown}");
     assert!(
@@ -227,13 +225,13 @@ async fn rows_that_are_replicated_with_old_transaction_ids_are_published() -> Re
     Ok(())
 }
 
-/// What comes between the election and the first page never gets its answer.
-async fn a_relay_is_ready_when_it_has_read_a_page_and_not_before(sink: SinkKind) -> Result<()> {
+/// Withholds the response to each statement between the election and the first page.
+async fn a_relay_is_ready_only_after_it_has_read_a_page(sink: SinkKind) -> Result<()> {
     let mut setup = Setup::new("first_page", sink).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
     let database_url = setup.database.url.clone();
-    // What is parked, the settings of the reader's session, the first page.
+    // The parked events, the settings of the reader's session, the first page.
     for word in ["from relay_parked", "enable_bitmapscan", "copy (select"] {
         let proxy = SilentProxy::start(&database_url, word).await?;
         setup.database.url = proxy.url().to_owned();
@@ -244,7 +242,7 @@ async fn a_relay_is_ready_when_it_has_read_a_page_and_not_before(sink: SinkKind)
             match is_page {
                 // A page may take longer than a test.
                 true => tokio::time::sleep(Duration::from_secs(2)).await,
-                false => drop(relay.wait_for_state(503, "doesn't answer within").await?),
+                false => drop(relay.wait_for_state(503, "did not respond within").await?),
             }
             Ok(())
         })
@@ -259,12 +257,12 @@ async fn a_relay_is_ready_when_it_has_read_a_page_and_not_before(sink: SinkKind)
     Ok(())
 }
 
-/// Asks again and again while something else is waited for.
+/// Polls `/readyz` during `waiting` and fails if the relay is ready.
 async fn never_ready_while(
     relay: &Running,
     waiting: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<()> {
-    let asking = async {
+    let polling = async {
         loop {
             let (code, text) = outbox_relay::ask(relay.admin_addr, "/readyz").await?;
             anyhow::ensure!(code == 503, "{text}");
@@ -273,13 +271,13 @@ async fn never_ready_while(
     };
     tokio::select! {
         done = waiting() => done,
-        failed = asking => failed,
+        failed = polling => failed,
     }
 }
 
-/// A crash empties a table that is not logged, and a committed row with it.
+/// A crash truncates an unlogged table, with its committed rows.
 #[tokio::test(flavor = "multi_thread")]
-async fn check_finds_tables_that_a_crash_would_empty() -> Result<()> {
+async fn check_finds_unlogged_tables() -> Result<()> {
     let setup = Setup::new("unlogged", SinkKind::Kafka).await?;
     let client = setup.database.connect().await?;
     client
@@ -295,7 +293,7 @@ async fn check_finds_tables_that_a_crash_would_empty() -> Result<()> {
     Ok(())
 }
 
-/// What the tests of this file have a table of their own for: no constraint, texts as ids, nothing unique.
+/// Creates a table without a unique key, with event ids of type text.
 async fn loose_setup(test: &str) -> Result<(Setup, Session)> {
     let mut setup = Setup::new(test, SinkKind::Kafka).await?;
     setup.mapping = crate::mapping::mapping(&format!(
@@ -320,9 +318,9 @@ async fn loose_setup(test: &str) -> Result<(Setup, Session)> {
     Ok((setup, session))
 }
 
-/// A page ends within one seq, and the next row is one that Postgres can't read.
+/// A page ends within one seq, and the next row is unreadable.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_can_not_be_read_halts_the_source_wherever_a_page_ends() -> Result<()> {
+async fn an_unreadable_row_halts_the_source_wherever_a_page_ends() -> Result<()> {
     let (mut setup, session) = loose_setup("ends_within").await?;
     setup.max_page_rows = 1;
     let rows = "insert into events (id, key, seq)
@@ -331,14 +329,14 @@ async fn a_row_that_can_not_be_read_halts_the_source_wherever_a_page_ends() -> R
     session.client.batch_execute(rows).await?;
     let failures = failures(&setup).await?;
     assert!(
-        failures.contains("the row with seq 2 can't be read"),
+        failures.contains("failed to read the row with seq 2"),
         "{failures}"
     );
     let relay = setup.start().await?;
-    let halted = "halted: the row with seq 2 can't be read";
+    let halted = "halted: failed to read the row with seq 2";
     relay.wait_for_state(503, halted).await?;
     assert_eq!(setup.records(3).await?.len(), 3);
-    // The same among rows with the same seq.
+    // The unreadable row shares its seq with others.
     session
         .client
         .batch_execute("update events set seq = 1 where id = 'no-uuid'")
@@ -346,7 +344,7 @@ async fn a_row_that_can_not_be_read_halts_the_source_wherever_a_page_ends() -> R
     relay.stop().await?;
     reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
     let relay = setup.start().await?;
-    let halted = "halted: the row with seq 1 can't be read";
+    let halted = "halted: failed to read the row with seq 1";
     relay.wait_for_state(503, halted).await?;
     let repair = "update events set id = gen_random_uuid() where id = 'no-uuid'";
     session.client.batch_execute(repair).await?;
@@ -358,7 +356,7 @@ async fn a_row_that_can_not_be_read_halts_the_source_wherever_a_page_ends() -> R
     relay.stop().await
 }
 
-/// Nothing tells such rows apart but what is in them.
+/// Such rows differ only in their other columns.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_share_seq_and_event_id_are_all_published() -> Result<()> {
     let (mut setup, session) = loose_setup("twins").await?;
@@ -382,7 +380,7 @@ async fn rows_that_share_seq_and_event_id_are_all_published() -> Result<()> {
     Ok(())
 }
 
-/// One of them could be stored, and the other not.
+/// Only one of them could be stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_row_that_shares_seq_and_event_id_halts_the_source() -> Result<()> {
     for on_rejection in [OnRejection::ParkKey, OnRejection::DeadLetter] {
@@ -409,7 +407,7 @@ async fn a_rejected_row_that_shares_seq_and_event_id_halts_the_source() -> Resul
             .wait_for_state(503, "shares its seq and its event id")
             .await?;
         assert!(text.contains("halted"), "{text}");
-        // As the hint says.
+        // The repair from the hint.
         let repair = "update events set id = gen_random_uuid() where key = 'bad'";
         session.client.batch_execute(repair).await?;
         let (table, count) = match on_rejection {
@@ -434,11 +432,11 @@ async fn a_rejected_row_that_shares_seq_and_event_id_halts_the_source() -> Resul
     Ok(())
 }
 
-/// Postgres can't read the page, and the rows before the damage are good.
+/// Postgres fails to read the page, although the rows before the damaged one are readable.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_value_is_named_and_keeps_back_nothing_before_it() -> Result<()> {
+async fn a_damaged_value_halts_the_source_after_all_earlier_rows() -> Result<()> {
     let (setup, session) = loose_setup("damaged").await?;
-    // As Postgres says it of a value whose pages were lost.
+    // The error of Postgres for a value with lost TOAST chunks.
     let damage =
         "create or replace function relay_payload(text) returns bytea language plpgsql immutable as $$
         begin
@@ -453,7 +451,7 @@ async fn a_damaged_value_is_named_and_keeps_back_nothing_before_it() -> Result<(
     session.client.batch_execute(rows).await?;
     let relay = setup.start().await?;
     let text = relay
-        .wait_for_state(503, "halted: the row with seq 10 can't be read")
+        .wait_for_state(503, "halted: failed to read the row with seq 10")
         .await?;
     assert!(text.contains("missing chunk number"), "{text}");
     assert_eq!(setup.records(9).await?.len(), 9);
@@ -465,9 +463,9 @@ async fn a_damaged_value_is_named_and_keeps_back_nothing_before_it() -> Result<(
     relay.stop().await
 }
 
-/// Each constraint looks as if it kept null out, and does not.
+/// Each constraint seems to reject null, but accepts it.
 #[tokio::test(flavor = "multi_thread")]
-async fn constraints_that_let_null_through_fool_nobody() -> Result<()> {
+async fn check_recognizes_constraints_that_accept_null() -> Result<()> {
     let (setup, session) = loose_setup("fooled").await?;
     for constraint in [
         "check ((xid is not null and seq is not null and key is not null) = (kind = 'ready'))",
@@ -482,7 +480,7 @@ async fn constraints_that_let_null_through_fool_nobody() -> Result<()> {
              alter table events alter seq drop not null;
              alter table events add constraint events_relay_columns {constraint}"
         );
-        // An identity takes no null, so that the column is numbered by its default.
+        // A default instead of an identity, which would reject null.
         let identity = "alter table events alter seq drop identity if exists;
             create sequence if not exists events_seq owned by events.seq;
             alter table events alter seq set default nextval('events_seq')";
@@ -494,7 +492,7 @@ async fn constraints_that_let_null_through_fool_nobody() -> Result<()> {
             "{constraint}: {failures}"
         );
     }
-    // These do keep it out.
+    // These constraints reject null.
     for constraint in [
         "check (xid is not null and (seq is not null and key is not null)) not valid",
         "check (\"(xid IS NOT NULL)\" is not null and xid is not null and seq is not null)",
@@ -509,9 +507,9 @@ async fn constraints_that_let_null_through_fool_nobody() -> Result<()> {
     Ok(())
 }
 
-/// What is written in one way and read in another.
+/// Facts that `check` can't verify are reported as unknown.
 #[tokio::test(flavor = "multi_thread")]
-async fn check_tells_what_it_could_not_look_through() -> Result<()> {
+async fn check_reports_what_it_can_not_verify() -> Result<()> {
     let (setup, session) = loose_setup("through").await?;
     let function = "create function other_numbers() returns trigger language plpgsql as
         $$begin new.seq = 1; return new; end$$";
@@ -580,9 +578,9 @@ async fn check_tells_what_it_could_not_look_through() -> Result<()> {
     Ok(())
 }
 
-/// Of the table that this project's migrations make.
+/// The table `outbox` of the migrations.
 #[tokio::test(flavor = "multi_thread")]
-async fn check_finds_what_keeps_rows_out_of_the_outbox() -> Result<()> {
+async fn check_finds_what_prevents_inserts_into_the_outbox() -> Result<()> {
     let setup = Setup::new("kept_out", SinkKind::Kafka).await?;
     let client = setup.database.connect().await?;
     let found = async |level| findings(&setup, level).await;
@@ -618,7 +616,7 @@ async fn check_finds_what_keeps_rows_out_of_the_outbox() -> Result<()> {
         let lines = found(level).await?;
         assert!(lines.contains(line), "{line} in {lines}");
     }
-    // The statements are statements.
+    // The hints are valid SQL statements.
     for finding in check(&setup.config()?).await {
         if let (Level::Fail | Level::Note, Some(hint)) = (finding.level, &finding.hint)
             && finding.subject == "test"
@@ -631,9 +629,9 @@ async fn check_finds_what_keeps_rows_out_of_the_outbox() -> Result<()> {
     Ok(())
 }
 
-/// Defaults of the role that would keep a relay from its work.
+/// Defaults of the database would break the relay.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_has_settings_of_its_own() -> Result<()> {
+async fn a_relay_overrides_the_defaults_of_the_database() -> Result<()> {
     let setup = Setup::new("defaults", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let database = setup.database.url.rsplit('/').next().unwrap_or_default();
@@ -654,9 +652,9 @@ async fn a_relay_has_settings_of_its_own() -> Result<()> {
     relay.stop().await
 }
 
-/// Nobody would know of rows that can never be published.
+/// Otherwise unpublishable rows would go unnoticed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_that_can_not_be_measured_is_told() -> Result<()> {
+async fn a_failed_backlog_measurement_is_reported() -> Result<()> {
     let setup = Setup::new("unmeasured", SinkKind::Kafka).await?;
     let client = setup.database.connect().await?;
     client

@@ -1,4 +1,4 @@
-//! Outboxes that others made: their tables, their columns, their topics.
+//! Mapped outbox tables: their columns and topics.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ use crate::publishing::Setup;
 const COLUMNS_ONLINE: &str = include_str!("../../sql/columns-online.sql");
 const DELETE_PUBLISHED: &str = include_str!("../../sql/delete-published.sql");
 
-/// As Debezium's outbox event router expects it.
+/// The table of Debezium's outbox event router.
 const OUTBOXEVENT: &str = "create table outboxevent (
     id uuid primary key default gen_random_uuid(),
     aggregatetype text not null,
@@ -24,8 +24,8 @@ const OUTBOXEVENT: &str = "create table outboxevent (
     type text not null,
     payload jsonb)";
 
-/// Its mapping, with the headers that Debezium would write.
-fn of_debezium(topic: &str) -> Result<Mapping> {
+/// Returns the mapping of Debezium's table, with Debezium's headers.
+fn debezium_mapping(topic: &str) -> Result<Mapping> {
     mapping(&format!(
         "table = 'public.outboxevent'
          topic = '{topic}.${{aggregatetype}}'
@@ -38,7 +38,7 @@ fn of_debezium(topic: &str) -> Result<Mapping> {
     ))
 }
 
-/// What these settings of a source make.
+/// Parses the mapping in these settings of a source.
 pub(crate) fn mapping(settings: &str) -> Result<Mapping> {
     let config = format!(
         "kafka.brokers = 'localhost:9092'\n[[source]]\nname = 'test'\n\
@@ -49,7 +49,7 @@ pub(crate) fn mapping(settings: &str) -> Result<Mapping> {
     Ok(Config::load(&path)?.sources[0].mapping.clone())
 }
 
-/// Statement by statement, as psql runs a file.
+/// Runs a file statement by statement, like psql.
 async fn run_file(client: &Sql, file: &str) -> Result<()> {
     for statement in statements(file) {
         client.batch_execute(&statement).await?;
@@ -57,24 +57,24 @@ async fn run_file(client: &Sql, file: &str) -> Result<()> {
     Ok(())
 }
 
-/// A database with Debezium's table, which has the relay's columns already, and a relay's set-up for it.
+/// Creates a database with Debezium's table and the relay's columns.
 async fn debezium_setup(test: &str) -> Result<(Setup, Sql)> {
     let mut setup = Setup::new(test, SinkKind::Kafka).await?;
-    setup.mapping = of_debezium(&setup.topic)?;
+    setup.mapping = debezium_mapping(&setup.topic)?;
     setup.topic += ".order";
     Addresses::shared().create_topic(&setup.topic, 3).await?;
     let client = setup.database.connect().await?;
     client.batch_execute(OUTBOXEVENT).await?;
     run_file(&client, COLUMNS_ONLINE).await?;
-    // As after a lock_timeout.
+    // A second run, as after a lock_timeout.
     run_file(&client, COLUMNS_ONLINE).await?;
     Ok((setup, client))
 }
 
-/// The same with a table of two partitions, by type.
+/// Creates a database with a table of two partitions, by type.
 async fn partitioned_setup(test: &str) -> Result<(Setup, Sql)> {
     let mut setup = Setup::new(test, SinkKind::Kafka).await?;
-    setup.mapping = of_debezium(&setup.topic)?;
+    setup.mapping = debezium_mapping(&setup.topic)?;
     setup.topic += ".order";
     Addresses::shared().create_topic(&setup.topic, 3).await?;
     let client = setup.database.connect().await?;
@@ -92,7 +92,7 @@ async fn partitioned_setup(test: &str) -> Result<(Setup, Sql)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_of_debeziums_table_becomes_the_record_that_debezium_would_make() -> Result<()> {
+async fn a_row_of_debeziums_table_becomes_the_same_record_as_with_debezium() -> Result<()> {
     let (setup, client) = debezium_setup("debezium").await?;
     let relay = setup.start().await?;
     let sql = "insert into outboxevent (aggregatetype, aggregateid, type, payload)
@@ -106,11 +106,11 @@ async fn a_row_of_debeziums_table_becomes_the_record_that_debezium_would_make() 
         assert_eq!(record.header(name), Some(id.as_str()), "{record:?}");
     }
     assert_eq!(record.header("ce_type"), Some("OrderPlaced"));
-    // The table says nothing of these.
+    // The table has no columns for these.
     assert_eq!(record.header("ce_aggregateversion"), None);
     assert_eq!(record.header("ce_time"), None);
-    // What is measured is of this table.
-    eventually("a backlog of none, and a size", async || {
+    // The measurements are of this table.
+    eventually("an empty backlog and a size", async || {
         let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
         let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
         let is_measured = status["pending_rows"] == 0 && status["outbox_bytes"].as_i64() > Some(0);
@@ -120,11 +120,11 @@ async fn a_row_of_debeziums_table_becomes_the_record_that_debezium_would_make() 
     relay.stop().await
 }
 
-/// Postgres builds no index on a partitioned table while writers go on.
+/// Postgres can't create an index on a partitioned table concurrently.
 #[tokio::test(flavor = "multi_thread")]
-async fn columns_online_stops_at_a_partitioned_table_and_says_how_to_go_on() -> Result<()> {
+async fn columns_online_rejects_a_partitioned_table_with_the_manual_steps() -> Result<()> {
     let mut setup = Setup::new("by_hand", SinkKind::Kafka).await?;
-    setup.mapping = of_debezium(&setup.topic)?;
+    setup.mapping = debezium_mapping(&setup.topic)?;
     setup.topic += ".order";
     Addresses::shared().create_topic(&setup.topic, 3).await?;
     let client = setup.database.connect().await?;
@@ -138,8 +138,10 @@ async fn columns_online_stops_at_a_partitioned_table_and_says_how_to_go_on() -> 
     let rejected = run_file(&client, COLUMNS_ONLINE).await.unwrap_err();
     let rejected = rejected.downcast::<tokio_postgres::Error>()?;
     let hint = rejected.as_db_error().and_then(|err| err.hint());
-    let (by_hand, rest) = (hint.context("no hint")?.split_once(" then ")).context("no end")?;
-    assert_eq!(rest, "take step 3 out of this file, and run it again.");
+    let hint = hint.context("no hint")?;
+    let statements = hint.strip_prefix("Run: ").context("no statements")?;
+    let (by_hand, rest) = statements.split_once(" Then ").context("no end")?;
+    assert_eq!(rest, "remove step 3 from this file and run it again.");
     let changed = "select count(*) from information_schema.columns
         where table_name = 'outboxevent' and column_name in ('xid', 'seq')";
     assert_eq!(client.count(changed).await?, 0);
@@ -160,7 +162,7 @@ async fn columns_online_stops_at_a_partitioned_table_and_says_how_to_go_on() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn payloads_of_every_type_are_published_under_names_that_need_quotes() -> Result<()> {
+async fn payloads_of_all_types_and_quoted_names_are_published() -> Result<()> {
     let mut setup = Setup::new("types", SinkKind::Kafka).await?;
     let client = setup.database.connect().await?;
     for (kind, value, expected) in [
@@ -222,7 +224,7 @@ async fn payloads_of_every_type_are_published_under_names_that_need_quotes() -> 
             ("traceparent", Some("00-1-2-01")),
             ("a", Some("b")),
             ("tenant", Some("9")),
-            // A column that is null makes no header.
+            // A null column makes no header.
             ("region", None),
         ] {
             assert_eq!(record.header(name), value, "{name} of {record:?}");
@@ -232,8 +234,8 @@ async fn payloads_of_every_type_are_published_under_names_that_need_quotes() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_stays_open_is_not_forgotten_in_a_mapped_table() -> Result<()> {
-    let (setup, client) = debezium_setup("straggler").await?;
+async fn a_late_row_of_a_mapped_table_is_published() -> Result<()> {
+    let (setup, client) = debezium_setup("late_row").await?;
     let insert = |key: &str| {
         format!(
             "insert into outboxevent (aggregatetype, aggregateid, type, payload)
@@ -256,15 +258,15 @@ fn keys(records: &[Record]) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_rejected_of_a_mapped_table_is_set_aside_and_can_be_sent_again() -> Result<()> {
-    let (mut setup, client) = debezium_setup("aside").await?;
+async fn a_rejected_row_of_a_mapped_table_is_stored_and_can_be_published_again() -> Result<()> {
+    let (mut setup, client) = debezium_setup("rejected").await?;
     let topic = setup.topic.clone();
     for (on_rejection, table) in [
         (OnRejection::DeadLetter, "relay_dead_letters"),
         (OnRejection::ParkKey, "relay_parked"),
     ] {
         setup.on_rejection = on_rejection;
-        // No topic has the second name, so that its two events are rejected; the last one is not.
+        // The topic `nowhere` does not exist, so its two events are rejected. The last one is accepted.
         let events = "insert into outboxevent (aggregatetype, aggregateid, type, payload)
             select kind, 'a', 'T', '{\"n\": 1}'
             from unnest(array['nowhere', 'nowhere', 'order']) as kind";
@@ -279,11 +281,11 @@ async fn what_is_rejected_of_a_mapped_table_is_set_aside_and_can_be_sent_again()
     }
     let missing = topic.replace(".order", ".nowhere");
     assert_eq!(setup.records(2).await?.len(), 2);
-    // Begun anew, everything is rejected or taken once more.
+    // After a reset all rows are published.
     Addresses::shared().create_topic(&missing, 1).await?;
     let source = &setup.config()?.sources[0];
-    let timeless = reset(source, ResetTo::UnixSeconds(0.0)).await.unwrap_err();
-    assert!(format!("{timeless:#}").contains("--to-seq"), "{timeless:#}");
+    let rejected = reset(source, ResetTo::UnixSeconds(0.0)).await.unwrap_err();
+    assert!(format!("{rejected:#}").contains("--to-seq"), "{rejected:#}");
     assert_eq!(reset(source, ResetTo::Beginning).await?, 0);
     let relay = setup.start().await?;
     assert_eq!(setup.records(4).await?.len(), 4);
@@ -291,7 +293,7 @@ async fn what_is_rejected_of_a_mapped_table_is_set_aside_and_can_be_sent_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_of_another_cluster_are_told_before_a_reset() -> Result<()> {
+async fn a_reset_fails_on_rows_of_another_cluster() -> Result<()> {
     let (setup, client) = debezium_setup("foreign").await?;
     let row = "insert into outboxevent (aggregatetype, aggregateid, type, xid)
         values ('order', 'a', 'T', '1000000000000')";
@@ -301,7 +303,7 @@ async fn rows_of_another_cluster_are_told_before_a_reset() -> Result<()> {
     let error = format!("{error:#}");
     let (_, statement) = error.split_once("run `").context(error.clone())?;
     client
-        .batch_execute(statement.trim_end_matches("`."))
+        .batch_execute(statement.trim_end_matches(['`', '.']))
         .await?;
     reset(source, ResetTo::Beginning).await?;
     let relay = setup.start().await?;
@@ -310,9 +312,9 @@ async fn rows_of_another_cluster_are_told_before_a_reset() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
+async fn adding_columns_under_load_loses_no_event() -> Result<()> {
     let mut setup = Setup::new("online", SinkKind::Kafka).await?;
-    setup.mapping = of_debezium(&setup.topic)?;
+    setup.mapping = debezium_mapping(&setup.topic)?;
     setup.topic += ".order";
     Addresses::shared().create_topic(&setup.topic, 3).await?;
     let client = setup.database.connect().await?;
@@ -320,7 +322,7 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
     let file = "select pg_relation_filenode('outboxevent')";
     let before = client.count(file).await?;
 
-    // They own nothing.
+    // The writers don't own the table.
     let role = Addresses::unique_name("writers");
     let grants = format!("create role {role}; grant insert, select on outboxevent to {role}");
     client.batch_execute(&grants).await?;
@@ -340,7 +342,7 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
     wait_for_more().await?;
     run_file(&client, COLUMNS_ONLINE).await?;
     let without = "select count(*) from outboxevent where seq is null";
-    let of_before = client.count(without).await?;
+    let rows_before = client.count(without).await?;
     wait_for_more().await?;
     let relay = setup.start().await?;
     wait_for_more().await?;
@@ -350,9 +352,9 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
         committed.extend(writer.await??);
     }
 
-    // Whoever published before has the rows without columns, and there came none after the defaults.
-    assert_eq!(client.count(without).await?, of_before);
-    assert!(of_before >= 100);
+    // No row without the columns was inserted after the defaults.
+    assert_eq!(client.count(without).await?, rows_before);
+    assert!(rows_before >= 100);
     assert_eq!(
         client
             .count("select count(*) from outboxevent where (xid is null) <> (seq is null)")
@@ -370,10 +372,10 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
         .collect();
     assert_eq!(published, ours);
     assert_eq!(records.len(), ours.len(), "duplicates");
-    // The table was never written anew.
+    // The table was not rewritten.
     assert_eq!(client.count(file).await?, before);
 
-    // What was published can go, and nothing else does.
+    // Published rows are deleted, and no others.
     let delete = DELETE_PUBLISHED.replace("'shop'", "'test'");
     eventually("published rows deleted", async || {
         run_file(&client, &delete).await?;
@@ -383,27 +385,27 @@ async fn columns_that_are_added_under_load_lose_no_event() -> Result<()> {
         Ok((left == 0).then_some(()))
     })
     .await?;
-    assert_eq!(client.count(without).await?, of_before);
+    assert_eq!(client.count(without).await?, rows_before);
     relay.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
+async fn check_finds_all_defects_of_a_mapped_table() -> Result<()> {
     let (setup, client) = debezium_setup("checked").await?;
     let row =
         "insert into outboxevent (aggregatetype, aggregateid, type) values ('order', 'a', 'T')";
     client.batch_execute(row).await?;
-    let wrong = async || {
+    let failures = async || {
         let found = check(&setup.config()?).await;
-        let wrong = found.iter().filter(|finding| finding.level == Level::Fail);
+        let failures = found.iter().filter(|finding| finding.level == Level::Fail);
         Ok::<_, anyhow::Error>(
-            wrong
+            failures
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
                 .join("\n"),
         )
     };
-    assert_eq!(wrong().await?, "");
+    assert_eq!(failures().await?, "");
     for (sql, message) in [
         (
             "alter sequence outboxevent_seq cache 50",
@@ -417,7 +419,7 @@ async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
             "alter sequence outboxevent_seq no cycle increment -1 minvalue -100",
             "outboxevent_seq counts down",
         ),
-        // As MassTransit makes it.
+        // MassTransit's definition.
         (
             "alter sequence outboxevent_seq increment 1;
              alter table outboxevent alter seq drop default, alter seq set not null,
@@ -471,19 +473,19 @@ async fn check_tells_what_a_mapped_table_lacks() -> Result<()> {
         ),
     ] {
         client.batch_execute(sql).await?;
-        let wrong = wrong().await?;
-        assert!(wrong.contains(message), "{message} in {wrong}");
+        let failures = failures().await?;
+        assert!(failures.contains(message), "{message} in {failures}");
     }
     Ok(())
 }
 
-/// What the table `outbox` enforces, another table may leave open.
+/// Unlike the table `outbox`, a mapped table may accept null.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_without_a_number_are_counted_and_named() -> Result<()> {
+async fn rows_without_a_seq_are_counted_and_reported() -> Result<()> {
     let (setup, client) = debezium_setup("nulls").await?;
     let drop_constraint = "alter table outboxevent drop constraint outboxevent_relay_columns";
     client.batch_execute(drop_constraint).await?;
-    // As an ORM that maps the columns inserts them.
+    // An ORM that maps the columns inserts null.
     let careless = "insert into outboxevent (aggregatetype, aggregateid, type, seq, xid)
         values ('order', 'a', 'T', null, default), ('order', 'b', 'T', default, null),
             ('order', 'c', 'T', null, null), ('order', 'd', 'T', default, default)
@@ -536,9 +538,9 @@ async fn rows_without_a_number_are_counted_and_named() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_below_one_are_numbers_too() -> Result<()> {
+async fn rows_with_negative_seqs_are_published() -> Result<()> {
     let mut setup = Setup::new("below_one", SinkKind::Kafka).await?;
-    setup.mapping = of_debezium(&setup.topic)?;
+    setup.mapping = debezium_mapping(&setup.topic)?;
     setup.topic += ".order";
     Addresses::shared().create_topic(&setup.topic, 3).await?;
     let client = setup.database.connect().await?;
@@ -568,7 +570,7 @@ async fn numbers_below_one_are_numbers_too() -> Result<()> {
     relay.stop().await
 }
 
-/// Many writers mean nothing by it: an ORM writes it for a value that is absent.
+/// ORMs write JSON null for an absent value.
 #[tokio::test(flavor = "multi_thread")]
 async fn json_null_as_a_payload_is_a_tombstone() -> Result<()> {
     for kind in ["jsonb", "json"] {
@@ -597,11 +599,11 @@ async fn json_null_as_a_payload_is_a_tombstone() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
+async fn an_invalid_row_halts_the_source_and_is_reported() -> Result<()> {
     let (setup, client) = debezium_setup("no_key").await?;
     let nullable = "alter table outboxevent alter aggregateid drop not null";
     client.batch_execute(nullable).await?;
-    // The last one of a page that is full.
+    // The last row of a full page.
     let last = i32::try_from(setup.max_page_rows)?;
     let rows = "insert into outboxevent (aggregatetype, aggregateid, type)
         select 'order', nullif(n, $1), 'T' from generate_series(1, $1 + 1) as n returning seq";
@@ -609,13 +611,12 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
     let seq: i64 = rows[setup.max_page_rows - 1].get(0);
     let relay = setup.start().await?;
     let text = relay
-        .wait_for_state(
-            503,
-            "can't be published: its key is null (source.columns.key)",
-        )
+        .wait_for_state(503, "failed to publish the row with seq")
         .await?;
     assert!(
-        text.contains(&format!("halted: the row with seq {seq}")),
+        text.contains(&format!(
+            "halted: failed to publish the row with seq {seq}: its key is null (source.columns.key)"
+        )),
         "{text}"
     );
     let before = setup.max_page_rows - 1;
@@ -627,10 +628,9 @@ async fn a_row_that_can_be_no_record_is_named() -> Result<()> {
     relay.stop().await
 }
 
-/// Postgres rejects the whole page that it is on.
+/// Postgres fails to read the whole page.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_is_none_of_its_type_is_named_and_keeps_back_nothing_before_it() -> Result<()>
-{
+async fn an_unreadable_value_halts_the_source_after_all_earlier_rows() -> Result<()> {
     let (setup, client) = debezium_setup("no_uuid").await?;
     client
         .batch_execute("alter table outboxevent alter id drop default, alter id type text")
@@ -648,7 +648,7 @@ async fn a_value_that_is_none_of_its_type_is_named_and_keeps_back_nothing_before
         .count("select seq from outboxevent where id = 'not-a-uuid'")
         .await?;
     let relay = setup.start().await?;
-    let halted = format!("halted: the row with seq {seq} can't be read");
+    let halted = format!("halted: failed to read the row with seq {seq}");
     let text = relay.wait_for_state(503, &halted).await?;
     assert!(
         text.contains(
@@ -657,8 +657,8 @@ async fn a_value_that_is_none_of_its_type_is_named_and_keeps_back_nothing_before
         "{text}"
     );
     assert_eq!(setup.records(20).await?.len(), 20);
-    // The table doesn't say when a row was written. Its age is known all the same.
-    eventually("an age of what waits", async || {
+    // The relay measures the age itself, because the table has no creation time.
+    eventually("an age of the pending rows", async || {
         let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
         let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
         let is_old = status["oldest_pending_age_s"].as_f64() > Some(1.0);
@@ -672,9 +672,9 @@ async fn a_value_that_is_none_of_its_type_is_named_and_keeps_back_nothing_before
     relay.stop().await
 }
 
-/// Postgres looks at the first row of each partition, to find which of them comes first.
+/// Postgres reads the first row of each partition to merge them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_can_not_be_read_keeps_back_none_of_another_partition() -> Result<()> {
+async fn an_unreadable_row_does_not_block_earlier_rows_of_other_partitions() -> Result<()> {
     let (setup, client) = partitioned_setup("no_uuid_part").await?;
     let id = "alter table outboxevent alter id drop default, alter id type text";
     client.batch_execute(id).await?;
@@ -695,7 +695,7 @@ async fn a_row_that_can_not_be_read_keeps_back_none_of_another_partition() -> Re
         .await?;
     let seq = client.count("select seq from two").await?;
     let relay = setup.start().await?;
-    let halted = format!("halted: the row with seq {seq} can't be read");
+    let halted = format!("halted: failed to read the row with seq {seq}");
     relay.wait_for_state(503, &halted).await?;
     assert_eq!(setup.records(30).await?.len(), 30);
     client.batch_execute("delete from two").await?;
@@ -703,9 +703,9 @@ async fn a_row_that_can_not_be_read_keeps_back_none_of_another_partition() -> Re
     relay.stop().await
 }
 
-/// What was there before the columns is nothing that the relay publishes.
+/// The relay does not publish rows from before the columns were added.
 #[tokio::test(flavor = "multi_thread")]
-async fn check_looks_at_rows_that_have_a_seq() -> Result<()> {
+async fn check_ignores_rows_without_a_seq() -> Result<()> {
     let (setup, client) = debezium_setup("old_rows").await?;
     let rows = "alter table outboxevent drop constraint outboxevent_relay_columns;
         insert into outboxevent (seq, xid, aggregatetype, aggregateid, type)
@@ -717,14 +717,14 @@ async fn check_looks_at_rows_that_have_a_seq() -> Result<()> {
         insert into outboxevent (aggregatetype, aggregateid, type) values ('newest', 'a', 'T')";
     client.batch_execute(rows).await?;
     let found = check(&setup.config()?).await;
-    let wrong = found.iter().filter(|finding| finding.level == Level::Fail);
-    let wrong: Vec<String> = wrong.map(ToString::to_string).collect();
-    assert_eq!(wrong.len(), 1, "{wrong:?}");
-    assert!(wrong[0].contains(".newest"), "{wrong:?}");
+    let failures = found.iter().filter(|finding| finding.level == Level::Fail);
+    let failures: Vec<String> = failures.map(ToString::to_string).collect();
+    assert_eq!(failures.len(), 1, "{failures:?}");
+    assert!(failures[0].contains(".newest"), "{failures:?}");
     Ok(())
 }
 
-/// The index by which parked keys are found has no room for it.
+/// The key exceeds the size limit of an index entry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
     let (mut setup, client) = debezium_setup("long_key").await?;
@@ -735,13 +735,13 @@ async fn a_key_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
     client.batch_execute(rows).await?;
     let relay = setup.start().await?;
     let text = relay.wait_for_state(503, "halted").await?;
-    // Of the key no more than tells which one it is.
+    // The message contains only the start of the key.
     assert!(text.len() < 1_000, "{text}");
     assert_eq!(client.count("select count(*) from relay_parked").await?, 1);
     relay.stop().await
 }
 
-/// Nor of a topic.
+/// The topic exceeds the size limit of an index entry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> {
     let (mut setup, client) = debezium_setup("long_topic").await?;
@@ -757,9 +757,9 @@ async fn a_topic_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> 
     relay.stop().await
 }
 
-/// Rows of two partitions can be in the same place of each.
+/// Rows of different partitions can have the same ctid.
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_partitioned_table_only_what_was_published_is_deleted() -> Result<()> {
+async fn only_published_rows_of_a_partitioned_table_are_deleted() -> Result<()> {
     let (setup, client) = partitioned_setup("deleted").await?;
     let insert = |part: &str| {
         format!(
@@ -781,7 +781,7 @@ async fn of_a_partitioned_table_only_what_was_published_is_deleted() -> Result<(
     relay.stop().await
 }
 
-/// Writes events, each in a transaction, of which every fifth is rolled back. Returns the ids of the others.
+/// Writes one event per transaction and rolls back every fifth one. Returns the committed ids.
 async fn write_until(
     session: Sql,
     writer: usize,
@@ -808,7 +808,7 @@ async fn write_until(
     Ok(committed)
 }
 
-/// What the relay keeps for itself, as the catalog describes it.
+/// Returns the catalog entries of the relay's own tables and functions.
 async fn relay_catalog(client: &Sql) -> Result<Vec<String>> {
     let sql = "
         select concat_ws(' ', table_name, ordinal_position, column_name, data_type, is_nullable, column_default)
@@ -833,7 +833,7 @@ async fn relay_catalog(client: &Sql) -> Result<Vec<String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_relays_own_tables_are_the_same_without_the_outbox() -> Result<()> {
+async fn relay_sql_creates_the_same_tables_as_the_migrations() -> Result<()> {
     let with_outbox = crate::harness::Database::new("with_outbox").await?;
     let url = Addresses::shared()
         .create_database(&Addresses::unique_name("alone"))

@@ -209,7 +209,7 @@ mistakes! {
         change: |parts| {
             parts.source += "[[source]]\nname = 'Test'\ndatabase_url = 'postgres://relay@host/db'\n";
         },
-        check: &["Test: two sources have this name; give each one of its own"],
+        check: &["Test: duplicate source name; give each source a unique name"],
         ..MISTAKE
     };
     missing_secrets_file: Mistake {
@@ -392,7 +392,7 @@ async fn a_standby_names_the_leader() -> Result<()> {
     let pid: i32 = client.query_one(lock, &[]).await?.get(0);
     let (code, text) = setting.output(&["check"]).await?;
     assert_eq!(code, Some(0), "{text}");
-    let holder = format!("session {pid} of Postgres");
+    let holder = format!("Postgres session {pid}");
     assert!(
         text.contains(&format!("NOTE     test: the leader is {holder}")),
         "{text}"

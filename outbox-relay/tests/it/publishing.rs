@@ -379,7 +379,9 @@ async fn a_dump_that_was_restored_elsewhere_is_published_after_a_reset(
         update relay_checkpoints set system_identifier = system_identifier + 1";
     session.client.batch_execute(restored).await?;
     let relay = setup.start().await?;
-    let text = relay.wait_for_state(503, "is of another Postgres").await?;
+    let text = relay
+        .wait_for_state(503, "belongs to another Postgres cluster")
+        .await?;
     assert!(text.contains("outbox-relay reset --source test"), "{text}");
     relay.stop().await?;
     reset(&setup.config()?.sources[0], ResetTo::Beginning).await?;
@@ -399,7 +401,7 @@ async fn a_silent_database_is_reported_after_a_timeout(sink: SinkKind) -> Result
     setup.database.url = format!("postgres://nobody@{}/nowhere", silent.local_addr()?);
     let relay = setup.start().await?;
     relay
-        .wait_for_state(503, "the database doesn't answer within")
+        .wait_for_state(503, "the database did not respond within")
         .await?;
     relay.stop().await
 }

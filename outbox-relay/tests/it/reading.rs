@@ -1,5 +1,5 @@
-//! The reading rule: every committed row once, in order per key, whatever the writers do. The
-//! product's reader passes; two readers that look right fail the same test.
+//! The reading rule: each committed row is read once, in order per key, under any schedule of writers. The relay's reader
+//! passes this test, and two plausible but wrong readers fail it.
 
 use std::sync::Arc;
 
@@ -17,15 +17,15 @@ use tokio::sync::Mutex;
 
 use crate::{
     harness::{Database, Session},
-    schedule::{Found, Reading, Rows, Step, Verdict, Writers, schedules},
+    schedule::{Found, OutboxReader, Rows, Step, Verdict, Writers, schedules},
 };
 
-/// Rows of a page: few, so that windows have many pages.
+/// A small page size, so that windows have many pages.
 const PAGE_ROWS: usize = 3;
 const SCHEDULES: u32 = 1_000;
 const STEPS: usize = 60;
 
-/// The product's reader.
+/// The relay's reader.
 struct SnapshotDifference {
     reader: Reader,
     cursor: Cursor,
@@ -44,19 +44,19 @@ impl SnapshotDifference {
     }
 }
 
-impl Reading for SnapshotDifference {
-    async fn page(&mut self) -> Result<Vec<Found>> {
+impl OutboxReader for SnapshotDifference {
+    async fn read_page(&mut self) -> Result<Vec<Found>> {
         if self.cursor.window().is_none() {
-            self.cursor.open(self.reader.snapshot().await?);
+            self.cursor.open(self.reader.take_snapshot().await?);
         }
-        // As after a restart, at any page: through the checkpoint's form.
+        // Simulates a restart before each page: converts the cursor to the checkpoint and back.
         let window = self.cursor.window().map(|w| ((*w.upto).clone(), w.done));
         self.cursor = Cursor::new(self.cursor.seen().clone(), self.cursor.max_seq(), window);
-        let page = self.reader.page(&self.cursor, self.page_rows).await?;
+        let page = self.reader.read_page(&self.cursor, self.page_rows).await?;
         let mut found = Vec::new();
         for (index, row) in page.rows().enumerate() {
             let row = row?;
-            if let Some(position) = page.position_behind(index)? {
+            if let Some(position) = page.position_after(index)? {
                 self.cursor.advance(position);
             }
             found.push((
@@ -72,34 +72,34 @@ impl Reading for SnapshotDifference {
     }
 }
 
-/// Wrong: takes seq for the order of commits, as most outboxes do.
+/// A wrong reader, as in many outboxes: assumes that seq is the order of commits.
 struct SeqCursor {
     client: Sql,
     max_seq: i64,
 }
 
-impl Reading for SeqCursor {
-    async fn page(&mut self) -> Result<Vec<Found>> {
+impl OutboxReader for SeqCursor {
+    async fn read_page(&mut self) -> Result<Vec<Found>> {
         let condition = format!("seq > {}", self.max_seq);
-        let (found, last_seq) = select(&self.client, &condition).await?;
+        let (found, last_seq) = select_page(&self.client, &condition).await?;
         self.max_seq = last_seq.unwrap_or(self.max_seq);
         Ok(found)
     }
 }
 
-/// Wrong: takes the listed transactions of a snapshot for all that were in progress.
+/// A wrong reader: assumes that a snapshot lists all transactions in progress.
 struct ListedOnly {
     client: Sql,
     seen: String,
     max_seq: i64,
 }
 
-impl Reading for ListedOnly {
-    async fn page(&mut self) -> Result<Vec<Found>> {
-        let (upto, _) = position(&self.client).await?;
+impl OutboxReader for ListedOnly {
+    async fn read_page(&mut self) -> Result<Vec<Found>> {
+        let (upto, _) = query_position(&self.client).await?;
         let (seen, max_seq) = (&self.seen, self.max_seq);
         let listed = seen.rsplit(':').next().unwrap_or_default();
-        let due = format!(
+        let pending = format!(
             "pg_visible_in_snapshot(xid, '{upto}') and (
                  seq > {max_seq} and not pg_visible_in_snapshot(xid, '{seen}')
                  or seq <= {max_seq} and xid = any ('{{{listed}}}'::xid8[]))"
@@ -108,7 +108,7 @@ impl Reading for ListedOnly {
         let mut done_seq = 0;
         loop {
             let (page, last_seq) =
-                select(&self.client, &format!("{due} and seq > {done_seq}")).await?;
+                select_page(&self.client, &format!("{pending} and seq > {done_seq}")).await?;
             let Some(last_seq) = last_seq else { break };
             done_seq = last_seq;
             found.extend(page);
@@ -119,8 +119,8 @@ impl Reading for ListedOnly {
     }
 }
 
-/// A page of rows, and the seq of the last one.
-async fn select(client: &Sql, condition: &str) -> Result<(Vec<Found>, Option<i64>)> {
+/// Reads a page of rows. Returns them and the last seq.
+async fn select_page(client: &Sql, condition: &str) -> Result<(Vec<Found>, Option<i64>)> {
     let sql = format!(
         "select event_id::text, key, aggregate_version, seq from outbox where {condition}
          order by seq limit {PAGE_ROWS}"
@@ -134,30 +134,29 @@ async fn select(client: &Sql, condition: &str) -> Result<(Vec<Found>, Option<i64
     Ok((found.collect::<Result<_>>()?, last_seq))
 }
 
-/// The present snapshot, and the highest seq in it.
-async fn position(client: &Sql) -> Result<(String, i64)> {
+/// Returns the current snapshot and the highest seq in it.
+async fn query_position(client: &Sql) -> Result<(String, i64)> {
     let sql = "select pg_current_snapshot()::text, coalesce(max(seq), 0) from outbox";
     let row = client.query_one(sql, &[]).await?;
     Ok((row.get(0), row.get(1)))
 }
 
 #[test]
-fn every_committed_row_is_read_once_and_in_order_per_key() -> Result<()> {
-    no_schedule_breaks_reading("reading", Rows::Own)
+fn each_committed_row_is_read_once_and_in_order_per_key() -> Result<()> {
+    run_schedules("reading", Rows::Own)
 }
 
 #[test]
-fn rows_of_other_clusters_and_with_repeated_numbers_are_read_once_and_keep_nobody_back()
--> Result<()> {
-    no_schedule_breaks_reading("reading_foreign", Rows::Foreign)
+fn rows_of_other_clusters_and_repeated_seqs_are_read_once_and_block_no_other_row() -> Result<()> {
+    run_schedules("reading_foreign", Rows::Foreign)
 }
 
-fn no_schedule_breaks_reading(test: &str, rows: Rows) -> Result<()> {
+fn run_schedules(test: &str, rows: Rows) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let (writers, reading) = runtime.block_on(async {
         let database = Database::new(test).await?;
         let writers = Mutex::new(Writers::new(&database, rows).await?);
-        // Fewer than share a seq.
+        // Fewer rows than share a seq.
         let page_rows = if rows == Rows::Foreign { 1 } else { PAGE_ROWS };
         let reading = Mutex::new(SnapshotDifference::new(&database, page_rows).await?);
         Ok::<_, anyhow::Error>((writers, reading))
@@ -182,8 +181,8 @@ fn no_schedule_breaks_reading(test: &str, rows: Rows) -> Result<()> {
     result.map_err(|err| anyhow::anyhow!("{err}"))
 }
 
-/// The same schedules every time, until one shows that the reader is wrong.
-async fn is_caught<R: Reading>(
+/// Runs deterministic schedules until the reader fails.
+async fn fails<R: OutboxReader>(
     test: &str,
     new: impl AsyncFn(&Database) -> Result<R>,
 ) -> Result<bool> {
@@ -204,39 +203,39 @@ async fn is_caught<R: Reading>(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_by_seq_alone_is_caught() -> Result<()> {
-    let caught = is_caught("by_seq", async |database| {
+async fn a_reader_by_seq_alone_fails_the_test() -> Result<()> {
+    let has_failed = fails("by_seq", async |database| {
         let client = database.connect().await?;
-        let (_, max_seq) = position(&client).await?;
+        let (_, max_seq) = query_position(&client).await?;
         Ok(SeqCursor { client, max_seq })
     });
-    assert!(caught.await?);
+    assert!(has_failed.await?);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_trusts_the_list_of_a_snapshot_is_caught() -> Result<()> {
-    let caught = is_caught("listed_only", async |database| {
+async fn a_reader_that_ignores_transactions_from_xmax_on_fails_the_test() -> Result<()> {
+    let has_failed = fails("listed_only", async |database| {
         let client = database.connect().await?;
-        let (seen, max_seq) = position(&client).await?;
+        let (seen, max_seq) = query_position(&client).await?;
         Ok(ListedOnly {
             client,
             seen,
             max_seq,
         })
     });
-    assert!(caught.await?);
+    assert!(has_failed.await?);
     Ok(())
 }
 
-/// A reader in a database where somebody is late.
-struct Late {
+/// A reader, with a database for slow transactions.
+struct LateRowsTest {
     database: Database,
     reader: Reader,
     cursor: Cursor,
 }
 
-impl Late {
+impl LateRowsTest {
     async fn new(database: Database) -> Result<Self> {
         Ok(Self {
             reader: Reader::new(database.connect().await?.into_client(), &Mapping::default())
@@ -246,14 +245,14 @@ impl Late {
         })
     }
 
-    /// Reads what is visible, in pages of so many rows; returns the seqs.
+    /// Reads all visible rows in pages of `page_rows` and returns their seqs.
     async fn read(&mut self, page_rows: usize) -> Result<Vec<i64>> {
-        self.cursor.open(self.reader.snapshot().await?);
+        self.cursor.open(self.reader.take_snapshot().await?);
         let mut seqs = Vec::new();
         while self.cursor.window().is_some() {
-            let page = self.reader.page(&self.cursor, page_rows).await?;
+            let page = self.reader.read_page(&self.cursor, page_rows).await?;
             for (index, row) in page.rows().enumerate() {
-                if let Some(position) = page.position_behind(index)? {
+                if let Some(position) = page.position_after(index)? {
                     self.cursor.advance(position);
                 }
                 seqs.push(row?.seq);
@@ -266,13 +265,13 @@ impl Late {
     }
 }
 
-async fn transaction(session: &Session) -> Result<u64> {
+async fn transaction_id(session: &Session) -> Result<u64> {
     let sql = "select pg_current_xact_id()::text";
     let row = session.client.query_one(sql, &[]).await?;
     Ok(row.get::<_, &str>(0).parse()?)
 }
 
-/// Opens a transaction with so many rows; returns its id.
+/// Opens a transaction with `rows` rows and returns its id.
 async fn begin_with_rows(session: &Session, rows: usize) -> Result<u64> {
     let sql = format!(
         "begin;
@@ -280,25 +279,25 @@ async fn begin_with_rows(session: &Session, rows: usize) -> Result<u64> {
          select 'topic', 'key-' || n, 'made', 1 from generate_series(1, {rows}) as n"
     );
     session.client.batch_execute(&sql).await?;
-    transaction(session).await
+    transaction_id(session).await
 }
 
-/// Each page would otherwise look at all that is left: 500,000 rows took ten times as long as in time.
+/// Otherwise each page reads all remaining late rows: 500,000 of them took ten times as long as new rows.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_come_late_are_not_looked_at_again_with_every_page() -> Result<()> {
+async fn late_rows_are_not_fetched_again_for_each_page() -> Result<()> {
     const ROWS: usize = 5_000;
     const PAGE_ROWS: usize = 50;
-    // Of its own, because transactions in other databases have their place in snapshots, too.
+    // A separate server, because snapshots include the transactions of all databases.
     let home = Arc::new(Home::new()?);
     let postgres = Postgres::start(&home, &["fsync=off"]).await?;
-    let mut late = Late::new(Database::at(postgres.admin_url().to_owned()).await?).await?;
+    let mut late = LateRowsTest::new(Database::at(postgres.admin_url().to_owned()).await?).await?;
     let slow = Session::new(&late.database).await?;
     let fast = Session::new(&late.database).await?;
-    // The id of the late transaction is listed in the snapshot before it, or is from its xmax on.
+    // The late transaction is listed in the previous snapshot, or has an id from its xmax on.
     for is_listed in [true, false] {
         fast.client.batch_execute("begin").await?;
         if !is_listed {
-            transaction(&fast).await?;
+            transaction_id(&fast).await?;
         }
         let xid = begin_with_rows(&slow, ROWS).await?;
         fast.enqueue("topic", "fast", 1).await?;
@@ -314,7 +313,7 @@ async fn rows_that_come_late_are_not_looked_at_again_with_every_page() -> Result
         let seqs = late.read(PAGE_ROWS).await?;
         assert_eq!((seqs.len(), seqs.is_sorted()), (ROWS, true));
     }
-    // With the first page, with the question where they are, and with the page of each.
+    // Each row is fetched for the first page, for the late transactions, and for its own page.
     drop(late.reader);
     let fetched = usize::try_from(late.database.rows_fetched().await?)?;
     assert!(fetched < 2 * 4 * ROWS, "{fetched} for twice {ROWS} rows");
@@ -322,13 +321,13 @@ async fn rows_that_come_late_are_not_looked_at_again_with_every_page() -> Result
     Ok(())
 }
 
-/// The planner knows nothing of a partition that was filled a moment ago, and believes what it knows of
-/// one. It must not take an index in which all rows are looked at, with every window.
+/// The statistics of a partition that was just filled are wrong. The planner must not choose an index with which each window
+/// reads all rows.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_behind_many_rows_looks_at_its_own() -> Result<()> {
+async fn a_window_after_many_rows_fetches_only_its_own() -> Result<()> {
     const ROWS: usize = 20_000;
     const WINDOWS: usize = 50;
-    let mut late = Late::new(Database::new("few_of_many").await?).await?;
+    let mut late = LateRowsTest::new(Database::new("few_of_many").await?).await?;
     let writer = Session::new(&late.database).await?;
     let others = Session::new(&late.database).await?;
     begin_with_rows(&writer, ROWS).await?;
@@ -339,9 +338,9 @@ async fn a_window_behind_many_rows_looks_at_its_own() -> Result<()> {
             others.client.batch_execute("analyze").await?;
         }
         for _ in 0..WINDOWS {
-            // Transactions that come and go: listed in one snapshot, and beyond the next one's xmax.
+            // One transaction is listed in the snapshot, and the next one is from xmax on.
             others.client.batch_execute("begin").await?;
-            transaction(&others).await?;
+            transaction_id(&others).await?;
             writer.enqueue("topic", "key", 1).await?;
             assert_eq!(late.read(ROWS).await?.len(), 1);
             others.enqueue("topic", "key", 1).await?;
@@ -355,16 +354,16 @@ async fn a_window_behind_many_rows_looks_at_its_own() -> Result<()> {
     Ok(())
 }
 
-/// A page of them would be too large.
+/// Together they exceed the size limit of a page.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_rows_that_share_a_seq_are_all_read() -> Result<()> {
     const ROWS: i64 = 5;
     for is_late in [false, true] {
-        let mut late = Late::new(Database::new("large_of_one_seq").await?).await?;
+        let mut late = LateRowsTest::new(Database::new("large_of_one_seq").await?).await?;
         let slow = Session::new(&late.database).await?;
         let fast = Session::new(&late.database).await?;
         slow.client.batch_execute("begin").await?;
-        transaction(&slow).await?;
+        transaction_id(&slow).await?;
         if is_late {
             fast.enqueue("topic", "key", 1).await?;
             late.read(100).await?;
@@ -384,12 +383,12 @@ async fn large_rows_that_share_a_seq_are_all_read() -> Result<()> {
     Ok(())
 }
 
-/// Too many to look at each by itself.
+/// More transactions than branches of the query.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_rows_of_many_transactions_are_read_once_and_in_order() -> Result<()> {
     const TRANSACTIONS: usize = 20;
     const ROWS: usize = 10;
-    let mut late = Late::new(Database::new("many_late").await?).await?;
+    let mut late = LateRowsTest::new(Database::new("many_late").await?).await?;
     let mut sessions = Vec::new();
     for _ in 0..TRANSACTIONS {
         let session = Session::new(&late.database).await?;

@@ -1,5 +1,5 @@
-//! Random interleavings of transactions with a reader, one statement at a time: the same schedule
-//! always runs the same way, and a failing one shrinks.
+//! Random interleavings of transactions with a reader, one statement at a time. Schedules are deterministic, and proptest
+//! shrinks a failing one.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,75 +12,75 @@ use crate::harness::{Database, Session};
 pub(crate) const WRITERS: usize = 4;
 const KEYS: u8 = 6;
 
-/// One step: whose turn it is, and two numbers from which the step is made in the state of then.
+/// One step: the session that acts, and two numbers that select its action in the current state.
 pub(crate) type Step = (u8, u8, u8);
 
-/// Schedules of up to `steps` steps.
+/// Returns a strategy for schedules of up to `steps` steps.
 pub(crate) fn schedules(steps: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec((0..WRITERS as u8 + 2, 0..100_u8, 0..KEYS), 1..steps)
 }
 
-/// A row, as a reader finds it: its event's id, its key and its version.
+/// A row that was read: event id, key and version.
 pub(crate) type Found = (Uuid, String, i64);
 
-/// The rows of committed transactions: key and version by the event's id.
+/// The committed rows: key and version by event id.
 type Committed = HashMap<Uuid, (String, i64)>;
 
-/// Which rows are among those that are written.
+/// The kinds of rows that writers insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rows {
-    /// As the table numbers them.
+    /// Rows with the defaults of the table.
     Own,
-    /// Also such as other clusters and careless writers leave: numbers that are there already, no number, transaction ids
-    /// of the past and of the future.
+    /// Also rows of other clusters and careless writers: repeated seqs, no seq, past and future transaction ids.
     Foreign,
 }
 
-/// A transaction of long ago, and one that is not begun for long.
+/// A transaction id in the past, and one that is ahead of this cluster's.
 const PAST_XID: u64 = 3;
 const FUTURE_XID: u64 = 1 << 40;
 
-/// A way to read the outbox, a page a call; the right one or a wrong one.
-pub(crate) trait Reading {
-    /// The next rows. An empty page means that nothing is due.
-    async fn page(&mut self) -> Result<Vec<Found>>;
+/// A reader of the outbox, correct or wrong.
+pub(crate) trait OutboxReader {
+    /// Reads the next page. An empty page means that no row is pending.
+    async fn read_page(&mut self) -> Result<Vec<Found>>;
 }
 
-/// What a reader did that it must not do.
+/// The number of violations by a reader.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// Committed rows that were not read.
     pub(crate) lost: usize,
-    /// Rows that were read and not committed.
+    /// Rows that were read but not committed.
     pub(crate) phantom: usize,
     /// Rows that were read more than once.
     pub(crate) repeated: usize,
-    /// Rows that were read behind a later version of their key.
+    /// Rows that were read after a later version of their key.
     pub(crate) inverted: usize,
 }
 
-/// The sessions that write.
+/// The writing sessions.
 pub(crate) struct Writers {
     sessions: Vec<Writer>,
-    /// Names their prepared transactions, which are those of the whole server.
+    /// Part of the names of prepared transactions, which are shared by the whole server.
     database: String,
     rows: Rows,
     schedules: u32,
-    /// Rows whose transaction ids are still to come: they are read when they were given others.
-    from_the_future: Committed,
+    /// Rows with future transaction ids. They are read after these were replaced.
+    future_rows: Committed,
 }
 
 struct Writer {
     session: Session,
     state: State,
-    /// What this transaction has written, and the keys it has locked.
+    /// The rows that this transaction has written.
     rows: Vec<Found>,
+    /// The keys that this transaction has locked.
     keys: HashSet<u8>,
     savepoint: Option<(usize, HashSet<u8>)>,
-    /// A change whose event is not written yet.
-    half_done: Option<(u8, i64)>,
-    /// Events with keys of their own.
-    others: u32,
+    /// A change without its event.
+    pending_event: Option<(u8, i64)>,
+    /// The number of events with unique keys.
+    unique_keys: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +97,7 @@ impl Writers {
             client
                 .batch_execute("alter table outbox alter column seq drop not null")
                 .await?;
-            // Before its first number a sequence has its first number as the last one: the highest number so far would
-            // be one that is there already.
+            // Before the first nextval, last_value already is the first number, which another row would get.
             client.count("select nextval('outbox_seq')").await?;
         }
         let mut sessions = Vec::new();
@@ -109,8 +108,8 @@ impl Writers {
                 rows: Vec::new(),
                 keys: HashSet::new(),
                 savepoint: None,
-                half_done: None,
-                others: 0,
+                pending_event: None,
+                unique_keys: 0,
             });
         }
         Ok(Self {
@@ -118,15 +117,15 @@ impl Writers {
             database: database.url.clone(),
             rows,
             schedules: 0,
-            from_the_future: Committed::new(),
+            future_rows: Committed::new(),
         })
     }
 
-    /// Runs a schedule with `reading` beside it, ends all transactions, and judges the reading.
+    /// Runs a schedule with `reader`, ends all transactions, and compares what was read with what was committed.
     pub(crate) async fn run(
         &mut self,
         steps: &[Step],
-        reading: &mut impl Reading,
+        reader: &mut impl OutboxReader,
     ) -> Result<Verdict> {
         self.schedules += 1;
         let mut committed = Committed::new();
@@ -136,33 +135,33 @@ impl Writers {
                 writer if writer < WRITERS => {
                     self.step(writer, what, key, &mut committed).await?;
                 }
-                _ => found.extend(reading.page().await?),
+                _ => found.extend(reader.read_page().await?),
             }
         }
         for writer in 0..WRITERS {
-            // 0 commits whatever is open.
+            // Action 0 commits an open transaction.
             while self.sessions[writer].is_busy() {
                 self.step(writer, 0, 0, &mut committed).await?;
             }
         }
-        if !self.from_the_future.is_empty() {
+        if !self.future_rows.is_empty() {
             let client = &self.sessions[0].session.client;
             client
                 .batch_execute("select outbox_adopt_foreign_rows()")
                 .await?;
-            committed.extend(self.from_the_future.drain());
+            committed.extend(self.future_rows.drain());
         }
-        // Twice, because a page of one window can be empty while the next window has rows.
+        // Twice, because the rest of a window can be empty while the next window has rows.
         for _ in 0..2 {
             loop {
-                let page = reading.page().await?;
+                let page = reader.read_page().await?;
                 if page.is_empty() {
                     break;
                 }
                 found.extend(page);
             }
         }
-        Ok(judge(&committed, &found))
+        Ok(compare(&committed, &found))
     }
 
     async fn step(
@@ -180,8 +179,8 @@ impl Writers {
         let gid = format!("{database} schedule {schedule} writer {number}");
         let schedules = self.schedules;
         let writer = &mut self.sessions[number];
-        // An event comes right after its change, but any other session may act in between.
-        if let Some((key, version)) = writer.half_done.take() {
+        // The event follows its change, but other sessions may act in between.
+        if let Some((key, version)) = writer.pending_event.take() {
             let event_id = writer
                 .session
                 .enqueue_event(&key.to_string(), version)
@@ -190,44 +189,44 @@ impl Writers {
             return Ok(());
         }
         let foreign = self.rows == Rows::Foreign;
-        // Keys of their own: numbers that are given twice say nothing of an order.
-        let other_key = format!("{schedules}-{number}-{}", writer.others);
+        // A unique key, because repeated seqs define no order.
+        let unique_key = format!("{schedules}-{number}-{}", writer.unique_keys);
         match (writer.state, what) {
-            // As a replica or a restore brings them: with the highest number so far, and committed at once.
+            // A replicated or restored row: with the next seq, and committed immediately.
             (State::Idle, 30..40) if foreign => {
-                writer.others += 1;
+                writer.unique_keys += 1;
                 let seq = writer.session.next_seq().await?;
                 let xid = if what < 35 { PAST_XID } else { FUTURE_XID };
                 let event_id = writer
                     .session
-                    .enqueue_as(&other_key, Some(seq), Some(xid))
+                    .enqueue_as(&unique_key, Some(seq), Some(xid))
                     .await?;
                 let rows = match xid {
                     PAST_XID => committed,
-                    _ => &mut self.from_the_future,
+                    _ => &mut self.future_rows,
                 };
-                rows.insert(event_id, (other_key, 1));
+                rows.insert(event_id, (unique_key, 1));
                 Ok(())
             }
-            // With a number that is there already.
+            // A repeated seq.
             (State::Open, 60..75) if foreign => {
-                writer.others += 1;
+                writer.unique_keys += 1;
                 let seq = i64::max(1, writer.session.last_seq().await? - i64::from(key / 4));
                 let event_id = writer
                     .session
-                    .enqueue_as(&other_key, Some(seq), None)
+                    .enqueue_as(&unique_key, Some(seq), None)
                     .await?;
-                writer.rows.push((event_id, other_key, 1));
+                writer.rows.push((event_id, unique_key, 1));
                 Ok(())
             }
-            // Without a number: never read.
+            // No seq: never read.
             (State::Open, 75..78) if foreign => {
-                writer.others += 1;
-                writer.session.enqueue_as(&other_key, None, None).await?;
+                writer.unique_keys += 1;
+                writer.session.enqueue_as(&unique_key, None, None).await?;
                 Ok(())
             }
             (State::Idle, 0..30) => {
-                // An id early on: it is older than its rows.
+                // Assigns the transaction id before the first row.
                 writer.begin("begin; select pg_current_xact_id()").await
             }
             (State::Idle, _) => writer.begin("begin").await,
@@ -260,14 +259,14 @@ impl Writers {
                 }
             },
             (State::Open, _) => {
-                // A key that another transaction has locked would make this one wait.
+                // A key that is locked by another transaction would block this one.
                 let free = (0..KEYS)
                     .map(|n| (key + n) % KEYS)
                     .find(|key| !others.contains(key));
                 if let Some(key) = free {
                     writer.keys.insert(key);
                     let version = writer.session.change(&key.to_string()).await?;
-                    writer.half_done = Some((key, version));
+                    writer.pending_event = Some((key, version));
                 }
                 Ok(())
             }
@@ -287,7 +286,7 @@ impl Writers {
 
 impl Writer {
     fn is_busy(&self) -> bool {
-        self.state != State::Idle || self.half_done.is_some()
+        self.state != State::Idle || self.pending_event.is_some()
     }
 
     async fn begin(&mut self, sql: &str) -> Result<()> {
@@ -296,7 +295,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the transaction; its rows are committed where there is somewhere to note them.
+    /// Ends the transaction. Adds its rows to `committed` if given.
     async fn end(&mut self, sql: &str, committed: Option<&mut Committed>) -> Result<()> {
         self.session.client.batch_execute(sql).await?;
         let rows = self
@@ -314,7 +313,7 @@ impl Writer {
     }
 }
 
-fn judge(committed: &Committed, found: &[Found]) -> Verdict {
+fn compare(committed: &Committed, found: &[Found]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut seen = HashSet::new();
     let mut newest: HashMap<&str, i64> = HashMap::new();

@@ -1,7 +1,7 @@
--- Events that can't be published as they are, copied out of the outbox: there they would be in the way, or be cleared away.
+-- Rejected events are copied out of the outbox, where they would block later events or be truncated.
 
--- Under the policy `park_key`: an event that Kafka rejected, and those of its key that came behind it. They wait in the
--- order of seq; other keys go on.
+-- Policy `park_key`: an event that Kafka rejected, and the later events of its key, in the order of seq. Other keys
+-- continue.
 create table relay_parked (
     source text not null,
     seq bigint not null,
@@ -14,17 +14,17 @@ create table relay_parked (
     headers jsonb,
     traceparent text,
     created_at timestamptz not null,
-    -- Why Kafka rejected it; null for one that only waits behind another.
+    -- The reason of the rejection. Null for a later event of the key.
     error text,
-    -- Somebody has asked for it to be tried once more. Those behind it follow by themselves.
+    -- True if an operator requested a retry. The later events of the key follow automatically.
     retry boolean not null default false,
     parked_at timestamptz not null default clock_timestamp(),
     constraint relay_parked_pkey primary key (source, seq)
 );
 create index relay_parked_key_idx on relay_parked (source, topic, key, seq);
 
--- Under the policy `dead_letter`: an event that Kafka rejected, while later ones of its key went on. Also whatever was
--- dropped from `relay_parked`: nothing disappears without a trace.
+-- Policy `dead_letter`: an event that Kafka rejected, while later events of its key continued. Also contains the events that an
+-- operator dropped from `relay_parked`.
 create table relay_dead_letters (
     source text not null,
     seq bigint not null,
@@ -38,7 +38,7 @@ create table relay_dead_letters (
     traceparent text,
     created_at timestamptz not null,
     error text not null,
-    -- What became of it in the dead letter topic, where one is configured: it can be rejected there as well.
+    -- The state of the copy in the dead letter topic, if one is configured. Kafka can reject the copy as well.
     in_topic text not null default 'pending'
         constraint relay_dead_letters_in_topic check (in_topic in ('pending', 'sent', 'refused')),
     set_aside_at timestamptz not null default clock_timestamp(),

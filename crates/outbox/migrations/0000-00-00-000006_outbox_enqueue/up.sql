@@ -1,17 +1,17 @@
--- Writes an event as part of the transaction that calls it, and returns the event's id: for writers in SQL and in any
--- language. Call it behind the statement that changes the aggregate, whose row lock keeps the events of one key in order.
+-- Writes an event in the calling transaction and returns its id, for writers in any language. Call it after the statement that
+-- changes the aggregate: the row lock keeps the events of one key in order.
 --
---   topic              where to; the topic has to exist
---   key                the aggregate's id: events of one key stay in order
---   event_type         what has happened, as customer_renamed
---   aggregate_version  one more with every change of the aggregate
---   payload            the record's value; null makes a tombstone, which lets compaction forget the key. It is published as
---                      Postgres writes jsonb; insert into the table yourself where every byte matters
---   headers            further headers, an object of strings
+--   topic              the Kafka topic, which must exist
+--   key                the id of the aggregate: events with the same key stay in order
+--   event_type         the type of the event, such as customer_renamed
+--   aggregate_version  the version of the aggregate after the change, which increases by one with each change
+--   payload            the value of the record. Null makes a tombstone, after which compaction removes the key. The value is
+--                      published as Postgres formats jsonb. To control each byte, insert into the table directly
+--   headers            additional headers, a JSON object of strings
 --   traceparent        the W3C trace context of the request
---   event_id           the event's identity, where the caller has chosen one
+--   event_id           the id of the event. Generated if it is null
 --
--- What the table or the relay would reject later is rejected here, with the argument's name.
+-- Raises an error with the name of the argument for a value that the table or the relay would reject.
 create function outbox_enqueue(
     topic text,
     key text,

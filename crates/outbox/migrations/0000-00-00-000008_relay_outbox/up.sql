@@ -1,3 +1,2 @@
--- Which table the checkpoint is of: its snapshots and numbers say nothing about the rows of another one, which could be
--- taken for published. Null until a leader has come by.
+-- The outbox table of the checkpoint. The rows of another table would wrongly count as published. Null until the first leader.
 alter table relay_checkpoints add column outbox oid;

@@ -1,7 +1,7 @@
--- A sequence can be set back, by a restore without sequences or by setval, and then gives out numbers that rows have
--- already. Rows that share a seq are told apart by their event id.
+-- Supports repeated seqs: a sequence that was set back, by setval or by a restore without sequences, repeats its numbers. The
+-- event id distinguishes rows that share a seq.
 
--- Of the rows whose seq is window_seq, those up to this event id are done; all of them if it is null.
+-- The rows with seq = window_seq are published up to this event id, or all of them if it is null.
 alter table relay_checkpoints
     add column window_event_id uuid,
     add constraint relay_checkpoints_window_event check (window_event_id is null or window_seq is not null);

@@ -1,11 +1,11 @@
--- JSON null as a payload makes a tombstone, as SQL's null does. Many drivers and ORMs write it for a value that is absent, and
--- a record with the four bytes `null` would stay in a compacted topic for ever.
+-- Makes JSON null a tombstone, like SQL null. Many drivers and ORMs write it for an absent value, and a record with the four
+-- bytes `null` would stay in a compacted topic forever.
 create or replace function relay_payload(json) returns bytea language sql stable as
     $$select case when json_typeof($1) <> 'null' then convert_to($1::text, 'UTF8') end$$;
 create or replace function relay_payload(jsonb) returns bytea language sql stable as
     $$select case when jsonb_typeof($1) <> 'null' then convert_to($1::text, 'UTF8') end$$;
 
--- The same function, but for its last statement.
+-- Only the insert statement changes.
 create or replace function outbox_enqueue(
     topic text,
     key text,

@@ -1,6 +1,5 @@
--- Rows of the outbox are changed by hand alone, when something has to be repaired, and by outbox_adopt_foreign_rows(). Where a
--- publication covers the table, as one `for all tables` does, Postgres rejects both to tables without a replica identity.
--- Inserts cost nothing more.
+-- Permits manual repairs and outbox_adopt_foreign_rows() while a publication, such as one `for all tables`, covers the outbox:
+-- Postgres rejects updates and deletes of a published table without a replica identity. Inserts don't become slower.
 do $$
 declare
     part regclass;

@@ -18,7 +18,7 @@ async fn text(conn: &mut AsyncPgConnection, query: &str) -> Result<String, Error
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_writes_the_row_that_it_says_and_returns_its_id() -> Result<()> {
+async fn a_call_writes_its_arguments_and_returns_the_event_id() -> Result<()> {
     let mut conn = database().await?;
     let call = "select outbox_enqueue('things.v1', '42', 'thing_made', 3, '{\"b\": 1, \"a\": 2}',
         headers => '{\"tenant\": \"7\"}', traceparent => '00-1-2-01')::text as row";
@@ -34,14 +34,14 @@ async fn a_call_writes_the_row_that_it_says_and_returns_its_id() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_null_payload_is_a_tombstone_and_an_id_may_be_given() -> Result<()> {
+async fn a_null_payload_is_a_tombstone_and_the_event_id_is_optional() -> Result<()> {
     let mut conn = database().await?;
     let given = "0199d0a0-0000-7000-8000-000000000001";
     let call = format!(
         "select outbox_enqueue('things.v1', '42', 'thing_gone', 4, null, event_id => '{given}')::text as row"
     );
     assert_eq!(text(&mut conn, &call).await?, given);
-    // JSON's null as well, which many drivers send for a value that is absent.
+    // JSON null as well, which many drivers send for an absent value.
     let call = "select outbox_enqueue('things.v1', '42', 'thing_gone', 5, ' null ')::text as row";
     text(&mut conn, call).await?;
     let tombstones = "select count(*)::text as row from outbox where payload is null";
@@ -50,7 +50,7 @@ async fn a_null_payload_is_a_tombstone_and_an_id_may_be_given() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_event_goes_when_the_transaction_is_rolled_back() -> Result<()> {
+async fn a_rolled_back_call_leaves_no_event() -> Result<()> {
     let mut conn = database().await?;
     conn.batch_execute(
         "begin;
@@ -64,25 +64,37 @@ async fn the_event_goes_when_the_transaction_is_rolled_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_makes_no_event_is_rejected_with_the_arguments_name() -> Result<()> {
+async fn an_invalid_argument_is_rejected_by_name() -> Result<()> {
     let mut conn = database().await?;
     let good = ["'t'", "'k'", "'e'", "1", "'{}'", "null"];
     for (place, argument, message) in [
-        (0, "null", "no topic can be named null"),
-        (0, "''", "no topic can be named ''"),
-        (0, "'a b'", "no topic can be named 'a b'"),
-        (0, "'..'", "no topic can be named '..'"),
-        (0, "repeat('a', 250)", "no topic can be named"),
-        (1, "null", "key has to be 1 to 1024 bytes and is null"),
-        (1, "''", "key has to be 1 to 1024 bytes and is 0"),
-        (1, "repeat('a', 1025)", "and is 1025"),
-        (2, "null", "event_type is null"),
-        (2, "''", "event_type is empty"),
-        (3, "null", "aggregate_version is null"),
-        (5, "'[]'", "headers is no object of strings"),
-        (5, "'{\"a\": 1}'", "headers is no object of strings"),
-        (5, "'{\"a\": null}'", "headers is no object of strings"),
-        (5, "'{\"ce_id\": \"1\"}'", "headers has ce_id, which"),
+        (0, "null", "invalid topic null"),
+        (0, "''", "invalid topic ''"),
+        (0, "'a b'", "invalid topic 'a b'"),
+        (0, "'..'", "invalid topic '..'"),
+        (0, "repeat('a', 250)", "invalid topic 'aaa"),
+        (1, "null", "key must be 1 to 1024 bytes, got null"),
+        (1, "''", "key must be 1 to 1024 bytes, got 0"),
+        (
+            1,
+            "repeat('a', 1025)",
+            "key must be 1 to 1024 bytes, got 1025",
+        ),
+        (2, "null", "event_type must not be null"),
+        (2, "''", "event_type must not be empty"),
+        (3, "null", "aggregate_version must not be null"),
+        (5, "'[]'", "headers must be a JSON object of strings"),
+        (
+            5,
+            "'{\"a\": 1}'",
+            "headers must be a JSON object of strings",
+        ),
+        (
+            5,
+            "'{\"a\": null}'",
+            "headers must be a JSON object of strings",
+        ),
+        (5, "'{\"ce_id\": \"1\"}'", "header ce_id is reserved"),
     ] {
         let mut arguments = good;
         arguments[place] = argument;
@@ -91,10 +103,10 @@ async fn what_makes_no_event_is_rejected_with_the_arguments_name() -> Result<()>
             arguments.join(", ")
         );
         let Err(Error::DatabaseError(_, info)) = text(&mut conn, &call).await else {
-            panic!("{call} was taken");
+            panic!("{call} was accepted");
         };
         assert!(info.message().contains(message), "{}", info.message());
-        assert!(info.hint().is_some(), "{message} says what to do");
+        assert!(info.hint().is_some(), "no hint for {message}");
     }
     assert_eq!(rows(&mut conn).await?, []);
     Ok(())

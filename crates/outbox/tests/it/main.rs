@@ -1,4 +1,4 @@
-//! The promises of the outbox table, on a real Postgres.
+//! Tests of the outbox table on a real Postgres.
 
 mod enqueue_function;
 
@@ -12,7 +12,7 @@ use diesel_async::{
 use diesel_migrations::MigrationHarness as _;
 use outbox::Event;
 
-/// A connection to a new database with the outbox and a table of the domain.
+/// Connects to a new database with the outbox and a domain table.
 async fn database() -> Result<AsyncPgConnection> {
     let name = Addresses::unique_name("outbox");
     let url = Addresses::shared().create_database(&name).await?;
@@ -87,7 +87,7 @@ async fn a_rolled_back_transaction_leaves_no_event() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_goes_when_its_change_is_rejected() -> Result<()> {
+async fn a_rejected_change_leaves_no_event() -> Result<()> {
     let mut conn = database().await?;
     conn.transaction(async |conn| create_thing(conn, 1).await)
         .await?;
@@ -100,7 +100,7 @@ async fn an_event_goes_when_its_change_is_rejected() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_of_a_rolled_back_savepoint_is_gone() -> Result<()> {
+async fn a_rolled_back_savepoint_leaves_no_event() -> Result<()> {
     let mut conn = database().await?;
     conn.transaction(async |conn| {
         create_thing(conn, 1).await?;
@@ -119,7 +119,7 @@ async fn an_event_of_a_rolled_back_savepoint_is_gone() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn outside_of_a_transaction_enqueue_is_rejected() -> Result<()> {
+async fn enqueue_fails_outside_of_a_transaction() -> Result<()> {
     let mut conn = database().await?;
     let result = outbox::enqueue(&mut conn, &event(1)?).await;
     assert!(matches!(result, Err(Error::NotInTransaction)), "{result:?}");
@@ -138,7 +138,7 @@ struct Defaults {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_carries_its_transaction_its_bucket_and_its_trace() -> Result<()> {
+async fn a_row_has_its_transaction_id_bucket_and_trace_context() -> Result<()> {
     let mut conn = database().await?;
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let event = event(1)?.with_traceparent(Some(traceparent.into()));
@@ -161,14 +161,14 @@ async fn a_row_carries_its_transaction_its_bucket_and_its_trace() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_migrations_can_be_taken_back_and_run_again() -> Result<()> {
+async fn the_migrations_can_be_reverted_and_run_again() -> Result<()> {
     let mut harness = AsyncMigrationHarness::new(database().await?);
     let reverted = harness
         .revert_all_migrations(outbox::MIGRATIONS)
         .map_err(anyhow::Error::from_boxed)?;
     let all = MigrationSource::<Pg>::migrations(&outbox::MIGRATIONS)
         .map_err(anyhow::Error::from_boxed)?;
-    assert_eq!(reverted.len(), all.len(), "each has a way back");
+    assert_eq!(reverted.len(), all.len(), "each can be reverted");
     harness
         .run_pending_migrations(outbox::MIGRATIONS)
         .map_err(anyhow::Error::from_boxed)?;

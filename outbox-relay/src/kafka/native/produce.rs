@@ -141,7 +141,7 @@ impl ProduceConnection {
     ) -> Result<(), SinkError> {
         let room = self.room(in_flight as u32).await?;
         // The last wait before the bytes go: a successor knows how long these may take.
-        lease.wait().await;
+        lease.wait_until_valid().await;
         // It may be a failure that has made room.
         self.acknowledgements.ensure_usable()?;
         self.last_correlation_id = self.last_correlation_id.wrapping_add(1);

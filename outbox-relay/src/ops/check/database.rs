@@ -45,7 +45,7 @@ pub(super) async fn check_database(
                     format!("failed to connect to the database: {}", cli::chain(source))
                 }
                 DatabaseError::Url(what) => what.clone(),
-                DatabaseError::Failed(_) | DatabaseError::Silent(_) => cli::chain(&err),
+                DatabaseError::Failed(_) | DatabaseError::Timeout(_) => cli::chain(&err),
             };
             found.fail(what, err.hint());
             None
@@ -208,7 +208,7 @@ async fn check_next_rows(
     found: &mut Findings<'_>,
 ) -> Result<(), DatabaseError> {
     let session = session::connect(&source.database_url, "outbox-relay check").await?;
-    let mut cursor = match checkpoint::read(&session, &source.name).await {
+    let mut cursor = match checkpoint::read_cursor(&session, &source.name).await {
         Ok(cursor) => cursor,
         Err(CheckpointError::Database(err)) => return Err(err),
         // `check_checkpoint` reports other problems.
@@ -217,11 +217,11 @@ async fn check_next_rows(
     let reading = async {
         let reader = Reader::new(session.into_client(), &source.mapping).await?;
         if cursor.window().is_none() {
-            cursor.open(reader.snapshot().await?);
+            cursor.open(reader.take_snapshot().await?);
         }
         let mut read = 0;
         loop {
-            let page = reader.page(&cursor, READ_ROWS).await?;
+            let page = reader.read_page(&cursor, READ_ROWS).await?;
             page.rows().try_for_each(|row| row.map(drop))?;
             let rows = page.rows().len();
             read += rows;
@@ -230,7 +230,7 @@ async fn check_next_rows(
             }
             // A page ends before an unreadable row.
             if let Some(last) = rows.checked_sub(1)
-                && let Some(position) = page.position_behind(last)?
+                && let Some(position) = page.position_after(last)?
             {
                 cursor.advance(position);
             }
@@ -301,7 +301,7 @@ async fn check_checkpoint(
     table: &str,
     found: &mut Findings<'_>,
 ) -> Result<String, DatabaseError> {
-    let system_identifier = checkpoint::system_identifier(session).await?;
+    let system_identifier = checkpoint::read_system_identifier(session).await?;
     let params: [&(dyn ToSql + Sync); 3] = [&source, &table, &system_identifier];
     let row = session.query_opt(CHECKPOINT, &params).await?;
     let Some(row) = row else {
@@ -341,7 +341,7 @@ async fn check_leader(
     source: &str,
     found: &mut Findings<'_>,
 ) -> Result<(), DatabaseError> {
-    match leader::holder(session, source).await? {
+    match leader::find_lock_holder(session, source).await? {
         Some(holder) => found.note(format!(
             "the leader is {holder}; a relay started now becomes standby"
         )),

@@ -15,59 +15,59 @@ use tokio_rustls::{
     rustls::{ClientConfig, pki_types::ServerName},
 };
 
-/// Gives `tokio-postgres` a connection by rustls, when it comes to that.
-pub(super) struct Encryption(TlsConnector);
+/// Makes TLS connections for `tokio-postgres` with rustls.
+pub(super) struct MakeRustlsConnect(TlsConnector);
 
-/// The same, towards one server.
-pub(super) struct EncryptionTo {
+/// Makes a TLS connection to one server.
+pub(super) struct RustlsConnect {
     connector: TlsConnector,
-    /// None of a socket in a folder, which has no TLS.
+    /// `None` for a Unix socket, which has no TLS.
     name: Option<ServerName<'static>>,
 }
 
-/// A connection that nobody reads along with.
-pub(super) struct Encrypted(client::TlsStream<Socket>);
+/// An encrypted connection.
+pub(super) struct RustlsStream(client::TlsStream<Socket>);
 
-impl Encryption {
+impl MakeRustlsConnect {
     pub(super) fn new(config: ClientConfig) -> Self {
         Self(Arc::new(config).into())
     }
 }
 
-impl MakeTlsConnect<Socket> for Encryption {
-    type Stream = Encrypted;
-    type TlsConnect = EncryptionTo;
+impl MakeTlsConnect<Socket> for MakeRustlsConnect {
+    type Stream = RustlsStream;
+    type TlsConnect = RustlsConnect;
     type Error = io::Error;
 
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<EncryptionTo> {
-        Ok(EncryptionTo {
+    fn make_tls_connect(&mut self, host: &str) -> io::Result<RustlsConnect> {
+        Ok(RustlsConnect {
             connector: self.0.clone(),
             name: ServerName::try_from(host.to_owned()).ok(),
         })
     }
 }
 
-impl TlsConnect<Socket> for EncryptionTo {
-    type Stream = Encrypted;
+impl TlsConnect<Socket> for RustlsConnect {
+    type Stream = RustlsStream;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Encrypted>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<RustlsStream>> + Send>>;
 
     fn connect(self, socket: Socket) -> Self::Future {
         Box::pin(async move {
-            let no_name = || io::Error::other("the host is no name that a certificate can have");
+            let no_name = || io::Error::other("the host is not a valid TLS server name");
             let name = self.name.ok_or_else(no_name)?;
-            Ok(Encrypted(self.connector.connect(name, socket).await?))
+            Ok(RustlsStream(self.connector.connect(name, socket).await?))
         })
     }
 }
 
-impl tokio_postgres::tls::TlsStream for Encrypted {
+impl tokio_postgres::tls::TlsStream for RustlsStream {
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
     }
 }
 
-impl AsyncRead for Encrypted {
+impl AsyncRead for RustlsStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -77,7 +77,7 @@ impl AsyncRead for Encrypted {
     }
 }
 
-impl AsyncWrite for Encrypted {
+impl AsyncWrite for RustlsStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

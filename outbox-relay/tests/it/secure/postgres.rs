@@ -106,7 +106,7 @@ impl SecurePostgres {
     async fn is_kept_out(&self, words: &str) -> Result<()> {
         let relay = self.setup.start().await?;
         let text = relay
-            .wait_for_state(503, "can't reach the database")
+            .wait_for_state(503, "failed to connect to the database")
             .await?;
         assert!(text.contains(words), "{words}: {text}");
         assert_eq!(text.trim_end().lines().count(), 1, "{text}");
@@ -166,7 +166,7 @@ async fn what_keeps_the_relay_out_of_the_database_is_said_with_the_way_out() -> 
         (
             "localhost",
             "sslmode=disable",
-            "set sslmode=verify-full in its URL",
+            "set sslmode=verify-full in database_url",
         ),
         (
             "localhost",
@@ -235,7 +235,7 @@ async fn a_postgres_without_tls_is_not_spoken_to_where_tls_is_asked_for() -> Res
         let text = relay
             .wait_for_state(503, "server does not support TLS")
             .await?;
-        assert!(text.contains("set ssl = on in its configuration"), "{text}");
+        assert!(text.contains("set ssl = on in postgresql.conf"), "{text}");
         relay.stop().await?;
     }
     Ok(())
