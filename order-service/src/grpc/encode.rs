@@ -1,4 +1,4 @@
-//! Answers, as messages.
+//! Encodes domain types as response messages.
 
 use proto::{
     Aggregate, ConsistencyToken,
@@ -41,7 +41,7 @@ pub(super) fn change(
     }
 }
 
-/// What a resume token is good for.
+/// Returns the signing purpose of a user's resume tokens.
 pub(super) fn resume_purpose(user_id: Uuid) -> String {
     format!("watch user_id={user_id}")
 }

@@ -97,7 +97,7 @@ impl TestService {
 
     /// The key that signs its tokens.
     pub(crate) async fn token_key(&self) -> Result<TokenKey> {
-        let pool = database::pool(&self.database_url.as_str().into(), 1);
+        let pool = database::create_pool(&self.database_url.as_str().into(), 1);
         Ok(TokenKey::load(&mut *pool.get().await?).await?)
     }
 
@@ -203,8 +203,8 @@ impl TestService {
         let (mut conn, mut follower) = (connect_once(&url).await?, connect_once(&url).await?);
         let projection = UsersProjection {
             orders_topic: ORDERS_TOPIC.to_owned(),
-            arrivals: Arc::default(),
-            changes: Arc::default(),
+            user_updates: Arc::default(),
+            order_changes: Arc::default(),
         };
         let options = RebuildOptions {
             brokers: Addresses::shared().brokers().to_owned(),

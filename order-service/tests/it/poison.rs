@@ -98,13 +98,13 @@ fn kinds() -> Result<Vec<Kind>> {
 }
 
 /// A service with a topic of one partition that takes records without a key, and a topic for dead
-/// dead_letters.
+/// letters.
 async fn start() -> Result<(TestService, String)> {
     let (name, servers) = (Addresses::unique_name("kinds"), Addresses::shared());
     let dead_letters = format!("{name}.dlq");
     servers.create_dead_letter_topic(&name).await?;
     servers.create_dead_letter_topic(&dead_letters).await?;
-    let options = ["--dead-dead_letter-topic", &dead_letters];
+    let options = ["--dead-letter-topic", &dead_letters];
     let service = TestService::start_on(name, &options).await?;
     let narrow = "alter table users_cache alter column name type varchar(50);
         alter table users_cache add constraint users_cache_somebody check (name <> 'Nobody')";

@@ -211,7 +211,7 @@ async fn who_waits_keeps_the_place_and_the_next_one_is_told_at_once() -> Result<
     // A third of the wait that there would be with room.
     let at_once = Duration::from_secs(20);
     let options = [&WAIT_LONG[..], &["--max-waiters=1"]].concat();
-    let service = TestService::start_with("places", &options).await?;
+    let service = TestService::start_with("max-waiters", &options).await?;
     let (first, second) = (user(), user());
     let after = async {
         service.wait_for_waiting_call().await?;

@@ -111,7 +111,7 @@ async fn start() -> Result<(TestService, String)> {
     let dead_letters = format!("{name}.dlq");
     servers.create_dead_letter_topic(&name).await?;
     servers.create_dead_letter_topic(&dead_letters).await?;
-    let options = ["--dead-dead_letter-topic", &dead_letters];
+    let options = ["--dead-letter-topic", &dead_letters];
     let service = TestService::start_on(name, &options).await?;
     let narrow = "alter table user_orders alter column amount type numeric(6, 2);
         alter table user_orders add constraint user_orders_lucky check (amount <> 13)";

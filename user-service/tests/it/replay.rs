@@ -50,8 +50,8 @@ fn newest_summaries(history: &[Order]) -> Result<Summaries> {
         if order.state == OrderState::Cancelled {
             *cancelled += 1;
         } else {
-            let (units, places) = order.amount.split_once('.').context("an amount")?;
-            *total += units.parse::<i64>()? * 100 + places.parse::<i64>()?;
+            let (units, cents) = order.amount.split_once('.').context("an amount")?;
+            *total += units.parse::<i64>()? * 100 + cents.parse::<i64>()?;
         }
     }
     Ok(summaries)
