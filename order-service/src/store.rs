@@ -235,8 +235,8 @@ async fn cached_user(
     Ok(row.map(CachedUser::from))
 }
 
-/// Reads a cached user and locks it until the transaction ends. A concurrent deletion is thus either
-/// seen here, which rejects the order, or waits and cancels the order.
+/// Reads a cached user and locks it until the transaction ends. A concurrent deletion is either seen
+/// here and the order is rejected, or it waits and cancels the order.
 async fn lock_cached_user(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,

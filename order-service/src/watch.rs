@@ -38,7 +38,7 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 pub struct WatchLimits {
     /// The maximum number of concurrent streams.
     pub max_watches: usize,
-    /// How long a stream waits for space in a full queue.
+    /// The time limit for sending to a full queue.
     pub send_timeout: Duration,
 }
 

@@ -22,7 +22,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// The delay between two attempts while accept fails, until file descriptors are free again.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
-/// How long a client may take to send the HTTP/2 preface.
+/// The time limit for the HTTP/2 preface.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The length of the preface (RFC 9113, 3.4). After it, keepalive detects dead connections.
 const PREFACE_BYTES: usize = 24;

@@ -8,7 +8,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::metadata::CONSISTENCY_TOKEN;
 
-/// How long a browser may cache a preflight response. No browser accepts more than two hours.
+/// The lifetime of a preflight response in browser caches. No browser accepts more than two hours.
 const MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
 /// The origins of web pages. The alias keeps clap from reading the `Vec` as a repeated argument.

@@ -25,8 +25,8 @@ pub type Pool = diesel_async::pooled_connection::deadpool::Pool<AsyncPgConnectio
 /// A connection of a [`Pool`].
 pub type PooledConnection = diesel_async::pooled_connection::deadpool::Object<AsyncPgConnection>;
 
-/// How long a call waits for a pooled connection. A longer wait only moves the queue from the
-/// caller into this process.
+/// The time limit of a call waiting for a pooled connection. A longer wait only moves the queue from
+/// the caller into this process.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -183,12 +183,12 @@ mod tests {
 
     #[test]
     fn an_unusable_database_url_is_rejected() {
-        for good in [
+        for valid in [
             "postgres://a:b@localhost:5432/c",
             "postgresql://a@[::1]/c?connect_timeout=1",
             "postgres://a:%40%2F@localhost",
         ] {
-            assert_eq!(validate_url(good), Ok(()), "{good}");
+            assert_eq!(validate_url(valid), Ok(()), "{valid}");
         }
         for bad in [
             "",

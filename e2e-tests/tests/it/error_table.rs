@@ -44,10 +44,7 @@ fn section(text: &mut String, title: &str, table: &[Reason]) {
     } in table
     {
         let code = format_code(*code);
-        let _ = writeln!(
-            text,
-            "| `{name}` | {code} | {when} | {details} | {hint} |"
-        );
+        let _ = writeln!(text, "| `{name}` | {code} | {when} | {details} | {hint} |");
     }
 }
 
@@ -71,9 +68,6 @@ fn the_documented_errors_match_the_code() -> Result<()> {
     }
     let actual = fs::read_to_string(PATH).context("failed to read docs/errors.md")?;
     let hint = "run UPDATE_DOCS=1 cargo test -p e2e-tests error_table";
-    ensure!(
-        actual == expected,
-        "docs/errors.md is out of date: {hint}"
-    );
+    ensure!(actual == expected, "docs/errors.md is out of date: {hint}");
     Ok(())
 }
