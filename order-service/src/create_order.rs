@@ -20,25 +20,20 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 
 /// Handles CreateOrder calls.
 pub struct CreateOrderHandler {
-    /// The store for orders and cached users.
     pub store: Store,
-    /// Waits for user versions.
     pub user_waiter: UserWaiter,
     /// The limits of these waits.
     pub limits: WaitLimits,
-    /// The validation of users.
     pub validation: Validation,
 }
 
 /// A decoded CreateOrder call.
 pub struct CreateOrderCommand<R> {
-    /// The order to create.
     pub new: NewOrder,
     /// The version that the caller has seen.
     pub token: Option<ConsistencyToken>,
     /// Recognizes retries, and encodes the response.
     pub mutation: Mutation<Order, R>,
-    /// The deadline of the call.
     pub deadline: Instant,
 }
 

@@ -7,27 +7,21 @@ use uuid::Uuid;
 
 pub use self::amount::{Amount, InvalidAmount};
 
-/// An order to create.
 #[derive(Clone, Debug)]
 pub struct NewOrder {
-    /// The user who orders.
     pub user_id: Uuid,
-    /// The amount of the order.
     pub amount: Amount,
 }
 
 /// A request to cancel an order.
 #[derive(Clone, Debug)]
 pub struct Cancellation {
-    /// The order to cancel.
     pub order_id: Uuid,
     /// The etag that the caller expects; empty to match any version.
     pub etag: String,
 }
 
-/// An order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Order {
     pub order_id: Uuid,
     pub user_id: Uuid,
@@ -38,7 +32,6 @@ pub struct Order {
     pub update_time: DateTime<Utc>,
 }
 
-/// The state of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Open.
@@ -47,12 +40,10 @@ pub enum State {
     Cancelled(CancelReason),
 }
 
-/// The reason of a cancellation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelReason {
     /// A caller cancelled the order.
     Requested,
-    /// The user was deleted.
     UserDeleted,
 }
 
@@ -61,7 +52,6 @@ pub enum CancelReason {
 pub struct CachedUser {
     /// The latest version that was applied.
     pub version: i64,
-    /// True if the user was deleted.
     pub deleted: bool,
 }
 

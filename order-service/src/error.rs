@@ -34,16 +34,12 @@ const LAG_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// About the time of a service restart.
 const RESTART_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The errors of calls.
 #[derive(Debug)]
 pub enum Error {
-    /// No order has this id.
     OrderNotFound(Uuid),
-    /// The order is already cancelled.
     OrderCancelled(Uuid),
     /// No event of this user has arrived yet.
     UserUnknown(Uuid),
-    /// The user was deleted.
     UserDeleted(Uuid),
     /// The version of the consistency token did not arrive in time.
     ProjectionLagging,

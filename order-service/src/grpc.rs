@@ -31,7 +31,6 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// Creates the service.
     pub fn new(handler: CreateOrderHandler, watches: Watches) -> Self {
         Self {
             store: handler.store.clone(),

@@ -9,6 +9,8 @@
 //! **Invariant:** an order is validated against `users_cache`. This service does not call user-service
 //! unless it is configured to: see [`validation`].
 
+#![allow(missing_docs, reason = "a program, not a library")]
+
 pub mod config;
 pub mod consistency;
 pub mod create_order;

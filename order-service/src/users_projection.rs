@@ -20,7 +20,6 @@ use crate::{
 /// The projection into `users_cache`.
 #[derive(Debug)]
 pub struct UsersProjection {
-    /// The topic of order events.
     pub orders_topic: String,
     /// Notified of every user update.
     pub user_updates: Arc<Subscribers>,
@@ -60,20 +59,13 @@ impl Configurable for UsersProjection {
 /// A change of a user, from an event.
 #[derive(Debug)]
 pub enum UserChange {
-    /// A user was created or changed.
     Upserted {
-        /// The user.
         user_id: uuid::Uuid,
-        /// The new e-mail address.
         email: String,
-        /// The new name.
         name: String,
-        /// The new version.
         version: i64,
     },
-    /// A user was deleted.
     Deleted {
-        /// The user.
         user_id: uuid::Uuid,
         /// The last version.
         version: i64,

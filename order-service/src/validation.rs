@@ -18,7 +18,6 @@ use crate::error::Error;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The options of user validation.
 #[derive(Args, Clone, Debug)]
 pub struct ValidationOptions {
     /// Validate the user of CreateOrder with this mode

@@ -33,10 +33,8 @@ pub const MAX_CONCURRENT_POLLS: usize = 4;
 /// Limits the age of a stream, so that callers reconnect and spread over new replicas.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// The limits of streams.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchLimits {
-    /// The maximum number of concurrent streams.
     pub max_watches: usize,
     /// The time limit for sending to a full queue.
     pub send_timeout: Duration,
@@ -45,7 +43,7 @@ pub struct WatchLimits {
 /// Opens and limits streams.
 pub struct Watches {
     store: Store,
-    changes: Arc<Subscribers>,
+    order_changes: Arc<Subscribers>,
     permits: Arc<Semaphore>,
     polls: Arc<Semaphore>,
     send_timeout: Duration,
@@ -76,13 +74,13 @@ impl Watches {
     /// notifies of changes by this process.
     pub fn new(
         store: Store,
-        changes: Arc<Subscribers>,
+        order_changes: Arc<Subscribers>,
         limits: WatchLimits,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
             store,
-            changes,
+            order_changes,
             permits: Arc::new(Semaphore::new(limits.max_watches)),
             polls: Arc::new(Semaphore::new(MAX_CONCURRENT_POLLS)),
             send_timeout: limits.send_timeout,
@@ -109,7 +107,7 @@ impl Watches {
         let task = WatchTask {
             store: self.store.clone(),
             polls: Arc::clone(&self.polls),
-            subscribers: Arc::clone(&self.changes),
+            subscribers: Arc::clone(&self.order_changes),
             user_id,
             send_timeout: self.send_timeout,
             end: deadline.filter(|_| has_caller_deadline).unwrap_or(max_age),

@@ -11,7 +11,6 @@ use service_kit::{
 
 use crate::orders_projection::OrdersProjection;
 
-/// The options of `serve`.
 #[derive(Args, Debug)]
 pub struct ServeOptions {
     #[command(flatten)]

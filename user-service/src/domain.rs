@@ -8,7 +8,6 @@ use uuid::Uuid;
 const MAX_EMAIL_BYTES: usize = 254;
 const MAX_NAME_CHARS: usize = 200;
 
-/// An e-mail address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email(String);
 
@@ -54,7 +53,6 @@ impl Email {
     }
 }
 
-/// A person's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name(String);
 
@@ -80,7 +78,6 @@ impl Name {
         Ok(Self(text.to_owned()))
     }
 
-    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -105,32 +102,25 @@ fn is_invisible(c: char) -> bool {
         )
 }
 
-/// A user to create.
 #[derive(Clone, Debug)]
 pub struct NewUser {
-    /// The e-mail address.
     pub email: Email,
-    /// The name.
     pub name: Name,
 }
 
 /// A request to update a user.
 #[derive(Clone, Debug)]
 pub struct UserChange {
-    /// The user to update.
     pub user_id: Uuid,
     /// The etag that the caller expects; empty to match any version.
     pub etag: String,
-    /// The new e-mail address, if it changes.
     pub email: Option<Email>,
-    /// The new name, if it changes.
     pub name: Option<Name>,
 }
 
 /// A request to delete a user.
 #[derive(Clone, Debug)]
 pub struct UserDeletion {
-    /// The user to delete.
     pub user_id: Uuid,
     /// The etag that the caller expects; empty to match any version.
     pub etag: String,
@@ -140,7 +130,6 @@ pub struct UserDeletion {
 
 /// A user. E-mail and name are empty after its deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct User {
     pub user_id: Uuid,
     pub email: String,

@@ -17,16 +17,13 @@ service_kit::reasons! {
         "", "add up the orders of ListOrders";
 }
 
-/// The errors of calls.
 #[derive(Debug)]
 pub enum Error {
-    /// No user has this id.
     UserNotFound(Uuid),
     /// The user was deleted and can't be changed.
     UserDeleted(Uuid),
     /// The total of a user's orders in this currency exceeds the range of the response.
     TotalOutOfRange(String),
-    /// Another user has the e-mail address.
     EmailTaken,
     /// An error that any call can have.
     Call(CallError),

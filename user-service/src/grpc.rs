@@ -23,7 +23,6 @@ pub struct Users {
 }
 
 impl Users {
-    /// Creates the service.
     pub fn new(store: Store) -> Self {
         Self { store }
     }

@@ -7,6 +7,8 @@
 //!
 //! **Invariant:** this service never calls order-service.
 
+#![allow(missing_docs, reason = "a program, not a library")]
+
 pub mod config;
 pub mod domain;
 pub mod error;

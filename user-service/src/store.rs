@@ -27,7 +27,6 @@ use crate::{
 
 /// Includes or excludes deleted users in a list.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)]
 pub enum DeletedUsers {
     Excluded,
     Included,

@@ -17,7 +17,6 @@ pub struct Amount {
 
 /// The invalid fields of an amount, each with its reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct InvalidAmount {
     pub currency_code: Option<&'static str>,
     pub units: Option<&'static str>,
@@ -79,7 +78,6 @@ impl Amount {
         self.minor
     }
 
-    /// Returns the ISO 4217 code.
     pub fn currency_code(&self) -> &'static str {
         self.currency.code()
     }

@@ -50,7 +50,6 @@ const DELETED_USERS_WITH_OPEN_ORDERS: &str = "
 /// A user deletion and the event that reported it.
 #[derive(Clone, Debug)]
 pub struct UserDeletion {
-    /// The deleted user.
     pub user_id: Uuid,
     /// The event, if it had a `ce_id`.
     pub cause: Option<Cause>,
