@@ -48,7 +48,7 @@ impl UserWaiter {
         deadline: Instant,
     ) -> Result<bool, Error> {
         let is_cached = async || {
-            let user = store.cached_user(user_id).await?;
+            let user = store.load_cached_user(user_id).await?;
             Ok::<_, Error>(user.is_some_and(|user| user.version >= version))
         };
         if is_cached().await? {

@@ -79,7 +79,7 @@ impl CreateOrderHandler {
         command: &CreateOrderCommand<R>,
         err: Error,
     ) -> Result<R, Error> {
-        let stored = self.store.stored_response(command.mutation.clone());
+        let stored = self.store.load_stored_response(command.mutation.clone());
         stored.await?.ok_or(err)
     }
 

@@ -65,7 +65,7 @@ impl OrderService for Orders {
         request: Request<GetOrderRequest>,
     ) -> Result<Response<GetOrderResponse>, Status> {
         let order_id = decode::parse_id("order_id", &request.get_ref().order_id)?;
-        let order = Some(encode::order(&self.store.order(order_id).await?));
+        let order = Some(encode::order(&self.store.load_order(order_id).await?));
         Ok(Response::new(GetOrderResponse { order }))
     }
 
@@ -84,10 +84,10 @@ impl OrderService for Orders {
         };
         let list = format!("orders user_id={user_id:?}");
         let key = self.store.token_key().await?;
-        let paging = Paging::new(key, list, page_size, &page_token).map_err(Error::from)?;
+        let paging = Paging::parse(key, list, page_size, &page_token).map_err(Error::from)?;
         let mut orders = self
             .store
-            .orders(user_id, paging.after(), paging.limit())
+            .list_orders(user_id, paging.after(), paging.limit())
             .await?;
         let next_page_token = paging.truncate_to_page(&mut orders, |order| order.order_id);
         let orders = orders.iter().map(encode::order).collect();

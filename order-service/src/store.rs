@@ -105,11 +105,11 @@ impl Store {
     ///
     /// # Errors
     /// If the request id was used for a different request, or the database fails.
-    pub async fn stored_response<R: Response>(
+    pub async fn load_stored_response<R: Response>(
         &self,
         mutation: Mutation<Order, R>,
     ) -> Result<Option<R>, Error> {
-        Ok(self.database.stored_response(mutation).await?)
+        Ok(self.database.load_stored_response(mutation).await?)
     }
 
     /// Cancels an order.
@@ -151,7 +151,7 @@ impl Store {
     ///
     /// # Errors
     /// If it does not exist, or the database fails.
-    pub async fn order(&self, order_id: Uuid) -> Result<Order, Error> {
+    pub async fn load_order(&self, order_id: Uuid) -> Result<Order, Error> {
         let mut conn = self.database.connection().await?;
         let row: Option<OrderRow> = orders::table
             .find(order_id)
@@ -167,7 +167,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn orders(
+    pub async fn list_orders(
         &self,
         user_id: Option<Uuid>,
         after: Option<Uuid>,
@@ -193,8 +193,8 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn cached_user(&self, user_id: Uuid) -> Result<Option<CachedUser>, Error> {
-        cached_user(&mut *self.database.connection().await?, user_id).await
+    pub async fn load_cached_user(&self, user_id: Uuid) -> Result<Option<CachedUser>, Error> {
+        load_cached_user(&mut *self.database.connection().await?, user_id).await
     }
 }
 
@@ -222,7 +222,7 @@ fn order_event(topic: &str, event_type: &str, order: &Order) -> Result<outbox::E
         .map_err(|err| CallError::internal(err).into())
 }
 
-async fn cached_user(
+async fn load_cached_user(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,
 ) -> Result<Option<CachedUser>, Error> {

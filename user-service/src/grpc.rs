@@ -47,7 +47,7 @@ impl UserService for Users {
         request: Request<GetUserRequest>,
     ) -> Result<Response<GetUserResponse>, Status> {
         let user_id = decode::parse_user_id(&request.get_ref().user_id)?;
-        let user = Some(encode::user(&self.store.user(user_id).await?));
+        let user = Some(encode::user(&self.store.load_user(user_id).await?));
         Ok(Response::new(GetUserResponse { user }))
     }
 
@@ -56,7 +56,7 @@ impl UserService for Users {
         request: Request<BatchGetUsersRequest>,
     ) -> Result<Response<BatchGetUsersResponse>, Status> {
         let user_ids = decode::parse_user_ids(&request.get_ref().user_ids)?;
-        let users = self.store.users_by_id(&user_ids).await?;
+        let users = self.store.load_users_by_id(&user_ids).await?;
         let users = users.iter().map(encode::user).collect();
         Ok(Response::new(BatchGetUsersResponse { users }))
     }
@@ -77,10 +77,10 @@ impl UserService for Users {
         };
         let list = format!("users show_deleted={show_deleted}");
         let key = self.store.token_key().await?;
-        let paging = Paging::new(key, list, page_size, &page_token).map_err(Error::from)?;
+        let paging = Paging::parse(key, list, page_size, &page_token).map_err(Error::from)?;
         let mut users = self
             .store
-            .users(paging.after(), paging.limit(), deleted)
+            .list_users(paging.after(), paging.limit(), deleted)
             .await?;
         let next_page_token = paging.truncate_to_page(&mut users, |user| user.user_id);
         let users = users.iter().map(encode::user).collect();
@@ -119,7 +119,7 @@ impl UserService for Users {
         request: Request<GetUserOrderSummaryRequest>,
     ) -> Result<Response<GetUserOrderSummaryResponse>, Status> {
         let user_id = decode::parse_user_id(&request.get_ref().user_id)?;
-        let summaries = self.store.order_summaries(user_id).await?;
+        let summaries = self.store.load_order_summaries(user_id).await?;
         Ok(Response::new(encode::summaries(&summaries)?))
     }
 }

@@ -136,7 +136,7 @@ impl Store {
     ///
     /// # Errors
     /// If it does not exist, or the database fails.
-    pub async fn user(&self, user_id: Uuid) -> Result<User, Error> {
+    pub async fn load_user(&self, user_id: Uuid) -> Result<User, Error> {
         let mut conn = self.database.connection().await?;
         let row: Option<UserRow> = users::table
             .find(user_id)
@@ -151,7 +151,7 @@ impl Store {
     ///
     /// # Errors
     /// If one of them does not exist, or the database fails.
-    pub async fn users_by_id(&self, user_ids: &[Uuid]) -> Result<Vec<User>, Error> {
+    pub async fn load_users_by_id(&self, user_ids: &[Uuid]) -> Result<Vec<User>, Error> {
         let mut conn = self.database.connection().await?;
         let rows: Vec<UserRow> = users::table
             .filter(users::user_id.eq_any(user_ids))
@@ -170,7 +170,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn users(
+    pub async fn list_users(
         &self,
         after: Option<Uuid>,
         limit: i64,
@@ -197,8 +197,8 @@ impl Store {
     ///
     /// # Errors
     /// If the user does not exist, or the database fails.
-    pub async fn order_summaries(&self, user_id: Uuid) -> Result<Vec<OrderSummary>, Error> {
-        self.user(user_id).await?;
+    pub async fn load_order_summaries(&self, user_id: Uuid) -> Result<Vec<OrderSummary>, Error> {
+        self.load_user(user_id).await?;
         let mut conn = self.database.connection().await?;
         let rows: Vec<SummaryRow> = diesel::sql_query(
             "select currency, order_count, cancelled_count, total::text, as_of_time

@@ -1,7 +1,7 @@
 use crate::CallError;
 
 /// Returns the etag of a version. Callers treat it as opaque.
-pub fn etag(version: i64) -> String {
+pub fn format_etag(version: i64) -> String {
     format!("v{version}")
 }
 
@@ -10,7 +10,7 @@ pub fn etag(version: i64) -> String {
 /// # Errors
 /// [`CallError::EtagMismatch`] if it is not.
 pub fn check_etag(expected: &str, version: i64) -> Result<(), CallError> {
-    if expected.is_empty() || expected == etag(version) {
+    if expected.is_empty() || expected == format_etag(version) {
         Ok(())
     } else {
         Err(CallError::EtagMismatch)

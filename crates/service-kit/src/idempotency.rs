@@ -92,11 +92,14 @@ impl<T, R: Response> Mutation<T, R> {
 
     /// Returns the stored response of an earlier attempt. Locks the request id until the transaction
     /// of `conn` ends, so it must be the transaction's first statement.
-    async fn stored_response(&self, conn: &mut AsyncPgConnection) -> Result<Option<R>, CallError> {
+    async fn load_stored_response(
+        &self,
+        conn: &mut AsyncPgConnection,
+    ) -> Result<Option<R>, CallError> {
         let Some(request) = &self.request else {
             return Ok(None);
         };
-        let response = request.stored_response(conn).await?;
+        let response = request.load_stored_response(conn).await?;
         let response = response.map(|response| R::decode(&*response));
         response.transpose().map_err(CallError::internal)
     }
@@ -141,7 +144,7 @@ impl Database {
             let mut conn = database.connection().await?;
             let (response, changed) = conn
                 .transaction(async |conn| {
-                    if let Some(response) = mutation.stored_response(conn).await? {
+                    if let Some(response) = mutation.load_stored_response(conn).await? {
                         return Ok((response, None));
                     }
                     let changed = write(conn).await?;
@@ -165,7 +168,7 @@ impl Database {
     /// # Errors
     /// If the request id was used with a different body, the first attempt is still in progress, or the
     /// database fails.
-    pub async fn stored_response<T, R>(
+    pub async fn load_stored_response<T, R>(
         &self,
         mutation: Mutation<T, R>,
     ) -> Result<Option<R>, CallError>
@@ -179,7 +182,7 @@ impl Database {
         let database = self.clone();
         self.run_to_completion(async move {
             let mut conn = database.connection().await?;
-            conn.transaction(async |conn| mutation.stored_response(conn).await)
+            conn.transaction(async |conn| mutation.load_stored_response(conn).await)
                 .await
         })
         .await
@@ -208,7 +211,7 @@ impl RequestKey {
         }))
     }
 
-    async fn stored_response(
+    async fn load_stored_response(
         &self,
         conn: &mut AsyncPgConnection,
     ) -> Result<Option<Vec<u8>>, CallError> {

@@ -20,7 +20,7 @@ mod token_key;
 pub use application::{Application, run};
 pub use deadline::{Deadline, requested_deadline};
 pub use error::{CallError, Reason, Rejection, TABLE, Violations};
-pub use etag::{check_etag, etag};
+pub use etag::{check_etag, format_etag};
 pub use health::{Checks, PROJECTION};
 pub use metadata::{CONSISTENCY_TOKEN, consistency_token, with_token_metadata};
 pub use paging::Paging;

@@ -23,7 +23,7 @@ impl<'a> Paging<'a> {
     ///
     /// # Errors
     /// [`CallError::InvalidPageToken`] for a token that was not issued for the same list.
-    pub fn new(
+    pub fn parse(
         key: &'a TokenKey,
         list: String,
         page_size: i32,

@@ -8,7 +8,7 @@ use proto::{
         Order as ProtoOrder, OrderState, WatchOrdersResponse,
     },
 };
-use service_kit::{TokenKey, etag};
+use service_kit::{TokenKey, format_etag};
 use uuid::Uuid;
 
 use crate::{
@@ -68,7 +68,7 @@ pub(super) fn order(order: &Order) -> ProtoOrder {
         }),
         state: state.into(),
         cancel_reason: cancel_reason.into(),
-        etag: etag(order.version),
+        etag: format_etag(order.version),
         version: order.version,
         create_time: Some(proto::timestamp(order.create_time)),
         update_time: Some(proto::timestamp(order.update_time)),

@@ -12,7 +12,7 @@ use outbox::Cause;
 use proto::events;
 use uuid::Uuid;
 
-use super::{CANCELLED, OrderRow, REQUESTED, USER_DELETED, cached_user, order_event};
+use super::{CANCELLED, OrderRow, REQUESTED, USER_DELETED, load_cached_user, order_event};
 use crate::{
     domain::{CachedUser, CancelReason, Order, State},
     error::Error,
@@ -97,7 +97,7 @@ pub(super) async fn lock_unknown_user(
         .execute(conn)
         .await?;
     // Without a row lock: a deletion that holds it may be waiting for this transaction.
-    cached_user(conn, user_id).await
+    load_cached_user(conn, user_id).await
 }
 
 /// Cancels the open orders of deleted users, and enqueues an event for each with the deletion as its

@@ -96,8 +96,8 @@ fn kinds() -> Result<Vec<Kind>> {
     ])
 }
 
-/// A service with a topic of one partition that takes records without a key, and a topic for dead
-/// letters.
+/// Starts a service with a topic of one partition that accepts records without a key, and a dead letter
+/// topic.
 async fn start() -> Result<(TestService, String)> {
     let (name, servers) = (Addresses::unique_name("kinds"), Addresses::shared());
     let dead_letters = format!("{name}.dlq");

@@ -8,7 +8,7 @@ use proto::{
         User as ProtoUser,
     },
 };
-use service_kit::etag;
+use service_kit::format_etag;
 
 use crate::{
     domain::{OrderSummary, User},
@@ -42,7 +42,7 @@ pub(super) fn user(user: &User) -> ProtoUser {
         user_id: user.user_id.to_string(),
         email: user.email.clone(),
         name: user.name.clone(),
-        etag: etag(user.version),
+        etag: format_etag(user.version),
         version: user.version,
         create_time: Some(proto::timestamp(user.create_time)),
         update_time: Some(proto::timestamp(user.update_time)),

@@ -103,8 +103,8 @@ fn new_order(amount: &str) -> Result<Order> {
     order(&Uuid::nil().to_string(), amount, "EUR")
 }
 
-/// A service with a topic of one partition that takes records without a key, and a topic for dead
-/// letters.
+/// Starts a service with a topic of one partition that accepts records without a key, and a dead letter
+/// topic.
 async fn start() -> Result<(TestService, String)> {
     let (name, servers) = (Addresses::unique_name("kinds"), Addresses::shared());
     let dead_letters = format!("{name}.dlq");

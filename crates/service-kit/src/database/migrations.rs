@@ -41,7 +41,7 @@ pub async fn migrate(
     let mut harness = AsyncMigrationHarness::new(conn);
     let applied = harness.applied_migrations()?;
     let applied: Vec<String> = applied.iter().map(ToString::to_string).collect();
-    validate_owner(&applied, &versions(migrations)?)?;
+    validate_owner(&applied, &list_versions(migrations)?)?;
     let mut names = Vec::new();
     for source in migrations {
         let versions = harness.run_pending_migrations(Borrowed(source))?;
@@ -69,7 +69,7 @@ pub async fn probe(pool: &Pool, migrations: &[EmbeddedMigrations]) -> Result<(),
         return Err("database is read-only, probably a standby".to_owned());
     }
     let applied: Vec<String> = rows.into_iter().map(|row| row.version).collect();
-    let needed = versions(migrations).map_err(|err| err.to_string())?;
+    let needed = list_versions(migrations).map_err(|err| err.to_string())?;
     validate_owner(&applied, &needed)?;
     match needed.concat().iter().find(|v| !applied.contains(v)) {
         Some(version) => Err(format!(
@@ -95,7 +95,7 @@ fn validate_owner(applied: &[String], needed: &[Vec<String>]) -> Result<(), Stri
 }
 
 /// Returns the migration versions of each source.
-fn versions(migrations: &[EmbeddedMigrations]) -> Result<Vec<Vec<String>>, BoxError> {
+fn list_versions(migrations: &[EmbeddedMigrations]) -> Result<Vec<Vec<String>>, BoxError> {
     let versions = |source| {
         let migrations = Borrowed(source).migrations()?;
         let versions = migrations.iter().map(|m| m.name().version().to_string());
@@ -140,12 +140,12 @@ mod tests {
 
     #[test]
     fn two_sources_with_one_version_are_rejected() {
-        assert!(versions(&[crate::idempotency::MIGRATIONS]).is_ok());
+        assert!(list_versions(&[crate::idempotency::MIGRATIONS]).is_ok());
         let twice = [
             crate::idempotency::MIGRATIONS,
             crate::idempotency::MIGRATIONS,
         ];
-        let rejected = versions(&twice).map_err(|err| err.to_string());
+        let rejected = list_versions(&twice).map_err(|err| err.to_string());
         assert!(rejected.is_err_and(|err| err.starts_with("two migrations have the version")));
     }
 }
