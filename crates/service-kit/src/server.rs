@@ -35,7 +35,7 @@ pub struct ServerOptions {
     #[arg(long, env = "LISTEN_ADDR", value_parser = parse_listen_addr)]
     listen_addr: SocketAddr,
     /// Keep at most this many connections open; further ones wait in the listener's backlog until one closes.
-    /// Each open connection uses one file descriptor
+    /// Each open connection uses a file descriptor: keep it below the limit of the process
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = number(1..=1_000_000_usize))]
     max_connections: usize,
     /// Fail a call with DEADLINE_EXCEEDED after this many milliseconds; callers can set shorter deadlines

@@ -15,8 +15,8 @@ use crate::{CallError, TokenKey};
 /// Limits on the calls that use the database.
 #[derive(Args, Clone, Debug)]
 pub struct PoolOptions {
-    /// Open at most this many database connections for calls; more than Postgres has cores for only queue
-    /// there
+    /// Open at most this many database connections for calls. Raise it only if Postgres has idle cores: further
+    /// statements queue there
     #[arg(long, env = "DATABASE_POOL_SIZE", default_value = "16", value_parser = number(1..=1_000_usize))]
     database_pool_size: usize,
     /// Let at most this many calls use the database or wait for a connection; further calls are rejected
