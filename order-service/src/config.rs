@@ -7,7 +7,7 @@ use cli::{KafkaOptions, milliseconds, number};
 use projection::ConsumerOptions;
 use service_kit::{
     ServerOptions,
-    database::{CallOptions, DatabaseOptions},
+    database::{DatabaseOptions, PoolOptions},
 };
 
 use crate::{
@@ -15,7 +15,6 @@ use crate::{
     validation::ValidationOptions,
 };
 
-/// The options of `serve`.
 #[derive(Args, Debug)]
 pub struct ServeOptions {
     #[command(flatten)]
@@ -23,22 +22,27 @@ pub struct ServeOptions {
     #[command(flatten)]
     pub(crate) database: DatabaseOptions,
     #[command(flatten)]
-    pub(crate) calls: CallOptions,
-    /// How long CreateOrder waits at most for what a consistency token names, in milliseconds
+    pub(crate) calls: PoolOptions,
+    /// Let CreateOrder wait at most this many milliseconds for the user version of a consistency token; then
+    /// it fails with PROJECTION_LAGGING. Raise it if user events take longer to arrive
     #[arg(long, env = "TOKEN_WAIT_MS", default_value = "2000", value_parser = milliseconds(0..=60_000))]
     pub(crate) token_wait_ms: Duration,
-    /// How long CreateOrder waits for a user that is not known yet, in milliseconds; 0 for not at all
+    /// Let CreateOrder without a token wait this many milliseconds for an unknown user, then fail with
+    /// USER_UNKNOWN; 0 disables the wait. Lower it if many calls name users that do not exist
     #[arg(long, env = "UNKNOWN_USER_WAIT_MS", default_value = "250", value_parser = milliseconds(0..=60_000))]
     pub(crate) unknown_user_wait_ms: Duration,
-    /// How many calls may wait at once; others are told at once to retry
+    /// Let at most this many calls wait for user events at once; further calls do not wait, and fail with
+    /// PROJECTION_LAGGING or USER_UNKNOWN. A waiting call uses memory but no database connection
     #[arg(long, env = "MAX_WAITERS", default_value = "1000", value_parser = number(0..=1_000_000_usize))]
     pub(crate) max_waiters: usize,
     #[command(flatten)]
     pub(crate) validation: ValidationOptions,
-    /// Streams of WatchOrders at once; others are told to come later
+    /// Serve at most this many WatchOrders streams at once; further ones are rejected with OVERLOADED. Each stream
+    /// polls the database once a second
     #[arg(long, env = "MAX_WATCHES", default_value = "1000", value_parser = number(0..=1_000_000_usize))]
     pub(crate) max_watches: usize,
-    /// How long a caller of WatchOrders may leave its stream unread, in milliseconds
+    /// End a WatchOrders stream with WATCH_TOO_SLOW if the caller does not read it for this many milliseconds.
+    /// Raise it for callers that pause longer
     #[arg(long, env = "WATCH_PATIENCE_MS", default_value = "10000", value_parser = milliseconds(1..=600_000))]
     pub(crate) watch_patience_ms: Duration,
     #[command(flatten)]

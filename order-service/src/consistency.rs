@@ -1,4 +1,4 @@
-//! Waits until this service has heard of what a caller has already seen.
+//! Read-your-writes consistency: waits until `users_cache` holds a user version that the caller has seen.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,69 +7,69 @@ use uuid::Uuid;
 
 use crate::{error::Error, store::Store, subscribers::Subscribers};
 
-/// How often a waiter looks by itself, should it not be woken: another replica's projection may be
-/// the one that applies the event.
+/// The polling interval of a waiting call. Notifications come only from this replica's projection, but
+/// another replica may apply the event.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a call waits for an event, at most.
+/// The limits on waiting for user events.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitLimits {
-    /// For the version that a consistency token names.
+    /// The limit for the version of a consistency token.
     pub token: Duration,
-    /// For a user of whom nothing was heard, without a token.
+    /// The limit for an unknown user, without a token.
     pub unknown_user: Duration,
 }
 
-/// The calls that wait for a user's version; the projection wakes them.
+/// Waits for user versions; the projection notifies it.
 #[derive(Debug)]
-pub struct Waiters {
+pub struct UserWaiter {
     subscribers: Arc<Subscribers>,
-    places: Semaphore,
+    permits: Semaphore,
 }
 
-impl Waiters {
-    /// Room for `max_waiters` calls; more than that are told at once that the version is not here.
+impl UserWaiter {
+    /// Lets at most `max_waiters` calls wait; further calls check once and do not wait.
     pub fn new(subscribers: Arc<Subscribers>, max_waiters: usize) -> Self {
         Self {
             subscribers,
-            places: Semaphore::new(max_waiters),
+            permits: Semaphore::new(max_waiters),
         }
     }
 
-    /// Whether `users_cache` holds `version` of a user, or a later one, by `deadline`.
+    /// Waits until `users_cache` holds `version` of a user or a later one. Returns false at `deadline`.
     ///
     /// # Errors
-    /// The database's.
-    pub async fn wait_for(
+    /// If the database fails.
+    pub async fn wait_for_version(
         &self,
         store: &Store,
         user_id: Uuid,
         version: i64,
         deadline: Instant,
     ) -> Result<bool, Error> {
-        let is_here = async || {
-            let user = store.cached_user(user_id).await?;
+        let is_cached = async || {
+            let user = store.load_cached_user(user_id).await?;
             Ok::<_, Error>(user.is_some_and(|user| user.version >= version))
         };
-        if is_here().await? {
+        if is_cached().await? {
             return Ok(true);
         }
-        let Ok(_place) = self.places.try_acquire() else {
+        let Ok(_permit) = self.permits.try_acquire() else {
             return Ok(false);
         };
-        let listener = self.subscribers.listen(user_id);
+        let subscription = self.subscribers.subscribe(user_id);
         loop {
-            let mut arrived = std::pin::pin!(listener.notify().notified());
-            // From here on no arrival is missed; one before is seen by the look that follows.
-            arrived.as_mut().enable();
-            if is_here().await? {
+            let mut notified = std::pin::pin!(subscription.notified());
+            // Enable before the check, so that no update between the check and the wait is missed.
+            notified.as_mut().enable();
+            if is_cached().await? {
                 return Ok(true);
             }
             let now = Instant::now();
             if now >= deadline {
                 return Ok(false);
             }
-            let _ = tokio::time::timeout_at(deadline.min(now + POLL_INTERVAL), arrived).await;
+            let _ = tokio::time::timeout_at(deadline.min(now + POLL_INTERVAL), notified).await;
         }
     }
 }

@@ -1,33 +1,27 @@
-//! What an order is. These types can't hold a bad value: whoever has one need not check it again.
+//! Domain types. They are validated on construction and can't hold an invalid value.
 
 mod amount;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-pub use self::amount::{Amount, BadAmount};
+pub use self::amount::{Amount, InvalidAmount};
 
-/// An order to be placed.
 #[derive(Clone, Debug)]
 pub struct NewOrder {
-    /// Who orders.
     pub user_id: Uuid,
-    /// For how much.
     pub amount: Amount,
 }
 
-/// Which order to cancel.
+/// A request to cancel an order.
 #[derive(Clone, Debug)]
 pub struct Cancellation {
-    /// Which order.
     pub order_id: Uuid,
-    /// What the caller has seen of it last; empty if that does not matter.
+    /// The etag that the caller expects; empty to match any version.
     pub etag: String,
 }
 
-/// An order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Order {
     pub order_id: Uuid,
     pub user_id: Uuid,
@@ -38,30 +32,26 @@ pub struct Order {
     pub update_time: DateTime<Utc>,
 }
 
-/// What has become of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Placed.
+    /// Open.
     Created,
-    /// Called off, for good.
+    /// Cancelled; a final state.
     Cancelled(CancelReason),
 }
 
-/// Why an order was called off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelReason {
-    /// A caller asked for it.
+    /// A caller cancelled the order.
     Requested,
-    /// The user was deleted.
     UserDeleted,
 }
 
-/// What this service has heard of a user.
+/// A user as in `users_cache`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedUser {
-    /// The newest version that has arrived.
+    /// The latest version that was applied.
     pub version: i64,
-    /// Whether the user is gone.
     pub deleted: bool,
 }
 

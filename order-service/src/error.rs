@@ -1,4 +1,4 @@
-//! Everything that a call can be rejected for, and what the caller then sees.
+//! Errors of calls, and their mapping to gRPC statuses.
 
 use std::time::Duration;
 
@@ -9,53 +9,49 @@ use uuid::Uuid;
 use crate::NAME;
 
 service_kit::reasons! {
-    ORDER_NOT_FOUND: NotFound, "there is no order with this id",
-        "ResourceInfo", "look where the id comes from";
-    USER_UNKNOWN: FailedPrecondition, "CreateOrder: no event has told of this user; it may be on its way",
-        "PreconditionFailure, RetryInfo", "send the consistency token of CreateUser, or repeat it after that time";
+    ORDER_NOT_FOUND: NotFound, "no order has this id",
+        "ResourceInfo", "check the id";
+    USER_UNKNOWN: FailedPrecondition, "CreateOrder: no event of this user has arrived yet, or the user does not exist",
+        "PreconditionFailure, RetryInfo", "pass the consistency token from CreateUser, or retry after the given delay";
     USER_DELETED: FailedPrecondition, "CreateOrder: the user was deleted",
-        "PreconditionFailure", "give up; a deleted user does not come back";
-    ORDER_CANCELLED: FailedPrecondition, "CancelOrder: the order is cancelled already",
-        "PreconditionFailure", "nothing: it is done";
-    PROJECTION_LAGGING: Unavailable, "CreateOrder: what the consistency token names did not arrive in time",
-        "RetryInfo, `grpc-retry-pushback-ms`", "repeat it after that time, with its `request_id`";
-    USER_SERVICE_UNAVAILABLE: Unavailable, "CreateOrder: user-service does not answer, and has to be asked (validation mode `remote`)",
-        "RetryInfo, `grpc-retry-pushback-ms`", "repeat it after that time, with its `request_id`";
-    RESUME_TOKEN_INVALID: InvalidArgument, "WatchOrders: `resume_token` was changed, is of another user, or from before a restored dump",
-        "", "watch without a token, from the beginning";
-    WATCH_ENDED: Unavailable, "WatchOrders: the server stops, or the stream has lasted an hour",
-        "RetryInfo, `grpc-retry-pushback-ms`", "watch again with the last `resume_token`";
-    WATCH_TOO_SLOW: ResourceExhausted, "WatchOrders: the caller reads more slowly than orders change",
-        "`grpc-retry-pushback-ms` is -1: no retry of the same call", "watch again with the last `resume_token`, and read faster";
+        "PreconditionFailure", "do not retry; deletion is final";
+    ORDER_CANCELLED: FailedPrecondition, "CancelOrder: the order is already cancelled",
+        "PreconditionFailure", "none; the order is cancelled";
+    PROJECTION_LAGGING: Unavailable, "CreateOrder: the user version of the consistency token did not arrive in time",
+        "RetryInfo, `grpc-retry-pushback-ms`", "retry after the given delay with the same `request_id`";
+    USER_SERVICE_UNAVAILABLE: Unavailable, "CreateOrder: validation mode `remote` requires user-service, which does not respond",
+        "RetryInfo, `grpc-retry-pushback-ms`", "retry after the given delay with the same `request_id`";
+    RESUME_TOKEN_INVALID: InvalidArgument, "WatchOrders: `resume_token` was altered, belongs to another user, or predates a database restore",
+        "", "start over without a token";
+    WATCH_ENDED: Unavailable, "WatchOrders: the server is shutting down, or the stream reached its maximum age of one hour",
+        "RetryInfo, `grpc-retry-pushback-ms`", "resume with the last `resume_token`";
+    WATCH_TOO_SLOW: ResourceExhausted, "WatchOrders: the caller reads too slowly",
+        "`grpc-retry-pushback-ms` is -1: no retry of the same call", "resume with the last `resume_token`, and read faster";
 }
 
-/// An event takes a few milliseconds from one service to the other, or as long as an outage.
+/// An event normally takes a few milliseconds from one service to the other.
 const LAG_RETRY_DELAY: Duration = Duration::from_millis(250);
-/// A service that was restarted is mostly back by then.
+/// About the time of a service restart.
 const RESTART_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Why a call is rejected.
 #[derive(Debug)]
 pub enum Error {
-    /// There is no order with this id.
     OrderNotFound(Uuid),
-    /// The order is cancelled already.
     OrderCancelled(Uuid),
-    /// No event has told of this user yet.
+    /// No event of this user has arrived yet.
     UserUnknown(Uuid),
-    /// The user was deleted.
     UserDeleted(Uuid),
-    /// The version that the caller has seen did not arrive in time.
+    /// The version of the consistency token did not arrive in time.
     ProjectionLagging,
-    /// user-service has to be asked, and does not answer.
+    /// Validation requires user-service, which does not respond.
     UserServiceUnavailable(String),
-    /// The resume token is none of ours, or of another user.
-    BadResumeToken,
-    /// The server ends a stream, which the caller can take up again.
+    /// The resume token is not ours, or belongs to another user.
+    InvalidResumeToken,
+    /// The server ends a stream, which the caller can resume.
     WatchEnded,
-    /// The caller does not read what is sent.
+    /// The caller reads too slowly.
     WatchTooSlow,
-    /// What any call can be rejected for.
+    /// An error that any call can have.
     Call(CallError),
 }
 
@@ -63,52 +59,52 @@ impl From<Error> for Status {
     fn from(err: Error) -> Self {
         let rejection = match err {
             Error::OrderNotFound(id) => {
-                Rejection::new(ORDER_NOT_FOUND, format!("there is no order {id}"))
-                    .about("order.v1.Order", id)
+                Rejection::new(ORDER_NOT_FOUND, format!("order {id} not found"))
+                    .with_resource("order.v1.Order", id)
             }
             Error::OrderCancelled(id) => {
-                Rejection::new(ORDER_CANCELLED, format!("order {id} is cancelled already"))
-                    .requires("ORDER_OPEN", format!("orders/{id}"))
+                Rejection::new(ORDER_CANCELLED, format!("order {id} is already cancelled"))
+                    .with_precondition("ORDER_OPEN", format!("orders/{id}"))
             }
-            // Either there is no such user, or the event is still on its way.
+            // Either the user does not exist, or its event has not arrived yet.
             Error::UserUnknown(id) => Rejection::new(
                 USER_UNKNOWN,
                 format!(
-                    "order-service has not heard of user {id}; if it was created a moment ago, \
-                     retry, or send the consistency_token of CreateUser"
+                    "user {id} is not known to order-service yet; if it was just created, retry \
+                    or pass the consistency_token from CreateUser"
                 ),
             )
-            .requires("USER_KNOWN", format!("users/{id}"))
-            .retry_after(LAG_RETRY_DELAY),
+            .with_precondition("USER_KNOWN", format!("users/{id}"))
+            .with_retry_after(LAG_RETRY_DELAY),
             Error::UserDeleted(id) => {
                 Rejection::new(USER_DELETED, format!("user {id} was deleted"))
-                    .requires("USER_LIVE", format!("users/{id}"))
+                    .with_precondition("USER_LIVE", format!("users/{id}"))
             }
             Error::ProjectionLagging => Rejection::new(
                 PROJECTION_LAGGING,
-                "what consistency_token names has not arrived here in time; retry",
+                "the user version of consistency_token did not arrive in time; retry",
             )
-            .retry_after(LAG_RETRY_DELAY),
+            .with_retry_after(LAG_RETRY_DELAY),
             Error::UserServiceUnavailable(error) => {
                 tracing::warn!(%error, "user-service unavailable");
                 Rejection::new(
                     USER_SERVICE_UNAVAILABLE,
-                    "user-service has to be asked for the user, and does not answer; retry",
+                    "failed to validate the user: user-service does not respond; retry",
                 )
-                .retry_after(RESTART_RETRY_DELAY)
+                .with_retry_after(RESTART_RETRY_DELAY)
             }
-            Error::BadResumeToken => Rejection::new(
+            Error::InvalidResumeToken => Rejection::new(
                 RESUME_TOKEN_INVALID,
-                "resume_token is not of this user's orders; begin again without one",
+                "invalid resume_token: must come from a stream of the same user; start over without a token",
             ),
             Error::WatchEnded => Rejection::new(
                 WATCH_ENDED,
-                "the server ends this stream; go on with the last resume_token",
+                "the server ended the stream; resume with the last resume_token",
             )
-            .retry_after(RESTART_RETRY_DELAY),
+            .with_retry_after(RESTART_RETRY_DELAY),
             Error::WatchTooSlow => Rejection::new(
                 WATCH_TOO_SLOW,
-                "the stream was not read for too long; go on with the last resume_token",
+                "the stream was read too slowly; resume with the last resume_token",
             ),
             Error::Call(err) => err.into(),
         };

@@ -1,4 +1,4 @@
-//! The door: decode, ask the store, encode. Nothing is decided here.
+//! gRPC handlers: decode the request, call the store, encode the response.
 
 mod decode;
 mod encode;
@@ -11,12 +11,14 @@ use proto::order::v1::{
     GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, WatchOrdersRequest,
     WatchOrdersResponse, order_service_server::OrderService,
 };
-use service_kit::{Deadline, Paging, asked_deadline, idempotency::Mutation, with_token};
+use service_kit::{
+    Deadline, Paging, idempotency::Mutation, requested_deadline, with_token_metadata,
+};
 use tonic::{Request, Response, Status};
 
 use crate::{
+    create_order::{CreateOrderCommand, CreateOrderHandler},
     error::Error,
-    placing::{Placement, Placing},
     store::Store,
     watch::Watches,
 };
@@ -24,16 +26,15 @@ use crate::{
 /// The implementation of `order.v1.OrderService`.
 pub struct Orders {
     store: Store,
-    placing: Placing,
+    handler: CreateOrderHandler,
     watches: Watches,
 }
 
 impl Orders {
-    /// Answers from this store.
-    pub fn new(placing: Placing, watches: Watches) -> Self {
+    pub fn new(handler: CreateOrderHandler, watches: Watches) -> Self {
         Self {
-            store: placing.store.clone(),
-            placing,
+            store: handler.store.clone(),
+            handler,
             watches,
         }
     }
@@ -46,23 +47,25 @@ impl OrderService for Orders {
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let Deadline(deadline) = Deadline::of(&request);
-        let (new, token, key) = decode::create(request.get_ref(), request.metadata())?;
-        let placement = Placement {
+        let (new, token, key) = decode::create_request(request.get_ref(), request.metadata())?;
+        let command = CreateOrderCommand {
             new,
             token,
             mutation: Mutation::new(key, request.metadata(), encode::created),
             deadline,
         };
-        let answer = self.placing.place(&placement).await?;
-        Ok(with_token(answer, |answer| &answer.consistency_token))
+        let response = self.handler.handle(&command).await?;
+        Ok(with_token_metadata(response, |response| {
+            &response.consistency_token
+        }))
     }
 
     async fn get_order(
         &self,
         request: Request<GetOrderRequest>,
     ) -> Result<Response<GetOrderResponse>, Status> {
-        let order_id = decode::id("order_id", &request.get_ref().order_id)?;
-        let order = Some(encode::order(&self.store.order(order_id).await?));
+        let order_id = decode::parse_id("order_id", &request.get_ref().order_id)?;
+        let order = Some(encode::order(&self.store.load_order(order_id).await?));
         Ok(Response::new(GetOrderResponse { order }))
     }
 
@@ -77,16 +80,16 @@ impl OrderService for Orders {
         } = request.into_inner();
         let user_id = match user_id.as_str() {
             "" => None,
-            text => Some(decode::id("user_id", text)?),
+            text => Some(decode::parse_id("user_id", text)?),
         };
         let list = format!("orders user_id={user_id:?}");
         let key = self.store.token_key().await?;
-        let paging = Paging::new(key, list, page_size, &page_token).map_err(Error::from)?;
+        let paging = Paging::parse(key, list, page_size, &page_token).map_err(Error::from)?;
         let mut orders = self
             .store
-            .orders(user_id, paging.after(), paging.limit())
+            .list_orders(user_id, paging.after(), paging.limit())
             .await?;
-        let next_page_token = paging.cut(&mut orders, |order| order.order_id);
+        let next_page_token = paging.truncate_to_page(&mut orders, |order| order.order_id);
         let orders = orders.iter().map(encode::order).collect();
         Ok(Response::new(ListOrdersResponse {
             orders,
@@ -98,10 +101,12 @@ impl OrderService for Orders {
         &self,
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
-        let (cancellation, key) = decode::cancel(request.get_ref())?;
+        let (cancellation, key) = decode::cancel_request(request.get_ref())?;
         let mutation = Mutation::new(key, request.metadata(), encode::cancelled);
-        let answer = self.store.cancel_order(cancellation, mutation).await?;
-        Ok(with_token(answer, |answer| &answer.consistency_token))
+        let response = self.store.cancel_order(cancellation, mutation).await?;
+        Ok(with_token_metadata(response, |response| {
+            &response.consistency_token
+        }))
     }
 
     type WatchOrdersStream =
@@ -111,10 +116,10 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrdersRequest>,
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
-        let deadline = asked_deadline(request.metadata());
+        let deadline = requested_deadline(request.metadata());
         let key = self.store.token_key().await?.clone();
-        let (user_id, position) = decode::watch(request.get_ref(), &key)?;
-        let watch = self.watches.start(user_id, position, deadline)?;
+        let (user_id, position) = decode::watch_request(request.get_ref(), &key)?;
+        let watch = self.watches.open(user_id, position, deadline)?;
         let stream = stream::unfold((watch, key), move |(mut watch, key)| async move {
             let change = watch.next().await?;
             let message = change

@@ -1,22 +1,23 @@
-//! order-service: owns the orders, and follows the users of user-service.
+//! order-service: owns orders, and caches the users of user-service.
 //!
-//! - [`grpc`] is the door: it decodes a request into the [`domain`], asks the [`store`], encodes
-//!   the answer.
-//! - [`placing`] is what CreateOrder does, [`watch`] what WatchOrders does.
-//! - [`store`] has all SQL: an order and the event that tells of it are written in one transaction.
-//! - [`error`] is the one place where an error becomes a gRPC status.
-//! - [`users_projection`] applies user events to `users_cache`; [`consistency`] lets calls wait for
-//!   them.
+//! - [`grpc`] decodes requests into the [`domain`], calls the [`store`], and encodes responses.
+//! - [`create_order`] implements CreateOrder, [`watch`] implements WatchOrders.
+//! - [`store`] contains all SQL: an order and its event are written in one transaction.
+//! - [`error`] maps errors to gRPC statuses.
+//! - [`users_projection`] applies user events to `users_cache`; [`consistency`] waits for them.
 //!
-//! **Invariant:** an order is validated against `users_cache`, and against nothing else. Nothing here
-//! knows where user-service is, unless it is told to ask it: see [`validation`].
+//! **Invariant:** an order is validated against `users_cache`. This service does not call user-service
+//! unless it is configured to: see [`validation`].
+
+#![allow(missing_docs, reason = "a program, not a library")]
 
 pub mod config;
 pub mod consistency;
+pub mod create_order;
 pub mod domain;
 pub mod error;
 pub mod grpc;
-pub mod placing;
+
 mod schema;
 pub mod store;
 pub mod subscribers;
@@ -30,7 +31,7 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::order::v1::order_service_server::{OrderServiceServer, SERVICE_NAME};
 use service_kit::{
     Application, Checks, Server, Service,
-    database::{self, CallDatabase},
+    database::{self, Database},
     idempotency,
 };
 use tokio_util::sync::CancellationToken;
@@ -38,16 +39,16 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
     config::ServeOptions,
-    consistency::{WaitLimits, Waiters},
+    consistency::{UserWaiter, WaitLimits},
+    create_order::CreateOrderHandler,
     grpc::Orders,
-    placing::Placing,
     store::Store,
     subscribers::Subscribers,
     users_projection::{OrdersTopic, UsersProjection},
     watch::{WatchLimits, Watches},
 };
 
-/// The schema of this service's database, in the order in which it is built; its own part is last.
+/// The migrations of the database, in the order in which they run; the service's own are last.
 pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
     outbox::MIGRATIONS,
     idempotency::MIGRATIONS,
@@ -55,16 +56,16 @@ pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
     embed_migrations!("migrations"),
 ];
 
-/// The service's name in its errors, and in Kafka.
+/// The service's name in error details and in Kafka.
 pub const NAME: &str = "order-service";
 
-/// One each for health, the sweep and the projection, at a time.
+/// One connection each for health, the cleanup of stored responses, and the projection.
 const BACKGROUND_CONNECTIONS: usize = 3;
 
-/// Far above the largest request.
+/// Well above the largest request.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// An order-service that listens already and does not yet serve.
+/// An order-service that is bound but not yet serving.
 #[derive(Debug)]
 pub struct OrderService {
     server: Server,
@@ -74,7 +75,7 @@ pub struct OrderService {
 impl Application for OrderService {
     const NAME: &'static str = NAME;
     const ABOUT: &'static str =
-        "Owns the orders: gRPC, a database of its own, and an outbox that tells others";
+        "Owns orders: serves their gRPC API and publishes their events through an outbox";
     type Options = ServeOptions;
     type Projection = UsersProjection;
 
@@ -95,19 +96,19 @@ impl Application for OrderService {
 
     async fn run(self, shutdown: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { server, options } = self;
-        // Health, the sweep, the projection and the watches have connections of their own, so that a
-        // crowd of calls keeps none of them waiting.
-        let pool = database::pool(options.database.url(), BACKGROUND_CONNECTIONS);
-        let calls = options.calls.open(&options.database);
-        let (arrivals, changes) = (
+        // Health, the cleanup, the projection and the watches have their own connections, so that calls
+        // can't starve them.
+        let pool = database::create_pool(options.database.url(), BACKGROUND_CONNECTIONS);
+        let database = options.calls.open(&options.database);
+        let (user_updates, order_changes) = (
             Arc::new(Subscribers::default()),
             Arc::new(Subscribers::default()),
         );
         let OrdersTopic { orders_topic } = options.topic;
         let projection = UsersProjection {
             orders_topic: orders_topic.clone(),
-            arrivals: Arc::clone(&arrivals),
-            changes: Arc::clone(&changes),
+            user_updates: Arc::clone(&user_updates),
+            order_changes: Arc::clone(&order_changes),
         };
         let consumer = projection::spawn_consumer(
             options.users.into_config(options.kafka),
@@ -116,29 +117,29 @@ impl Application for OrderService {
             shutdown.clone(),
         );
         let state = consumer.state();
-        let looks = database::pool(options.database.url(), watch::MAX_LOOKS);
-        let looks = CallDatabase::new(looks, watch::MAX_LOOKS);
-        let writes = calls.writes();
-        let store = Store::new(calls, orders_topic.clone(), Arc::clone(&changes));
+        let watch_pool = database::create_pool(options.database.url(), watch::MAX_CONCURRENT_POLLS);
+        let watch_database = Database::new(watch_pool, watch::MAX_CONCURRENT_POLLS);
+        let writes = database.writes();
+        let store = Store::new(database, orders_topic.clone(), Arc::clone(&order_changes));
         let watches = Watches::new(
-            Store::new(looks, orders_topic, Arc::clone(&changes)),
-            changes,
+            Store::new(watch_database, orders_topic, Arc::clone(&order_changes)),
+            order_changes,
             WatchLimits {
                 max_watches: options.max_watches,
-                patience: options.watch_patience_ms,
+                send_timeout: options.watch_patience_ms,
             },
             shutdown.clone(),
         );
-        let placing = Placing {
+        let handler = CreateOrderHandler {
             store,
-            waiters: Waiters::new(arrivals, options.max_waiters),
+            user_waiter: UserWaiter::new(user_updates, options.max_waiters),
             limits: WaitLimits {
                 token: options.token_wait_ms,
                 unknown_user: options.unknown_user_wait_ms,
             },
             validation: options.validation.into(),
         };
-        let orders = Orders::new(placing, watches);
+        let orders = Orders::new(handler, watches);
         let service = OrderServiceServer::new(orders)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .accept_compressed(CompressionEncoding::Gzip);

@@ -1,4 +1,4 @@
-//! `order-service`: owns the orders.
+//! The `order-service` program.
 
 use std::process::ExitCode;
 

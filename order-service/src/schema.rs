@@ -8,7 +8,7 @@ diesel::table! {
     }
 }
 
-// There is also `changed_xid`, of a type that diesel does not know.
+// Without `changed_xid`, whose type diesel does not support.
 diesel::table! {
     orders (order_id) {
         order_id -> Uuid,

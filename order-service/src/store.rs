@@ -1,4 +1,4 @@
-//! All SQL of the service. An order and the event that tells of it are written in one transaction.
+//! All SQL of the service. An order and its event are written in one transaction.
 
 mod cancellations;
 mod changes;
@@ -14,7 +14,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use proto::events;
 use service_kit::{
     CallError, TokenKey, check_etag,
-    database::CallDatabase,
+    database::Database,
     idempotency::{Mutation, Response},
 };
 use uuid::Uuid;
@@ -27,39 +27,40 @@ use crate::{
 };
 
 pub use self::{
-    cancellations::{Deletion, cancel_orders_of_deleted, cancel_what_deleted_users_left_open},
+    cancellations::{
+        UserDeletion, cancel_orders_of_all_deleted_users, cancel_orders_of_deleted_users,
+    },
     changes::{Changes, Position},
 };
 
-/// How a user is known to exist.
+/// The evidence that a user exists.
 #[derive(Clone, Copy, Debug)]
-pub enum KnownBy {
-    /// By `users_cache`.
+pub enum VerifiedBy {
+    /// `users_cache` must contain the user.
     Cache,
-    /// By user-service, which was asked a moment ago; `users_cache` need not know the user yet.
+    /// user-service has just confirmed the user; `users_cache` may not contain it yet.
     UserService,
 }
 
 /// The service's database.
 #[derive(Clone)]
 pub struct Store {
-    database: CallDatabase,
+    database: Database,
     topic: String,
-    changes: Arc<Subscribers>,
+    order_changes: Arc<Subscribers>,
 }
 
 impl Store {
-    /// The store in `database`; events go to `topic`, and `changes` wakes those who follow a user's
-    /// orders.
-    pub fn new(database: CallDatabase, topic: String, changes: Arc<Subscribers>) -> Self {
+    /// Creates a store that enqueues events for `topic` and notifies `order_changes` of changed orders.
+    pub fn new(database: Database, topic: String, order_changes: Arc<Subscribers>) -> Self {
         Self {
             database,
             topic,
-            changes,
+            order_changes,
         }
     }
 
-    /// The key of this service's page and resume tokens.
+    /// Returns the key of page and resume tokens.
     ///
     /// # Errors
     /// If the database fails.
@@ -67,55 +68,55 @@ impl Store {
         Ok(self.database.token_key().await?)
     }
 
-    /// Places an order.
+    /// Creates an order.
     ///
     /// # Errors
-    /// If the user was deleted, or is not known here and user-service was not asked, the request id was used
-    /// for something else, or the database fails.
+    /// If the user was deleted, or is unknown and not confirmed by user-service, the request id was used for
+    /// a different request, or the database fails.
     pub async fn create_order<R: Response>(
         &self,
         new: NewOrder,
-        known_by: KnownBy,
+        verified_by: VerifiedBy,
         mutation: Mutation<Order, R>,
     ) -> Result<R, Error> {
         let (topic, traceparent) = (self.topic.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
-            let user = match (lock_cached_user(conn, new.user_id).await?, known_by) {
-                (None, KnownBy::Cache) => return Err(Error::UserUnknown(new.user_id)),
-                (None, KnownBy::UserService) => {
-                    cancellations::lock_unheard_user(conn, new.user_id).await?
+            let user = match (lock_cached_user(conn, new.user_id).await?, verified_by) {
+                (None, VerifiedBy::Cache) => return Err(Error::UserUnknown(new.user_id)),
+                (None, VerifiedBy::UserService) => {
+                    cancellations::lock_unknown_user(conn, new.user_id).await?
                 }
                 (user, _) => user,
             };
             if user.is_some_and(|user| user.deleted) {
                 return Err(Error::UserDeleted(new.user_id));
             }
-            let order = insert(conn, &new).await?;
-            let event = event(&topic, events::ORDER_CREATED, &order)?;
+            let order = insert_order(conn, &new).await?;
+            let event = order_event(&topic, events::ORDER_CREATED, &order)?;
             outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             Ok(order)
         };
-        let changes = Arc::clone(&self.changes);
-        let mutation = mutation.then(move |order| changes.wake(order.user_id));
-        self.database.mutate(mutation, write).await
+        let order_changes = Arc::clone(&self.order_changes);
+        let mutation = mutation.on_commit(move |order| order_changes.notify(order.user_id));
+        self.database.run_mutation(mutation, write).await
     }
 
-    /// The response that the same request to place an order got before, if it did.
+    /// Returns the stored response of an earlier attempt to create an order, if there is one.
     ///
     /// # Errors
-    /// If the request id was used for something else, or the database fails.
-    pub async fn earlier_response<R: Response>(
+    /// If the request id was used for a different request, or the database fails.
+    pub async fn load_stored_response<R: Response>(
         &self,
         mutation: Mutation<Order, R>,
     ) -> Result<Option<R>, Error> {
-        Ok(self.database.earlier_response(mutation).await?)
+        Ok(self.database.load_stored_response(mutation).await?)
     }
 
     /// Cancels an order.
     ///
     /// # Errors
-    /// If there is no such order, it is cancelled already or is not the one that the caller has
-    /// seen, the request id was used for something else, or the database fails.
+    /// If the order does not exist, is already cancelled, or does not match the etag, the request id was
+    /// used for a different request, or the database fails.
     pub async fn cancel_order<R: Response>(
         &self,
         cancellation: Cancellation,
@@ -136,22 +137,22 @@ impl Store {
                 return Err(Error::OrderCancelled(order_id));
             }
             check_etag(&etag, before.version)?;
-            let order = cancellations::cancel(conn, before, CancelReason::Requested).await?;
-            let event = event(&topic, events::ORDER_CANCELLED, &order)?;
+            let order = cancellations::cancel_order(conn, before, CancelReason::Requested).await?;
+            let event = order_event(&topic, events::ORDER_CANCELLED, &order)?;
             outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             Ok(order)
         };
-        let changes = Arc::clone(&self.changes);
-        let mutation = mutation.then(move |order| changes.wake(order.user_id));
-        self.database.mutate(mutation, write).await
+        let order_changes = Arc::clone(&self.order_changes);
+        let mutation = mutation.on_commit(move |order| order_changes.notify(order.user_id));
+        self.database.run_mutation(mutation, write).await
     }
 
     /// Reads an order.
     ///
     /// # Errors
-    /// If there is none, or the database fails.
-    pub async fn order(&self, order_id: Uuid) -> Result<Order, Error> {
-        let mut conn = self.database.get().await?;
+    /// If it does not exist, or the database fails.
+    pub async fn load_order(&self, order_id: Uuid) -> Result<Order, Error> {
+        let mut conn = self.database.connection().await?;
         let row: Option<OrderRow> = orders::table
             .find(order_id)
             .select(OrderRow::as_select())
@@ -161,12 +162,12 @@ impl Store {
         row.ok_or(Error::OrderNotFound(order_id))?.try_into()
     }
 
-    /// Reads at most `limit` orders behind `after`, of one user or of all, in the order of their
-    /// ids, which is that of their creation.
+    /// Reads at most `limit` orders after the id `after`, of one user or of all, by id, which is the
+    /// order of creation.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn orders(
+    pub async fn list_orders(
         &self,
         user_id: Option<Uuid>,
         after: Option<Uuid>,
@@ -179,7 +180,7 @@ impl Store {
         if let Some(after) = after {
             query = query.filter(orders::order_id.gt(after));
         }
-        let mut conn = self.database.get().await?;
+        let mut conn = self.database.connection().await?;
         let rows = query
             .order(orders::order_id)
             .limit(limit)
@@ -188,17 +189,17 @@ impl Store {
         rows.into_iter().map(Order::try_from).collect()
     }
 
-    /// What this service has heard of a user.
+    /// Reads a user from `users_cache`.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn cached_user(&self, user_id: Uuid) -> Result<Option<CachedUser>, Error> {
-        cached_user(&mut *self.database.get().await?, user_id).await
+    pub async fn load_cached_user(&self, user_id: Uuid) -> Result<Option<CachedUser>, Error> {
+        load_cached_user(&mut *self.database.connection().await?, user_id).await
     }
 }
 
-/// The event that tells of an order's new state.
-fn event(topic: &str, event_type: &str, order: &Order) -> Result<outbox::Event, Error> {
+/// Creates the event with an order's new state.
+fn order_event(topic: &str, event_type: &str, order: &Order) -> Result<outbox::Event, Error> {
     let (state, cancel_reason) = match order.state {
         State::Created => (events::OrderState::Created, None),
         State::Cancelled(reason) => (events::OrderState::Cancelled, Some(reason)),
@@ -218,10 +219,10 @@ fn event(topic: &str, event_type: &str, order: &Order) -> Result<outbox::Event, 
         update_time: order.update_time,
     };
     outbox::Event::new(topic, order.order_id, event_type, order.version, &state)
-        .map_err(|err| CallError::bug(err).into())
+        .map_err(|err| CallError::internal(err).into())
 }
 
-async fn cached_user(
+async fn load_cached_user(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,
 ) -> Result<Option<CachedUser>, Error> {
@@ -234,8 +235,8 @@ async fn cached_user(
     Ok(row.map(CachedUser::from))
 }
 
-/// What is known of a user, which stays so until the transaction ends: an order of a user whose
-/// deletion arrives at the same moment is either rejected here, or seen and cancelled there.
+/// Reads a cached user and locks it until the transaction ends. A concurrent deletion is either seen
+/// here and the order is rejected, or it waits and cancels the order.
 async fn lock_cached_user(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,
@@ -250,8 +251,8 @@ async fn lock_cached_user(
     Ok(row.map(CachedUser::from))
 }
 
-async fn insert(conn: &mut AsyncPgConnection, new: &NewOrder) -> Result<Order, Error> {
-    // Postgres keeps microseconds: what is answered now is what is read later.
+async fn insert_order(conn: &mut AsyncPgConnection, new: &NewOrder) -> Result<Order, Error> {
+    // Postgres stores microseconds; truncate so that later reads return the same value.
     let now = Utc::now().trunc_subsecs(6);
     let order = Order {
         order_id: Uuid::now_v7(),
@@ -302,18 +303,17 @@ impl TryFrom<OrderRow> for Order {
 
     fn try_from(row: OrderRow) -> Result<Self, Error> {
         let order_id = row.order_id;
-        let bad =
-            |what| CallError::bug(format!("order {order_id} has a {what} that none can have"));
+        let invalid = |what| CallError::internal(format!("order {order_id} has an invalid {what}"));
         Ok(Self {
             order_id,
             user_id: row.user_id,
             amount: Amount::from_minor(&row.currency, row.amount_minor)
-                .ok_or_else(|| bad("amount"))?,
+                .ok_or_else(|| invalid("amount"))?,
             state: match (row.state.as_str(), row.cancel_reason.as_deref()) {
                 (CREATED, None) => State::Created,
                 (CANCELLED, Some(REQUESTED)) => State::Cancelled(CancelReason::Requested),
                 (CANCELLED, Some(USER_DELETED)) => State::Cancelled(CancelReason::UserDeleted),
-                _ => return Err(bad("state").into()),
+                _ => return Err(invalid("state").into()),
             },
             version: row.version,
             create_time: row.create_time,

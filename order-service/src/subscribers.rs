@@ -1,67 +1,67 @@
-//! Wakes calls that wait for something about a user.
+//! In-process notifications of changes, by user.
 
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 use uuid::Uuid;
 
-/// The calls that wait, by the user whom they wait for.
+/// The subscriptions of calls, by user.
 #[derive(Debug, Default)]
 pub struct Subscribers {
-    by_user: Mutex<HashMap<Uuid, Waiting>>,
+    by_user: Mutex<HashMap<Uuid, Entry>>,
 }
 
-/// Those who wait for one user.
+/// The subscriptions to one user.
 #[derive(Debug, Default)]
-struct Waiting {
+struct Entry {
     notify: Arc<Notify>,
-    calls: usize,
+    subscriptions: usize,
 }
 
 impl Subscribers {
-    /// Wakes those who wait for this user.
-    pub fn wake(&self, user_id: Uuid) {
-        if let Some(waiting) = self.by_user.lock().get(&user_id) {
-            waiting.notify.notify_waiters();
+    /// Notifies the subscriptions to this user.
+    pub fn notify(&self, user_id: Uuid) {
+        if let Some(entry) = self.by_user.lock().get(&user_id) {
+            entry.notify.notify_waiters();
         }
     }
 
-    /// Has this call woken, as long as the entry is kept.
-    pub fn listen(self: &Arc<Self>, user_id: Uuid) -> Listener {
+    /// Subscribes to this user until the subscription is dropped.
+    pub fn subscribe(self: &Arc<Self>, user_id: Uuid) -> Subscription {
         let mut by_user = self.by_user.lock();
-        let waiting = by_user.entry(user_id).or_default();
-        waiting.calls += 1;
-        Listener {
+        let entry = by_user.entry(user_id).or_default();
+        entry.subscriptions += 1;
+        Subscription {
             subscribers: Arc::clone(self),
             user_id,
-            notify: Arc::clone(&waiting.notify),
+            notify: Arc::clone(&entry.notify),
         }
     }
 }
 
-/// A call's entry, taken away with the call however it ends.
+/// A subscription to one user, removed on drop.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Subscription {
     subscribers: Arc<Subscribers>,
     user_id: Uuid,
     notify: Arc<Notify>,
 }
 
-impl Listener {
-    /// What is notified when the user's calls are woken. Enable it before looking at what is waited
-    /// for: then nothing is missed in between.
-    pub fn notify(&self) -> &Notify {
-        &self.notify
+impl Subscription {
+    /// Returns a future that completes at the next notification. Enable it before checking the awaited
+    /// state, so that no notification in between is missed.
+    pub fn notified(&self) -> Notified<'_> {
+        self.notify.notified()
     }
 }
 
-impl Drop for Listener {
+impl Drop for Subscription {
     fn drop(&mut self) {
         let mut by_user = self.subscribers.by_user.lock();
-        if let Some(waiting) = by_user.get_mut(&self.user_id) {
-            waiting.calls -= 1;
-            if waiting.calls == 0 {
+        if let Some(entry) = by_user.get_mut(&self.user_id) {
+            entry.subscriptions -= 1;
+            if entry.subscriptions == 0 {
                 by_user.remove(&self.user_id);
             }
         }
@@ -73,11 +73,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_goes_with_its_last_call() {
+    fn an_entry_is_removed_with_its_last_subscription() {
         let subscribers = Arc::new(Subscribers::default());
         let (first, second) = (
-            subscribers.listen(Uuid::nil()),
-            subscribers.listen(Uuid::nil()),
+            subscribers.subscribe(Uuid::nil()),
+            subscribers.subscribe(Uuid::nil()),
         );
         drop(first);
         assert_eq!(subscribers.by_user.lock().len(), 1);

@@ -1,4 +1,4 @@
-//! Follows the users of user-service into `users_cache`, and cancels what deleted users leave open.
+//! Applies user events to `users_cache`, and cancels the open orders of deleted users.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,25 +13,24 @@ use projection::{
 use proto::events::{self, User};
 
 use crate::{
-    store::{Deletion, cancel_orders_of_deleted, cancel_what_deleted_users_left_open},
+    store::{UserDeletion, cancel_orders_of_all_deleted_users, cancel_orders_of_deleted_users},
     subscribers::Subscribers,
 };
 
 /// The projection into `users_cache`.
 #[derive(Debug)]
 pub struct UsersProjection {
-    /// Where events of orders go.
     pub orders_topic: String,
-    /// Wakes those who wait for a user.
-    pub arrivals: Arc<Subscribers>,
-    /// Wakes those who follow a user's orders.
-    pub changes: Arc<Subscribers>,
+    /// Notified of every user update.
+    pub user_updates: Arc<Subscribers>,
+    /// Notified of users whose orders changed.
+    pub order_changes: Arc<Subscribers>,
 }
 
-/// Where events of orders go.
+/// The topic option of order events.
 #[derive(Args, Clone, Debug)]
 pub struct OrdersTopic {
-    /// The topic of this service's events
+    /// Publish this service's order events to this topic
     #[arg(long, env = "ORDERS_TOPIC", default_value = events::ORDERS_TOPIC, value_parser = kafka_name)]
     pub(crate) orders_topic: String,
 }
@@ -42,43 +41,35 @@ impl Configurable for UsersProjection {
         option: "users-topic",
         variable: "USERS_TOPIC",
         default: events::USERS_TOPIC,
-        help: "The topic of the users that are followed",
+        help: "Consume user events from this topic",
     };
-    /// A deleted user's open orders are cancelled, which makes events.
+    /// Needed because cancelling a deleted user's open orders enqueues events.
     type Options = OrdersTopic;
 
-    /// Without those whom it would wake: whoever waits in a running server looks for himself now and
-    /// then.
+    /// Creates a projection without subscribers: waiting calls of a running server also poll.
     fn from_options(OrdersTopic { orders_topic }: OrdersTopic) -> Self {
         Self {
             orders_topic,
-            arrivals: Arc::default(),
-            changes: Arc::default(),
+            user_updates: Arc::default(),
+            order_changes: Arc::default(),
         }
     }
 }
 
-/// What an event tells of a user.
+/// A change of a user, from an event.
 #[derive(Debug)]
 pub enum UserChange {
-    /// A user was created or changed.
     Upserted {
-        /// Which user.
         user_id: uuid::Uuid,
-        /// The new address.
         email: String,
-        /// The new name.
         name: String,
-        /// The new version.
         version: i64,
     },
-    /// A user was deleted.
     Deleted {
-        /// Which user.
         user_id: uuid::Uuid,
         /// The last version.
         version: i64,
-        /// The event, where it had a `ce_id`.
+        /// The event, if it had a `ce_id`.
         cause: Option<Cause>,
     },
 }
@@ -108,25 +99,25 @@ impl UserChange {
         }
     }
 
-    fn deletion(&self) -> Option<Deletion> {
+    fn deletion(&self) -> Option<UserDeletion> {
         match *self {
             Self::Upserted { .. } => None,
-            Self::Deleted { user_id, cause, .. } => Some(Deletion { user_id, cause }),
+            Self::Deleted { user_id, cause, .. } => Some(UserDeletion { user_id, cause }),
         }
     }
 }
 
-/// A deletion that was news.
+/// A newly applied deletion.
 #[derive(QueryableByName)]
-struct Deleted {
+struct DeletedRow {
     #[diesel(sql_type = Uuid)]
     user_id: uuid::Uuid,
     #[diesel(sql_type = BigInt)]
     version: i64,
 }
 
-/// The newest version of each user wins; of a deleted user no name and no e-mail is kept. What was
-/// known before has been reacted to before.
+/// Keeps the latest version of each user, and no name or e-mail of a deleted user. Returns only newly
+/// applied deletions, because earlier ones have already cancelled their orders.
 const APPLY: &str = "
     with applied as (
         insert into users_cache (user_id, email, name, version, deleted)
@@ -142,30 +133,30 @@ const APPLY: &str = "
     )
     select user_id, version from applied where deleted";
 
-/// A deleted user's: compaction takes the record before it away, and then it is the only one that
-/// tells. All others only tell compaction to forget their key.
-fn tombstone(record: &Record<'_>, event_type: &str) -> Result<Option<UserChange>, Poison> {
+/// Decodes a tombstone. A deleted user's tombstone counts as the deletion, because compaction may have
+/// removed the event before it. Other tombstones carry no change.
+fn decode_tombstone(record: &Record<'_>, event_type: &str) -> Result<Option<UserChange>, Poison> {
     if event_type != events::USER_DELETED {
         return Ok(None);
     }
     let user_id = record.key_text()?.parse();
-    let user_id = user_id.map_err(|_| Poison::new("key", "it is no UUID"))?;
+    let user_id = user_id.map_err(|_| Poison::new("key", "must be a UUID"))?;
     let version = record
         .required_header(events::header::AGGREGATE_VERSION)?
         .parse();
     let version = version.ok().filter(|version| *version >= 1);
     let version = version
-        .ok_or_else(|| Poison::new("header", "ce_aggregateversion is no positive number"))?;
+        .ok_or_else(|| Poison::new("header", "ce_aggregateversion must be a positive number"))?;
     Ok(Some(UserChange::Deleted {
         user_id,
         version,
-        cause: cause(record)?,
+        cause: parse_cause(record)?,
     }))
 }
 
-/// The record as the cause of other events; none if it has no id. Whoever wrote it may have written
-/// anything.
-fn cause(record: &Record<'_>) -> Result<Option<Cause>, Poison> {
+/// Returns the record as the cause of other events, or `None` if it has no event id. Headers are not
+/// trusted: another producer may have written them.
+fn parse_cause(record: &Record<'_>) -> Result<Option<Cause>, Poison> {
     let id = record.header(events::header::ID);
     let Some(event_id) = id.and_then(|id| uuid::Uuid::try_parse_ascii(id).ok()) else {
         return Ok(None);
@@ -175,7 +166,9 @@ fn cause(record: &Record<'_>) -> Result<Option<Cause>, Poison> {
         Some(_) => record
             .required_header(events::header::CAUSATION_DEPTH)?
             .parse()
-            .map_err(|_| Poison::new("header", "ce_causationdepth is no number of up to 255"))?,
+            .map_err(|_| {
+                Poison::new("header", "ce_causationdepth must be a number from 0 to 255")
+            })?,
     };
     let cause = Cause::new(event_id, depth).map_err(|err| Poison::new("chain", err))?;
     Ok(Some(cause))
@@ -184,10 +177,10 @@ fn cause(record: &Record<'_>) -> Result<Option<Cause>, Poison> {
 impl Rebuildable for UsersProjection {
     const TABLES: &'static [&'static str] = &["users_cache"];
 
-    /// An order that was placed meanwhile was checked against the old table, which may not have heard
-    /// of a deletion that the new one has.
+    /// Cancels orders that were validated against the old table, which may lack a deletion that the new
+    /// table has.
     async fn after_swap(&self, conn: &mut AsyncPgConnection) -> QueryResult<()> {
-        cancel_what_deleted_users_left_open(conn, &self.orders_topic).await
+        cancel_orders_of_all_deleted_users(conn, &self.orders_topic).await
     }
 }
 
@@ -200,27 +193,27 @@ impl Projection for UsersProjection {
             return Ok(None);
         }
         if record.payload().is_none() {
-            return tombstone(record, event_type);
+            return decode_tombstone(record, event_type);
         }
         let user: User = record.payload_json()?;
         if record.key_text()? != user.user_id.to_string() {
-            return Err(Poison::new("key", "it is not the payload's user_id"));
+            return Err(Poison::new("key", "must be the payload's user_id"));
         }
         if user.version < 1 {
-            return Err(Poison::new("payload", "version is not positive"));
+            return Err(Poison::new("payload", "version must be positive"));
         }
-        // JSON can hold this character, and Postgres can't.
+        // JSON allows this character, and Postgres does not.
         if user.email.contains('\0') || user.name.contains('\0') {
             return Err(Poison::new(
                 "payload",
-                "it has a character with the number 0",
+                "must not contain the character U+0000",
             ));
         }
         Ok(Some(if user.deleted {
             UserChange::Deleted {
                 user_id: user.user_id,
                 version: user.version,
-                cause: cause(record)?,
+                cause: parse_cause(record)?,
             }
         } else {
             UserChange::Upserted {
@@ -241,7 +234,7 @@ impl Projection for UsersProjection {
         if !keys.is_empty() {
             dead_letters::erase(conn, &keys).await?;
         }
-        let deleted: Vec<Deleted> = diesel::sql_query(APPLY)
+        let deleted: Vec<DeletedRow> = diesel::sql_query(APPLY)
             .bind::<Array<Uuid>, _>(column(users, UserChange::user_id))
             .bind::<Array<Nullable<Text>>, _>(column(users, UserChange::email))
             .bind::<Array<Nullable<Text>>, _>(column(users, UserChange::name))
@@ -253,21 +246,21 @@ impl Projection for UsersProjection {
             .into_iter()
             .map(|row| (row.user_id, row.version))
             .collect();
-        let news = users
+        let applied = users
             .iter()
             .filter(|user| versions.get(&user.user_id()) == Some(&user.version()));
-        let deletions: Vec<Deletion> = news.filter_map(UserChange::deletion).collect();
+        let deletions: Vec<UserDeletion> = applied.filter_map(UserChange::deletion).collect();
         if deletions.is_empty() {
             return Ok(());
         }
-        cancel_orders_of_deleted(conn, &self.orders_topic, &deletions).await
+        cancel_orders_of_deleted_users(conn, &self.orders_topic, &deletions).await
     }
 
     fn after_commit(&self, users: &[UserChange]) {
         for user in users {
-            self.arrivals.wake(user.user_id());
+            self.user_updates.notify(user.user_id());
             if user.deletion().is_some() {
-                self.changes.wake(user.user_id());
+                self.order_changes.notify(user.user_id());
             }
         }
     }

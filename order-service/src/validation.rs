@@ -1,5 +1,5 @@
-//! How CreateOrder knows that a user exists: from `users_cache`, and only if it is told to, by asking
-//! user-service. `docs/validation-modes.md` has what each costs.
+//! Validates that a user exists: against `users_cache`, and if configured, by calling user-service.
+//! `docs/validation-modes.md` compares the modes.
 
 use std::time::Duration;
 
@@ -14,95 +14,94 @@ use uuid::Uuid;
 
 use crate::error::Error;
 
-/// How long user-service may take to be reached, and to answer.
+/// Limits on connecting to user-service and on its response.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How CreateOrder knows that a user exists.
 #[derive(Args, Clone, Debug)]
 pub struct ValidationOptions {
-    /// Whom CreateOrder asks for a user
+    /// Validate the user of CreateOrder with this mode
     #[arg(long, env = "VALIDATION", default_value = "local")]
-    validation: Mode,
-    /// Where user-service is, as host:port; needed for validation that is not local
+    validation: ValidationMode,
+    /// Call user-service at this address, as host:port; required unless VALIDATION is local
     #[arg(
         long,
         env = "USER_SERVICE_ADDR",
         required_if_eq_any = [("validation", "local-then-remote"), ("validation", "remote")],
-        value_parser = user_service
+        value_parser = parse_user_service_addr
     )]
     user_service_addr: Option<Endpoint>,
 }
 
-/// Who is asked for a user.
+/// The values of `VALIDATION`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Mode {
-    /// What was heard of users; orders are taken while user-service is away
+enum ValidationMode {
+    /// Use the cache built from user events; orders are accepted while user-service is down
     Local,
-    /// The same, and user-service for a user of whom nothing was heard
+    /// Use the cache, and call user-service for a user that is not in it
     LocalThenRemote,
-    /// user-service, every time
+    /// Call user-service for every order
     Remote,
 }
 
-fn user_service(addr: &str) -> Result<Endpoint, String> {
+fn parse_user_service_addr(addr: &str) -> Result<Endpoint, String> {
     Endpoint::try_from(format!("http://{addr}"))
         .ok()
-        // Without a port it would be that of web pages.
+        // Without a port it would default to 80.
         .filter(|endpoint| endpoint.uri().port_u16().is_some())
-        .ok_or_else(|| format!("{addr:?} isn't an address like user-service:50051"))
+        .ok_or_else(|| format!("invalid address {addr:?}: must look like user-service:50051"))
 }
 
 impl From<ValidationOptions> for Validation {
     fn from(options: ValidationOptions) -> Self {
         let users = options.user_service_addr.map(RemoteUsers::new);
         match (options.validation, users) {
-            (Mode::Local, _) => Self::Local,
-            (Mode::LocalThenRemote, Some(users)) => Self::LocalThenRemote(users),
-            (Mode::Remote, Some(users)) => Self::Remote(users),
+            (ValidationMode::Local, _) => Self::Local,
+            (ValidationMode::LocalThenRemote, Some(users)) => Self::LocalThenRemote(users),
+            (ValidationMode::Remote, Some(users)) => Self::Remote(users),
             (_, None) => unreachable!("clap requires the address"),
         }
     }
 }
 
-/// Who is asked for a user, with what that needs.
+/// A validation mode with its client.
 #[derive(Clone, Debug)]
 pub enum Validation {
-    /// `users_cache` alone. Orders are taken while user-service is away.
+    /// Uses `users_cache` only; orders are accepted while user-service is down.
     Local,
-    /// `users_cache`, and user-service for a user that is not there.
+    /// Uses `users_cache`, and calls user-service for unknown users.
     LocalThenRemote(RemoteUsers),
-    /// user-service, every time.
+    /// Calls user-service for every order.
     Remote(RemoteUsers),
 }
 
-/// The users, as user-service tells of them.
+/// A client of user-service that verifies users.
 #[derive(Clone, Debug)]
 pub struct RemoteUsers(UserServiceClient<Channel>);
 
 impl RemoteUsers {
-    /// Asks the user-service at this address, over one connection that is opened when it is needed.
+    /// Creates a client of the user-service at this address; it connects on the first call.
     pub fn new(user_service: Endpoint) -> Self {
         let endpoint = user_service.connect_timeout(CONNECT_TIMEOUT);
         Self(UserServiceClient::new(endpoint.connect_lazy()))
     }
 
-    /// Whether there is such a user, now.
+    /// Verifies that a user exists and is not deleted.
     ///
     /// # Errors
-    /// If there is none, it was deleted, or user-service does not answer by `deadline`.
-    pub async fn check(&self, user_id: Uuid, deadline: Instant) -> Result<(), Error> {
+    /// If the user does not exist or was deleted, or user-service does not respond by `deadline`.
+    pub async fn verify_exists(&self, user_id: Uuid, deadline: Instant) -> Result<(), Error> {
         let request = GetUserRequest {
             user_id: user_id.to_string(),
         };
-        let deadline = deadline.min(Instant::now() + ANSWER_TIMEOUT);
+        let deadline = deadline.min(Instant::now() + RESPONSE_TIMEOUT);
         let mut client = self.0.clone();
-        let Ok(answer) = timeout_at(deadline, client.get_user(request)).await else {
-            let silence = "no answer in time".to_owned();
-            return Err(Error::UserServiceUnavailable(silence));
+        let Ok(response) = timeout_at(deadline, client.get_user(request)).await else {
+            let reason = "no response in time".to_owned();
+            return Err(Error::UserServiceUnavailable(reason));
         };
-        match answer {
-            Ok(answer) => match answer.into_inner().user {
+        match response {
+            Ok(response) => match response.into_inner().user {
                 Some(user) if user.delete_time.is_none() => Ok(()),
                 _ => Err(Error::UserDeleted(user_id)),
             },

@@ -1,8 +1,8 @@
-//! Follows a user's orders for a caller of WatchOrders.
+//! WatchOrders: streams the changes of a user's orders.
 //!
-//! A stream has a task that reads changes and hands them over a short queue. It reads when this
-//! process has written something of the user's, and now and then by itself, because another replica
-//! may have. Whatever it misses it finds with the next look, so that waking is for speed only.
+//! Each stream has a task that polls for changes and sends them to a short queue. It polls when this
+//! process changes an order of the user, and periodically, because another replica may have changed
+//! one. Notifications only reduce latency: the next poll finds any missed change.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,48 +21,46 @@ use crate::{
     subscribers::Subscribers,
 };
 
-/// How often a stream looks by itself.
+/// The polling interval of a stream without notifications.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Orders of one look at most.
+/// The maximum number of orders per poll.
 const PAGE_ORDERS: usize = 100;
-/// Orders that wait for the caller to read them at most, beside one page that is being handed over.
+/// The maximum number of queued orders, besides the page being sent.
 const QUEUE_ORDERS: usize = 16;
-/// Looks at once, each over a connection of its own: an order wakes all who follow its user, and these
-/// are neither to crowd out the calls nor to be crowded out by them.
-pub const MAX_LOOKS: usize = 4;
-/// A stream is renewed after so long, so that callers spread over new replicas.
+/// The maximum number of concurrent polls, each with its own connection. An order triggers a poll of
+/// every stream of its user; the limit keeps these polls and the calls from starving each other.
+pub const MAX_CONCURRENT_POLLS: usize = 4;
+/// Limits the age of a stream, so that callers reconnect and spread over new replicas.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// Limits of the streams.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchLimits {
-    /// Streams at once, at most.
     pub max_watches: usize,
-    /// How long a caller may leave a full queue unread.
-    pub patience: Duration,
+    /// The time limit for sending to a full queue.
+    pub send_timeout: Duration,
 }
 
-/// The streams of WatchOrders.
+/// Opens and limits streams.
 pub struct Watches {
     store: Store,
-    changes: Arc<Subscribers>,
-    places: Arc<Semaphore>,
-    looks: Arc<Semaphore>,
-    patience: Duration,
+    order_changes: Arc<Subscribers>,
+    permits: Arc<Semaphore>,
+    polls: Arc<Semaphore>,
+    send_timeout: Duration,
     shutdown: CancellationToken,
 }
 
-/// An order that was placed or changed, and where to go on behind it.
+/// A new or changed order, and the position after it.
 pub type Change = (Order, Position);
 
-/// What a caller reads.
+/// The receiving side of a stream.
 pub struct Watch {
     changes: mpsc::Receiver<Change>,
     end: oneshot::Receiver<Error>,
 }
 
 impl Watch {
-    /// The next change, or why there is none any more; none after that.
+    /// Returns the next change, then the reason for the end of the stream, then `None`.
     pub async fn next(&mut self) -> Option<Result<Change, Error>> {
         match self.changes.recv().await {
             Some(change) => Some(Ok(change)),
@@ -72,91 +70,91 @@ impl Watch {
 }
 
 impl Watches {
-    /// Streams of what `store` holds, which has room for [`MAX_LOOKS`] calls; `changes` tells of users
-    /// whose orders were changed here.
+    /// Creates streams over `store`, which must allow [`MAX_CONCURRENT_POLLS`] calls. `order_changes`
+    /// notifies of changes by this process.
     pub fn new(
         store: Store,
-        changes: Arc<Subscribers>,
+        order_changes: Arc<Subscribers>,
         limits: WatchLimits,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
             store,
-            changes,
-            places: Arc::new(Semaphore::new(limits.max_watches)),
-            looks: Arc::new(Semaphore::new(MAX_LOOKS)),
-            patience: limits.patience,
+            order_changes,
+            permits: Arc::new(Semaphore::new(limits.max_watches)),
+            polls: Arc::new(Semaphore::new(MAX_CONCURRENT_POLLS)),
+            send_timeout: limits.send_timeout,
             shutdown,
         }
     }
 
-    /// Follows a user's orders from `position` on, until `deadline` at the latest.
+    /// Opens a stream of a user's orders from `position`, until `deadline` at the latest.
     ///
     /// # Errors
-    /// If there are too many streams.
-    pub fn start(
+    /// If the maximum number of streams is open.
+    pub fn open(
         &self,
         user_id: Uuid,
         position: Position,
         deadline: Option<Instant>,
     ) -> Result<Watch, Error> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| CallError::Overloaded)?;
+        let permit = Arc::clone(&self.permits).try_acquire_owned();
+        let permit = permit.map_err(|_| CallError::Overloaded)?;
         let (queue, changes) = mpsc::channel(QUEUE_ORDERS);
-        let (end_with, end) = oneshot::channel();
+        let (end_sender, end) = oneshot::channel();
         let max_age = Instant::now() + MAX_AGE;
-        let is_callers = deadline.is_some_and(|deadline| deadline < max_age);
-        let task = Task {
+        let has_caller_deadline = deadline.is_some_and(|deadline| deadline < max_age);
+        let task = WatchTask {
             store: self.store.clone(),
-            looks: Arc::clone(&self.looks),
-            subscribers: Arc::clone(&self.changes),
+            polls: Arc::clone(&self.polls),
+            subscribers: Arc::clone(&self.order_changes),
             user_id,
-            patience: self.patience,
-            end: deadline.filter(|_| is_callers).unwrap_or(max_age),
-            at_end: if is_callers {
+            send_timeout: self.send_timeout,
+            end: deadline.filter(|_| has_caller_deadline).unwrap_or(max_age),
+            end_reason: if has_caller_deadline {
                 || CallError::DeadlineExceeded.into()
             } else {
                 || Error::WatchEnded
             },
             shutdown: self.shutdown.clone(),
             queue,
-            _place: place,
+            _permit: permit,
         };
         tokio::spawn(async move {
-            // A caller that has left does not want to know.
-            let _ = end_with.send(task.follow(position).await);
+            // Ignore a caller that has disconnected.
+            let _ = end_sender.send(task.run(position).await);
         });
         Ok(Watch { changes, end })
     }
 }
 
-struct Task {
+struct WatchTask {
     store: Store,
-    looks: Arc<Semaphore>,
+    polls: Arc<Semaphore>,
     subscribers: Arc<Subscribers>,
     user_id: Uuid,
-    patience: Duration,
+    send_timeout: Duration,
     end: Instant,
-    at_end: fn() -> Error,
+    end_reason: fn() -> Error,
     shutdown: CancellationToken,
     queue: mpsc::Sender<Change>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Task {
-    /// Hands changes over until something ends it, and says what.
-    async fn follow(self, mut position: Position) -> Error {
-        let listener = self.subscribers.listen(self.user_id);
+impl WatchTask {
+    /// Sends changes until the stream ends, and returns the reason.
+    async fn run(self, mut position: Position) -> Error {
+        let subscription = self.subscribers.subscribe(self.user_id);
         loop {
-            let mut woken = std::pin::pin!(listener.notify().notified());
-            // What changes from here on wakes; what did before is seen by the look that follows.
-            woken.as_mut().enable();
-            let changes = match self.look(&position).await {
+            let mut notified = std::pin::pin!(subscription.notified());
+            // Enable before the poll, so that no change between the poll and the wait is missed.
+            notified.as_mut().enable();
+            let changes = match self.poll_changes(&position).await {
                 Ok(changes) => changes,
                 Err(err) => return err,
             };
             for change in changes.orders {
-                match timeout(self.patience, self.queue.send(change)).await {
+                match timeout(self.send_timeout, self.queue.send(change)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Error::WatchEnded,
                     Err(_) => return Error::WatchTooSlow,
@@ -167,25 +165,27 @@ impl Task {
                 return Error::WatchEnded;
             }
             if Instant::now() >= self.end {
-                return (self.at_end)();
+                return (self.end_reason)();
             }
-            if !changes.is_all {
+            if !changes.is_complete {
                 continue;
             }
             tokio::select! {
-                () = woken => {}
+                () = notified => {}
                 () = sleep(POLL_INTERVAL) => {}
                 () = self.shutdown.cancelled() => return Error::WatchEnded,
-                () = sleep_until(self.end) => return (self.at_end)(),
+                () = sleep_until(self.end) => return (self.end_reason)(),
                 () = self.queue.closed() => return Error::WatchEnded,
             }
         }
     }
 
-    /// What has changed, when it is this stream's turn to look.
-    async fn look(&self, position: &Position) -> Result<Changes, Error> {
-        let _turn = self.looks.acquire().await.map_err(CallError::bug)?;
-        let changes = self.store.changes(self.user_id, position, PAGE_ORDERS);
+    /// Reads the next changes, within the limit on concurrent polls.
+    async fn poll_changes(&self, position: &Position) -> Result<Changes, Error> {
+        let _permit = self.polls.acquire().await.map_err(CallError::internal)?;
+        let changes = self
+            .store
+            .changes_since(self.user_id, position, PAGE_ORDERS);
         changes.await
     }
 }

@@ -6,12 +6,11 @@ use projection::ConsumerOptions;
 use proto::events;
 use service_kit::{
     ServerOptions,
-    database::{CallOptions, DatabaseOptions},
+    database::{DatabaseOptions, PoolOptions},
 };
 
 use crate::orders_projection::OrdersProjection;
 
-/// The options of `serve`.
 #[derive(Args, Debug)]
 pub struct ServeOptions {
     #[command(flatten)]
@@ -19,10 +18,10 @@ pub struct ServeOptions {
     #[command(flatten)]
     pub(crate) database: DatabaseOptions,
     #[command(flatten)]
-    pub(crate) calls: CallOptions,
+    pub(crate) calls: PoolOptions,
     #[command(flatten)]
     pub(crate) kafka: KafkaOptions,
-    /// The topic of this service's events
+    /// Publish this service's user events to this topic
     #[arg(long, env = "USERS_TOPIC", default_value = events::USERS_TOPIC, value_parser = kafka_name)]
     pub(crate) users_topic: String,
     #[command(flatten)]

@@ -1,32 +1,31 @@
-//! What a user is. These types can't hold a bad value: whoever has one need not check it again.
+//! Domain types. They are validated on construction and can't hold an invalid value.
 
 use chrono::{DateTime, Utc};
 use email_address::EmailAddress;
 use uuid::Uuid;
 
-/// Longest address that mail servers take, in bytes (RFC 5321, 4.5.3.1.3).
+/// The longest address that mail servers accept, in bytes (RFC 5321, 4.5.3.1.3).
 const MAX_EMAIL_BYTES: usize = 254;
 const MAX_NAME_CHARS: usize = 200;
 
-/// An e-mail address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email(String);
 
 impl Email {
-    /// Reads an address; blanks around it are dropped.
+    /// Parses an address; trims surrounding whitespace.
     ///
     /// # Errors
-    /// With what is wrong, for the caller.
+    /// The reason, for the caller.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim();
         if text.is_empty() {
-            return Err("must be given");
+            return Err("is required");
         }
         if text.len() > MAX_EMAIL_BYTES {
             return Err("must be at most 254 bytes long");
         }
         if text.chars().any(char::is_control) {
-            return Err("must not have control characters");
+            return Err("must not contain control characters");
         }
         let options = email_address::Options::default()
             .without_display_text()
@@ -37,62 +36,60 @@ impl Email {
         Ok(Self(text.to_owned()))
     }
 
-    /// As it was written.
+    /// Returns the address as entered.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What is compared, so that one address is not taken twice in different case.
-    pub fn key(&self) -> String {
-        Self::key_of(&self.0)
+    /// Returns the case-folded address, for comparison.
+    pub fn comparison_key(&self) -> String {
+        Self::fold_case(&self.0)
     }
 
-    /// The same of an address that is known to be one, or to be erased.
-    pub fn key_of(email: &str) -> String {
-        // Through the upper case, in which ß is SS and a final sigma is one like others.
+    /// Folds the case of a valid or erased address.
+    pub fn fold_case(email: &str) -> String {
+        // Via uppercase, which maps ß to SS and unifies both lowercase sigmas.
         email.to_uppercase().to_lowercase()
     }
 }
 
-/// A person's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name(String);
 
 impl Name {
-    /// Reads a name; blanks around it are dropped.
+    /// Parses a name; trims surrounding whitespace.
     ///
     /// # Errors
-    /// With what is wrong, for the caller.
+    /// The reason, for the caller.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim();
         if text.is_empty() {
-            return Err("must be given");
+            return Err("is required");
         }
         if text.chars().count() > MAX_NAME_CHARS {
             return Err("must be at most 200 characters long");
         }
-        if text.chars().any(|c| c.is_control() || turns_direction(c)) {
-            return Err("must not have control characters");
+        if text.chars().any(|c| c.is_control() || is_bidi_control(c)) {
+            return Err("must not contain control characters");
         }
         if text.chars().all(is_invisible) {
-            return Err("must have a character that can be seen");
+            return Err("must contain a visible character");
         }
         Ok(Self(text.to_owned()))
     }
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Unicode's `Bidi_Control`: they can make the text around a name read otherwise than it is written.
-fn turns_direction(c: char) -> bool {
+/// Returns true for Unicode's `Bidi_Control`, which can reorder the text around a name.
+fn is_bidi_control(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Unicode's `Default_Ignorable_Code_Point` and blanks, that of braille among them. Inside of a name
-/// some of them have their place: they join letters, and choose between their forms.
+/// Returns true for Unicode's `Default_Ignorable_Code_Point` and blanks, including the braille blank.
+/// Some are valid inside a name: they join letters or select their forms.
 fn is_invisible(c: char) -> bool {
     c.is_whitespace()
         || matches!(
@@ -105,42 +102,34 @@ fn is_invisible(c: char) -> bool {
         )
 }
 
-/// A user to be made.
 #[derive(Clone, Debug)]
 pub struct NewUser {
-    /// Where to write to.
     pub email: Email,
-    /// What to write above it.
     pub name: Name,
 }
 
-/// What to change of a user.
+/// A request to update a user.
 #[derive(Clone, Debug)]
 pub struct UserChange {
-    /// Which user.
     pub user_id: Uuid,
-    /// What the caller has seen of it last; empty if that does not matter.
+    /// The etag that the caller expects; empty to match any version.
     pub etag: String,
-    /// The new address, if it changes.
     pub email: Option<Email>,
-    /// The new name, if it changes.
     pub name: Option<Name>,
 }
 
-/// Which user to delete.
+/// A request to delete a user.
 #[derive(Clone, Debug)]
 pub struct UserDeletion {
-    /// Which user.
     pub user_id: Uuid,
-    /// What the caller has seen of it last; empty if that does not matter.
+    /// The etag that the caller expects; empty to match any version.
     pub etag: String,
-    /// Whether it is as well if there is no such user, or no longer.
+    /// Succeed if the user does not exist or is already deleted.
     pub allow_missing: bool,
 }
 
-/// A user. Once it is deleted, e-mail and name are empty.
+/// A user. E-mail and name are empty after its deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct User {
     pub user_id: Uuid,
     pub email: String,
@@ -151,18 +140,18 @@ pub struct User {
     pub delete_time: Option<DateTime<Utc>>,
 }
 
-/// A user's orders in one currency, summed up.
+/// The totals of a user's orders in one currency.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderSummary {
     /// The ISO 4217 code.
     pub currency: String,
-    /// Every order.
+    /// The number of orders, including cancelled ones.
     pub order_count: i64,
-    /// Those that are cancelled.
+    /// The number of cancelled orders.
     pub cancelled_count: i64,
-    /// The amounts of the others, as a decimal number.
+    /// The total amount of the orders that are not cancelled, as a decimal number.
     pub total: String,
-    /// The time of the newest order event that is counted.
+    /// The time of the latest order event included.
     pub as_of_time: DateTime<Utc>,
 }
 
@@ -171,22 +160,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_taken_as_written_and_compared_without_case() {
+    fn addresses_keep_their_case_and_compare_case_insensitively() {
         let email = Email::parse(" Ada.Lovelace+x@Example.COM ").unwrap();
         assert_eq!(email.as_str(), "Ada.Lovelace+x@Example.COM");
-        assert_eq!(email.key(), "ada.lovelace+x@example.com");
+        assert_eq!(email.comparison_key(), "ada.lovelace+x@example.com");
         assert!(Email::parse("josé@exämple.com").is_ok());
         for (one, other) in [
             ("ΟΔΟΣ@d.com", "οδοσ@d.com"),
             ("straße@d.com", "STRASSE@d.com"),
         ] {
             let (one, other) = (Email::parse(one).unwrap(), Email::parse(other).unwrap());
-            assert_eq!(one.key(), other.key());
+            assert_eq!(one.comparison_key(), other.comparison_key());
         }
     }
 
     #[test]
-    fn what_is_no_address_is_rejected() {
+    fn an_invalid_address_is_rejected() {
         let long = format!("{}@example.com", "x".repeat(250));
         for bad in [
             "",
@@ -211,7 +200,7 @@ mod tests {
     fn names_are_trimmed_and_bounded() {
         assert_eq!(Name::parse("  Ada  ").unwrap().as_str(), "Ada");
         assert!(Name::parse(&"é".repeat(200)).is_ok());
-        // A Persian name with a character that keeps two letters apart.
+        // A Persian name with a zero-width non-joiner.
         assert!(Name::parse("علی\u{200c}رضا").is_ok());
         for bad in [
             "",

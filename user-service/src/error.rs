@@ -1,4 +1,4 @@
-//! Everything that a call can be rejected for, and what the caller then sees.
+//! Errors of calls, and their mapping to gRPC statuses.
 
 use service_kit::{CallError, Rejection, database::PoolError};
 use tonic::Status;
@@ -7,28 +7,25 @@ use uuid::Uuid;
 use crate::NAME;
 
 service_kit::reasons! {
-    USER_NOT_FOUND: NotFound, "there is no user with this id; for DeleteUser also: it is deleted already",
-        "ResourceInfo", "look where the id comes from";
+    USER_NOT_FOUND: NotFound, "no user has this id; DeleteUser: or the user is already deleted",
+        "ResourceInfo", "check the id";
     USER_DELETED: FailedPrecondition, "UpdateUser: the user was deleted",
-        "PreconditionFailure", "give up; a deleted user does not come back";
-    EMAIL_TAKEN: AlreadyExists, "another user has the e-mail",
-        "ResourceInfo, which does not say whose it is", "take another one";
-    TOTAL_OUT_OF_RANGE: OutOfRange, "GetUserOrderSummary: a total has more than 2^63 units",
-        "", "sum up the orders of ListOrders";
+        "PreconditionFailure", "do not retry; deletion is final";
+    EMAIL_TAKEN: AlreadyExists, "another user has this e-mail address",
+        "ResourceInfo, without the other user's id", "use another address";
+    TOTAL_OUT_OF_RANGE: OutOfRange, "GetUserOrderSummary: a total exceeds 2^63 units",
+        "", "add up the orders of ListOrders";
 }
 
-/// Why a call is rejected.
 #[derive(Debug)]
 pub enum Error {
-    /// There is no user with this id.
     UserNotFound(Uuid),
-    /// The user was deleted, and does not change any more.
+    /// The user was deleted and can't be changed.
     UserDeleted(Uuid),
-    /// The orders of a user sum up to more than a response can hold, in this currency.
+    /// The total of a user's orders in this currency exceeds the range of the response.
     TotalOutOfRange(String),
-    /// Another user has the e-mail address.
     EmailTaken,
-    /// What any call can be rejected for.
+    /// An error that any call can have.
     Call(CallError),
 }
 
@@ -36,22 +33,22 @@ impl From<Error> for Status {
     fn from(err: Error) -> Self {
         let rejection = match err {
             Error::UserNotFound(id) => {
-                Rejection::new(USER_NOT_FOUND, format!("there is no user {id}"))
-                    .about("user.v1.User", id)
+                Rejection::new(USER_NOT_FOUND, format!("user {id} not found"))
+                    .with_resource("user.v1.User", id)
             }
             Error::UserDeleted(id) => {
                 Rejection::new(USER_DELETED, format!("user {id} was deleted"))
-                    .requires("USER_LIVE", format!("users/{id}"))
+                    .with_precondition("USER_LIVE", format!("users/{id}"))
             }
             Error::TotalOutOfRange(currency) => Rejection::new(
                 TOTAL_OUT_OF_RANGE,
-                format!(
-                    "the total in {currency} is more than 2^63 units, which no answer can hold"
-                ),
+                format!("total in {currency} exceeds 2^63 units, the range of the response"),
             ),
-            // Says nothing of whose it is.
-            Error::EmailTaken => Rejection::new(EMAIL_TAKEN, "another user has this e-mail")
-                .about("user.v1.User", ""),
+            // Must not reveal the other user.
+            Error::EmailTaken => {
+                Rejection::new(EMAIL_TAKEN, "email is already used by another user")
+                    .with_resource("user.v1.User", "")
+            }
             Error::Call(err) => err.into(),
         };
         rejection.into_status(NAME)

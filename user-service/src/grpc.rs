@@ -1,4 +1,4 @@
-//! The door: decode, ask the store, encode. Nothing is decided here.
+//! gRPC handlers: decode the request, call the store, encode the response.
 
 mod decode;
 mod encode;
@@ -9,7 +9,7 @@ use proto::user::v1::{
     GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse, UpdateUserRequest,
     UpdateUserResponse, user_service_server::UserService,
 };
-use service_kit::{Paging, idempotency::Mutation, with_token};
+use service_kit::{Paging, idempotency::Mutation, with_token_metadata};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -23,7 +23,6 @@ pub struct Users {
 }
 
 impl Users {
-    /// Answers from this store.
     pub fn new(store: Store) -> Self {
         Self { store }
     }
@@ -35,18 +34,20 @@ impl UserService for Users {
         &self,
         request: Request<CreateUserRequest>,
     ) -> Result<Response<CreateUserResponse>, Status> {
-        let (new, key) = decode::create(request.get_ref())?;
+        let (new, key) = decode::create_request(request.get_ref())?;
         let mutation = Mutation::new(key, request.metadata(), encode::created);
-        let answer = self.store.create_user(new, mutation).await?;
-        Ok(with_token(answer, |answer| &answer.consistency_token))
+        let response = self.store.create_user(new, mutation).await?;
+        Ok(with_token_metadata(response, |response| {
+            &response.consistency_token
+        }))
     }
 
     async fn get_user(
         &self,
         request: Request<GetUserRequest>,
     ) -> Result<Response<GetUserResponse>, Status> {
-        let user_id = decode::user_id(&request.get_ref().user_id)?;
-        let user = Some(encode::user(&self.store.user(user_id).await?));
+        let user_id = decode::parse_user_id(&request.get_ref().user_id)?;
+        let user = Some(encode::user(&self.store.load_user(user_id).await?));
         Ok(Response::new(GetUserResponse { user }))
     }
 
@@ -54,8 +55,8 @@ impl UserService for Users {
         &self,
         request: Request<BatchGetUsersRequest>,
     ) -> Result<Response<BatchGetUsersResponse>, Status> {
-        let user_ids = decode::user_ids(&request.get_ref().user_ids)?;
-        let users = self.store.users_by_id(&user_ids).await?;
+        let user_ids = decode::parse_user_ids(&request.get_ref().user_ids)?;
+        let users = self.store.load_users_by_id(&user_ids).await?;
         let users = users.iter().map(encode::user).collect();
         Ok(Response::new(BatchGetUsersResponse { users }))
     }
@@ -70,18 +71,18 @@ impl UserService for Users {
             show_deleted,
         } = request.into_inner();
         let deleted = if show_deleted {
-            DeletedUsers::Shown
+            DeletedUsers::Included
         } else {
-            DeletedUsers::Hidden
+            DeletedUsers::Excluded
         };
         let list = format!("users show_deleted={show_deleted}");
         let key = self.store.token_key().await?;
-        let paging = Paging::new(key, list, page_size, &page_token).map_err(Error::from)?;
+        let paging = Paging::parse(key, list, page_size, &page_token).map_err(Error::from)?;
         let mut users = self
             .store
-            .users(paging.after(), paging.limit(), deleted)
+            .list_users(paging.after(), paging.limit(), deleted)
             .await?;
-        let next_page_token = paging.cut(&mut users, |user| user.user_id);
+        let next_page_token = paging.truncate_to_page(&mut users, |user| user.user_id);
         let users = users.iter().map(encode::user).collect();
         Ok(Response::new(ListUsersResponse {
             users,
@@ -93,28 +94,32 @@ impl UserService for Users {
         &self,
         request: Request<UpdateUserRequest>,
     ) -> Result<Response<UpdateUserResponse>, Status> {
-        let (change, key) = decode::update(request.get_ref())?;
+        let (change, key) = decode::update_request(request.get_ref())?;
         let mutation = Mutation::new(key, request.metadata(), encode::updated);
-        let answer = self.store.update_user(change, mutation).await?;
-        Ok(with_token(answer, |answer| &answer.consistency_token))
+        let response = self.store.update_user(change, mutation).await?;
+        Ok(with_token_metadata(response, |response| {
+            &response.consistency_token
+        }))
     }
 
     async fn delete_user(
         &self,
         request: Request<DeleteUserRequest>,
     ) -> Result<Response<DeleteUserResponse>, Status> {
-        let (deletion, key) = decode::delete(request.get_ref())?;
+        let (deletion, key) = decode::delete_request(request.get_ref())?;
         let mutation = Mutation::new(key, request.metadata(), encode::deleted);
-        let answer = self.store.delete_user(deletion, mutation).await?;
-        Ok(with_token(answer, |answer| &answer.consistency_token))
+        let response = self.store.delete_user(deletion, mutation).await?;
+        Ok(with_token_metadata(response, |response| {
+            &response.consistency_token
+        }))
     }
 
     async fn get_user_order_summary(
         &self,
         request: Request<GetUserOrderSummaryRequest>,
     ) -> Result<Response<GetUserOrderSummaryResponse>, Status> {
-        let user_id = decode::user_id(&request.get_ref().user_id)?;
-        let summaries = self.store.order_summaries(user_id).await?;
+        let user_id = decode::parse_user_id(&request.get_ref().user_id)?;
+        let summaries = self.store.load_order_summaries(user_id).await?;
         Ok(Response::new(encode::summaries(&summaries)?))
     }
 }

@@ -1,12 +1,13 @@
-//! user-service: owns the users, and follows the orders of order-service.
+//! user-service: owns users, and summarizes the orders of order-service.
 //!
-//! - [`grpc`] is the door: it decodes a request into the [`domain`], asks the [`store`], encodes
-//!   the answer.
-//! - [`store`] has all SQL: a user and the event that tells of it are written in one transaction.
-//! - [`error`] is the one place where an error becomes a gRPC status.
+//! - [`grpc`] decodes requests into the [`domain`], calls the [`store`], and encodes responses.
+//! - [`store`] contains all SQL: a user and its event are written in one transaction.
+//! - [`error`] maps errors to gRPC statuses.
 //! - [`orders_projection`] applies order events to per-user summaries.
 //!
-//! **Invariant:** nothing here knows where order-service is.
+//! **Invariant:** this service never calls order-service.
+
+#![allow(missing_docs, reason = "a program, not a library")]
 
 pub mod config;
 pub mod domain;
@@ -26,7 +27,7 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{config::ServeOptions, grpc::Users, orders_projection::OrdersProjection, store::Store};
 
-/// The schema of this service's database, in the order in which it is built; its own part is last.
+/// The migrations of the database, in the order in which they run; the service's own are last.
 pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
     outbox::MIGRATIONS,
     idempotency::MIGRATIONS,
@@ -34,16 +35,16 @@ pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
     embed_migrations!("migrations"),
 ];
 
-/// The service's name in its errors, and in Kafka.
+/// The service's name in error details and in Kafka.
 pub const NAME: &str = "user-service";
 
-/// One for each of them, at a time.
+/// One connection each for health, the cleanup of stored responses, and the projection.
 const BACKGROUND_CONNECTIONS: usize = 3;
 
-/// Far above the largest request.
+/// Well above the largest request.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// A user-service that listens already and does not yet serve.
+/// A user-service that is bound but not yet serving.
 #[derive(Debug)]
 pub struct UserService {
     server: Server,
@@ -53,7 +54,7 @@ pub struct UserService {
 impl Application for UserService {
     const NAME: &'static str = NAME;
     const ABOUT: &'static str =
-        "Owns the users: gRPC, a database of its own, and an outbox that tells others";
+        "Owns users: serves their gRPC API and publishes their events through an outbox";
     type Options = ServeOptions;
     type Projection = OrdersProjection;
 
@@ -74,10 +75,10 @@ impl Application for UserService {
 
     async fn run(self, shutdown: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { server, options } = self;
-        // Health, the sweep and the projection have connections of their own, so that a crowd of
-        // calls keeps none of them waiting.
-        let pool = database::pool(options.database.url(), BACKGROUND_CONNECTIONS);
-        let calls = options.calls.open(&options.database);
+        // Health, the cleanup and the projection have their own connections, so that calls can't starve
+        // them.
+        let pool = database::create_pool(options.database.url(), BACKGROUND_CONNECTIONS);
+        let database = options.calls.open(&options.database);
         let consumer = projection::spawn_consumer(
             options.orders.into_config(options.kafka),
             Arc::new(OrdersProjection),
@@ -85,8 +86,8 @@ impl Application for UserService {
             shutdown.clone(),
         );
         let state = consumer.state();
-        let writes = calls.writes();
-        let users = Users::new(Store::new(calls, options.users_topic));
+        let writes = database.writes();
+        let users = Users::new(Store::new(database, options.users_topic));
         let service = UserServiceServer::new(users)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .accept_compressed(CompressionEncoding::Gzip);

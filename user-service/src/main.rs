@@ -1,4 +1,4 @@
-//! `user-service`: owns the users.
+//! The `user-service` program.
 
 use std::process::ExitCode;
 

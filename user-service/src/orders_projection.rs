@@ -1,4 +1,4 @@
-//! Follows the orders of order-service: keeps the newest version of each, and summaries by user.
+//! Applies order events: keeps the latest version of each order, and summaries by user.
 
 use chrono::Datelike as _;
 use diesel::{QueryResult, sql_types::*};
@@ -16,7 +16,7 @@ impl Configurable for OrdersProjection {
         option: "orders-topic",
         variable: "ORDERS_TOPIC",
         default: events::ORDERS_TOPIC,
-        help: "The topic of the orders that are followed",
+        help: "Consume order events from this topic",
     };
     type Options = ();
 
@@ -25,11 +25,10 @@ impl Configurable for OrdersProjection {
     }
 }
 
-/// The newest version of each order wins. The summaries move by the difference between the order
-/// before and the order now, in the same statement. Before is what the row holds when it is locked,
-/// and not what a snapshot shows: another replica may have applied an earlier version meanwhile, from
-/// another partition. Rows are changed in the order of their keys, so that two transactions can't wait
-/// for each other.
+/// Keeps the latest version of each order, and adds the difference to the previous version to the
+/// summaries, in one statement. The previous version comes from the locked row and not from a snapshot,
+/// because another replica may have applied an earlier version from another partition. Rows are
+/// changed in key order to avoid deadlocks.
 const APPLY: &str = "
     with incoming as (
         select distinct on (order_id) * from unnest(
@@ -77,31 +76,31 @@ impl Projection for OrdersProjection {
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<Order>, Poison> {
         let event_type = record.event_type()?;
-        // A tombstone only tells compaction to forget the key; the state was said before it.
+        // A tombstone only lets compaction remove the key; the event before it had the state.
         if !events::ORDER_TYPES.contains(&event_type) || record.payload().is_none() {
             return Ok(None);
         }
         let order: Order = record.payload_json()?;
         if record.key_text()? != order.order_id.to_string() {
-            return Err(Poison::new("key", "it is not the payload's order_id"));
+            return Err(Poison::new("key", "must be the payload's order_id"));
         }
         if order.version < 1 {
-            return Err(Poison::new("payload", "version is not positive"));
+            return Err(Poison::new("payload", "version must be positive"));
         }
         if !is_amount(&order.amount) {
-            let reason = "amount is no decimal number of at most 10^15";
+            let reason = "amount must be a decimal number of at most 10^15";
             return Err(Poison::new("payload", reason));
         }
-        // The table would reject it, and with it its whole batch, which is then tried in parts.
+        // The table's constraint would reject the whole batch, which is then retried in parts.
         if order.currency.len() != 3 || !order.currency.bytes().all(|b| b.is_ascii_uppercase()) {
             return Err(Poison::new(
                 "payload",
-                "currency is no code of three letters",
+                "currency must be three uppercase letters",
             ));
         }
-        // JSON can hold it, and Postgres can't: without this it would be tried for ever.
+        // JSON allows other years and Postgres does not: without this check the batch would be retried forever.
         if !(1..=9999).contains(&order.update_time.year()) {
-            let reason = "update_time is not of the years 1 to 9999";
+            let reason = "update_time must be in the years 1 to 9999";
             return Err(Poison::new("payload", reason));
         }
         Ok(Some(order))
@@ -125,18 +124,18 @@ impl Projection for OrdersProjection {
     }
 }
 
-/// The largest amount that an order can have, as order-service promises: 10^15 of the currency's
-/// smallest units, which are whole ones in some currencies.
+/// The largest amount of an order: order-service allows 10^15 minor units, which are whole units in some
+/// currencies.
 const MAX_UNITS: u64 = 1_000_000_000_000_000;
 
-/// Digits with at most nine places, and nothing like "NaN" or "1e9", up to the limit: one record
-/// beyond it could make a total that no answer can hold.
+/// Accepts digits with at most nine decimal places, up to the limit, and not "NaN" or "1e9". A larger
+/// amount could make a total overflow.
 fn is_amount(text: &str) -> bool {
-    let (units, places) = text.split_once('.').unwrap_or((text, "0"));
+    let (units, decimals) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |part: &str, most| {
         (1..=most).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit())
     };
     digits(units, 16)
-        && digits(places, 9)
+        && digits(decimals, 9)
         && units.parse().is_ok_and(|units: u64| units <= MAX_UNITS)
 }

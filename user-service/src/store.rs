@@ -1,5 +1,5 @@
-//! All SQL of the service. A user and the event that tells of it are written in one transaction.
-//! `rows` has the statements about a single user, and what rows look like.
+//! All SQL of the service. A user and its event are written in one transaction. `rows` has the row types
+//! and the statements for a single user.
 
 mod rows;
 
@@ -13,40 +13,39 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use proto::events;
 use service_kit::{
     CallError, TokenKey, check_etag,
-    database::CallDatabase,
+    database::Database,
     idempotency::{Mutation, Response},
 };
 use uuid::Uuid;
 
-use self::rows::{SummaryRow, UserRow, insert, lock, update};
+use self::rows::{SummaryRow, UserRow, insert_user, lock_user, update_user};
 use crate::{
     domain::{NewUser, OrderSummary, User, UserChange, UserDeletion},
     error::Error,
     schema::users,
 };
 
-/// Whether a list has users who were deleted.
+/// Includes or excludes deleted users in a list.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)]
 pub enum DeletedUsers {
-    Hidden,
-    Shown,
+    Excluded,
+    Included,
 }
 
 /// The service's database.
 #[derive(Clone)]
 pub struct Store {
-    database: CallDatabase,
+    database: Database,
     topic: String,
 }
 
 impl Store {
-    /// The store in `database`; events go to `topic`.
-    pub fn new(database: CallDatabase, topic: String) -> Self {
+    /// Creates a store that enqueues events for `topic`.
+    pub fn new(database: Database, topic: String) -> Self {
         Self { database, topic }
     }
 
-    /// The key of this service's page tokens.
+    /// Returns the key of page tokens.
     ///
     /// # Errors
     /// If the database fails.
@@ -54,10 +53,10 @@ impl Store {
         Ok(self.database.token_key().await?)
     }
 
-    /// Makes a user.
+    /// Creates a user.
     ///
     /// # Errors
-    /// If the e-mail is taken, the request id was used for something else, or the database fails.
+    /// If the e-mail is taken, the request id was used for a different request, or the database fails.
     pub async fn create_user<R: Response>(
         &self,
         new: NewUser,
@@ -65,19 +64,19 @@ impl Store {
     ) -> Result<R, Error> {
         let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
-            let user = insert(conn, &new).await?;
-            let event = store.event(events::USER_CREATED, &user)?;
+            let user = insert_user(conn, &new).await?;
+            let event = store.user_event(events::USER_CREATED, &user)?;
             outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             Ok(user)
         };
-        self.database.mutate(mutation, write).await
+        self.database.run_mutation(mutation, write).await
     }
 
-    /// Changes a user. What changes nothing makes no new version, and no event.
+    /// Updates a user. An update that changes nothing creates no version and no event.
     ///
     /// # Errors
-    /// If there is no such user or it was deleted, it is not the one that the caller has seen, the
-    /// e-mail is taken, the request id was used for something else, or the database fails.
+    /// If the user does not exist, was deleted or does not match the etag, the e-mail is taken, the
+    /// request id was used for a different request, or the database fails.
     pub async fn update_user<R: Response>(
         &self,
         change: UserChange,
@@ -85,29 +84,29 @@ impl Store {
     ) -> Result<R, Error> {
         let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
-            let before = lock(conn, change.user_id).await?;
+            let before = lock_user(conn, change.user_id).await?;
             let before = before.ok_or(Error::UserNotFound(change.user_id))?;
             if before.delete_time.is_some() {
                 return Err(Error::UserDeleted(change.user_id));
             }
             check_etag(&change.etag, before.version)?;
-            let user = changed(&before, &change);
+            let user = apply_change(&before, &change);
             if user.version > before.version {
-                update(conn, &user).await?;
-                let event = store.event(events::USER_UPDATED, &user)?;
+                update_user(conn, &user).await?;
+                let event = store.user_event(events::USER_UPDATED, &user)?;
                 outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             }
             Ok(user)
         };
-        self.database.mutate(mutation, write).await
+        self.database.run_mutation(mutation, write).await
     }
 
-    /// Deletes a user: its row stays, without e-mail and name. `None` if there was none, and that is
-    /// as well.
+    /// Deletes a user; its row stays, without e-mail and name. The mutation gets `None` if the user does
+    /// not exist and `allow_missing` is set.
     ///
     /// # Errors
-    /// If there is no such user or it is deleted already, it is not the one that the caller has
-    /// seen, the request id was used for something else, or the database fails.
+    /// If the user does not exist, is already deleted or does not match the etag, the request id was used
+    /// for a different request, or the database fails.
     pub async fn delete_user<R: Response>(
         &self,
         deletion: UserDeletion,
@@ -115,12 +114,12 @@ impl Store {
     ) -> Result<R, Error> {
         let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
-            let user = match lock(conn, deletion.user_id).await? {
+            let user = match lock_user(conn, deletion.user_id).await? {
                 Some(user) if user.delete_time.is_none() => {
                     check_etag(&deletion.etag, user.version)?;
-                    let user = deleted(user);
-                    update(conn, &user).await?;
-                    let event = store.event(events::USER_DELETED, &user)?;
+                    let user = erase(user);
+                    update_user(conn, &user).await?;
+                    let event = store.user_event(events::USER_DELETED, &user)?;
                     let event = event.with_traceparent(traceparent);
                     outbox::enqueue_all(conn, &[event.clone(), event.tombstone()]).await?;
                     Some(user)
@@ -130,15 +129,15 @@ impl Store {
             };
             Ok(user)
         };
-        self.database.mutate(mutation, write).await
+        self.database.run_mutation(mutation, write).await
     }
 
     /// Reads a user.
     ///
     /// # Errors
-    /// If there is none, or the database fails.
-    pub async fn user(&self, user_id: Uuid) -> Result<User, Error> {
-        let mut conn = self.database.get().await?;
+    /// If it does not exist, or the database fails.
+    pub async fn load_user(&self, user_id: Uuid) -> Result<User, Error> {
+        let mut conn = self.database.connection().await?;
         let row: Option<UserRow> = users::table
             .find(user_id)
             .select(UserRow::as_select())
@@ -148,12 +147,12 @@ impl Store {
         row.map(User::from).ok_or(Error::UserNotFound(user_id))
     }
 
-    /// Reads these users, in this order.
+    /// Reads users, in the order of `user_ids`.
     ///
     /// # Errors
-    /// If there is none with one of the ids, or the database fails.
-    pub async fn users_by_id(&self, user_ids: &[Uuid]) -> Result<Vec<User>, Error> {
-        let mut conn = self.database.get().await?;
+    /// If one of them does not exist, or the database fails.
+    pub async fn load_users_by_id(&self, user_ids: &[Uuid]) -> Result<Vec<User>, Error> {
+        let mut conn = self.database.connection().await?;
         let rows: Vec<UserRow> = users::table
             .filter(users::user_id.eq_any(user_ids))
             .select(UserRow::as_select())
@@ -167,12 +166,11 @@ impl Store {
         user_ids.iter().map(user).collect()
     }
 
-    /// Reads at most `limit` users behind `after`, in the order of their ids, which is that of
-    /// their creation.
+    /// Reads at most `limit` users after the id `after`, by id, which is the order of creation.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn users(
+    pub async fn list_users(
         &self,
         after: Option<Uuid>,
         limit: i64,
@@ -183,10 +181,10 @@ impl Store {
             query = query.filter(users::user_id.gt(after));
         }
         query = match deleted {
-            DeletedUsers::Shown => query,
-            DeletedUsers::Hidden => query.filter(users::delete_time.is_null()),
+            DeletedUsers::Included => query,
+            DeletedUsers::Excluded => query.filter(users::delete_time.is_null()),
         };
-        let mut conn = self.database.get().await?;
+        let mut conn = self.database.connection().await?;
         let rows = query
             .order(users::user_id)
             .limit(limit)
@@ -195,13 +193,13 @@ impl Store {
         Ok(rows.into_iter().map(User::from).collect())
     }
 
-    /// Reads the summaries of a user's orders, in the order of their currencies.
+    /// Reads the summaries of a user's orders, by currency.
     ///
     /// # Errors
-    /// If there is no such user, or the database fails.
-    pub async fn order_summaries(&self, user_id: Uuid) -> Result<Vec<OrderSummary>, Error> {
-        self.user(user_id).await?;
-        let mut conn = self.database.get().await?;
+    /// If the user does not exist, or the database fails.
+    pub async fn load_order_summaries(&self, user_id: Uuid) -> Result<Vec<OrderSummary>, Error> {
+        self.load_user(user_id).await?;
+        let mut conn = self.database.connection().await?;
         let rows: Vec<SummaryRow> = diesel::sql_query(
             "select currency, order_count, cancelled_count, total::text, as_of_time
              from user_order_summaries where user_id = $1 order by currency",
@@ -212,8 +210,8 @@ impl Store {
         Ok(rows.into_iter().map(OrderSummary::from).collect())
     }
 
-    /// The event that tells of a user's new state.
-    fn event(&self, event_type: &str, user: &User) -> Result<outbox::Event, Error> {
+    /// Creates the event with a user's new state.
+    fn user_event(&self, event_type: &str, user: &User) -> Result<outbox::Event, Error> {
         let state = events::User {
             user_id: user.user_id,
             email: user.email.clone(),
@@ -224,12 +222,12 @@ impl Store {
             update_time: user.update_time,
         };
         outbox::Event::new(&self.topic, user.user_id, event_type, user.version, &state)
-            .map_err(|err| CallError::bug(err).into())
+            .map_err(|err| CallError::internal(err).into())
     }
 }
 
-/// The next version of a user, or the same one if `change` changes nothing.
-fn changed(before: &User, change: &UserChange) -> User {
+/// Returns the next version of a user, or the same version if `change` changes nothing.
+fn apply_change(before: &User, change: &UserChange) -> User {
     let mut user = before.clone();
     if let Some(email) = &change.email {
         email.as_str().clone_into(&mut user.email);
@@ -239,14 +237,14 @@ fn changed(before: &User, change: &UserChange) -> User {
     }
     if user != *before {
         user.version += 1;
-        user.update_time = later_than(before.update_time);
+        user.update_time = now_not_before(before.update_time);
     }
     user
 }
 
-/// The last version of a user.
-fn deleted(before: User) -> User {
-    let now = later_than(before.update_time);
+/// Returns the last version of a user, without e-mail and name.
+fn erase(before: User) -> User {
+    let now = now_not_before(before.update_time);
     User {
         email: String::new(),
         name: String::new(),
@@ -257,7 +255,7 @@ fn deleted(before: User) -> User {
     }
 }
 
-/// The present time; a clock that was set back does not make a version older than the one before.
-fn later_than(time: DateTime<Utc>) -> DateTime<Utc> {
+/// Returns the current time, but not before `time`, in case the clock was set back.
+fn now_not_before(time: DateTime<Utc>) -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6).max(time)
 }

@@ -12,34 +12,34 @@ use crate::{
     database::{DatabaseOptions, connect_once, migrate},
 };
 
-/// A service, as [`run`] runs it.
+/// A service that [`run`] can start.
 pub trait Application: Sized {
-    /// Its name on the command line.
+    /// The program's name.
     const NAME: &'static str;
-    /// The first line of its `--help`.
+    /// The first line of `--help`.
     const ABOUT: &'static str;
     /// The options of `serve`.
     type Options: Args;
-    /// The projection that it follows.
+    /// The projection of the other service's events.
     type Projection: Configurable + Rebuildable;
 
-    /// The schema of its database, in the order in which it is built; its own part is last.
+    /// The migrations of the database, in the order in which they run; the service's own are last.
     fn migrations() -> &'static [EmbeddedMigrations];
 
-    /// Binds the address.
+    /// Binds the listen address.
     ///
     /// # Errors
     /// If the address can't be bound.
     fn bind(options: Self::Options) -> impl Future<Output = io::Result<Self>> + Send;
 
-    /// Where it listens.
+    /// Returns the bound address.
     fn local_addr(&self) -> SocketAddr;
 
-    /// Serves gRPC and follows the projection until `shutdown`.
+    /// Serves gRPC and runs the projection until `shutdown`.
     ///
     /// # Errors
-    /// If the listener fails. A database or a Kafka that is away is no error: health tells, and
-    /// calls are rejected with a hint.
+    /// If the listener fails. An unavailable database or Kafka is not an error: health reports it, and
+    /// calls are rejected with a retry delay.
     fn run(
         self,
         shutdown: CancellationToken,
@@ -57,29 +57,29 @@ struct Cli<A: Application> {
 
 #[derive(Subcommand)]
 enum Command<A: Application> {
-    /// Serve gRPC and follow the other service's events, until SIGTERM
+    /// Serve gRPC and consume the other service's events until SIGTERM
     Serve(Box<A::Options>),
-    /// Bring the schema of the database up to date
+    /// Run pending database migrations
     Migrate(DatabaseOptions),
-    /// Look after records that could not be applied
+    /// List, redrive or drop records that could not be applied
     DeadLetters {
         #[command(flatten)]
         database: DatabaseOptions,
         #[command(flatten)]
         options: DeadLettersOptions<A::Projection>,
     },
-    /// Look after the tables that are made from the other service's events
+    /// Inspect or rebuild the tables built from the other service's events
     Projection {
         #[command(flatten)]
         database: DatabaseOptions,
         #[command(flatten)]
         options: ProjectionOptions<A::Projection>,
     },
-    /// Ask a running server for its health; ends with 0 if it serves, with 1 if not
+    /// Query the health of a running server; exits with 0 if it is SERVING, otherwise with 1
     Healthcheck(HealthcheckOptions),
 }
 
-/// Runs the subcommand that the command line names; returns the exit code.
+/// Parses the command line, runs its subcommand, and returns the exit code.
 pub async fn run<A: Application>() -> ExitCode {
     let Cli { log, command } = cli::parse::<Cli<A>>();
     log.install();
@@ -96,8 +96,8 @@ async fn execute<A: Application>(command: Command<A>) -> anyhow::Result<ExitCode
         Command::Migrate(database) => {
             let names = migrate(database.url(), A::migrations())
                 .await
-                .map_err(|err| anyhow!("can't migrate: {err}"))?;
-            println!("{} migrations run", names.len());
+                .map_err(|err| anyhow!("failed to migrate the database: {err}"))?;
+            println!("{} migrations applied", names.len());
         }
         Command::DeadLetters { database, options } => {
             let mut conn = connect_once(database.url()).await?;

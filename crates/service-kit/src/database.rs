@@ -1,6 +1,6 @@
-//! Connections to Postgres, and the schema behind them.
+//! Postgres connections and migrations.
 
-mod calls;
+mod limited;
 mod migrations;
 
 use std::{path::Path, time::Duration};
@@ -15,7 +15,7 @@ use diesel_async::{
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::{
-    calls::{CallConnection, CallDatabase, CallOptions},
+    limited::{Connection, Database, PoolOptions},
     migrations::{migrate, probe},
 };
 pub use diesel_async::pooled_connection::deadpool::PoolError;
@@ -25,36 +25,37 @@ pub type Pool = diesel_async::pooled_connection::deadpool::Pool<AsyncPgConnectio
 /// A connection of a [`Pool`].
 pub type PooledConnection = diesel_async::pooled_connection::deadpool::Object<AsyncPgConnection>;
 
-/// How long a call waits for a connection of its own. Longer only moves the queue from the caller
-/// into this process.
+/// The time limit of a call waiting for a pooled connection. A longer wait only moves the queue from
+/// the caller into this process.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What every connection begins with: no statement, lock or forgotten transaction lasts for ever.
-const SESSION: &str = "set statement_timeout = '10s';
+/// Run on every new connection: limits every statement, lock wait and idle transaction.
+const SESSION_SETTINGS: &str = "set statement_timeout = '10s';
     set lock_timeout = '5s';
     set idle_in_transaction_session_timeout = '15s'";
 
-/// Where the database is.
+/// The address of the database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseOptions {
-    /// The address of the service's own database, as postgres://user:password@host:5432/name
+    /// Connect to this service's database, as postgres://user:password@host:5432/name; required unless
+    /// DATABASE_URL_FILE is set
     #[arg(
         long,
         env = "DATABASE_URL",
         hide_env_values = true,
         required_unless_present = "database_url_file",
         conflicts_with = "database_url_file",
-        value_parser = database_url
+        value_parser = parse_database_url
     )]
     database_url: Option<SecretString>,
-    /// A file that holds the address, instead
-    #[arg(long, env = "DATABASE_URL_FILE", value_parser = database_url_in_file)]
+    /// Read the database address from this file instead, for example a mounted secret
+    #[arg(long, env = "DATABASE_URL_FILE", value_parser = read_database_url)]
     database_url_file: Option<SecretString>,
 }
 
 impl DatabaseOptions {
-    /// The URL.
+    /// Returns the URL.
     ///
     /// # Panics
     /// Never: clap requires one of the two.
@@ -67,24 +68,25 @@ impl DatabaseOptions {
     }
 }
 
-fn database_url(text: &str) -> Result<SecretString, &'static str> {
-    check_url(text)?;
+fn parse_database_url(text: &str) -> Result<SecretString, &'static str> {
+    validate_url(text)?;
     Ok(text.into())
 }
 
-fn database_url_in_file(file: &str) -> Result<SecretString, String> {
+fn read_database_url(file: &str) -> Result<SecretString, String> {
     let url = read_secret(Path::new(file))?;
-    check_url(url.expose_secret()).map_err(|reason| format!("the address in {file} {reason}"))?;
+    validate_url(url.expose_secret())
+        .map_err(|reason| format!("invalid database address in {file}: {reason}"))?;
     Ok(url)
 }
 
-/// Says what is wrong without the value and without the parser's words: both may hold a password.
-fn check_url(url: &str) -> Result<(), &'static str> {
+/// Reports an error without the value and the parser's message: both may contain a password.
+fn validate_url(url: &str) -> Result<(), &'static str> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err("must begin with postgres://");
     }
     let config: tokio_postgres::Config = url.parse().map_err(|_| {
-        "can't be read; in a password, write the characters @ : / ? # % as %40 %3A %2F %3F %23 %25"
+        "must be a valid URL; in a password, percent-encode @ : / ? # % as %40 %3A %2F %3F %23 %25"
     })?;
     if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
         return Err("must name a host, as in postgres://user:password@host:5432/name");
@@ -92,13 +94,13 @@ fn check_url(url: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A pool of at most `max_size` connections, which are opened when they are needed.
+/// Creates a pool of at most `max_size` connections, which it opens on demand.
 ///
 /// # Panics
-/// Never: the pool is given the runtime that its timeouts need.
-pub fn pool(url: &SecretString, max_size: usize) -> Pool {
+/// Never: the pool has the runtime that its timeouts need.
+pub fn create_pool(url: &SecretString, max_size: usize) -> Pool {
     let mut config = ManagerConfig::default();
-    // A closed connection is noticed without a round trip to the server.
+    // Detects a closed connection without a round trip.
     config.recycling_method = RecyclingMethod::Fast;
     config.custom_setup = Box::new(|url| Box::pin(connect(url)));
     let manager = AsyncDieselConnectionManager::new_with_config(url.expose_secret(), config);
@@ -111,7 +113,7 @@ pub fn pool(url: &SecretString, max_size: usize) -> Pool {
         .unwrap_or_else(|err| unreachable!("{err}"))
 }
 
-/// One connection, for a command that is soon over.
+/// Opens one connection, for a short-lived command.
 ///
 /// # Errors
 /// If the database can't be reached.
@@ -121,20 +123,20 @@ pub async fn connect_once(url: &SecretString) -> Result<AsyncPgConnection, Conne
 
 async fn connect(url: &str) -> Result<AsyncPgConnection, ConnectionError> {
     let mut conn = AsyncPgConnection::establish(url).await?;
-    conn.batch_execute(SESSION)
+    conn.batch_execute(SESSION_SETTINGS)
         .await
         .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
 }
 
-/// Why a connection or a statement failed.
+/// A failure of a connection or a statement.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// The database can't be reached or has no connection to spare: trying again can help.
-    #[error("the database can't be reached")]
+    /// The database is unreachable or out of connections; a retry can help.
+    #[error("database unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Everything else: a bug, here or in the schema.
-    #[error("the database rejected a statement")]
+    /// Any other failure: a bug in the service or its schema.
+    #[error("database statement failed")]
     Failed(#[source] diesel::result::Error),
 }
 
@@ -145,10 +147,10 @@ impl From<diesel::result::Error> for DatabaseError {
             Error::DatabaseError(kind, info) => match kind {
                 DatabaseErrorKind::ClosedConnection
                 | DatabaseErrorKind::UnableToSendCommand
-                // A standby, until another server takes its place or it is promoted.
+                // A standby: passes once a primary takes over or the standby is promoted.
                 | DatabaseErrorKind::ReadOnlyTransaction => true,
-                // diesel keeps no SQLSTATE for these, so that only the text can tell: a shutdown,
-                // a session that an administrator ended, a timeout of ours, a deadlock.
+                // diesel drops the SQLSTATE of these, so only the text is left: a shutdown, a
+                // session terminated by an administrator, one of our timeouts, a deadlock.
                 DatabaseErrorKind::Unknown => [
                     "terminating connection",
                     "canceling statement",
@@ -180,13 +182,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_no_connection_could_use_is_rejected() {
-        for good in [
+    fn an_unusable_database_url_is_rejected() {
+        for valid in [
             "postgres://a:b@localhost:5432/c",
             "postgresql://a@[::1]/c?connect_timeout=1",
             "postgres://a:%40%2F@localhost",
         ] {
-            assert_eq!(check_url(good), Ok(()), "{good}");
+            assert_eq!(validate_url(valid), Ok(()), "{valid}");
         }
         for bad in [
             "",
@@ -199,7 +201,7 @@ mod tests {
             "postgres://%ff@b/c",
             "postgres://a@b/c?what=ever",
         ] {
-            assert!(check_url(bad).is_err(), "{bad}");
+            assert!(validate_url(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The outermost layer around every call: its deadline, and details on the errors that tonic makes.
+//! The outermost layer around every call: sets its deadline, and adds details to tonic's own errors.
 
 use std::{
     task::{Context, Poll},
@@ -15,33 +15,32 @@ use crate::{
     error::{MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
 };
 
-/// When the caller, or the server for it, gives up on a call. Handlers find it in the request's
-/// extensions.
+/// The time at which a call fails with DEADLINE_EXCEEDED, set by the caller or the server. Handlers
+/// find it in the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Instant);
 
-/// How long a call may take to which nobody has given a deadline: one that did not come through our
-/// server.
+/// The limit of a call without a [`Deadline`], which did not pass through [`CallLayer`].
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Deadline {
-    /// That of a call.
+    /// Returns the deadline of a call.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
         let deadline = request.extensions().get::<Self>().copied();
         deadline.unwrap_or_else(|| Self(Instant::now() + DEFAULT_DEADLINE))
     }
 }
 
-/// When the caller gives up, if it says so. A stream lasts until then: the [`Deadline`] that every call
-/// has counts for its first answer only.
-pub fn asked_deadline(metadata: &MetadataMap) -> Option<Instant> {
-    Instant::now().checked_add(grpc_timeout(metadata.as_ref())?)
+/// Returns the deadline that the caller requested, if any. It limits a whole stream; the [`Deadline`]
+/// of a call limits only the time to its first response.
+pub fn requested_deadline(metadata: &MetadataMap) -> Option<Instant> {
+    Instant::now().checked_add(parse_grpc_timeout(metadata.as_ref())?)
 }
 
-/// Gives every call a [`Deadline`] and answers DEADLINE_EXCEEDED when it has passed.
+/// Sets a [`Deadline`] on every call and responds with DEADLINE_EXCEEDED when it passes.
 ///
-/// tonic's own timeout answers CANCELLED, which tells a caller that it was itself who gave up. Ours
-/// is set a moment before tonic's and polled before it, so that it always wins.
+/// tonic's own timeout responds with CANCELLED, which means that the caller cancelled. This timer is
+/// started and polled before tonic's, so it always fires first.
 #[derive(Clone, Debug)]
 pub(crate) struct CallLayer {
     pub(crate) domain: &'static str,
@@ -84,28 +83,28 @@ where
             domain,
             max_deadline,
         } = self.layer;
-        let asked = grpc_timeout(request.headers());
-        // A health watch or a reflection stream lasts as long as its client likes.
+        let requested = parse_grpc_timeout(request.headers());
+        // Health watches and reflection streams have no server-side limit.
         let limit = if request.uri().path().starts_with("/grpc.") {
-            asked
+            requested
         } else {
-            Some(asked.map_or(max_deadline, |asked| asked.min(max_deadline)))
+            Some(requested.map_or(max_deadline, |requested| requested.min(max_deadline)))
         };
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }
-        let answer = self.inner.call(request);
+        let response = self.inner.call(request);
         Box::pin(async move {
-            let answer = match deadline {
-                None => answer.await,
-                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(answer) => answer,
+            let response = match deadline {
+                None => response.await,
+                Some(deadline) => match tokio::time::timeout_at(deadline, response).await {
+                    Ok(response) => response,
                     Err(_) => return Ok(deadline_exceeded(domain).into_http()),
                 },
             };
-            answer
-                .map(|answer| explain(answer, domain))
+            response
+                .map(|response| add_error_details(response, domain))
                 .map_err(Into::into)
         })
     }
@@ -115,25 +114,25 @@ fn deadline_exceeded(domain: &'static str) -> Status {
     Rejection::from(CallError::DeadlineExceeded).into_status(domain)
 }
 
-/// Adds the details that tonic's own errors lack, and mends the code of some.
-fn explain(mut answer: Response<Body>, domain: &'static str) -> Response<Body> {
-    let Some(status) = Status::from_header_map(answer.headers()) else {
-        return answer;
+/// Adds details to errors that tonic itself returns, and corrects the code of some.
+fn add_error_details(mut response: Response<Body>, domain: &'static str) -> Response<Body> {
+    let Some(status) = Status::from_header_map(response.headers()) else {
+        return response;
     };
     if status.code() == Code::Ok || !status.details().is_empty() {
-        return answer;
+        return response;
     }
     let message = status.message();
     let rejection = match status.code() {
-        // tonic's word for a message over the limit; every other gRPC server says the other.
+        // tonic's code for a message over the limit; other servers return RESOURCE_EXHAUSTED.
         Code::OutOfRange => Rejection::new(MESSAGE_TOO_LARGE, message),
-        // A path that nobody has; for everything else tonic finds words.
+        // An unknown method: the only case for which tonic gives no message.
         Code::Unimplemented if message.is_empty() => {
-            let message = "there is no such method; list them with server reflection";
+            let message = "unknown method; list the methods with server reflection";
             Rejection::new(UNIMPLEMENTED, message)
         }
         Code::Unimplemented => Rejection::new(UNIMPLEMENTED, message),
-        // Bytes that are no such message, which tonic takes for a fault of its own.
+        // Undecodable bytes, for which tonic returns INTERNAL.
         Code::Internal
             if ["decode", "EOF decoding", "decompressing"]
                 .into_iter()
@@ -141,25 +140,25 @@ fn explain(mut answer: Response<Body>, domain: &'static str) -> Response<Body> {
         {
             Rejection::new(MALFORMED_MESSAGE, message)
         }
-        // The limit holds for what a message unpacks to, too.
+        // The size limit also applies to the decompressed message.
         Code::ResourceExhausted if message.contains("decompressing") => {
             Rejection::new(MESSAGE_TOO_LARGE, message)
         }
         code => Rejection::new(Reason { code, ..TRANSPORT }, message),
     };
-    // The other headers stay: they say, for example, which compression would be understood.
+    // Keep the other headers, for example the accepted compression encodings.
     match rejection
         .into_status(domain)
-        .add_header(answer.headers_mut())
+        .add_header(response.headers_mut())
     {
-        Ok(()) => answer,
+        Ok(()) => response,
         Err(status) => status.into_http(),
     }
 }
 
-/// Reads `grpc-timeout`: at most eight digits and a unit, as the gRPC specification of HTTP/2 has
-/// it. What can't be read counts as absent.
-fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+/// Parses `grpc-timeout`: at most eight digits and a unit, as in the gRPC over HTTP/2 specification.
+/// Treats an invalid value as absent.
+fn parse_grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -181,21 +180,21 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Option<Duration> {
+    fn parse(text: &str) -> Option<Duration> {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-timeout", text.parse().unwrap());
-        grpc_timeout(&headers)
+        parse_grpc_timeout(&headers)
     }
 
     #[test]
-    fn a_timeout_is_read_as_specified() {
-        assert_eq!(parsed("250m"), Some(Duration::from_millis(250)));
+    fn a_timeout_is_parsed_as_specified() {
+        assert_eq!(parse("250m"), Some(Duration::from_millis(250)));
         assert_eq!(
-            parsed("99999999H"),
+            parse("99999999H"),
             Some(Duration::from_secs(99_999_999 * 3600))
         );
         for bad in ["", "m", "1", "1x", "-1S", "123456789S", "1.5S"] {
-            assert_eq!(parsed(bad), None, "{bad}");
+            assert_eq!(parse(bad), None, "{bad}");
         }
     }
 }

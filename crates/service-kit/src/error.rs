@@ -1,4 +1,4 @@
-//! Errors that calls are answered with: what is wrong, and what the caller sees of it.
+//! Errors of calls, and their gRPC statuses.
 
 mod call_error;
 mod reason;

@@ -1,16 +1,16 @@
 use crate::CallError;
 
-/// The etag of a version; callers compare it and nothing else.
-pub fn etag(version: i64) -> String {
+/// Returns the etag of a version. Callers treat it as opaque.
+pub fn format_etag(version: i64) -> String {
     format!("v{version}")
 }
 
-/// Whether the version is the one that a caller has seen, where it says which.
+/// Checks that `version` is the one the caller expects; an empty etag matches any version.
 ///
 /// # Errors
-/// [`CallError::EtagMismatch`] if it is another one.
-pub fn check_etag(seen: &str, version: i64) -> Result<(), CallError> {
-    if seen.is_empty() || seen == etag(version) {
+/// [`CallError::EtagMismatch`] if it is not.
+pub fn check_etag(expected: &str, version: i64) -> Result<(), CallError> {
+    if expected.is_empty() || expected == format_etag(version) {
         Ok(())
     } else {
         Err(CallError::EtagMismatch)

@@ -6,31 +6,29 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::database::{self, Pool};
 
-/// The name under which the health service speaks of the part that follows other services.
+/// The health service's name for the projection of the other service's events.
 pub const PROJECTION: &str = "projection";
 
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the health of a service depends on.
+/// The inputs of the health service.
 ///
-/// The health service knows three names, which answer three questions: the gRPC service's own
-/// (will calls be answered? for load balancers), [`PROJECTION`] (does it hear of others?), and the
-/// empty one (is everything well? for people and tests).
+/// The health service has three names: the gRPC service's own (for load balancers), [`PROJECTION`],
+/// and the empty name, which covers everything.
 pub struct Checks<P> {
-    /// The full name of the gRPC service. It serves while its database answers: its callers need
-    /// nothing else.
+    /// The full name of the gRPC service. It is SERVING while its database responds.
     pub service: &'static str,
     /// The database.
     pub pool: Pool,
-    /// The schema that the database must have.
+    /// The migrations that the database must have.
     pub migrations: &'static [EmbeddedMigrations],
-    /// Says what keeps the projection from following, if anything does.
+    /// Returns the error of the projection, if it has one.
     pub projection: P,
 }
 
-/// Keeps the health service up to date until `shutdown`, then says NOT_SERVING for all.
-pub(crate) async fn check_health<P>(
+/// Updates the health service until `shutdown`, then reports NOT_SERVING for all names.
+pub(crate) async fn monitor_health<P>(
     mut reporter: HealthReporter,
     checks: Checks<P>,
     shutdown: CancellationToken,
@@ -42,14 +40,14 @@ pub(crate) async fn check_health<P>(
         let database = database::probe(&checks.pool, checks.migrations);
         let database = match tokio::time::timeout(CHECK_TIMEOUT, database).await {
             Ok(result) => result,
-            Err(_) => Err(format!("no answer within {CHECK_TIMEOUT:?}")),
+            Err(_) => Err(format!("no response within {CHECK_TIMEOUT:?}")),
         };
         let projection = (checks.projection)();
         if shutdown.is_cancelled() {
             break;
         }
-        tell_changes(&mut last, "database", &database);
-        tell_changes(&mut last, PROJECTION, &projection);
+        log_changes(&mut last, "database", &database);
+        log_changes(&mut last, PROJECTION, &projection);
         let all = database.as_ref().and(projection.as_ref());
         for (name, result) in [
             (checks.service, database.as_ref()),
@@ -67,24 +65,24 @@ pub(crate) async fn check_health<P>(
             () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
     }
-    say_not_serving(&reporter, checks.service).await;
+    report_not_serving(&reporter, checks.service).await;
     for name in [checks.service, PROJECTION, ""] {
-        // Ends the streams of those who watch it, which would hold up the end of the server.
+        // Ends the health watch streams, which would delay the shutdown of the server.
         reporter.clear_service_status(name).await;
     }
 }
 
-/// Says NOT_SERVING for all. Also where a server begins: tonic says SERVING for the empty name
-/// before anybody has looked.
-pub(crate) async fn say_not_serving(reporter: &HealthReporter, service: &str) {
+/// Reports NOT_SERVING for all names. Also needed at startup: tonic reports SERVING for the empty
+/// name before the first check.
+pub(crate) async fn report_not_serving(reporter: &HealthReporter, service: &str) {
     for name in [service, PROJECTION, ""] {
         let status = ServingStatus::NotServing;
         reporter.set_service_status(name, status).await;
     }
 }
 
-/// Logs a state once, when it begins.
-fn tell_changes<'a>(
+/// Logs a state when it changes.
+fn log_changes<'a>(
     last: &mut HashMap<&'a str, String>,
     check: &'a str,
     result: &Result<(), String>,

@@ -1,5 +1,5 @@
-//! Requests that can be repeated: the first answer is kept, in the transaction that it tells of,
-//! and given again. See <https://google.aip.dev/155>.
+//! Idempotent requests: the first response is stored in the transaction of the change, and returned
+//! for every retry with the same request id. See <https://google.aip.dev/155>.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,25 +17,25 @@ use uuid::Uuid;
 
 use crate::{
     CallError,
-    database::{CallDatabase, DatabaseError, Pool},
-    metadata::traceparent,
+    database::{Database, DatabaseError, Pool},
+    metadata::parse_traceparent,
     schema::request_ids,
 };
 
-/// The table of the answers.
+/// The table of stored responses.
 pub const MIGRATIONS: EmbeddedMigrations = diesel_migrations::embed_migrations!("migrations");
 
-/// How long an answer is kept at least, as api documentation promises.
-const KEPT: &str = "24 hours";
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// So many old rows go in one statement: few enough to take a moment only.
-const SWEEP_BATCH: i64 = 1_000;
-/// How often, and how far apart, a repeat looks whether the first try is through. The whole is
-/// longer than a write takes and shorter than a caller's patience.
-const IN_FLIGHT_TRIES: u32 = 50;
-const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(10);
+/// The minimum retention of a response, as the API documentation promises.
+const RETENTION: &str = "24 hours";
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
+/// Rows per delete statement, to keep each statement short.
+const CLEANUP_BATCH_ROWS: i64 = 1_000;
+/// A retry polls this often for the end of the first attempt: 500 ms in total, longer than most
+/// writes and shorter than most deadlines.
+const IN_FLIGHT_POLLS: u32 = 50;
+const IN_FLIGHT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What tells a repeat from a new request.
+/// The identity of a request, to recognize a retry.
 #[derive(Clone, Debug)]
 pub struct RequestKey {
     method: &'static str,
@@ -48,17 +48,17 @@ pub trait Response: Message + Default + 'static {}
 
 impl<M: Message + Default + 'static> Response for M {}
 
-/// Called right after the commit of a change.
-type Committed<T> = Arc<dyn Fn(&T) + Send + Sync>;
+/// Called after the commit of a change.
+type OnCommit<T> = Arc<dyn Fn(&T) + Send + Sync>;
 
-/// A request to change a `T`, which is answered with an `R`.
+/// A request to change a `T`, with the response `R`.
 pub struct Mutation<T, R> {
-    /// Tells a repeat from a new request; none if the caller gave no request id.
+    /// `None` if the caller sent no request id.
     request: Option<RequestKey>,
     /// The W3C trace context of the request.
     pub traceparent: Option<String>,
     encode: fn(&T) -> R,
-    committed: Option<Committed<T>>,
+    on_commit: Option<OnCommit<T>>,
 }
 
 impl<T, R> Clone for Mutation<T, R> {
@@ -67,45 +67,47 @@ impl<T, R> Clone for Mutation<T, R> {
             request: self.request.clone(),
             traceparent: self.traceparent.clone(),
             encode: self.encode,
-            committed: self.committed.clone(),
+            on_commit: self.on_commit.clone(),
         }
     }
 }
 
 impl<T, R: Response> Mutation<T, R> {
-    /// A request with this key and metadata; `encode` makes its response.
+    /// Creates a mutation; `encode` builds its response.
     pub fn new(request: Option<RequestKey>, metadata: &MetadataMap, encode: fn(&T) -> R) -> Self {
         Self {
             request,
-            traceparent: traceparent(metadata),
+            traceparent: parse_traceparent(metadata),
             encode,
-            committed: None,
+            on_commit: None,
         }
     }
 
-    /// Has `committed` called with what was changed, right after the commit.
+    /// Calls `callback` with the changed resource after the commit.
     #[must_use]
-    pub fn then(mut self, committed: impl Fn(&T) + Send + Sync + 'static) -> Self {
-        self.committed = Some(Arc::new(committed));
+    pub fn on_commit(mut self, callback: impl Fn(&T) + Send + Sync + 'static) -> Self {
+        self.on_commit = Some(Arc::new(callback));
         self
     }
 
-    /// The response that the same request got before, if it did. Keeps others with the same id
-    /// waiting until the transaction of `conn` ends; call it as the first of its statements.
-    async fn earlier_response(&self, conn: &mut AsyncPgConnection) -> Result<Option<R>, CallError> {
+    /// Returns the stored response of an earlier attempt. Locks the request id until the transaction
+    /// of `conn` ends, so it must be the transaction's first statement.
+    async fn load_stored_response(
+        &self,
+        conn: &mut AsyncPgConnection,
+    ) -> Result<Option<R>, CallError> {
         let Some(request) = &self.request else {
             return Ok(None);
         };
-        let response = request.earlier_response(conn).await?;
+        let response = request.load_stored_response(conn).await?;
         let response = response.map(|response| R::decode(&*response));
-        response.transpose().map_err(CallError::bug)
+        response.transpose().map_err(CallError::internal)
     }
 }
 
 /// An async closure whose future is `Send` for every `Argument`, which `AsyncFnOnce` can't express yet.
-/// Every async closure is one where its future allows it.
 pub trait SendAsyncFn<Argument, Output>: FnOnce(Argument) -> Self::Future {
-    /// What it returns.
+    /// The future that the closure returns.
     type Future: Future<Output = Output> + Send;
 }
 
@@ -117,19 +119,17 @@ where
     type Future = Fut;
 }
 
-impl CallDatabase {
-    /// Makes the change that `mutation` asks for, and keeps its response, in one transaction. A repeat
-    /// changes nothing and gets the response that was kept.
+impl Database {
+    /// Runs `write` and stores the response in one transaction. A retry changes nothing and gets the
+    /// stored response.
     ///
-    /// It runs to its end even when the caller goes away in the middle of it. tonic drops a handler when
-    /// its client cancels, and a transaction that is dropped between two of its statements costs a
-    /// connection. With this the client's leaving changes nothing: the write commits or fails as if it
-    /// had stayed.
+    /// Runs to completion even if the caller disconnects. tonic drops a handler when its client cancels,
+    /// and a transaction dropped between two statements costs a connection.
     ///
     /// # Errors
-    /// Those of `write`; if the request id was used with another body, or the first try goes on for
-    /// longer than we wait; the database's.
-    pub async fn mutate<T, R, E, F>(&self, mutation: Mutation<T, R>, write: F) -> Result<R, E>
+    /// The errors of `write`; if the request id was used with a different body, the first attempt is
+    /// still in progress, or the database fails.
+    pub async fn run_mutation<T, R, E, F>(&self, mutation: Mutation<T, R>, write: F) -> Result<R, E>
     where
         for<'c> F: AsyncFnOnce(&'c mut AsyncPgConnection) -> Result<T, E>
             + SendAsyncFn<&'c mut AsyncPgConnection, Result<T, E>>
@@ -141,34 +141,34 @@ impl CallDatabase {
     {
         let database = self.clone();
         self.run_to_completion(async move {
-            let mut conn = database.get().await?;
-            let (response, done) = conn
+            let mut conn = database.connection().await?;
+            let (response, changed) = conn
                 .transaction(async |conn| {
-                    if let Some(response) = mutation.earlier_response(conn).await? {
+                    if let Some(response) = mutation.load_stored_response(conn).await? {
                         return Ok((response, None));
                     }
-                    let done = write(conn).await?;
-                    let response = (mutation.encode)(&done);
+                    let changed = write(conn).await?;
+                    let response = (mutation.encode)(&changed);
                     if let Some(request) = &mutation.request {
-                        request.keep_response(conn, &response).await?;
+                        request.store_response(conn, &response).await?;
                     }
-                    Ok::<_, E>((response, Some(done)))
+                    Ok::<_, E>((response, Some(changed)))
                 })
                 .await?;
-            if let (Some(done), Some(committed)) = (done, mutation.committed) {
-                committed(&done);
+            if let (Some(changed), Some(on_commit)) = (changed, mutation.on_commit) {
+                on_commit(&changed);
             }
             Ok(response)
         })
         .await
     }
 
-    /// The response that the same request got before, if it did.
+    /// Returns the stored response of an earlier attempt, if there is one.
     ///
     /// # Errors
-    /// If the request id was used with another body, if the first try goes on for longer than we wait,
-    /// or if the database fails.
-    pub async fn earlier_response<T, R>(
+    /// If the request id was used with a different body, the first attempt is still in progress, or the
+    /// database fails.
+    pub async fn load_stored_response<T, R>(
         &self,
         mutation: Mutation<T, R>,
     ) -> Result<Option<R>, CallError>
@@ -181,8 +181,8 @@ impl CallDatabase {
         }
         let database = self.clone();
         self.run_to_completion(async move {
-            let mut conn = database.get().await?;
-            conn.transaction(async |conn| mutation.earlier_response(conn).await)
+            let mut conn = database.connection().await?;
+            conn.transaction(async |conn| mutation.load_stored_response(conn).await)
                 .await
         })
         .await
@@ -190,8 +190,8 @@ impl CallDatabase {
 }
 
 impl RequestKey {
-    /// The key of a request with the encoded `body`, which is the request without its id: an id may
-    /// be spelled in several ways. The id `""` makes none.
+    /// Creates the key of a request, or `None` for an empty id. `body` is the encoded request without
+    /// its id, because a UUID has several spellings.
     ///
     /// # Errors
     /// If `request_id` is neither empty nor a UUID.
@@ -211,7 +211,7 @@ impl RequestKey {
         }))
     }
 
-    async fn earlier_response(
+    async fn load_stored_response(
         &self,
         conn: &mut AsyncPgConnection,
     ) -> Result<Option<Vec<u8>>, CallError> {
@@ -231,7 +231,7 @@ impl RequestKey {
         }
     }
 
-    async fn keep_response(
+    async fn store_response(
         &self,
         conn: &mut AsyncPgConnection,
         response: &impl Message,
@@ -248,11 +248,11 @@ impl RequestKey {
         Ok(())
     }
 
-    /// An advisory lock and not a row, because a wait for a row's insertion has no limit of its
-    /// own. Two ids with one hash only wait for each other.
+    /// Takes an advisory lock instead of inserting a row, because a wait for a row insertion has no
+    /// limit of its own. Two ids with the same hash only wait for each other.
     async fn lock(&self, conn: &mut AsyncPgConnection) -> QueryResult<bool> {
         let name = format!("{} {}", self.method, self.request_id);
-        for _ in 0..IN_FLIGHT_TRIES {
+        for _ in 0..IN_FLIGHT_POLLS {
             let Locked { locked } = diesel::sql_query(
                 "select pg_try_advisory_xact_lock(hashtextextended($1, 0)) as locked",
             )
@@ -262,7 +262,7 @@ impl RequestKey {
             if locked {
                 return Ok(true);
             }
-            tokio::time::sleep(IN_FLIGHT_PAUSE).await;
+            tokio::time::sleep(IN_FLIGHT_POLL_INTERVAL).await;
         }
         Ok(false)
     }
@@ -274,33 +274,33 @@ struct Locked {
     locked: bool,
 }
 
-/// Deletes answers that need not be kept any longer, now and then until `shutdown`.
-pub async fn sweep(pool: Pool, shutdown: CancellationToken) {
+/// Deletes expired responses periodically until `shutdown`.
+pub async fn delete_expired_responses(pool: Pool, shutdown: CancellationToken) {
     loop {
-        if let Err(err) = sweep_all(&pool).await {
-            tracing::warn!(error = %err, "could not sweep old request ids, trying later");
+        if let Err(err) = delete_all_expired(&pool).await {
+            tracing::warn!(error = %err, "failed to delete expired request ids, retrying");
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+            () = tokio::time::sleep(CLEANUP_INTERVAL) => {}
         }
     }
 }
 
-async fn sweep_all(pool: &Pool) -> Result<(), DatabaseError> {
-    while sweep_batch(pool).await? == SWEEP_BATCH {}
+async fn delete_all_expired(pool: &Pool) -> Result<(), DatabaseError> {
+    while delete_expired_batch(pool).await? == CLEANUP_BATCH_ROWS {}
     Ok(())
 }
 
-async fn sweep_batch(pool: &Pool) -> Result<i64, DatabaseError> {
+async fn delete_expired_batch(pool: &Pool) -> Result<i64, DatabaseError> {
     let mut conn = pool.get().await?;
     let deleted = diesel::sql_query(format!(
         "delete from request_ids where (method, request_id) in (
              select method, request_id from request_ids
-             where created_at < now() - interval '{KEPT}'
-             order by created_at limit {SWEEP_BATCH} for update skip locked)"
+             where created_at < now() - interval '{RETENTION}'
+             order by created_at limit {CLEANUP_BATCH_ROWS} for update skip locked)"
     ))
     .execute(&mut conn)
     .await?;
-    Ok(i64::try_from(deleted).unwrap_or(SWEEP_BATCH))
+    Ok(i64::try_from(deleted).unwrap_or(CLEANUP_BATCH_ROWS))
 }

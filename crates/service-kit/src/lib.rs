@@ -1,15 +1,16 @@
-//! What a gRPC service over Postgres needs and no service wants to write: limits on the server,
-//! health that tells the truth, errors with details, requests that can be repeated, pages.
+//! The shared base of gRPC services over Postgres: command line, server limits, health, error details,
+//! idempotent requests, paging.
 
 mod application;
-mod browsers;
+mod connections;
+mod cors;
 pub mod database;
 mod deadline;
 mod error;
 mod etag;
 mod health;
+
 pub mod idempotency;
-mod incoming;
 mod metadata;
 mod paging;
 mod schema;
@@ -17,11 +18,11 @@ mod server;
 mod token_key;
 
 pub use application::{Application, run};
-pub use deadline::{Deadline, asked_deadline};
+pub use deadline::{Deadline, requested_deadline};
 pub use error::{CallError, Reason, Rejection, TABLE, Violations};
-pub use etag::{check_etag, etag};
+pub use etag::{check_etag, format_etag};
 pub use health::{Checks, PROJECTION};
-pub use metadata::{CONSISTENCY_TOKEN, token_in_metadata, with_token};
+pub use metadata::{CONSISTENCY_TOKEN, consistency_token, with_token_metadata};
 pub use paging::Paging;
 pub use server::{HealthcheckOptions, Server, ServerOptions, Service};
 pub use token_key::TokenKey;

@@ -1,38 +1,38 @@
-//! What calls carry beside their messages.
+//! Call metadata: consistency tokens and trace context.
 
 use tonic::{Response, metadata::MetadataMap};
 
-/// Carries the consistency token of a mutation, in its answer and in later calls.
+/// The metadata key of the consistency token, in responses to mutations and in later calls.
 pub const CONSISTENCY_TOKEN: &str = "x-consistency-token";
 
-/// An answer with its consistency token in the metadata too, where interceptors find it.
-pub fn with_token<T>(answer: T, token: fn(&T) -> &str) -> Response<T> {
-    // Tokens are URL-safe; that of nothing is empty.
-    let token = Some(token(&answer)).filter(|token| !token.is_empty());
+/// Creates a response that also carries its consistency token in the metadata, for interceptors.
+pub fn with_token_metadata<T>(message: T, token: fn(&T) -> &str) -> Response<T> {
+    // A token is URL-safe, or empty if nothing was changed.
+    let token = Some(token(&message)).filter(|token| !token.is_empty());
     let token = token.and_then(|token| token.parse().ok());
-    let mut response = Response::new(answer);
+    let mut response = Response::new(message);
     if let Some(token) = token {
         response.metadata_mut().insert(CONSISTENCY_TOKEN, token);
     }
     response
 }
 
-/// The token that a call carries in its metadata, empty if there is none. What is no text is no token
-/// either, and said to be none.
-pub fn token_in_metadata(metadata: &MetadataMap) -> &str {
+/// Returns the consistency token of a call, or `""`. A value that is not text becomes `"?"`, which
+/// fails validation.
+pub fn consistency_token(metadata: &MetadataMap) -> &str {
     let value = metadata.get(CONSISTENCY_TOKEN);
     value.map_or("", |value| value.to_str().unwrap_or("?"))
 }
 
-/// The W3C trace context of a call, where it has a valid one, to be passed on with what the call
-/// causes. See <https://www.w3.org/TR/trace-context/#traceparent-header>.
-pub(crate) fn traceparent(metadata: &MetadataMap) -> Option<String> {
+/// Returns the W3C trace context of a call, if it is valid.
+/// See <https://www.w3.org/TR/trace-context/#traceparent-header>.
+pub(crate) fn parse_traceparent(metadata: &MetadataMap) -> Option<String> {
     let text = metadata.get("traceparent")?.to_str().ok()?;
-    is_valid(text).then(|| text.to_owned())
+    is_valid_traceparent(text).then(|| text.to_owned())
 }
 
-/// Version 00: its number, trace id, parent id and flags in lower-case hex; neither id is zero.
-fn is_valid(text: &str) -> bool {
+/// Checks version 00: version, trace id, parent id and flags in lowercase hex; neither id is zero.
+fn is_valid_traceparent(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
     let [version, trace_id, parent_id, flags] = parts[..] else {
         return false;
@@ -49,8 +49,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_valid_context_is_passed_on() {
-        assert!(is_valid(
+    fn only_a_valid_trace_context_is_propagated() {
+        assert!(is_valid_traceparent(
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         ));
         for bad in [
@@ -61,7 +61,7 @@ mod tests {
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n",
         ] {
-            assert!(!is_valid(bad), "{bad}");
+            assert!(!is_valid_traceparent(bad), "{bad}");
         }
     }
 }

@@ -5,26 +5,25 @@ use crate::{CallError, TokenKey};
 const DEFAULT_PAGE_SIZE: i32 = 50;
 const MAX_PAGE_SIZE: i32 = 1000;
 
-/// A list that is read page by page, and which of its pages is asked for.
+/// A request for one page of a list.
 ///
-/// A page token names the last row of the page before, and not a count of rows, so that rows which
-/// come or go meanwhile make no row appear twice or not at all. It is signed for its list.
+/// A page token names the last row of the previous page, so that concurrent inserts and deletes neither
+/// repeat nor skip rows. It is signed for its list.
 pub struct Paging<'a> {
     key: &'a TokenKey,
-    /// Everything that was asked for, but the page.
+    /// The name and the filters of the list.
     list: String,
     after: Option<Uuid>,
     size: usize,
 }
 
 impl<'a> Paging<'a> {
-    /// What a request asks for; `list` says of what, with all that narrows it. One of the most
-    /// frequent mistakes is met with generosity: a size of 0 and less means the default, one that
-    /// is too large the maximum.
+    /// Parses a request; `list` is the name and the filters of the list. A size of 0 or less means the
+    /// default, and a size above the maximum means the maximum.
     ///
     /// # Errors
-    /// [`CallError::BadPageToken`] for anything but a token that was given for the same list.
-    pub fn new(
+    /// [`CallError::InvalidPageToken`] for a token that was not issued for the same list.
+    pub fn parse(
         key: &'a TokenKey,
         list: String,
         page_size: i32,
@@ -34,9 +33,9 @@ impl<'a> Paging<'a> {
             "" => None,
             token => {
                 let id = key
-                    .open(&list, token)
+                    .verify(&list, token)
                     .and_then(|id| Uuid::from_slice(&id).ok());
-                Some(id.ok_or(CallError::BadPageToken)?)
+                Some(id.ok_or(CallError::InvalidPageToken)?)
             }
         };
         let size = match page_size {
@@ -52,19 +51,18 @@ impl<'a> Paging<'a> {
         })
     }
 
-    /// The page begins behind the row with this id.
+    /// Returns the id of the row before the page.
     pub fn after(&self) -> Option<Uuid> {
         self.after
     }
 
-    /// How many rows to read: one more than the page takes tells whether there is a page behind it.
+    /// Returns the number of rows to read: one more than the page, to detect a next page.
     pub fn limit(&self) -> i64 {
         self.size as i64 + 1
     }
 
-    /// Cuts the rows that were read to the page; returns the token of the next one, empty if there
-    /// is none.
-    pub fn cut<T>(&self, rows: &mut Vec<T>, id: impl Fn(&T) -> Uuid) -> String {
+    /// Truncates `rows` to the page, and returns the token of the next page, or `""` on the last page.
+    pub fn truncate_to_page<T>(&self, rows: &mut Vec<T>, id: impl Fn(&T) -> Uuid) -> String {
         if rows.len() <= self.size {
             return String::new();
         }

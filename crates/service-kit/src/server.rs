@@ -11,63 +11,66 @@ use tonic_health::pb::{
 use tonic_web::GrpcWebLayer;
 
 use crate::{
-    browsers::{self, Origins},
+    connections::accept_connections,
+    cors::{Origins, cors_layer, parse_origins},
     deadline::CallLayer,
-    health::{Checks, check_health, say_not_serving},
+    health::{Checks, monitor_health, report_not_serving},
     idempotency,
-    incoming::incoming,
 };
 
-/// Calls that one connection may have under way; a client with more opens a second one.
+/// Concurrent calls per connection; a client with more opens another connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
-/// Far above what a client sends, far below what hurts.
+/// Well above what clients send, and small enough to bound memory.
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// A connection whose client has vanished without a word is noticed after these two.
+/// A dead connection is detected after the sum of these two.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections are renewed, so that clients spread over new replicas.
+/// Limits the age of connections, so that clients reconnect and spread over new replicas.
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 
-/// Where and how a service is reached.
+/// The listener and the limits of the server.
 #[derive(Args, Clone, Debug)]
 pub struct ServerOptions {
-    /// Where to listen, as 0.0.0.0:50051; port 0 takes a free one, which the log tells
-    #[arg(long, env = "LISTEN_ADDR", value_parser = listen_addr)]
+    /// Listen on this address, for example 0.0.0.0:50051; port 0 selects a free port, which is logged
+    #[arg(long, env = "LISTEN_ADDR", value_parser = parse_listen_addr)]
     listen_addr: SocketAddr,
-    /// Connections that may be open at once; the next ones wait until one is closed
+    /// Keep at most this many connections open; further ones wait in the listener's backlog until one closes.
+    /// Each open connection uses a file descriptor: keep it below the limit of the process
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = number(1..=1_000_000_usize))]
     max_connections: usize,
-    /// How long a call may take at most, in milliseconds; callers can ask for less
+    /// Fail a call with DEADLINE_EXCEEDED after this many milliseconds; callers can set shorter deadlines
     #[arg(long, env = "MAX_DEADLINE_MS", default_value = "10000", value_parser = milliseconds(1..=600_000))]
     max_deadline_ms: Duration,
-    /// How long calls in flight may go on after SIGTERM, in milliseconds
+    /// Let calls in flight continue for this many milliseconds after SIGTERM; keep it below the orchestrator's
+    /// termination grace period
     #[arg(long, env = "DRAIN_TIMEOUT_MS", default_value = "10000", value_parser = milliseconds(0..=600_000))]
     drain_timeout_ms: Duration,
-    /// Origins of web pages that may call by gRPC-Web, as scheme://host, separated by commas; * for any
-    #[arg(long, env = "GRPC_WEB_ORIGINS", default_value = "", hide_default_value = true, value_parser = browsers::origins)]
+    /// Allow web pages from these origins to call by gRPC-Web: scheme://host, comma-separated, or * for any;
+    /// by default none
+    #[arg(long, env = "GRPC_WEB_ORIGINS", default_value = "", hide_default_value = true, value_parser = parse_origins)]
     grpc_web_origins: Origins,
 }
 
-fn listen_addr(text: &str) -> Result<SocketAddr, String> {
-    let reason = |_| format!("{text:?} isn't an address like 0.0.0.0:50051");
+fn parse_listen_addr(text: &str) -> Result<SocketAddr, String> {
+    let reason = |_| format!("invalid address {text:?}: must look like 0.0.0.0:50051");
     text.parse().map_err(reason)
 }
 
-/// What a server serves.
+/// A gRPC service and its background dependencies.
 pub struct Service<P> {
-    /// Names the service in its errors.
+    /// The service's name in error details.
     pub domain: &'static str,
-    /// Its methods.
+    /// The gRPC methods.
     pub routes: Routes,
-    /// Describe it to reflection: an encoded `FileDescriptorSet`.
+    /// An encoded `FileDescriptorSet`, for server reflection.
     pub descriptors: &'static [u8],
-    /// What its health depends on.
+    /// The health checks.
     pub checks: Checks<P>,
-    /// The writes of its calls, which go on without their callers.
+    /// The running writes, which continue after their callers have disconnected.
     pub writes: TaskTracker,
 }
 
-/// A gRPC server that listens already and does not yet serve.
+/// A gRPC server that is bound but not yet serving.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
@@ -76,7 +79,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the port.
+    /// Binds the listen address.
     ///
     /// # Errors
     /// If the address can't be bound.
@@ -86,7 +89,7 @@ impl Server {
             .map_err(|err| {
                 std::io::Error::new(
                     err.kind(),
-                    format!("can't listen on {}: {err}", options.listen_addr),
+                    format!("failed to listen on {}: {err}", options.listen_addr),
                 )
             })?;
         Ok(Self {
@@ -96,19 +99,16 @@ impl Server {
         })
     }
 
-    /// The address that clients can use.
+    /// Returns the bound address.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Serves `service` until `shutdown`; calls in flight, and writes whose callers are gone, then have
-    /// the drain timeout to end.
-    ///
-    /// Health and reflection are served beside it, and answers that need not be kept any longer
-    /// are swept.
+    /// Serves `service`, health and reflection until `shutdown`, then drains: calls in flight and
+    /// detached writes have the drain timeout to finish. Also deletes expired stored responses.
     ///
     /// # Errors
-    /// If the descriptors can't be read, or the listener fails.
+    /// If the descriptors are invalid, or the listener fails.
     pub async fn serve<P>(
         self,
         service: Service<P>,
@@ -128,28 +128,31 @@ impl Server {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(descriptors)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // Lets clients with reflection, as grpcurl, read the details of errors.
+                // Lets clients with reflection, such as grpcurl, decode error details.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
                 .with_service_name(checks.service)
                 .with_service_name("grpc.health.v1.Health")
         };
         let (reporter, health) = tonic_health::server::health_reporter();
-        say_not_serving(&reporter, checks.service).await;
+        report_not_serving(&reporter, checks.service).await;
         let routes = routes
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
-        tokio::spawn(idempotency::sweep(checks.pool.clone(), shutdown.clone()));
-        let checking = tokio::spawn(check_health(reporter, checks, shutdown.clone()));
+        tokio::spawn(idempotency::delete_expired_responses(
+            checks.pool.clone(),
+            shutdown.clone(),
+        ));
+        let health_monitor = tokio::spawn(monitor_health(reporter, checks, shutdown.clone()));
         let serving = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_connection_age(MAX_CONNECTION_AGE)
-            // gRPC-Web comes over HTTP/1.1 as well.
+            // gRPC-Web also uses HTTP/1.1.
             .accept_http1(true)
-            .layer(browsers::cors(&self.options.grpc_web_origins))
+            .layer(cors_layer(&self.options.grpc_web_origins))
             .layer(GrpcWebLayer::new())
             .layer(CallLayer {
                 domain,
@@ -157,11 +160,11 @@ impl Server {
             })
             .add_routes(routes)
             .serve_with_incoming_shutdown(
-                incoming(self.listener, self.options.max_connections),
+                accept_connections(self.listener, self.options.max_connections),
                 shutdown.clone().cancelled_owned(),
             );
-        tracing::info!(address = %self.local_addr, "ready");
-        let drained = async {
+        tracing::info!(address = %self.local_addr, "listening");
+        let drain_timeout = async {
             shutdown.cancelled().await;
             tokio::time::sleep(self.options.drain_timeout_ms).await;
         };
@@ -173,43 +176,45 @@ impl Server {
         };
         tokio::select! {
             result = serving => result?,
-            // tonic would wait for open connections without a limit.
-            () = drained => tracing::warn!("calls were still in flight when the drain timeout passed"),
+            // tonic waits for open connections without a limit.
+            () = drain_timeout => tracing::warn!("drain timeout passed with calls still in flight"),
         }
-        checking.await?;
+        health_monitor.await?;
         Ok(())
     }
 }
 
-/// Which server to ask for its health.
+/// Options of `healthcheck`.
 #[derive(Args, Clone, Debug)]
 pub struct HealthcheckOptions {
-    /// Where the server listens
+    /// Query the server at this address, for example 0.0.0.0:50051, which is queried on the loopback
     #[arg(long, env = "LISTEN_ADDR")]
     listen_addr: String,
-    /// Which part: empty for everything, "projection", or the full name of the gRPC service
+    /// Query this part: empty for everything (the default), "projection", or the full name of the gRPC service
     #[arg(long, default_value = "")]
     service: String,
 }
 
 impl HealthcheckOptions {
-    /// Asks a running server for its health, as a container engine does.
+    /// Queries the health of a running server, for container health checks.
     pub async fn run(self) -> ExitCode {
-        match self.ask().await {
+        match self.query_status().await {
             Ok(ServingStatus::Serving) => ExitCode::SUCCESS,
             Ok(status) => {
                 eprintln!("{}", status.as_str_name());
                 ExitCode::FAILURE
             }
             Err(err) => {
-                eprintln!("no answer from {}: {err}", self.listen_addr);
+                eprintln!("failed to query the health of {}: {err}", self.listen_addr);
                 ExitCode::FAILURE
             }
         }
     }
 
-    async fn ask(&self) -> Result<ServingStatus, Box<dyn std::error::Error + Send + Sync>> {
-        // A server that listens on every address is asked on the loopback.
+    async fn query_status(
+        &self,
+    ) -> Result<ServingStatus, Box<dyn std::error::Error + Send + Sync>> {
+        // A server that listens on every address is queried on the loopback.
         let address = self
             .listen_addr
             .replace("0.0.0.0:", "127.0.0.1:")

@@ -6,21 +6,21 @@ use sha2::Sha256;
 
 use crate::{database::DatabaseError, schema::token_keys};
 
-/// Half of an HMAC-SHA-256, which RFC 2104, 5, has as the least; nobody guesses 128 bits.
+/// Half of an HMAC-SHA-256: the minimum by RFC 2104, section 5.
 const MAC_BYTES: usize = 16;
 
-/// Signs what callers carry for the service and give back, so that a token that was changed, or was
-/// made for something else, is told from one of ours.
+/// Signs page tokens and resume tokens, to detect tokens that were altered or issued for another
+/// purpose.
 ///
-/// A signed token is opaque and URL-safe. It is no secret: its content is only encoded.
+/// A signed token is opaque and URL-safe. Its content is encoded, not encrypted.
 #[derive(Clone)]
 pub struct TokenKey(Hmac<Sha256>);
 
 impl TokenKey {
-    /// The key that all replicas of the service share.
+    /// Loads the key that all replicas of the service share.
     ///
     /// # Errors
-    /// The database's.
+    /// If the database fails.
     pub async fn load(conn: &mut AsyncPgConnection) -> Result<Self, DatabaseError> {
         let key: Vec<u8> = token_keys::table
             .select(token_keys::key)
@@ -34,18 +34,18 @@ impl TokenKey {
         Self(Hmac::new_from_slice(key).unwrap_or_else(|err| unreachable!("{err}")))
     }
 
-    /// A token that holds `content`; it is good for `purpose` only.
+    /// Creates a token with `content`, valid only for `purpose`.
     pub fn sign(&self, purpose: &str, content: &[u8]) -> String {
         let mut bytes = content.to_vec();
         bytes.extend(&self.mac(purpose, content).finalize().into_bytes()[..MAC_BYTES]);
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// The content of a token that was signed for `purpose`; none of any other text.
-    pub fn open(&self, purpose: &str, token: &str) -> Option<Vec<u8>> {
+    /// Returns the content of a token that was signed for `purpose`, or `None` if it is invalid.
+    pub fn verify(&self, purpose: &str, token: &str) -> Option<Vec<u8>> {
         let mut content = BASE64_URL_SAFE_NO_PAD.decode(token).ok()?;
         let mac = content.split_off(content.len().checked_sub(MAC_BYTES)?);
-        // In a time that does not tell how much of it is right.
+        // A constant-time comparison.
         let verified = self
             .mac(purpose, &content)
             .verify_truncated_left(&mac)
@@ -55,7 +55,7 @@ impl TokenKey {
 
     fn mac(&self, purpose: &str, content: &[u8]) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
-        // The length keeps the end of one from being read as the beginning of the other.
+        // The length separates the purpose from the content.
         mac.update(&(purpose.len() as u64).to_be_bytes());
         mac.update(purpose.as_bytes());
         mac.update(content);
@@ -68,17 +68,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_good_for_its_purpose_and_as_it_was_given() {
+    fn a_token_is_valid_only_unaltered_and_for_its_purpose() {
         let key = TokenKey::new(&[7; 32]);
         let token = key.sign("users", b"content");
-        assert_eq!(key.open("users", &token).as_deref(), Some(&b"content"[..]));
-        assert_eq!(key.open("user", &token), None);
-        assert_eq!(TokenKey::new(&[8; 32]).open("users", &token), None);
-        for place in 0..token.len() {
+        assert_eq!(
+            key.verify("users", &token).as_deref(),
+            Some(&b"content"[..])
+        );
+        assert_eq!(key.verify("user", &token), None);
+        assert_eq!(TokenKey::new(&[8; 32]).verify("users", &token), None);
+        for index in 0..token.len() {
             let mut changed = token.clone().into_bytes();
-            changed[place] = if changed[place] == b'A' { b'B' } else { b'A' };
+            changed[index] = if changed[index] == b'A' { b'B' } else { b'A' };
             let changed = String::from_utf8(changed).unwrap();
-            assert_eq!(key.open("users", &changed), None, "{changed}");
+            assert_eq!(key.verify("users", &changed), None, "{changed}");
         }
         for bad in [
             "",
@@ -88,7 +91,7 @@ mod tests {
             &token[..8],
             &format!("{token}AAAA"),
         ] {
-            assert_eq!(key.open("users", bad), None, "{bad}");
+            assert_eq!(key.verify("users", bad), None, "{bad}");
         }
     }
 }

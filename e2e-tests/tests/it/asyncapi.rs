@@ -1,4 +1,4 @@
-//! Real records, held against `docs/asyncapi.yaml`.
+//! Validates real records against `docs/asyncapi.yaml`.
 
 use std::{collections::BTreeSet, fs};
 
@@ -15,13 +15,13 @@ use crate::golden::Golden;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/asyncapi.yaml");
 
-/// The document. Readers ignore what they do not know, and so its schemas are open; here they are closed, so
-/// that nothing is written of which it does not tell.
+/// The document. Its schemas are open, because readers ignore unknown fields. The tests close them to detect
+/// undocumented fields.
 struct Document(Value);
 
 impl Document {
     fn read() -> Result<Self> {
-        let text = fs::read_to_string(PATH).context("docs/asyncapi.yaml can't be read")?;
+        let text = fs::read_to_string(PATH).context("failed to read docs/asyncapi.yaml")?;
         let mut document: Value = serde_saphyr::from_str(&text)?;
         let schemas = document["components"]["schemas"].as_object_mut();
         for schema in schemas.context("schemas")?.values_mut() {
@@ -32,25 +32,25 @@ impl Document {
         Ok(Self(document))
     }
 
-    /// What is said in a place, wherever it refers to.
+    /// Returns the value at a JSON pointer, and resolves references.
     fn at(&self, pointer: &str) -> Result<&Value> {
         let found = self.0.pointer(pointer);
-        let found = found.with_context(|| format!("{pointer} is not there"))?;
+        let found = found.with_context(|| format!("{pointer} is missing"))?;
         match found["$ref"].as_str() {
             Some(other) => self.at(other.trim_start_matches('#')),
             None => Ok(found),
         }
     }
 
-    /// The names of the messages of a channel.
+    /// Returns the names of a channel's messages.
     fn messages(&self, channel: &str) -> Result<BTreeSet<String>> {
         let messages = self.at(&format!("/channels/{channel}/messages"))?;
         let messages = messages.as_object().context("messages")?;
         Ok(messages.keys().cloned().collect())
     }
 
-    /// Checks a value against the schema in a place.
-    fn check(&self, pointer: &str, value: &Value) -> Result<()> {
+    /// Validates a value against the schema at a JSON pointer.
+    fn validate(&self, pointer: &str, value: &Value) -> Result<()> {
         self.at(pointer)?;
         let mut schema = self.0.clone();
         schema["$ref"] = format!("#{pointer}").into();
@@ -65,49 +65,49 @@ impl Document {
         Ok(())
     }
 
-    /// Checks a record of a channel, and returns which of its messages it is.
-    fn check_record(&self, channel: &str, record: &Checked) -> Result<String> {
+    /// Validates a record of a channel, and returns the name of its message.
+    fn validate_record(&self, channel: &str, record: &JsonRecord) -> Result<String> {
         let event_type = record.headers.get("ce_type").and_then(Value::as_str);
         let name = match (channel.ends_with("dead_letters"), event_type) {
             (true, _) => "dead_letter".to_owned(),
             (_, Some(of)) if record.payload.is_null() => format!("{of}_tombstone"),
-            (_, of) => of.context("it has no ce_type")?.to_owned(),
+            (_, of) => of.context("no ce_type")?.to_owned(),
         };
         ensure!(
             self.messages(channel)?.contains(&name),
             "{channel} has no {name}"
         );
         let message = format!("/components/messages/{name}");
-        self.check(
+        self.validate(
             &format!("{message}/headers"),
             &Value::Object(record.headers.clone()),
         )?;
-        self.check(&format!("{message}/payload"), &record.payload)?;
+        self.validate(&format!("{message}/payload"), &record.payload)?;
         if self.at(&message)?.get("bindings").is_some() {
             let key = self.at(&format!("{message}/bindings"))?["kafka"]["key"].clone();
             let key = key["$ref"].as_str().context("a schema of keys")?;
-            self.check(key.trim_start_matches('#'), &json!(record.key))?;
+            self.validate(key.trim_start_matches('#'), &json!(record.key))?;
         }
         Ok(name)
     }
 }
 
-/// A record, as schemas see it.
+/// A record in the form that the schemas describe.
 #[derive(Clone)]
-struct Checked {
+struct JsonRecord {
     key: String,
     headers: Map<String, Value>,
     payload: Value,
 }
 
-impl Checked {
+impl JsonRecord {
     fn of(record: &Record) -> Self {
         let headers = record.headers.iter();
         let payload = record.payload.as_deref();
         Self {
             key: record.key.clone(),
             headers: headers.map(|(k, v)| (k.clone(), json!(v))).collect(),
-            // A dead letter's need not be JSON.
+            // The payload of a dead letter may not be JSON.
             payload: payload.map_or(Value::Null, |payload| {
                 let text = || String::from_utf8_lossy(payload).into();
                 serde_json::from_slice(payload).unwrap_or_else(|_| text())
@@ -116,7 +116,7 @@ impl Checked {
     }
 }
 
-/// The topic is the one that the document tells of, but for what is put before its name.
+/// Checks that a topic matches the document, apart from the prefix of its name.
 async fn assert_topic(document: &Document, channel: &str, topic: &str) -> Result<()> {
     let address = document.at(&format!("/channels/{channel}/address"))?;
     assert!(
@@ -126,9 +126,9 @@ async fn assert_topic(document: &Document, channel: &str, topic: &str) -> Result
     let binding = document.at(&format!("/channels/{channel}/bindings"))?["kafka"].clone();
     let (partitions, configs) = Addresses::shared().describe_topic(topic).await?;
     assert_eq!(binding["partitions"], partitions, "{channel}");
-    let told = binding["topicConfiguration"].as_object();
-    for (name, value) in told.context("a configuration")? {
-        // Kafka knows text only, and joins what are several.
+    let configuration = binding["topicConfiguration"].as_object();
+    for (name, value) in configuration.context("a configuration")? {
+        // Kafka has only text values, and joins lists.
         let value = value.as_array().map_or(value, |policies| &policies[0]);
         let value = value
             .as_str()
@@ -138,7 +138,7 @@ async fn assert_topic(document: &Document, channel: &str, topic: &str) -> Result
     Ok(())
 }
 
-/// Has each kind of record written, by real calls.
+/// Creates each kind of record with real calls.
 async fn make_records(system: &System) -> Result<()> {
     let created = system.create_user("a@example.com", "A").await?;
     let user_id = created.user.context("a user")?.user_id;
@@ -166,7 +166,7 @@ async fn make_records(system: &System) -> Result<()> {
     update.metadata_mut().insert("traceparent", trace.parse()?);
     system.users().update_user(update).await?;
     system.delete_user(&user_id).await?;
-    // The deletion comes back as the end of the order that was left open.
+    // The deletion leads to the cancellation of the open order.
     let sql = Sql::connect(&system.stack.names().orders_database_url).await?;
     let cancelled = "select count(*) from orders where cancel_reason = 'user_deleted'";
     sql.wait_for(cancelled, 1).await?;
@@ -174,7 +174,7 @@ async fn make_records(system: &System) -> Result<()> {
     Ok(())
 }
 
-/// Has both services set a record aside.
+/// Makes both services dead-letter a record.
 async fn break_records(system: &System) -> Result<()> {
     let names = system.stack.names();
     for topic in [&names.users_topic, &names.orders_topic] {
@@ -191,7 +191,7 @@ async fn break_records(system: &System) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn real_records_are_what_the_document_says_and_it_says_no_more() -> Result<()> {
+async fn real_records_match_the_document_completely() -> Result<()> {
     let document = Document::read()?;
     let system = System::start_on_shared_servers("asyncapi").await?;
     make_records(&system).await?;
@@ -200,8 +200,8 @@ async fn real_records_are_what_the_document_says_and_it_says_no_more() -> Result
     for (channel, topic) in [("users", users), ("orders", orders)] {
         let mut seen = BTreeSet::new();
         for record in read_topic(&names.brokers, topic).await? {
-            let record = Checked::of(&record);
-            seen.insert(document.check_record(channel, &record)?);
+            let record = JsonRecord::of(&record);
+            seen.insert(document.validate_record(channel, &record)?);
             assert_faults_are_found(&document, channel, &record);
         }
         assert_eq!(seen, document.messages(channel)?);
@@ -215,19 +215,18 @@ async fn real_records_are_what_the_document_says_and_it_says_no_more() -> Result
         let topic = names.dead_letter_topic(service);
         let records = read_topic(&names.brokers, &topic).await?;
         assert_eq!(records.len(), 1);
-        document.check_record(channel, &Checked::of(&records[0]))?;
+        document.validate_record(channel, &JsonRecord::of(&records[0]))?;
         assert_topic(&document, channel, &topic).await?;
     }
     system.stop().await;
     Ok(())
 }
 
-/// The test is worth something: what is missing, or something else, or not told of, is found in every
-/// part of a record.
-fn assert_faults_are_found(document: &Document, channel: &str, record: &Checked) {
-    let is_found = |record: &Checked, fault: &str| {
-        let found = document.check_record(channel, record).is_err();
-        assert!(found, "{fault} of a record of {channel} is not found");
+/// Checks that the validation detects missing, invalid and undocumented parts of a record.
+fn assert_faults_are_found(document: &Document, channel: &str, record: &JsonRecord) {
+    let assert_rejected_by_schema = |record: &JsonRecord, fault: &str| {
+        let found = document.validate_record(channel, record).is_err();
+        assert!(found, "{fault} in a record of {channel} is not detected");
     };
     let required = [
         "ce_specversion",
@@ -240,19 +239,21 @@ fn assert_faults_are_found(document: &Document, channel: &str, record: &Checked)
     for name in required {
         let mut without = record.clone();
         without.headers.remove(name);
-        is_found(&without, name);
+        assert_rejected_by_schema(&without, name);
     }
     let mut other = record.clone();
     other
         .headers
         .insert("ce_aggregateversion".into(), json!("one"));
-    is_found(&other, "a version that is no number");
-    let mut further = record.clone();
-    further.headers.insert("ce_further".into(), json!("x"));
-    is_found(&further, "a further header");
+    assert_rejected_by_schema(&other, "a version that is not a number");
+    let mut additional = record.clone();
+    additional
+        .headers
+        .insert("ce_additional".into(), json!("x"));
+    assert_rejected_by_schema(&additional, "a additional header");
     let mut other = record.clone();
     other.key = "A key".into();
-    is_found(&other, "a key that is no id");
+    assert_rejected_by_schema(&other, "a key that is not an id");
     let Some(fields) = record.payload.as_object() else {
         return;
     };
@@ -260,20 +261,20 @@ fn assert_faults_are_found(document: &Document, channel: &str, record: &Checked)
         let mut without = record.clone();
         let payload = without.payload.as_object_mut();
         payload.expect("an object").remove(name);
-        is_found(&without, &format!("a missing {name}"));
+        assert_rejected_by_schema(&without, &format!("a missing {name}"));
         let mut other = record.clone();
         other.payload[name] = json!([7]);
-        is_found(&other, &format!("a {name} that is a list"));
+        assert_rejected_by_schema(&other, &format!("a {name} that is a list"));
     }
-    let mut further = record.clone();
-    further.payload["further"] = json!("x");
-    is_found(&further, "a further field");
+    let mut additional = record.clone();
+    additional.payload["additional"] = json!("x");
+    assert_rejected_by_schema(&additional, "a additional field");
 }
 
 #[test]
-fn the_examples_of_the_document_are_the_payloads_that_were_released() -> Result<()> {
+fn the_examples_of_the_document_match_the_released_payloads() -> Result<()> {
     let document = Document::read()?;
-    let mut shown = BTreeSet::new();
+    let mut documented = BTreeSet::new();
     let golden = Golden::all()?;
     let messages = document.at("/components/messages")?;
     for (name, message) in messages.as_object().context("messages")? {
@@ -288,14 +289,14 @@ fn the_examples_of_the_document_are_the_payloads_that_were_released() -> Result<
                 (&example["payload"], name)
             );
             let place = format!("/components/messages/{name}");
-            document.check(&format!("{place}/payload"), &example["payload"])?;
+            document.validate(&format!("{place}/payload"), &example["payload"])?;
             if let Some(headers) = example.get("headers") {
-                document.check(&format!("{place}/headers"), headers)?;
+                document.validate(&format!("{place}/headers"), headers)?;
             }
-            shown.insert(file.to_owned());
+            documented.insert(file.to_owned());
         }
     }
     let released: BTreeSet<String> = golden.into_keys().collect();
-    assert_eq!(shown, released, "each golden file is an example");
+    assert_eq!(documented, released, "each golden file is an example");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `make up`, which can be thought better of.
+//! Interrupting `make up`.
 
 use std::{
     fs,
@@ -10,14 +10,14 @@ use anyhow::{Context as _, Result};
 use devstack::{PATIENCE, built_programs, eventually};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-/// `devstack up`, and the supervisor that it has started.
+/// A running `devstack up` and the supervisor that it started.
 struct Starting {
     up: Child,
     supervisor: Pid,
 }
 
 impl Starting {
-    async fn begin(folder: &Path) -> Result<Self> {
+    async fn start(folder: &Path) -> Result<Self> {
         let up = Command::new(built_programs()?.join("devstack"))
             .arg("--folder")
             .arg(folder)
@@ -25,7 +25,7 @@ impl Starting {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        // Its first words mean that it listens for signals.
+        // It handles signals once it has logged anything.
         let log = folder.join("supervisor.log");
         eventually("a supervisor", async || {
             Ok(fs::read(&log)
@@ -38,34 +38,37 @@ impl Starting {
         Ok(Self { up, supervisor })
     }
 
-    /// Waits until `up` has ended, in vain, and the supervisor with it, and nothing is left.
+    /// Waits until `up` has failed, the supervisor has exited, and no files are left.
     async fn wait_for_end(mut self, folder: &Path) -> Result<()> {
         let waiting = tokio::task::spawn_blocking(move || self.up.wait());
         let status = tokio::time::timeout(PATIENCE, waiting)
             .await
-            .context("up goes on")???;
+            .context("up is still running")???;
         assert!(!status.success(), "{status}");
-        assert!(test_kill_process(self.supervisor).is_err(), "it goes on");
+        assert!(
+            test_kill_process(self.supervisor).is_err(),
+            "the supervisor is still running"
+        );
         for file in ["supervisor.pid", "endpoints.env"] {
-            assert!(!folder.join(file).exists(), "{file} is left");
+            assert!(!folder.join(file).exists(), "{file} still exists");
         }
         Ok(())
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_during_the_start_ends_everything() -> Result<()> {
+async fn an_interrupt_during_startup_stops_everything() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let starting = Starting::begin(folder.path()).await?;
+    let starting = Starting::start(folder.path()).await?;
     let up = Pid::from_child(&starting.up);
     kill_process(up, Signal::INT)?;
     starting.wait_for_end(folder.path()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn down_during_the_start_ends_everything() -> Result<()> {
+async fn down_during_startup_stops_everything() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let starting = Starting::begin(folder.path()).await?;
+    let starting = Starting::start(folder.path()).await?;
     let down = Command::new(built_programs()?.join("devstack"))
         .arg("--folder")
         .arg(folder.path())

@@ -1,4 +1,4 @@
-//! A system whose topics can be compacted now, and not in a day.
+//! A system whose topics can be compacted immediately.
 
 use std::{collections::HashSet, process::Command};
 
@@ -6,13 +6,13 @@ use anyhow::{Result, ensure};
 use demo::System;
 use devstack::{Addresses, NewRecord, Record, Servers, built_programs, eventually};
 
-/// The broker's threads look at once for what they have to do.
+/// Makes the broker's cleaner run without delay.
 const BROKER: [&str; 3] = [
     "log.cleaner.backoff.ms=100",
     "log.retention.check.interval.ms=100",
     "log.initial.task.delay.ms=100",
 ];
-/// Segments end after a moment, and the cleaner looks at every one that did.
+/// Rolls segments quickly and cleans every closed segment.
 const EAGER: [(&str, &str); 5] = [
     ("cleanup.policy", "compact"),
     ("segment.ms", "100"),
@@ -20,10 +20,9 @@ const EAGER: [(&str, &str); 5] = [
     ("min.cleanable.dirty.ratio", "0.01"),
     ("file.delete.delay.ms", "100"),
 ];
-/// As the system makes its topics.
+/// The number of partitions of the system's topics.
 const PARTITIONS: i32 = 6;
-/// The segment that is written to is never cleaned; such a record begins the next one. Its type is one
-/// that nobody knows.
+/// A record of an unknown type that starts a new segment, because the active segment is never cleaned.
 const FILLER: NewRecord<'_> = NewRecord {
     partition: None,
     timestamp_ms: None,
@@ -33,27 +32,30 @@ const FILLER: NewRecord<'_> = NewRecord {
 };
 const FILLER_KEY: &str = "filler";
 
-/// Starts a system on servers of its own.
+/// Starts a system on its own servers.
 pub(crate) async fn start() -> Result<System> {
     let servers = Servers::start_with(&["fsync=off"], &BROKER).await?;
     System::start_on(servers, &[]).await
 }
 
-/// Where the servers are.
+/// Returns the addresses of its servers.
 pub(crate) fn addresses(system: &System) -> Result<Addresses> {
     let servers = system.servers.as_ref().map(Servers::addresses);
     servers.ok_or_else(|| anyhow::anyhow!("a system on servers of its own"))
 }
 
-/// Compacts a topic until at most one record of each key is left; returns what is.
+/// Compacts a topic until it has at most one record per key; returns the records.
 pub(crate) async fn compact(system: &System, topic: &str) -> Result<Vec<Record>> {
     addresses(system)?.alter_topic(topic, &EAGER).await?;
     compact_until(system, topic, |_| true).await
 }
 
-/// Compacts a topic until no tombstone is left either, as a week later. Not after [`compact`]: when a
-/// tombstone goes is settled by the compaction that sees it first.
-pub(crate) async fn compact_away(system: &System, topic: &str) -> Result<Vec<Record>> {
+/// Compacts a topic until it has no tombstones either, as a week later. Do not call it after [`compact`]: the
+/// first compaction that sees a tombstone fixes the time of its removal.
+pub(crate) async fn compact_and_remove_tombstones(
+    system: &System,
+    topic: &str,
+) -> Result<Vec<Record>> {
     let configs = [&EAGER[..], &[("delete.retention.ms", "100")]].concat();
     addresses(system)?.alter_topic(topic, &configs).await?;
     let no_tombstone = |records: &[Record]| records.iter().all(|r| r.payload.is_some());
@@ -83,7 +85,7 @@ async fn compact_until(
     .await
 }
 
-/// Runs a service's command on its database, and returns what it prints.
+/// Runs a command of a service on its database, and returns its output.
 pub(crate) fn run(system: &System, service: &str, args: &[&str]) -> Result<String> {
     let names = system.stack.names();
     let url = match service {

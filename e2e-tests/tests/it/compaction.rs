@@ -1,4 +1,4 @@
-//! Tables that are built anew from topics of which compaction has left only the newest records.
+//! Rebuilding tables from compacted topics.
 
 use anyhow::{Context as _, Result};
 use demo::{System, money};
@@ -10,23 +10,23 @@ use proto::{
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::compacting::{self, compact, compact_away, run};
+use crate::compacting::{self, compact, compact_and_remove_tombstones, run};
 
 const USERS: usize = 24;
 const DELETED: usize = 6;
 
-/// What the owner of the users knows of them, a line each.
+/// The users in user-service, one line each.
 const USERS_SOURCE: &str =
     "select concat_ws(' ', user_id, version, delete_time is not null, email, name)
     from users order by user_id";
-const LIVING_SOURCE: &str = "select concat_ws(' ', user_id, version, false, email, name)
+const EXISTING_USERS_SOURCE: &str = "select concat_ws(' ', user_id, version, false, email, name)
     from users where delete_time is null order by user_id";
-/// The same, as order-service has heard of it.
+/// The users in order-service's cache.
 const USERS_CACHE: &str =
     "select concat_ws(' ', user_id, version, deleted, coalesce(email, ''), coalesce(name, ''))
     from users_cache order by user_id";
 
-/// The amounts are in the currency's smallest units here, and in whole ones there.
+/// order-service stores amounts in minor units, user-service in whole units.
 const ORDERS_SOURCE: &str = "select concat_ws(' ', order_id, user_id, (amount)::numeric(38, 9), currency,
         state = 'cancelled', version, update_time at time zone 'utc')
     from (select *, case currency when 'JPY' then amount_minor else amount_minor / 100.0 end as amount
@@ -49,14 +49,14 @@ const SUMMARIES: &str =
         as_of_time at time zone 'utc')
     from user_order_summaries order by user_id, currency";
 
-/// What a rebuild has to make good.
-const SPOIL_USERS: &str =
+/// Damage that a rebuild must repair.
+const DAMAGE_USERS: &str =
     "delete from users_cache where ctid in (select ctid from users_cache limit 3);
-    update users_cache set name = 'spoilt', version = version + 1000 where not deleted";
-const SPOIL_ORDERS: &str = "delete from user_order_summaries;
+    update users_cache set name = 'damaged', version = version + 1000 where not deleted";
+const DAMAGE_ORDERS: &str = "delete from user_order_summaries;
     update user_orders set cancelled = not cancelled, amount = 1, version = version + 1000";
 
-/// Both databases.
+/// The databases of both services.
 struct Tables {
     users: Sql,
     orders: Sql,
@@ -71,13 +71,13 @@ impl Tables {
         })
     }
 
-    async fn spoil(&self) -> Result<()> {
-        self.orders.batch_execute(SPOIL_USERS).await?;
-        self.users.batch_execute(SPOIL_ORDERS).await?;
+    async fn damage(&self) -> Result<()> {
+        self.orders.batch_execute(DAMAGE_USERS).await?;
+        self.users.batch_execute(DAMAGE_ORDERS).await?;
         Ok(())
     }
 
-    /// Compares what was built anew with what the owners have, row by row.
+    /// Compares the rebuilt tables with the source tables, row by row.
     async fn assert_equal(&self, users: &str) -> Result<()> {
         let (ours, theirs) = (&self.orders, &self.users);
         assert_eq!(lines(ours, USERS_CACHE).await?, lines(theirs, users).await?);
@@ -95,9 +95,9 @@ async fn lines(sql: &Sql, query: &str) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Makes users and orders, and changes and ends some of both. Returns the ids of all users; the first
-/// ones are deleted.
-async fn make_history(system: &System) -> Result<Vec<String>> {
+/// Creates users and orders, updates some, cancels some orders and deletes the first users. Returns the ids
+/// of all users.
+async fn create_history(system: &System) -> Result<Vec<String>> {
     let mut user_ids = Vec::new();
     for number in 0..USERS {
         let created = system
@@ -149,8 +149,8 @@ fn rebuild(system: &System) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the followers have heard of everything.
-async fn wait_until_told(system: &System, tables: &Tables) -> Result<()> {
+/// Waits until both projections have applied everything.
+async fn wait_until_applied(system: &System, tables: &Tables) -> Result<()> {
     let deleted = "select count(*) from users_cache where deleted";
     tables.orders.wait_for(deleted, DELETED as i64).await?;
     let versions = tables
@@ -162,12 +162,12 @@ async fn wait_until_told(system: &System, tables: &Tables) -> Result<()> {
     super::assert_nothing_lost(system, &[]).await
 }
 
-/// A system with a history, of which everybody has heard.
+/// Starts a system with a history that both projections have applied.
 async fn start() -> Result<(System, Tables, Vec<String>)> {
     let system = compacting::start().await?;
-    let user_ids = make_history(&system).await?;
+    let user_ids = create_history(&system).await?;
     let tables = Tables::of(&system).await?;
-    wait_until_told(&system, &tables).await?;
+    wait_until_applied(&system, &tables).await?;
     tables.assert_equal(USERS_SOURCE).await?;
     Ok((system, tables, user_ids))
 }
@@ -181,7 +181,7 @@ async fn a_rebuild_from_compacted_topics_equals_the_sources_row_by_row() -> Resu
     assert_eq!((left.len(), tombstones.count()), (USERS, DELETED));
     let left = compact(&system, &names.orders_topic).await?;
     assert_eq!(left.len(), 2 * USERS);
-    tables.spoil().await?;
+    tables.damage().await?;
     rebuild(&system)?;
     tables.assert_equal(USERS_SOURCE).await?;
     system.stop().await;
@@ -189,24 +189,24 @@ async fn a_rebuild_from_compacted_topics_equals_the_sources_row_by_row() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_after_the_tombstones_are_gone_brings_nobody_back() -> Result<()> {
+async fn a_rebuild_after_tombstones_are_removed_restores_no_deleted_user() -> Result<()> {
     let (system, tables, user_ids) = start().await?;
     let names = system.stack.names();
-    let left = compact_away(&system, &names.users_topic).await?;
+    let left = compact_and_remove_tombstones(&system, &names.users_topic).await?;
     assert_eq!(left.len(), USERS - DELETED);
     let is_left = |id: &String| left.iter().any(|record: &Record| record.key == *id);
     assert!(!user_ids[..DELETED].iter().any(is_left));
-    tables.spoil().await?;
+    tables.damage().await?;
     rebuild(&system)?;
-    // Nobody tells of the deleted users any more.
-    tables.assert_equal(LIVING_SOURCE).await?;
-    assert_unknown(&system, &user_ids[0]).await?;
+    // No record of the deleted users is left.
+    tables.assert_equal(EXISTING_USERS_SOURCE).await?;
+    assert_user_deleted_everywhere(&system, &user_ids[0]).await?;
     system.stop().await;
     Ok(())
 }
 
-/// Whoever was deleted is still deleted for user-service, unknown to order-service, and orders nothing.
-async fn assert_unknown(system: &System, user_id: &str) -> Result<()> {
+/// Checks that a user is still deleted in user-service, unknown in order-service, and cannot order.
+async fn assert_user_deleted_everywhere(system: &System, user_id: &str) -> Result<()> {
     let request = GetUserRequest {
         user_id: user_id.to_owned(),
     };

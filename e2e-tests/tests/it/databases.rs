@@ -1,4 +1,4 @@
-//! Databases that are mixed up.
+//! Services with each other's database.
 
 use std::process::{Command, Output};
 
@@ -11,7 +11,7 @@ fn migrate(service: &str, url: &str) -> Result<Output> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_rejects_the_database_of_the_other() -> Result<()> {
+async fn a_service_rejects_the_database_of_another_service() -> Result<()> {
     for [owner, other] in [
         ["user-service", "order-service"],
         ["order-service", "user-service"],
@@ -21,11 +21,11 @@ async fn a_service_rejects_the_database_of_the_other() -> Result<()> {
         let migrated = migrate(owner, &url)?;
         ensure!(migrated.status.success(), "{migrated:?}");
         let rejected = migrate(other, &url)?;
-        let told = String::from_utf8_lossy(&rejected.stderr);
-        assert_eq!(rejected.status.code(), Some(70), "{told}");
-        assert!(told.contains("belongs to another service"), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
-        // What is its own, it takes again.
+        let stderr = String::from_utf8_lossy(&rejected.stderr);
+        assert_eq!(rejected.status.code(), Some(70), "{stderr}");
+        assert!(stderr.contains("belongs to another service"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        // Its own database is still accepted.
         let again = migrate(owner, &url)?;
         ensure!(again.status.success(), "{again:?}");
     }

@@ -1,4 +1,4 @@
-//! A user's end, from service to service.
+//! The deletion of a user, across services.
 
 use anyhow::{Context as _, Result};
 use demo::System;
@@ -33,7 +33,7 @@ async fn summary_of(system: &System, user_id: &str) -> Result<GetUserOrderSummar
     Ok(summary.into_inner())
 }
 
-/// The records of a key, in their order.
+/// Returns the records of a key, in order.
 async fn records_of(system: &System, topic: &str, key: &str) -> Result<Vec<Record>> {
     let records = read_topic(&system.stack.names().brokers, topic).await?;
     let of_key = records.into_iter().filter(|record| record.key == key);
@@ -50,7 +50,7 @@ async fn a_deleted_user_leaves_no_open_order_no_data_and_a_tombstone() -> Result
         system.create_order(&user_id, token).await?;
     }
     let deleted = system.delete_user(&user_id).await?;
-    // Whoever has seen the deletion is told of it, and of nothing else.
+    // A caller with the deletion's token gets USER_DELETED.
     let rejected = system
         .create_order(&user_id, &deleted.consistency_token)
         .await;
@@ -60,7 +60,7 @@ async fn a_deleted_user_leaves_no_open_order_no_data_and_a_tombstone() -> Result
         (rejected.code(), &*info.reason),
         (Code::FailedPrecondition, "USER_DELETED")
     );
-    // What the deletion's token names has arrived, and with it the end of the orders.
+    // The deletion has arrived, and the orders are cancelled.
     let orders = orders_of(&system, &user_id).await?;
     assert_eq!(orders.len(), 2);
     for order in &orders {
@@ -68,7 +68,7 @@ async fn a_deleted_user_leaves_no_open_order_no_data_and_a_tombstone() -> Result
         assert_eq!(order.cancel_reason(), CancelReason::UserDeleted);
         assert_eq!(order.version, 2);
     }
-    // Which goes back to user-service.
+    // user-service receives the cancellations.
     let counted = async || {
         let summary = summary_of(&system, &user_id).await?;
         Ok((summary.cancelled_count == 2).then_some(summary))
@@ -89,7 +89,7 @@ async fn a_deleted_user_leaves_no_open_order_no_data_and_a_tombstone() -> Result
     assert_eq!((state.deleted, &*state.email, &*state.name), (true, "", ""));
     assert_eq!(records[2].payload, None);
     let deletion_id = records[1].header(header::ID).map(str::to_owned);
-    // Each order says what has ended it.
+    // Each cancellation names its cause.
     for order in orders {
         let records = records_of(&system, &names.orders_topic, &order.order_id).await?;
         let last = records.last().context("no record")?;

@@ -1,5 +1,5 @@
-//! After a deletion nothing tells who the user was, wherever it had come to, once the bounds of docs/events.md
-//! have passed. (The test sets the clocks of the rows forward, and the topics' times down.)
+//! A deleted user's personal data is erased everywhere within the limits of docs/events.md. The test ages rows
+//! and shortens the topics' retention.
 
 use anyhow::{Context as _, Result};
 use demo::System;
@@ -12,14 +12,14 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
-    compacting::{self, addresses, compact_away, run},
+    compacting::{self, addresses, compact_and_remove_tombstones, run},
     traces::Person,
 };
 
-/// Of a record whose key does not tell whose it is.
+/// The key of a record that is not the user's id.
 const ODD_KEY: &str = "no id";
 
-/// As if the outbox had gone on to another partition, and a day and a week had passed.
+/// Moves the outbox to another partition and ages rows by a day or a week.
 const USERS_LATER: &str = "
     alter table outbox alter column bucket
         set default ((date_part('epoch', clock_timestamp())::bigint / 600 + 3) % 8)::smallint;
@@ -29,8 +29,8 @@ const USERS_LATER: &str = "
 const ORDERS_LATER: &str =
     "update dead_letters set dead_lettered_at = dead_lettered_at - interval '7 days'";
 
-/// A user who orders, changes, is rejected, and is in answers that are kept for repeats; returns the id.
-async fn make_user(system: &System, person: &Person) -> Result<String> {
+/// Creates a user with orders, updates, rejections and stored responses; returns the id.
+async fn create_user_with_history(system: &System, person: &Person) -> Result<String> {
     let create = CreateUserRequest {
         email: person.email("first"),
         name: person.name("First"),
@@ -60,8 +60,8 @@ async fn make_user(system: &System, person: &Person) -> Result<String> {
     Ok(user_id)
 }
 
-/// Records of the user that can't be applied: under the user's id, and under keys that do not tell.
-async fn break_records(system: &System, person: &Person, user_id: &str) -> Result<()> {
+/// Writes poison records of the user, with the user's id and with other keys.
+async fn write_poison_records(system: &System, person: &Person, user_id: &str) -> Result<()> {
     let (servers, names) = (addresses(system)?, system.stack.names());
     let payload = format!(
         r#"{{"user_id":"{user_id}","email":"{}","name":"{}"}}"#,
@@ -94,7 +94,7 @@ async fn break_records(system: &System, person: &Person, user_id: &str) -> Resul
     Ok(())
 }
 
-/// Where a user is who has come everywhere.
+/// The places with data of a user after all of this.
 const EVERYWHERE: [&str; 17] = [
     "orders: dead_letters",
     "orders: projection_replaced.users_cache",
@@ -115,7 +115,7 @@ const EVERYWHERE: [&str; 17] = [
     "orders: pg_statistic",
 ];
 
-/// Lets the times pass that docs/events.md names.
+/// Simulates the retention times of docs/events.md.
 async fn let_time_pass(system: &System) -> Result<()> {
     let (servers, names) = (addresses(system)?, system.stack.names());
     for (url, later) in [
@@ -124,7 +124,7 @@ async fn let_time_pass(system: &System) -> Result<()> {
     ] {
         Sql::connect(url).await?.batch_execute(later).await?;
     }
-    // Both look for what is too old when they start.
+    // Both delete expired rows at startup.
     system.stack.user_service.kill();
     system.stack.order_service.kill();
     for service in ["user-service", "order-service"] {
@@ -142,13 +142,13 @@ async fn let_time_pass(system: &System) -> Result<()> {
         .await?;
     }
     for topic in [&names.users_topic, &names.orders_topic] {
-        compact_away(system, topic).await?;
+        compact_and_remove_tombstones(system, topic).await?;
     }
     Ok(())
 }
 
-/// What people do: the tables that a rebuild has replaced are dropped, and a record under a key that nobody's
-/// deletion ends is ended by a tombstone.
+/// Does the manual steps: drops the tables that a rebuild replaced, and writes a tombstone for a key that no
+/// deletion covers.
 async fn tidy_up(system: &System, person: &Person) -> Result<()> {
     let (servers, names) = (addresses(system)?, system.stack.names());
     run(
@@ -169,14 +169,14 @@ async fn tidy_up(system: &System, person: &Person) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_user_leaves_no_e_mail_and_no_name_anywhere() -> Result<()> {
+async fn a_deleted_users_email_and_name_are_erased_everywhere() -> Result<()> {
     let system = compacting::start().await?;
     let names = system.stack.names();
     let users = Sql::connect(&names.users_database_url).await?;
     let orders = Sql::connect(&names.orders_database_url).await?;
     let person = Person::new();
-    let user_id = make_user(&system, &person).await?;
-    // Others stay.
+    let user_id = create_user_with_history(&system, &person).await?;
+    // Other users' data stays.
     let other = Person::new();
     let stays = system
         .create_user(&other.email("other"), &other.name("Other"))
@@ -184,13 +184,13 @@ async fn a_deleted_user_leaves_no_e_mail_and_no_name_anywhere() -> Result<()> {
     orders
         .wait_for("select count(*) from users_cache where version = 2", 1)
         .await?;
-    break_records(&system, &person, &user_id).await?;
+    write_poison_records(&system, &person, &user_id).await?;
     run(&system, "order-service", &["projection", "rebuild"])?;
     for sql in [&users, &orders] {
         sql.batch_execute("analyze").await?;
     }
-    // Where it is now: what finds nothing later finds it here.
-    let traces = person.traces(&system).await?;
+    // The search finds the data now, which shows that it works.
+    let traces = person.find_traces(&system).await?;
     for place in EVERYWHERE {
         let is_found = traces.iter().any(|trace| trace == place);
         assert!(is_found, "{place} is not among {traces:?}");
@@ -208,7 +208,7 @@ async fn a_deleted_user_leaves_no_e_mail_and_no_name_anywhere() -> Result<()> {
         rejected.err().map(|err| err.code()),
         Some(Code::FailedPrecondition)
     );
-    // With the deletion, and not later: what is set aside under the user's id.
+    // Dead letters with the user's id are erased by the deletion itself.
     let erased = format!(
         "select count(*) from dead_letters where key = '{user_id}' and payload is null
            and header_names = '{{}}' and error_class = 'payload' and erased_at is not null"
@@ -219,17 +219,17 @@ async fn a_deleted_user_leaves_no_e_mail_and_no_name_anywhere() -> Result<()> {
     let_time_pass(&system).await?;
     let traces = async || {
         for sql in [&users, &orders] {
-            // As Postgres does by itself now and then.
+            // As autovacuum does.
             sql.batch_execute("vacuum analyze").await?;
         }
-        let traces = person.traces(&system).await?;
-        // What is left for the moment is told, should it stay.
+        let traces = person.find_traces(&system).await?;
+        // Printed in case the test fails.
         println!("left: {traces:?}");
         Ok(traces.is_empty().then_some(()))
     };
     eventually("no trace", traces).await?;
 
-    // There is a record of every dead letter, and of everybody else.
+    // The rows of dead letters and of other users remain.
     assert_eq!(
         orders
             .count("select count(*) from dead_letters where erased_at is not null")
@@ -246,7 +246,7 @@ async fn a_deleted_user_leaves_no_e_mail_and_no_name_anywhere() -> Result<()> {
     let known =
         format!("select count(*) from users_cache where user_id = '{stays}' and not deleted");
     assert_eq!(orders.count(&known).await?, 1);
-    assert!(!other.traces(&system).await?.is_empty());
+    assert!(!other.find_traces(&system).await?.is_empty());
     system.stop().await;
     Ok(())
 }

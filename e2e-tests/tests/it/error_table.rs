@@ -1,4 +1,4 @@
-//! `docs/errors.md` is made from the tables in the code.
+//! `docs/errors.md` is generated from the tables in the code.
 
 use std::{fmt::Write as _, fs};
 
@@ -10,16 +10,16 @@ const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
 const HEAD: &str = "\
 # Errors
 
-<!-- Made from the tables in the code: after a change of them, run `UPDATE_DOCS=1 cargo test -p e2e-tests error_table`. -->
+<!-- Generated from the tables in the code. Regenerate: `UPDATE_DOCS=1 cargo test -p e2e-tests error_table`. -->
 
-Every error is a `google.rpc.Status`: a code for retry policies, a message for the person who reads the log, and details
-for programs, in the trailer `grpc-status-details-bin`. One detail is always there: `google.rpc.ErrorInfo`, with a `reason`
-from the tables below and the service as its `domain`. Branch on `reason`; messages change. (What is rejected before it is
-known to be a call, as headers over 16 KiB, gets an HTTP status, 431, and no details.)
+Every error is a `google.rpc.Status`: a code for retry policies, a message for developers, and details for programs, in the
+trailer `grpc-status-details-bin`. Every error has the detail `google.rpc.ErrorInfo`, with a `reason` from the tables below
+and the service as its `domain`. Branch on `reason`; messages change. Requests that the server rejects before it recognizes
+a call, such as headers over 16 KiB, get an HTTP status (431) without details.
 
-Where an error may pass by itself, `google.rpc.RetryInfo` says after how long the call is worth repeating. For UNAVAILABLE
-and RESOURCE_EXHAUSTED the trailer `grpc-retry-pushback-ms` says the same to clients that retry by themselves. Repeat
-mutations with the `request_id` of the first try: they are then done once, however often they are sent.
+Where a retry can succeed, `google.rpc.RetryInfo` has the delay before it. For UNAVAILABLE and RESOURCE_EXHAUSTED the
+trailer `grpc-retry-pushback-ms` has the same delay for clients with a retry policy. Retry mutations with the `request_id`
+of the first attempt: they then take effect once, however often they are sent.
 ";
 
 fn render() -> String {
@@ -40,19 +40,16 @@ fn section(text: &mut String, title: &str, table: &[Reason]) {
         name,
         when,
         details,
-        advice,
+        hint,
     } in table
     {
-        let code = code_name(*code);
-        let _ = writeln!(
-            text,
-            "| `{name}` | {code} | {when} | {details} | {advice} |"
-        );
+        let code = format_code(*code);
+        let _ = writeln!(text, "| `{name}` | {code} | {when} | {details} | {hint} |");
     }
 }
 
-/// As it is written outside of Rust: `InvalidArgument` is INVALID_ARGUMENT.
-fn code_name(code: tonic::Code) -> String {
+/// Formats the canonical name of a code: `InvalidArgument` is INVALID_ARGUMENT.
+fn format_code(code: tonic::Code) -> String {
     let mut name = String::new();
     for char in format!("{code:?}").chars() {
         if char.is_uppercase() && !name.is_empty() {
@@ -64,16 +61,13 @@ fn code_name(code: tonic::Code) -> String {
 }
 
 #[test]
-fn the_page_of_errors_is_what_the_code_says() -> Result<()> {
-    let wanted = render();
+fn the_documented_errors_match_the_code() -> Result<()> {
+    let expected = render();
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(PATH, &wanted)?;
+        fs::write(PATH, &expected)?;
     }
-    let found = fs::read_to_string(PATH).context("docs/errors.md can't be read")?;
-    let advice = "run UPDATE_DOCS=1 cargo test -p e2e-tests error_table";
-    ensure!(
-        found == wanted,
-        "docs/errors.md is behind the code: {advice}"
-    );
+    let actual = fs::read_to_string(PATH).context("failed to read docs/errors.md")?;
+    let hint = "run UPDATE_DOCS=1 cargo test -p e2e-tests error_table";
+    ensure!(actual == expected, "docs/errors.md is out of date: {hint}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Producers and consumers of several releases on the same topics: each goes on when the others do not.
+//! Producers and consumers of several releases on the same topics.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,11 +15,10 @@ use uuid::Uuid;
 use crate::golden::Golden;
 
 const ROUNDS: usize = 8;
-/// Of each round the ones from the older and the newer producer, and the one from the services.
+/// Users per round: from the older producer, the newer producer, and the services.
 const WRITERS: usize = 3;
 
-/// A consumer as it was built when `v1` was released. Nothing here is ever changed, and nothing of it comes
-/// from what is built today.
+/// A consumer as of the release of `v1`. It must not change, and must not use current code.
 mod first_release {
     use serde::Deserialize;
 
@@ -38,7 +37,7 @@ mod first_release {
         pub(super) update_time: chrono::DateTime<chrono::Utc>,
     }
 
-    /// There was no `cancel_reason` yet.
+    /// Without `cancel_reason`, which is newer.
     #[derive(Debug, Deserialize)]
     #[allow(dead_code)]
     pub(super) struct Order {
@@ -60,40 +59,39 @@ mod first_release {
     }
 }
 
-/// What the consumer of the first release makes of a topic: the newest payload of each key, and the types
-/// that it has passed over.
-struct Heard<T> {
+/// The result of the first release's consumer: the latest payload of each key, and the skipped types.
+struct Consumed<T> {
     states: BTreeMap<String, T>,
-    passed_over: BTreeSet<String>,
+    skipped_types: BTreeSet<String>,
 }
 
-fn hear<T: serde::de::DeserializeOwned>(
+fn read_latest<T: serde::de::DeserializeOwned>(
     records: &[Record],
     types: &[&str],
     version: impl Fn(&T) -> i64,
-) -> Result<Heard<T>> {
-    let mut heard = Heard {
+) -> Result<Consumed<T>> {
+    let mut consumed = Consumed {
         states: BTreeMap::<String, T>::new(),
-        passed_over: BTreeSet::new(),
+        skipped_types: BTreeSet::new(),
     };
     for record in records {
         ensure!(record.header("ce_specversion") == Some("1.0"), "{record:?}");
         let event_type = record.header("ce_type").context("a type")?;
         let (true, Some(payload)) = (types.contains(&event_type), &record.payload) else {
-            heard.passed_over.insert(event_type.to_owned());
+            consumed.skipped_types.insert(event_type.to_owned());
             continue;
         };
         let state: T = serde_json::from_slice(payload).with_context(|| format!("{record:?}"))?;
         ensure!(version(&state) == record.version(), "{record:?}");
-        let known = heard.states.get(&record.key);
+        let known = consumed.states.get(&record.key);
         if known.is_none_or(|known| version(known) < version(&state)) {
-            heard.states.insert(record.key.clone(), state);
+            consumed.states.insert(record.key.clone(), state);
         }
     }
-    Ok(heard)
+    Ok(consumed)
 }
 
-/// What a later release may add within `v1`: fields of any kind, a header, a type.
+/// Writes a record of a later release, with additional fields and a header, as `v1` allows.
 async fn write_newer(topic: &str, event_type: &str, key: &str, mut payload: Value) -> Result<()> {
     let version = payload["version"].to_string();
     let fields = payload.as_object_mut().context("an object")?;
@@ -117,13 +115,13 @@ async fn write_newer(topic: &str, event_type: &str, key: &str, mut payload: Valu
         .await
 }
 
-/// A user and an order of theirs, from a producer of the first release; returns their ids.
+/// Writes a user and an order as the first release did; returns their ids.
 async fn write_older(system: &System) -> Result<[String; 2]> {
     let names = system.stack.names();
     let all = Golden::all()?;
     let [user, order] = ["user_created.v1.json", "order_created.v1.json"].map(|file| &all[file]);
     let (user_id, order_id) = (Uuid::now_v7().to_string(), Uuid::now_v7().to_string());
-    // Byte for byte, but for the ids, which are as long.
+    // Byte for byte, except for the ids, which have the same length.
     let text = user.text.replace(user.field("user_id")?, &user_id);
     user.write(&names.users_topic, &user_id, &text).await?;
     let text = order.text.replace(user.field("user_id")?, &user_id);
@@ -132,7 +130,7 @@ async fn write_older(system: &System) -> Result<[String; 2]> {
     Ok([user_id, order_id])
 }
 
-/// The same from a producer of a later release, and an event of a type that is not known today.
+/// Writes a user and an order of a later release, and an event of an unknown type.
 async fn write_later(system: &System) -> Result<[String; 2]> {
     let names = system.stack.names();
     let (user_id, order_id) = (Uuid::now_v7(), Uuid::now_v7());
@@ -168,7 +166,7 @@ async fn write_later(system: &System) -> Result<[String; 2]> {
     Ok([user_id, order_id])
 }
 
-/// The same by the services of today, with a change of the user and every second time their end.
+/// Creates and updates a user with an order through the services, and deletes every second user.
 async fn call_services(system: &System, round: usize) -> Result<[String; 2]> {
     let email = format!("today{round}@example.com");
     let created = system.create_user(&email, "Today").await?;
@@ -191,22 +189,22 @@ async fn call_services(system: &System, round: usize) -> Result<[String; 2]> {
     Ok([user_id, order.order.context("an order")?.order_id])
 }
 
-/// The newest versions that the followers have, as the consumer of the first release has them.
+/// Checks that a projection has the same latest versions as the consumer of the first release.
 async fn assert_agreed(
     sql: &Sql,
     query: &str,
-    heard: impl Iterator<Item = (String, i64, bool)>,
+    consumed: impl Iterator<Item = (String, i64, bool)>,
 ) -> Result<()> {
     let rows = sql.query(query, &[]).await?;
     let followed: BTreeSet<(String, i64, bool)> = (rows.iter())
         .map(|row| (row.get(0), row.get(1), row.get(2)))
         .collect();
-    assert_eq!(followed, heard.collect());
+    assert_eq!(followed, consumed.collect());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn releases_that_share_the_topics_understand_each_other() -> Result<()> {
+async fn different_releases_on_the_same_topics_are_compatible() -> Result<()> {
     let system = System::start_on_shared_servers("evolution").await?;
     let names = system.stack.names();
     let users = Sql::connect(&names.users_database_url).await?;
@@ -218,7 +216,7 @@ async fn releases_that_share_the_topics_understand_each_other() -> Result<()> {
         foreign.push(write_later(&system).await?[0].clone());
     }
 
-    // Today's consumers apply what they know, pass over what they do not, and set nothing aside.
+    // Current consumers apply known types, skip unknown ones, and dead-letter nothing.
     let all = (WRITERS * ROUNDS) as i64;
     let known = "select count(*) from users_cache";
     orders.wait_for(known, all).await?;
@@ -233,19 +231,19 @@ async fn releases_that_share_the_topics_understand_each_other() -> Result<()> {
         sql.wait_for(skipped, ROUNDS as i64).await?;
         assert_eq!(sql.count("select count(*) from dead_letters").await?, 0);
     }
-    // Whom a producer of another release has told of can order.
+    // Users from other releases can order.
     for user_id in &foreign {
         system.create_order(user_id, "").await?;
     }
     users.wait_for(followed, all + foreign.len() as i64).await?;
 
-    // The consumer of the first release has heard the same.
+    // The consumer of the first release has the same state.
     let records = read_topic(&names.brokers, &names.users_topic).await?;
     let types = &first_release::USER_TYPES;
-    let heard = hear(&records, types, |user: &first_release::User| user.version)?;
-    assert!(heard.passed_over.contains("user_promoted"));
-    let heard = heard.states.into_iter();
-    let states = heard.map(|(key, user)| {
+    let consumed = read_latest(&records, types, |user: &first_release::User| user.version)?;
+    assert!(consumed.skipped_types.contains("user_promoted"));
+    let consumed = consumed.states.into_iter();
+    let states = consumed.map(|(key, user)| {
         assert_eq!(key, user.user_id.to_string());
         (
             format!("{key} {} {}", user.email, user.name),
@@ -257,14 +255,14 @@ async fn releases_that_share_the_topics_understand_each_other() -> Result<()> {
     assert_agreed(&orders, query, states).await?;
     let records = read_topic(&names.brokers, &names.orders_topic).await?;
     let types = &first_release::ORDER_TYPES;
-    let heard = hear(&records, types, |order: &first_release::Order| {
+    let consumed = read_latest(&records, types, |order: &first_release::Order| {
         order.version
     })?;
     assert_eq!(
-        heard.passed_over,
+        consumed.skipped_types,
         BTreeSet::from(["order_shipped".to_owned()])
     );
-    let states = heard.states.into_iter().map(|(key, order)| {
+    let states = consumed.states.into_iter().map(|(key, order)| {
         assert_eq!(key, order.order_id.to_string());
         let text = format!(
             "{key} {} {} {}",

@@ -1,4 +1,4 @@
-//! Every payload that was ever released still does what it did, with every consumer of its topic.
+//! Every released payload is still applied by every consumer of its topic.
 
 use std::{collections::BTreeMap, fs};
 
@@ -10,18 +10,18 @@ use serde_json::Value;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/tests/golden");
 
-/// A payload as it was released.
+/// A released payload.
 pub(crate) struct Golden {
     pub(crate) file: String,
-    /// The type of its event.
+    /// The event type.
     pub(crate) event_type: String,
-    /// Byte for byte.
+    /// The payload, byte for byte.
     pub(crate) text: String,
     pub(crate) payload: Value,
 }
 
 impl Golden {
-    /// All of them, by their files' names.
+    /// Reads all payloads, by file name.
     pub(crate) fn all() -> Result<BTreeMap<String, Self>> {
         let mut all = BTreeMap::new();
         for entry in fs::read_dir(FOLDER)? {
@@ -45,13 +45,13 @@ impl Golden {
         self.payload["version"].as_i64().context("a version")
     }
 
-    /// The text of a field.
+    /// Returns the text of a field.
     pub(crate) fn field(&self, name: &str) -> Result<&str> {
         let text = self.payload[name].as_str();
         text.with_context(|| format!("{} has no {name}", self.file))
     }
 
-    /// The headers that the first release wrote, and nothing that came later.
+    /// Writes a record with only the headers of the first release.
     pub(crate) async fn write(&self, topic: &str, key: &str, text: &str) -> Result<()> {
         let (id, version) = (
             uuid::Uuid::now_v7().to_string(),
@@ -72,7 +72,7 @@ impl Golden {
     }
 }
 
-/// Has order-service follow it, into tables that know nothing yet.
+/// Applies a user event in order-service to empty tables, and checks the result.
 async fn replay_user(system: &System, orders: &Sql, golden: &Golden) -> Result<()> {
     orders.batch_execute("delete from users_cache").await?;
     let user_id = golden.field("user_id")?;
@@ -93,7 +93,7 @@ async fn replay_user(system: &System, orders: &Sql, golden: &Golden) -> Result<(
     Ok(())
 }
 
-/// Has user-service follow it, into tables that know nothing yet.
+/// Applies an order event in user-service to empty tables, and checks the result.
 async fn replay_order(system: &System, users: &Sql, golden: &Golden) -> Result<()> {
     let nothing = "delete from user_orders; delete from user_order_summaries";
     users.batch_execute(nothing).await?;
@@ -135,10 +135,13 @@ async fn every_released_payload_is_applied_by_every_consumer_of_its_topic() -> R
         match &*golden.event_type {
             of if USER_TYPES.contains(&of) => replay_user(&system, &orders, golden).await?,
             of if ORDER_TYPES.contains(&of) => replay_order(&system, &users, golden).await?,
-            _ => anyhow::bail!("{}: who follows it? Say so here", golden.file),
+            _ => anyhow::bail!(
+                "{}: no consumer is known for its type; add one here",
+                golden.file
+            ),
         }
     }
-    // Each type was released once at least.
+    // Each type has at least one released payload.
     for event_type in USER_TYPES.iter().chain(&ORDER_TYPES) {
         let is_of_type = |golden: &Golden| golden.event_type == *event_type;
         assert!(
@@ -146,8 +149,11 @@ async fn every_released_payload_is_applied_by_every_consumer_of_its_topic() -> R
             "no golden file of {event_type}"
         );
     }
-    let aside = "select count(*) from dead_letters";
-    assert_eq!(users.count(aside).await? + orders.count(aside).await?, 0);
+    let dead_letters = "select count(*) from dead_letters";
+    assert_eq!(
+        users.count(dead_letters).await? + orders.count(dead_letters).await?,
+        0
+    );
     system.stop().await;
     Ok(())
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{assert_nothing_lost, at_last, known_users};
 
 const KILLS: usize = 5;
-/// Orders between two kills.
+/// The number of orders between two kills.
 const ORDERS: usize = 60;
 const USERS: usize = 400;
 const AT_ONCE: usize = 8;
@@ -49,7 +49,7 @@ async fn every_order_is_counted_once_when_user_service_is_killed() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_user_is_lost_or_made_twice_when_user_service_is_killed() -> Result<()> {
+async fn no_user_is_lost_or_created_twice_when_user_service_is_killed() -> Result<()> {
     let system = System::start_on_shared_servers("kill_users").await?;
     let (done, repeats) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let creating = stream::iter(0..USERS)
@@ -102,7 +102,7 @@ async fn nothing_is_lost_when_the_relay_is_suspended() -> Result<()> {
     for _ in 0..3 {
         load.wait_accepted(ORDERS).await;
         system.stack.outbox_relay.suspend();
-        // Longer than records may be on their way.
+        // Longer than the delivery timeout of records.
         load.wait_accepted(5 * ORDERS).await;
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         system.stack.outbox_relay.resume();

@@ -1,5 +1,4 @@
-//! The whole system, as real processes, from the outside: what users of it rely on, and what is
-//! left of that when parts of it are killed.
+//! End-to-end tests: the whole system in real processes, also while parts of it are killed.
 
 mod asyncapi;
 mod background;
@@ -24,7 +23,7 @@ use devstack::eventually;
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
-/// Makes users whom order-service knows already.
+/// Creates users that order-service already knows.
 async fn known_users(system: &System, count: usize) -> Result<Vec<String>> {
     let mut user_ids = Vec::new();
     for number in 0..count {
@@ -40,9 +39,8 @@ async fn known_users(system: &System, count: usize) -> Result<Vec<String>> {
     Ok(user_ids)
 }
 
-/// The answer to a call that is repeated, with its request id, while the service is unavailable. What
-/// has no details is no answer of the service: its connection broke, and the client found words for
-/// that.
+/// Retries a call with its request id while the service is unavailable. A status without details comes from the
+/// client and not from the service: the connection broke.
 async fn at_last<T>(what: &str, call: impl AsyncFn() -> Result<Response<T>, Status>) -> Result<T> {
     let answer = async || match call().await {
         Ok(response) => Ok(Some(response.into_inner())),
@@ -53,15 +51,15 @@ async fn at_last<T>(what: &str, call: impl AsyncFn() -> Result<Response<T>, Stat
     eventually(what, answer).await
 }
 
-/// Every order that a caller was told of is there, every row has its record, nothing else is told,
-/// the order holds, and user-service has counted everything once.
+/// Checks that every accepted order exists, every outbox row has its record and no record is extra, records are in
+/// order, and user-service has counted each order once.
 async fn assert_nothing_lost(system: &System, accepted: &[String]) -> Result<()> {
     let (users, orders) = system.wait_until_published().await?;
     assert!(users.is_clean(), "users: {users}");
     assert!(orders.is_clean(), "orders: {orders}");
     let placed = system.order_ids().await?;
     let missing: Vec<&String> = accepted.iter().filter(|id| !placed.contains(*id)).collect();
-    assert!(missing.is_empty(), "accepted and gone: {missing:?}");
+    assert!(missing.is_empty(), "accepted but lost: {missing:?}");
     let counted = system.wait_until_projected().await?;
     assert_eq!(counted, i64::try_from(placed.len())?);
     println!("users: {users}; orders: {orders}");

@@ -4,7 +4,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_user_orders_at_once_with_the_token_and_soon_without() -> Result<()> {
+async fn a_new_user_can_order_at_once_with_the_token_and_soon_without() -> Result<()> {
     let system = System::start_on_shared_servers("orders").await?;
     for number in 0..50 {
         let created = system
@@ -20,7 +20,7 @@ async fn a_new_user_orders_at_once_with_the_token_and_soon_without() -> Result<(
             .create_user(&format!("n{number}@example.com"), "N")
             .await?;
         let user_id = created.user.context("a user")?.user_id;
-        // What the error says to do: the same call again.
+        // Retry the same call, as the error's hint says.
         while let Err(status) = system.create_order(&user_id, "").await {
             assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
             let details = status.get_error_details();
@@ -38,7 +38,7 @@ async fn a_new_user_orders_at_once_with_the_token_and_soon_without() -> Result<(
     Ok(())
 }
 
-/// While the projection lags, only a call with the token waits for it; the wait for a user that is not known is shorter.
+/// While the projection lags, a call with the token waits for it; the wait for an unknown user is shorter.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_users_lag_a_token_waits_and_a_call_without_one_is_rejected() -> Result<()> {
     let variables = [("TOKEN_WAIT_MS", "30000"), ("UNKNOWN_USER_WAIT_MS", "50")];
@@ -46,7 +46,7 @@ async fn while_users_lag_a_token_waits_and_a_call_without_one_is_rejected() -> R
     system.stack.outbox_relay.suspend();
     let created = system.create_user("lag@example.com", "L").await?;
     let user_id = created.user.context("a user")?.user_id;
-    // A client gives a call 10 s; the relay goes on well before.
+    // The client's deadline is 10 s; the relay continues well before.
     let with_token = system.create_order(&user_id, &created.consistency_token);
     let without = async {
         let rejected = system.create_order(&user_id, "").await.err();
@@ -63,8 +63,8 @@ async fn while_users_lag_a_token_waits_and_a_call_without_one_is_rejected() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_service_that_was_away_catches_up_and_honours_the_token() -> Result<()> {
-    let mut system = System::start_on_shared_servers("away").await?;
+async fn order_service_catches_up_after_an_outage_and_honors_the_token() -> Result<()> {
+    let mut system = System::start_on_shared_servers("outage").await?;
     system.stack.order_service.stop_and_hold().await;
     let created = system.create_user("late@example.com", "Late").await?;
     let user_id = created.user.context("a user")?.user_id;
@@ -76,7 +76,7 @@ async fn an_order_service_that_was_away_catches_up_and_honours_the_token() -> Re
             .await
         {
             Ok(_) => break,
-            // Not there yet, or there and still behind; with a token never "unknown".
+            // Unavailable or lagging, but never "unknown" with a token.
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
         }
         assert!(tokio::time::Instant::now() < deadline, "never");

@@ -1,4 +1,4 @@
-//! Servers that go away and come back. These have servers of their own: others would notice.
+//! Outages of Postgres and Kafka. Each test has its own servers, to not affect other tests.
 
 use anyhow::{Context as _, Result};
 use demo::{Load, System};
@@ -13,15 +13,15 @@ use tonic_types::StatusExt as _;
 
 use crate::{assert_nothing_lost, known_users};
 
-/// Waits until both services say this of themselves as a whole.
-async fn wait_for_health(system: &System, wanted: ServingStatus) -> Result<()> {
+/// Waits until both services report this health as a whole.
+async fn wait_for_health(system: &System, expected: ServingStatus) -> Result<()> {
     let names = system.stack.names();
     let asking = [&names.user_service_addr, &names.order_service_addr].map(async |addr| {
         let endpoint = Channel::from_shared(format!("http://{addr}"))?.connect_lazy();
-        eventually(&format!("{wanted:?} of {addr}"), async || {
+        eventually(&format!("{expected:?} of {addr}"), async || {
             let request = HealthCheckRequest::default();
             let answer = HealthClient::new(endpoint.clone()).check(request).await;
-            let said = answer.is_ok_and(|answer| answer.get_ref().status() == wanted);
+            let said = answer.is_ok_and(|answer| answer.get_ref().status() == expected);
             Ok(said.then_some(()))
         })
         .await
@@ -30,13 +30,13 @@ async fn wait_for_health(system: &System, wanted: ServingStatus) -> Result<()> {
     Ok(())
 }
 
-/// Postgres' process. These systems have servers of their own.
+/// Returns the Postgres process. These systems have their own servers.
 #[expect(clippy::unwrap_used)]
 fn postgres(system: &mut System) -> &mut Process {
     &mut system.servers.as_mut().unwrap().postgres.process
 }
 
-async fn away_and_back(server: impl Fn(&mut System) -> &mut Process) -> Result<()> {
+async fn stop_and_restart(server: impl Fn(&mut System) -> &mut Process) -> Result<()> {
     let mut system = System::start().await?;
     let user_ids = known_users(&system, 8).await?;
     wait_for_health(&system, ServingStatus::Serving).await?;
@@ -54,17 +54,17 @@ async fn away_and_back(server: impl Fn(&mut System) -> &mut Process) -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_when_kafka_is_killed_and_health_says_so() -> Result<()> {
-    away_and_back(|system| &mut system.servers.as_mut().unwrap().kafka.process).await
+async fn nothing_is_lost_when_kafka_is_killed_and_health_reports_it() -> Result<()> {
+    stop_and_restart(|system| &mut system.servers.as_mut().unwrap().kafka.process).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_when_postgres_is_killed_and_health_says_so() -> Result<()> {
-    away_and_back(postgres).await
+async fn nothing_is_lost_when_postgres_is_killed_and_health_reports_it() -> Result<()> {
+    stop_and_restart(postgres).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_say_when_to_retry_while_postgres_is_away_and_do_as_they_say() -> Result<()> {
+async fn retry_delays_during_a_postgres_outage_lead_to_success() -> Result<()> {
     let mut system = System::start().await?;
     let user_ids = known_users(&system, 1).await?;
     let user_id = &user_ids[0];
@@ -82,7 +82,7 @@ async fn calls_say_when_to_retry_while_postgres_is_away_and_do_as_they_say() -> 
         system.users().get_user(get_user).await.err(),
         system.orders().list_orders(list_orders).await.err(),
     ] {
-        let status = rejected.context("an answer without Postgres")?;
+        let status = rejected.context("a call succeeded without Postgres")?;
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| info.reason.as_str());
@@ -91,7 +91,7 @@ async fn calls_say_when_to_retry_while_postgres_is_away_and_do_as_they_say() -> 
         assert!(delay.is_some_and(|delay| !delay.is_zero()), "{status:?}");
     }
     postgres(&mut system).release().await;
-    // Whoever waits for as long as each answer says, and calls once more, has a user in the end.
+    // A client that retries after each given delay succeeds.
     eventually("a user", async || {
         let Err(status) = system.create_user("late@example.com", "L").await else {
             return Ok(Some(()));
@@ -107,7 +107,7 @@ async fn calls_say_when_to_retry_while_postgres_is_away_and_do_as_they_say() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn orders_are_accepted_while_kafka_is_away() -> Result<()> {
+async fn orders_are_accepted_during_a_kafka_outage() -> Result<()> {
     let mut system = System::start().await?;
     let user_ids = known_users(&system, 4).await?;
     system

@@ -1,4 +1,4 @@
-//! Whoever has seen a user is never told that there is none, whatever is killed meanwhile.
+//! A caller with a consistency token never gets USER_UNKNOWN, whatever is killed meanwhile.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,7 +14,7 @@ use crate::at_last;
 const PAIRS: usize = 500;
 const AT_ONCE: usize = 8;
 const PARTS: usize = 3;
-/// Of each part.
+/// Kills of each process.
 const KILLS: usize = 3;
 
 /// Creates a user and orders for it at once; returns the order's id.

@@ -1,4 +1,4 @@
-//! Finds what is left of a person: in tables, topics, files of Kafka and logs.
+//! Searches tables, topics, Kafka's files and logs for personal data.
 
 use std::{
     fs,
@@ -12,14 +12,14 @@ use uuid::Uuid;
 
 use crate::compacting::addresses;
 
-/// Every table of a database that has rows, and those of the database itself: its statistics quote values.
+/// All tables with rows, including system tables, because statistics contain values.
 const TABLES: &str = "select c.oid::regclass::text
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'm') and has_table_privilege(c.oid, 'select')
       and n.nspname <> 'information_schema'
     order by 1";
 
-/// What no other user has in e-mail and name.
+/// A unique mark in the e-mail and name of a user.
 pub(crate) struct Person {
     pub(crate) mark: String,
 }
@@ -38,9 +38,9 @@ impl Person {
         format!("{of} {}", self.mark)
     }
 
-    /// Where something of it is left: tables, topics, files of Kafka, logs.
-    pub(crate) async fn traces(&self, system: &System) -> Result<Vec<String>> {
-        let mut traces = self.in_databases(system).await?;
+    /// Returns the places that contain the mark: tables, topics, Kafka's files, logs.
+    pub(crate) async fn find_traces(&self, system: &System) -> Result<Vec<String>> {
+        let mut traces = self.search_databases(system).await?;
         let servers = addresses(system)?;
         for topic in servers.topic_names().await? {
             for record in servers.read_topic(&topic).await? {
@@ -52,13 +52,13 @@ impl Person {
             }
         }
         let home = &system.servers.as_ref().context("servers")?.home;
-        traces.extend(self.in_files(home)?);
+        traces.extend(self.search_files(home)?);
         traces.sort();
         traces.dedup();
         Ok(traces)
     }
 
-    async fn in_databases(&self, system: &System) -> Result<Vec<String>> {
+    async fn search_databases(&self, system: &System) -> Result<Vec<String>> {
         let mut traces = Vec::new();
         let names = system.stack.names();
         for (database, url) in [
@@ -66,14 +66,14 @@ impl Person {
             ("orders", &names.orders_database_url),
         ] {
             let sql = Sql::connect(url).await?;
-            // Bytes as text, where they are text.
+            // Shows bytes as text where possible.
             sql.batch_execute("set bytea_output = 'escape'").await?;
             for row in sql.query(TABLES, &[]).await? {
                 let table: String = row.get(0);
                 let mark = &self.mark;
                 let query = format!("select count(*) from {table} t where t::text like '%{mark}%'");
                 if sql.count(&query).await.with_context(|| table.clone())? > 0 {
-                    // The outbox' partitions have numbers.
+                    // Strip the numbers of outbox partitions.
                     let name = table.trim_end_matches(|char: char| char.is_ascii_digit());
                     traces.push(format!("{database}: {name}"));
                 }
@@ -82,8 +82,8 @@ impl Person {
         Ok(traces)
     }
 
-    /// In the files of every partition, and in what every process has printed.
-    fn in_files(&self, home: &Home) -> Result<Vec<String>> {
+    /// Searches the files of every partition and the logs of every process.
+    fn search_files(&self, home: &Home) -> Result<Vec<String>> {
         let mut traces = Vec::new();
         for partition in entries(&home.path().join("kafka"))? {
             let name = partition.file_name().unwrap_or_default().to_string_lossy();
@@ -101,7 +101,7 @@ impl Person {
     fn is_in(&self, file: &Path) -> bool {
         let is_log = file.extension().is_some_and(|extension| extension == "log");
         let mark = self.mark.as_bytes();
-        // A segment may be gone by now. What else Kafka keeps are numbers.
+        // A segment may have been deleted by now. Kafka's other files contain only numbers.
         is_log && fs::read(file).is_ok_and(|bytes| bytes.windows(mark.len()).any(|w| w == mark))
     }
 }

@@ -1,4 +1,4 @@
-//! Whom CreateOrder asks for a user: what order-service has heard, user-service, or both.
+//! The validation modes of CreateOrder.
 
 use std::time::SystemTime;
 
@@ -32,22 +32,21 @@ async fn new_user(system: &System, number: usize) -> Result<(String, String)> {
 
 #[track_caller]
 fn assert_rejected(answer: Result<CreateOrderResponse, Status>, code: Code, reason: &str) {
-    let status = answer.expect_err("it was not rejected");
+    let status = answer.expect_err("the call was accepted");
     let info = status.get_details_error_info().expect("no ErrorInfo");
     assert_eq!((status.code(), &*info.reason), (code, reason));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_of_whom_nothing_was_heard_orders_at_once_where_user_service_is_asked() -> Result<()>
-{
+async fn remote_validation_accepts_an_order_of_an_unknown_user_at_once() -> Result<()> {
     for mode in &MODES[1..] {
         let mut system = start(mode).await?;
-        // From here on nobody hears of anything.
+        // No events arrive from here on.
         system.stack.outbox_relay.kill_and_hold().await;
         let (user_id, token) = new_user(&system, 1).await?;
         system.create_order(&user_id, "").await?;
         system.create_order(&user_id, &token).await?;
-        // The answer is for this order, and not kept: only events write what is known of users.
+        // The response is not cached: only events write users_cache.
         assert_eq!(system.count("users_cache").await?, 0, "{mode}");
         let nobody = Uuid::now_v7().to_string();
         let rejected = system.create_order(&nobody, "").await;
@@ -59,7 +58,7 @@ async fn a_user_of_whom_nothing_was_heard_orders_at_once_where_user_service_is_a
         }
         assert_eq!(system.count("orders").await?, 2, "{mode}");
         assert_eq!(system.count("users_cache").await?, 0, "{mode}");
-        // Once it is heard, the orders that were placed before end as all others do.
+        // Once the deletion arrives, the earlier orders are cancelled like all others.
         system.stack.outbox_relay.release().await;
         wait_until_none_is_open(&system).await?;
         super::assert_nothing_lost(&system, &[]).await?;
@@ -76,7 +75,8 @@ async fn wait_until_none_is_open(system: &System) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn known_users_order_while_user_service_is_away_unless_it_is_always_asked() -> Result<()> {
+async fn known_users_can_order_during_a_user_service_outage_unless_validation_is_remote()
+-> Result<()> {
     for mode in MODES {
         let mut system = start(mode).await?;
         let user_id = known_users(&system, 1).await?.remove(0);
@@ -100,7 +100,7 @@ async fn known_users_order_while_user_service_is_away_unless_it_is_always_asked(
             answer?;
             assert_rejected(nobody, Code::FailedPrecondition, "USER_UNKNOWN");
         }
-        // What was answered once is answered again, in every mode.
+        // A retry gets the stored response in every mode.
         let again = system.orders().create_order(repeatable.clone()).await?;
         assert_eq!(again.get_ref(), first.get_ref(), "{mode}");
         system.stack.user_service.release().await;
@@ -109,7 +109,7 @@ async fn known_users_order_while_user_service_is_away_unless_it_is_always_asked(
             answer => Ok(Some(answer?)),
         };
         eventually("user-service is back", back).await?;
-        // Also when the user is gone meanwhile.
+        // Even if the user was deleted meanwhile.
         let deleting = async || Ok(system.delete_user(&user_id).await.ok());
         let gone = eventually("a deletion", deleting).await?;
         let rejected = system.create_order(&user_id, &gone.consistency_token).await;
@@ -122,13 +122,13 @@ async fn known_users_order_while_user_service_is_away_unless_it_is_always_asked(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_user_service_vouched_for_does_not_outlive_its_user() -> Result<()> {
+async fn a_remotely_validated_order_is_cancelled_with_its_user() -> Result<()> {
     for mode in &MODES[1..] {
         let mut system = start(mode).await?;
         system.stack.outbox_relay.kill_and_hold().await;
         let created = system.create_user("ada@example.com", "Ada").await?;
         let user = created.user.context("a user")?;
-        // The order is under way, and can't write its event.
+        // The order is in progress and blocked before writing its event.
         let names = system.stack.names();
         let holding = Sql::connect(&names.orders_database_url).await?;
         let lock = "begin; lock table outbox in share mode";
@@ -136,17 +136,17 @@ async fn an_order_that_user_service_vouched_for_does_not_outlive_its_user() -> R
         let meanwhile = async {
             let waiting = "select count(*) from pg_locks
                            where relation = 'outbox'::regclass and not granted";
-            let looking = Sql::connect(&names.orders_database_url).await?;
-            looking.wait_for(waiting, 1).await?;
-            // Its user is deleted, and order-service hears of that before the order is placed.
+            let sql = Sql::connect(&names.orders_database_url).await?;
+            sql.wait_for(waiting, 1).await?;
+            // The user is deleted, and order-service applies the deletion before the order commits.
             system.delete_user(&user.user_id).await?;
-            tell_deletion(&system, &user).await?;
-            let heard = "select (select count(*) from users_cache where deleted)
+            publish_deletion(&system, &user).await?;
+            let deleted = "select (select count(*) from users_cache where deleted)
                              + (select count(*) from pg_locks
                                 join pg_database on pg_database.oid = database
                                 where datname = current_database() and locktype = 'advisory'
                                   and not granted)";
-            looking.wait_for(heard, 1).await?;
+            sql.wait_for(deleted, 1).await?;
             holding.batch_execute("commit").await?;
             Ok::<_, Error>(())
         };
@@ -159,8 +159,8 @@ async fn an_order_that_user_service_vouched_for_does_not_outlive_its_user() -> R
     Ok(())
 }
 
-/// Writes what user-service and the relay would of a user's end.
-async fn tell_deletion(system: &System, user: &User) -> Result<()> {
+/// Writes a user deletion as user-service and the relay do.
+async fn publish_deletion(system: &System, user: &User) -> Result<()> {
     let now = SystemTime::now().into();
     let state = events::User {
         user_id: user.user_id.parse()?,

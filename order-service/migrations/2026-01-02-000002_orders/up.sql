@@ -1,7 +1,7 @@
--- The orders, which this service owns.
+-- Orders, which this service owns.
 create table orders (
     order_id uuid constraint orders_pkey primary key,
-    -- Not a foreign key into users_cache: that table may be rebuilt while orders stay.
+    -- Not a foreign key to users_cache, because that table can be rebuilt.
     user_id uuid not null,
     -- In the currency's minor units: 1990 for 19.90 EUR.
     amount_minor bigint not null constraint orders_amount_positive check (amount_minor > 0),
@@ -12,5 +12,5 @@ create table orders (
     update_time timestamptz not null
 );
 
--- A user's orders, in the order of their creation: ids begin with the time.
+-- A user's orders by creation time: ids are UUIDv7, which start with a timestamp.
 create index orders_user_id_idx on orders (user_id, order_id);

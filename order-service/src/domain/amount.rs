@@ -2,70 +2,70 @@ use std::fmt;
 
 use iso_currency::Currency;
 
-/// The largest amount, in minor units: far above every order, and low enough that sums of amounts
-/// stay exact in every client's integers.
+/// The largest amount, in minor units: low enough that sums of amounts stay exact in clients' integers.
 const MAX_MINOR: i64 = 1_000_000_000_000_000;
 const NANOS_DIGITS: u32 = 9;
 
-/// A positive amount of money, exact to the currency's last digit.
+/// A positive amount of money, exact to the currency's minor unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Amount {
     minor: i64,
     currency: Currency,
-    /// Digits behind the point: 2 for EUR, 0 for JPY, 3 for KWD.
+    /// Decimal places: 2 for EUR, 0 for JPY, 3 for KWD.
     digits: u32,
 }
 
-/// What is wrong with an amount; each can be, all at once.
+/// The invalid fields of an amount, each with its reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct BadAmount {
+pub struct InvalidAmount {
     pub currency_code: Option<&'static str>,
     pub units: Option<&'static str>,
     pub nanos: Option<String>,
 }
 
 impl Amount {
-    /// Reads an amount as `google.type.Money` has it: whole units, and billionths of one.
+    /// Parses an amount in the format of `google.type.Money`: whole units and nanos (10^-9).
     ///
     /// # Errors
-    /// With everything that is wrong.
-    pub fn from_units(currency_code: &str, units: i64, nanos: i32) -> Result<Self, BadAmount> {
-        let mut bad = BadAmount::default();
-        let currency = known_currency(currency_code);
+    /// All invalid fields.
+    pub fn from_units(currency_code: &str, units: i64, nanos: i32) -> Result<Self, InvalidAmount> {
+        let mut invalid = InvalidAmount::default();
+        let currency = find_currency(currency_code);
         if currency.is_none() {
-            bad.currency_code = Some("must be an ISO 4217 code of a currency in use, like EUR");
+            invalid.currency_code = Some("must be an active ISO 4217 currency code, like EUR");
         }
         if nanos.unsigned_abs() > 999_999_999 {
-            bad.nanos = Some("must be from -999999999 to 999999999".to_owned());
+            invalid.nanos = Some("must be from -999999999 to 999999999".to_owned());
         } else if units.signum() * i64::from(nanos.signum()) < 0 {
-            bad.nanos = Some("must have the sign of units".to_owned());
+            invalid.nanos = Some("must have the same sign as units".to_owned());
         } else if let Some((_, digits)) = currency
             && nanos % 10_i32.pow(NANOS_DIGITS - digits) != 0
         {
-            bad.nanos = Some(format!(
-                "must have no more than {digits} digits for {currency_code}"
+            invalid.nanos = Some(format!(
+                "must have at most {digits} decimal places for {currency_code}"
             ));
         }
         let minor = currency.and_then(|(_, digits)| to_minor(units, nanos, digits));
         if units < 0 || nanos < 0 || (units, nanos) == (0, 0) {
-            bad.units = Some("must make a positive amount");
+            invalid.units = Some("must be positive together with nanos");
         } else if currency.is_some() && minor.is_none() {
-            bad.units = Some("must make no more than 10^15 of the currency's minor units");
+            invalid.units = Some("must be at most 10^15 minor units of the currency");
         }
         match (currency, minor) {
-            (Some((currency, digits)), Some(minor)) if bad == BadAmount::default() => Ok(Self {
-                minor,
-                currency,
-                digits,
-            }),
-            _ => Err(bad),
+            (Some((currency, digits)), Some(minor)) if invalid == InvalidAmount::default() => {
+                Ok(Self {
+                    minor,
+                    currency,
+                    digits,
+                })
+            }
+            _ => Err(invalid),
         }
     }
 
-    /// The amount that is stored as so many minor units; none if it can't have been stored by us.
+    /// Creates the amount of a stored row, or `None` if the row is invalid.
     pub fn from_minor(currency_code: &str, minor: i64) -> Option<Self> {
-        let (currency, digits) = known_currency(currency_code)?;
+        let (currency, digits) = find_currency(currency_code)?;
         (1..=MAX_MINOR).contains(&minor).then_some(Self {
             minor,
             currency,
@@ -73,17 +73,16 @@ impl Amount {
         })
     }
 
-    /// In minor units: 1990 for 19.90 EUR.
+    /// Returns the amount in minor units: 1990 for 19.90 EUR.
     pub fn minor(&self) -> i64 {
         self.minor
     }
 
-    /// The ISO 4217 code.
     pub fn currency_code(&self) -> &'static str {
         self.currency.code()
     }
 
-    /// As `google.type.Money` has it.
+    /// Returns units and nanos in the format of `google.type.Money`.
     pub fn to_units(self) -> (i64, i32) {
         let scale = 10_i64.pow(self.digits);
         let nanos = self.minor % scale * 10_i64.pow(NANOS_DIGITS - self.digits);
@@ -91,7 +90,7 @@ impl Amount {
     }
 }
 
-/// As a decimal number with the currency's digits: 19.90.
+/// Formats a decimal number with the currency's decimal places: 19.90.
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scale = 10_i64.pow(self.digits);
@@ -108,8 +107,8 @@ impl fmt::Display for Amount {
     }
 }
 
-/// A currency in use, with its digits behind the point. Gold, testing codes and the like have none.
-fn known_currency(code: &str) -> Option<(Currency, u32)> {
+/// Returns an active currency and its decimal places. Rejects special codes, such as gold and test codes.
+fn find_currency(code: &str) -> Option<(Currency, u32)> {
     let currency = Currency::from_code(code)?;
     if currency.is_special() || currency.is_superseded().is_some() {
         return None;
@@ -153,13 +152,15 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_wrong_is_told() {
-        let bad = Amount::from_units("Euro", -1, 1).unwrap_err();
-        assert!(bad.currency_code.is_some() && bad.units.is_some() && bad.nanos.is_some());
+    fn every_invalid_field_is_reported() {
+        let invalid = Amount::from_units("Euro", -1, 1).unwrap_err();
+        assert!(
+            invalid.currency_code.is_some() && invalid.units.is_some() && invalid.nanos.is_some()
+        );
     }
 
     #[test]
-    fn what_is_no_positive_exact_amount_is_rejected() {
+    fn an_amount_that_is_not_positive_and_exact_is_rejected() {
         for (code, units, nanos) in [
             ("EUR", 0, 0),
             ("EUR", -1, 0),
@@ -186,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_input_is_read_exactly_or_rejected(units: i64, nanos: i32, code in "EUR|JPY|KWD|CLF") {
+        fn any_input_is_parsed_exactly_or_rejected(units: i64, nanos: i32, code in "EUR|JPY|KWD|CLF") {
             if let Ok(amount) = Amount::from_units(&code, units, nanos) {
                 prop_assert_eq!(amount.to_units(), (units, nanos));
                 prop_assert!(amount.minor() > 0);

@@ -1,4 +1,4 @@
-//! Requests, read into the domain. Whatever is wrong with one is told at once.
+//! Decodes requests into domain types. Reports all invalid fields at once.
 
 use prost::Message as _;
 use proto::{
@@ -7,7 +7,7 @@ use proto::{
     order::v1::{CancelOrderRequest, CreateOrderRequest, WatchOrdersRequest},
 };
 use service_kit::{
-    CONSISTENCY_TOKEN, CallError, TokenKey, Violations, idempotency::RequestKey, token_in_metadata,
+    CONSISTENCY_TOKEN, CallError, TokenKey, Violations, consistency_token, idempotency::RequestKey,
 };
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
@@ -19,37 +19,36 @@ use crate::{
     store::Position,
 };
 
-pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
+pub(super) fn parse_id(field: &str, text: &str) -> Result<Uuid, Error> {
     let mut violations = Violations::default();
-    let id = violations.id(field, text);
+    let id = violations.parse_uuid(field, text);
     id.ok_or_else(|| CallError::Invalid(violations).into())
 }
 
-/// The request's own token counts before that of the metadata, which an interceptor adds to whatever
-/// passes by.
-pub(super) fn create(
+/// Decodes CreateOrder. A token in the request takes precedence over one in the metadata, which an
+/// interceptor adds to every call.
+pub(super) fn create_request(
     request: &CreateOrderRequest,
     metadata: &MetadataMap,
 ) -> Result<(NewOrder, Option<ConsistencyToken>, Option<RequestKey>), Error> {
     let mut violations = Violations::default();
-    let user_id = violations.id("user_id", &request.user_id);
-    let amount = amount(request.amount.as_ref(), &mut violations);
+    let user_id = violations.parse_uuid("user_id", &request.user_id);
+    let amount = decode_amount(request.amount.as_ref(), &mut violations);
     let token = match (
         request.consistency_token.as_str(),
-        token_in_metadata(metadata),
+        consistency_token(metadata),
     ) {
         ("", "") => Some(None),
-        ("", text) => token(CONSISTENCY_TOKEN, text, &mut violations),
-        (text, _) => token("consistency_token", text, &mut violations),
+        ("", text) => decode_token(CONSISTENCY_TOKEN, text, &mut violations),
+        (text, _) => decode_token("consistency_token", text, &mut violations),
     };
-    // What is ordered, and not how it was asked for: a caller that got no answer may well repeat with
-    // a token.
+    // Without the token: a retry may pass a token that the first attempt did not have.
     let body = CreateOrderRequest {
         user_id: user_id.map(|id| id.to_string()).unwrap_or_default(),
         amount: request.amount.clone(),
         ..CreateOrderRequest::default()
     };
-    let key = violations.check(
+    let key = violations.collect(
         "request_id",
         RequestKey::parse("CreateOrder", &request.request_id, &body.encode_to_vec()),
     );
@@ -61,15 +60,19 @@ pub(super) fn create(
     }
 }
 
-fn token(field: &str, text: &str, violations: &mut Violations) -> Option<Option<ConsistencyToken>> {
+fn decode_token(
+    field: &str,
+    text: &str,
+    violations: &mut Violations,
+) -> Option<Option<ConsistencyToken>> {
     let token = ConsistencyToken::decode(text);
-    let token = token.map_err(|_| "must be a token of this system, or empty");
-    violations.check(field, token).map(Some)
+    let token = token.map_err(|_| "must be a consistency token from a response, or empty");
+    violations.collect(field, token).map(Some)
 }
 
-fn amount(money: Option<&Money>, violations: &mut Violations) -> Option<Amount> {
+fn decode_amount(money: Option<&Money>, violations: &mut Violations) -> Option<Amount> {
     let Some(money) = money else {
-        violations.add("amount", "must be given");
+        violations.add("amount", "is required");
         return None;
     };
     match Amount::from_units(&money.currency_code, money.units, money.nanos) {
@@ -89,18 +92,18 @@ fn amount(money: Option<&Money>, violations: &mut Violations) -> Option<Amount> 
     }
 }
 
-pub(super) fn cancel(
+pub(super) fn cancel_request(
     request: &CancelOrderRequest,
 ) -> Result<(Cancellation, Option<RequestKey>), Error> {
     let mut violations = Violations::default();
-    let order_id = violations.id("order_id", &request.order_id);
-    // An id may be spelled in several ways, and be the same.
+    let order_id = violations.parse_uuid("order_id", &request.order_id);
+    // Normalize the id, because a UUID has several spellings.
     let body = CancelOrderRequest {
         order_id: order_id.map(|id| id.to_string()).unwrap_or_default(),
         etag: request.etag.clone(),
         request_id: String::new(),
     };
-    let key = violations.check(
+    let key = violations.collect(
         "request_id",
         RequestKey::parse("CancelOrder", &request.request_id, &body.encode_to_vec()),
     );
@@ -113,18 +116,18 @@ pub(super) fn cancel(
     }
 }
 
-pub(super) fn watch(
+pub(super) fn watch_request(
     request: &WatchOrdersRequest,
     key: &TokenKey,
 ) -> Result<(Uuid, Position), Error> {
-    let user_id = id("user_id", &request.user_id)?;
+    let user_id = parse_id("user_id", &request.user_id)?;
     let position = match request.resume_token.as_str() {
         "" => Position::beginning(),
         token => {
-            let text = key.open(&resume_purpose(user_id), token);
+            let text = key.verify(&resume_purpose(user_id), token);
             let text = text.and_then(|text| String::from_utf8(text).ok());
-            let position = text.as_deref().and_then(Position::from_text);
-            position.ok_or(Error::BadResumeToken)?
+            let position = text.as_deref().and_then(Position::parse);
+            position.ok_or(Error::InvalidResumeToken)?
         }
     };
     Ok((user_id, position))

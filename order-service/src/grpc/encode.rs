@@ -1,4 +1,4 @@
-//! Answers, as messages.
+//! Encodes domain types as response messages.
 
 use proto::{
     Aggregate, ConsistencyToken,
@@ -8,7 +8,7 @@ use proto::{
         Order as ProtoOrder, OrderState, WatchOrdersResponse,
     },
 };
-use service_kit::{TokenKey, etag};
+use service_kit::{TokenKey, format_etag};
 use uuid::Uuid;
 
 use crate::{
@@ -41,7 +41,7 @@ pub(super) fn change(
     }
 }
 
-/// What a resume token is good for.
+/// Returns the signing purpose of a user's resume tokens.
 pub(super) fn resume_purpose(user_id: Uuid) -> String {
     format!("watch user_id={user_id}")
 }
@@ -68,7 +68,7 @@ pub(super) fn order(order: &Order) -> ProtoOrder {
         }),
         state: state.into(),
         cancel_reason: cancel_reason.into(),
-        etag: etag(order.version),
+        etag: format_etag(order.version),
         version: order.version,
         create_time: Some(proto::timestamp(order.create_time)),
         update_time: Some(proto::timestamp(order.update_time)),

@@ -1,4 +1,4 @@
-//! The SQL of cancellations: one order that a caller names, and all that a deleted user leaves open.
+//! Cancels single orders and the open orders of deleted users.
 
 use std::collections::HashMap;
 
@@ -12,19 +12,19 @@ use outbox::Cause;
 use proto::events;
 use uuid::Uuid;
 
-use super::{CANCELLED, OrderRow, REQUESTED, USER_DELETED, cached_user, event};
+use super::{CANCELLED, OrderRow, REQUESTED, USER_DELETED, load_cached_user, order_event};
 use crate::{
     domain::{CachedUser, CancelReason, Order, State},
     error::Error,
 };
 
-const CANCEL: &str = "
+const CANCEL_ORDER: &str = "
     update orders set state = $2, cancel_reason = $3, version = version + 1, update_time = $4,
         changed_xid = pg_current_xact_id()
     where order_id = $1";
 
-/// In the order of their ids, in which everybody locks orders.
-const CANCEL_OF_DELETED: &str = "
+/// Locks orders by id, the order that all transactions use, to avoid deadlocks.
+const CANCEL_ORDERS_OF_USERS: &str = "
     with open as (
         select order_id from orders where user_id = any ($1) and state = 'created'
         order by order_id for no key update
@@ -35,22 +35,23 @@ const CANCEL_OF_DELETED: &str = "
     returning orders.order_id, user_id, amount_minor, currency, state, cancel_reason, version,
         create_time, update_time";
 
-/// Taken by orders of users of whom nothing was heard, who have no row to lock, and against them by
-/// deletions. One for all users: such orders are few, and done in a moment.
-const LOCK_SHARED: &str =
+/// An advisory lock between orders of unknown users, which have no row to lock, and deletions. One lock for
+/// all users, because such orders are rare and short. The lock's name must stay the same: during an upgrade
+/// old and new replicas lock against each other.
+const LOCK_UNKNOWN_USERS_SHARED: &str =
     "select pg_advisory_xact_lock_shared(hashtextextended('orders of unheard users', 0))";
-const LOCK: &str = "select pg_advisory_xact_lock(hashtextextended('orders of unheard users', 0))";
+const LOCK_UNKNOWN_USERS: &str =
+    "select pg_advisory_xact_lock(hashtextextended('orders of unheard users', 0))";
 
-const LEFT_OPEN: &str = "
+const DELETED_USERS_WITH_OPEN_ORDERS: &str = "
     select distinct user_id from users_cache join orders using (user_id)
     where deleted and state = 'created'";
 
-/// The end of a user, and the event that told of it.
+/// A user deletion and the event that reported it.
 #[derive(Clone, Debug)]
-pub struct Deletion {
-    /// Who is gone.
+pub struct UserDeletion {
     pub user_id: Uuid,
-    /// The event, where it had a `ce_id`.
+    /// The event, if it had a `ce_id`.
     pub cause: Option<Cause>,
 }
 
@@ -60,8 +61,8 @@ struct UserRow {
     user_id: Uuid,
 }
 
-/// Cancels an order that the transaction has locked; returns its next version.
-pub(super) async fn cancel(
+/// Cancels an order that the transaction has locked, and returns its new version.
+pub(super) async fn cancel_order(
     conn: &mut AsyncPgConnection,
     before: Order,
     reason: CancelReason,
@@ -76,7 +77,7 @@ pub(super) async fn cancel(
         CancelReason::Requested => REQUESTED,
         CancelReason::UserDeleted => USER_DELETED,
     };
-    diesel::sql_query(CANCEL)
+    diesel::sql_query(CANCEL_ORDER)
         .bind::<SqlUuid, _>(order.order_id)
         .bind::<Text, _>(CANCELLED)
         .bind::<Text, _>(reason)
@@ -86,72 +87,76 @@ pub(super) async fn cancel(
     Ok(order)
 }
 
-/// What is known of a user of whom nothing was heard a moment ago. If it is still nothing, no order of
-/// such a user that this transaction places is missed by the deletion that may arrive meanwhile.
-pub(super) async fn lock_unheard_user(
+/// Reads a user that was not in `users_cache` a moment ago. If it is still unknown, a concurrent deletion
+/// can't miss an order that this transaction creates.
+pub(super) async fn lock_unknown_user(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,
 ) -> Result<Option<CachedUser>, Error> {
-    diesel::sql_query(LOCK_SHARED).execute(conn).await?;
-    // Without a lock on the row: a deletion that has it may be waiting for this transaction.
-    cached_user(conn, user_id).await
+    diesel::sql_query(LOCK_UNKNOWN_USERS_SHARED)
+        .execute(conn)
+        .await?;
+    // Without a row lock: a deletion that holds it may be waiting for this transaction.
+    load_cached_user(conn, user_id).await
 }
 
-/// Cancels the open orders of deleted users, and tells of it in events to `topic`, each with the
-/// deletion as its cause. Call it in the transaction that writes the deletions into `users_cache`,
-/// behind that: what it does not see then, [`create_order`](super::Store::create_order) rejects.
+/// Cancels the open orders of deleted users, and enqueues an event for each with the deletion as its
+/// cause. Call it in the transaction that wrote the deletions to `users_cache`, after that write:
+/// [`create_order`](super::Store::create_order) rejects orders that this call does not see.
 ///
 /// # Errors
-/// The database's.
-pub async fn cancel_orders_of_deleted(
+/// If the database fails.
+pub async fn cancel_orders_of_deleted_users(
     conn: &mut AsyncPgConnection,
     topic: &str,
-    deletions: &[Deletion],
+    deletions: &[UserDeletion],
 ) -> QueryResult<()> {
-    diesel::sql_query(LOCK).execute(conn).await?;
+    diesel::sql_query(LOCK_UNKNOWN_USERS).execute(conn).await?;
     let causes: HashMap<Uuid, Option<Cause>> =
         deletions.iter().map(|d| (d.user_id, d.cause)).collect();
     let user_ids: Vec<Uuid> = causes.keys().copied().collect();
-    let rows: Vec<OrderRow> = diesel::sql_query(CANCEL_OF_DELETED)
+    let rows: Vec<OrderRow> = diesel::sql_query(CANCEL_ORDERS_OF_USERS)
         .bind::<Array<SqlUuid>, _>(user_ids)
         .bind::<Timestamptz, _>(now())
         .load(conn)
         .await?;
-    let cancelled = |row: OrderRow| {
+    let cancellation_event = |row: OrderRow| {
         let order: Order = row.try_into()?;
-        let event = event(topic, events::ORDER_CANCELLED, &order)?;
+        let event = order_event(topic, events::ORDER_CANCELLED, &order)?;
         Ok(match causes.get(&order.user_id) {
             Some(Some(cause)) => event.caused_by(*cause),
             _ => event,
         })
     };
-    let events: Result<Vec<_>, Error> = rows.into_iter().map(cancelled).collect();
+    let events: Result<Vec<_>, Error> = rows.into_iter().map(cancellation_event).collect();
     let events = events
         .map_err(|err| diesel::result::Error::QueryBuilderError(format!("{err:?}").into()))?;
     outbox::enqueue_all(conn, &events).await
 }
 
-/// Cancels the open orders of all users who are deleted as `users_cache` says now.
+/// Cancels the open orders of all users that are deleted in `users_cache`.
 ///
 /// # Errors
-/// The database's.
-pub async fn cancel_what_deleted_users_left_open(
+/// If the database fails.
+pub async fn cancel_orders_of_all_deleted_users(
     conn: &mut AsyncPgConnection,
     topic: &str,
 ) -> QueryResult<()> {
-    let rows: Vec<UserRow> = diesel::sql_query(LEFT_OPEN).load(conn).await?;
-    let deletions = rows.into_iter().map(|UserRow { user_id }| Deletion {
+    let rows: Vec<UserRow> = diesel::sql_query(DELETED_USERS_WITH_OPEN_ORDERS)
+        .load(conn)
+        .await?;
+    let deletions = rows.into_iter().map(|UserRow { user_id }| UserDeletion {
         user_id,
         cause: None,
     });
-    let deletions: Vec<Deletion> = deletions.collect();
+    let deletions: Vec<UserDeletion> = deletions.collect();
     if deletions.is_empty() {
         return Ok(());
     }
-    cancel_orders_of_deleted(conn, topic, &deletions).await
+    cancel_orders_of_deleted_users(conn, topic, &deletions).await
 }
 
-/// Postgres keeps microseconds: what is answered now is what is read later.
+/// Returns the current time in microseconds, the precision of Postgres.
 fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }

@@ -1,9 +1,8 @@
-//! The SQL of WatchOrders: which of a user's orders have changed since somebody last looked.
+//! Finds the orders of a user that have changed since a position, for WatchOrders.
 //!
-//! Neither times nor ids order commits: a transaction that was begun earlier can be committed later,
-//! and whoever reads "everything behind the newest that I know" then misses it. So a look remembers
-//! the snapshot in which it has seen everything, and the next one reads what that did not show:
-//! outbox-relay's way of reading (docs/adr/0001).
+//! Neither timestamps nor ids reflect the commit order: a transaction that started earlier can commit
+//! later, and a reader that remembers the newest id misses it. A position is therefore a snapshot, and
+//! the next poll reads the rows that are not visible in it, as outbox-relay does (docs/adr/0001).
 
 use diesel::{
     QueryableByName,
@@ -15,60 +14,61 @@ use uuid::Uuid;
 use super::{OrderRow, Store};
 use crate::{domain::Order, error::Error};
 
-/// How far a user's orders were followed.
+/// A position in the changes of a user's orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Everything visible in this snapshot was seen.
+    /// Everything visible in this snapshot has been read.
     seen: String,
-    /// What is being read: up to which snapshot, and behind which row.
+    /// A partly read window of changes.
     window: Option<Window>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Window {
-    upto: String,
+    end_snapshot: String,
     after_xid: String,
     after_order: Uuid,
 }
 
 impl Position {
-    /// Nothing was seen yet.
+    /// Returns the position before all changes.
     pub fn beginning() -> Self {
-        Self::seen("1:1:".to_owned())
+        Self::at_snapshot("1:1:".to_owned())
     }
 
-    fn seen(snapshot: String) -> Self {
+    fn at_snapshot(snapshot: String) -> Self {
         Self {
             seen: snapshot,
             window: None,
         }
     }
 
-    /// The newest snapshot that it knows.
-    fn newest(&self) -> &str {
+    /// Returns the newest snapshot of the position.
+    fn newest_snapshot(&self) -> &str {
         let window = self.window.as_ref();
-        window.map_or(&self.seen, |window| &window.upto)
+        window.map_or(&self.seen, |window| &window.end_snapshot)
     }
 
-    /// The position as text; it goes into tokens, which have to be signed: it is not checked again.
+    /// Formats the position for a resume token. The token must be signed, because [`parse`](Self::parse)
+    /// does not validate snapshots.
     pub fn to_text(&self) -> String {
         match &self.window {
             None => self.seen.clone(),
             Some(Window {
-                upto,
+                end_snapshot,
                 after_xid,
                 after_order,
-            }) => format!("{};{upto};{after_xid};{after_order}", self.seen),
+            }) => format!("{};{end_snapshot};{after_xid};{after_order}", self.seen),
         }
     }
 
-    /// Reads what [`to_text`](Self::to_text) wrote; none of another text.
-    pub fn from_text(text: &str) -> Option<Self> {
+    /// Parses the output of [`to_text`](Self::to_text).
+    pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split(';').collect();
         let window = match parts[1..] {
             [] => None,
-            [upto, after_xid, after_order] => Some(Window {
-                upto: upto.to_owned(),
+            [end_snapshot, after_xid, after_order] => Some(Window {
+                end_snapshot: end_snapshot.to_owned(),
                 after_xid: after_xid.to_owned(),
                 after_order: after_order.parse().ok()?,
             }),
@@ -81,27 +81,27 @@ impl Position {
     }
 }
 
-/// What has changed since a look.
+/// The changes since a position.
 #[derive(Debug)]
 pub struct Changes {
-    /// The orders, each with the position behind it.
+    /// The changed orders, each with the position after it.
     pub orders: Vec<(Order, Position)>,
-    /// The position behind all of them.
+    /// The position after all of them.
     pub position: Position,
-    /// Whether that is all there is for now.
-    pub is_all: bool,
+    /// False if more changes can be read now.
+    pub is_complete: bool,
 }
 
-/// The present snapshot, and whether a position of the past can't be from this database's past: it
-/// was restored from a dump, and its transactions are counted anew. So are orders from before it,
-/// which seem to be written by transactions that are still to come, and are in no snapshot.
-const LOOK: &str = "select pg_current_snapshot()::text as snapshot,
+/// Reads the current snapshot, and detects positions and orders from before a restore. A restored
+/// database restarts its transaction ids, so an older position or order can have an id that is still in
+/// the future, and such an order is visible in no snapshot.
+const SNAPSHOT_STATE: &str = "select pg_current_snapshot()::text as snapshot,
     pg_snapshot_xmax($1::pg_snapshot) > pg_snapshot_xmax(pg_current_snapshot()) as is_foreign,
     exists (select from orders where user_id = $2
         and changed_xid >= pg_snapshot_xmax(pg_current_snapshot())) as has_foreign_orders";
 
-/// Makes such orders this database's own, in the order in which everybody locks orders.
-const ADOPT: &str = "
+/// Gives such orders a current transaction id. Locks by id, the order that all transactions use.
+const ADOPT_FOREIGN_ORDERS: &str = "
     with foreign_orders as (
         select order_id from orders
         where user_id = $1 and changed_xid >= pg_snapshot_xmax(pg_current_snapshot())
@@ -121,7 +121,7 @@ const CHANGES: &str = "
     order by changed_xid, order_id limit $6";
 
 #[derive(QueryableByName)]
-struct Look {
+struct SnapshotState {
     #[diesel(sql_type = Text)]
     snapshot: String,
     #[diesel(sql_type = Bool)]
@@ -139,76 +139,78 @@ struct ChangedRow {
 }
 
 impl Store {
-    /// The orders of a user that have changed since `position`, at most `limit`.
+    /// Returns at most `limit` orders of a user that have changed since `position`.
     ///
     /// # Errors
-    /// If the position is none of this database, or the database fails.
-    pub async fn changes(
+    /// If the position belongs to another database, or the database fails.
+    pub async fn changes_since(
         &self,
         user_id: Uuid,
         position: &Position,
         limit: usize,
     ) -> Result<Changes, Error> {
-        let mut conn = self.database.get().await?;
-        let Look {
+        let mut conn = self.database.connection().await?;
+        let SnapshotState {
             snapshot,
             is_foreign,
             has_foreign_orders,
-        } = diesel::sql_query(LOOK)
-            .bind::<Text, _>(position.newest())
+        } = diesel::sql_query(SNAPSHOT_STATE)
+            .bind::<Text, _>(position.newest_snapshot())
             .bind::<SqlUuid, _>(user_id)
             .get_result(&mut *conn)
             .await?;
         if is_foreign {
-            return Err(Error::BadResumeToken);
+            return Err(Error::InvalidResumeToken);
         }
         if has_foreign_orders {
-            let adopt = diesel::sql_query(ADOPT).bind::<SqlUuid, _>(user_id);
+            let adopt = diesel::sql_query(ADOPT_FOREIGN_ORDERS).bind::<SqlUuid, _>(user_id);
             adopt.execute(&mut *conn).await?;
-            // From here on they are changes like all others: the next look finds them.
+            // The next poll finds the adopted orders as normal changes.
             return Ok(Changes {
                 orders: Vec::new(),
                 position: position.clone(),
-                is_all: false,
+                is_complete: false,
             });
         }
         let window = position.window.clone().unwrap_or(Window {
-            upto: snapshot,
+            end_snapshot: snapshot,
             after_xid: "0".to_owned(),
             after_order: Uuid::nil(),
         });
         let rows: Vec<ChangedRow> = diesel::sql_query(CHANGES)
             .bind::<SqlUuid, _>(user_id)
             .bind::<Text, _>(&position.seen)
-            .bind::<Text, _>(&window.upto)
+            .bind::<Text, _>(&window.end_snapshot)
             .bind::<Text, _>(&window.after_xid)
             .bind::<SqlUuid, _>(window.after_order)
             .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX))
             .load(&mut *conn)
             .await?;
-        let is_all = rows.len() < limit;
-        let behind_all = Position::seen(window.upto.clone());
+        let is_complete = rows.len() < limit;
+        let window_end = Position::at_snapshot(window.end_snapshot.clone());
         let mut orders = Vec::with_capacity(rows.len());
         for row in rows {
-            let behind = Position {
+            let position_after = Position {
                 seen: position.seen.clone(),
                 window: Some(Window {
-                    upto: window.upto.clone(),
+                    end_snapshot: window.end_snapshot.clone(),
                     after_xid: row.changed_xid,
                     after_order: row.order.order_id,
                 }),
             };
-            orders.push((row.order.try_into()?, behind));
+            orders.push((row.order.try_into()?, position_after));
         }
-        // Behind the last row of a window lies what is behind the window; that is shorter to say.
-        if is_all && let Some((_, last)) = orders.last_mut() {
-            *last = behind_all.clone();
+        // The position after the last row of a window equals its end, which is shorter.
+        if is_complete && let Some((_, last)) = orders.last_mut() {
+            *last = window_end.clone();
         }
-        let last = orders.last().map(|(_, behind)| behind.clone());
+        let last = orders
+            .last()
+            .map(|(_, position_after)| position_after.clone());
         Ok(Changes {
-            position: last.unwrap_or(behind_all),
+            position: last.unwrap_or(window_end),
             orders,
-            is_all,
+            is_complete,
         })
     }
 }
@@ -218,20 +220,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_is_read_as_it_was_written() {
+    fn a_position_round_trips_through_text() {
         let inside = Position {
             seen: "10:20:11,12".to_owned(),
             window: Some(Window {
-                upto: "11:30:".to_owned(),
+                end_snapshot: "11:30:".to_owned(),
                 after_xid: "25".to_owned(),
                 after_order: Uuid::max(),
             }),
         };
         for position in [Position::beginning(), inside] {
-            assert_eq!(Position::from_text(&position.to_text()), Some(position));
+            assert_eq!(Position::parse(&position.to_text()), Some(position));
         }
         for bad in ["1:1:;", "1:1:;2:2:;3", "1:1:;2:2:;3;x", "1:1:;2:2:;3;x;y"] {
-            assert_eq!(Position::from_text(bad), None, "{bad}");
+            assert_eq!(Position::parse(bad), None, "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Far more records wait than a process may hold in its memory.
+//! Memory use with a backlog larger than a process may hold.
 
 use std::{
     fs,
@@ -13,12 +13,12 @@ use crate::harness::{ORDERS_TOPIC, user};
 
 const SMALL: usize = 1_000;
 const LARGE: usize = 20_000;
-/// Of each record, most of it in a field that nobody knows: rows stay small.
+/// The size of a record, mostly in an unknown field, so that rows stay small.
 const RECORD_KB: usize = 10;
-/// Of what waits in the large one; a part of it is fetched in advance, and a part is being applied.
+/// Half of the large backlog: prefetched records and the batch being applied.
 const LIMIT_KB: u64 = (LARGE * RECORD_KB / 2) as u64;
 
-/// A process that ends with the test.
+/// A process that is killed at the end of the test.
 struct Process(Child);
 
 impl Drop for Process {
@@ -28,7 +28,7 @@ impl Drop for Process {
     }
 }
 
-/// How much memory a new service has needed at most when it has applied so many waiting records.
+/// Returns the peak memory of a new service that has applied `records` pending records.
 async fn peak_kb(records: usize) -> Result<u64> {
     let (name, servers) = (Addresses::unique_name("backlog"), Addresses::shared());
     servers.create_topic(&name, 3).await?;
@@ -83,9 +83,9 @@ async fn write(topic: &str, count: usize) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_does_not_grow_with_the_records_that_wait() -> Result<()> {
+async fn memory_is_bounded_when_many_records_are_pending() -> Result<()> {
     let (small, large) = (peak_kb(SMALL).await?, peak_kb(LARGE).await?);
-    println!("{small} kB at most for {SMALL} records of {RECORD_KB} kB, {large} kB for {LARGE}");
+    println!("peak: {small} kB for {SMALL} records of {RECORD_KB} kB, {large} kB for {LARGE}");
     ensure!(
         large < small + LIMIT_KB,
         "{large} kB, with few records {small} kB"

@@ -1,4 +1,4 @@
-//! CancelOrder: one change and one event, or neither; and only once.
+//! CancelOrder writes one change and one event, or neither, and only once.
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{join_all, try_join_all};
@@ -17,7 +17,7 @@ use crate::harness::{
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// The order as it is now.
+/// Reads the current order.
 async fn read(service: &TestService, order: &Order) -> Result<Option<Order>> {
     let id = GetOrderRequest {
         order_id: order.order_id.clone(),
@@ -26,7 +26,7 @@ async fn read(service: &TestService, order: &Order) -> Result<Option<Order>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_order_is_one_change_and_one_event_written_by_one_transaction() -> Result<()> {
+async fn a_cancellation_writes_one_change_and_one_event_in_one_transaction() -> Result<()> {
     let service = TestService::start("cancel").await?;
     let user = service.known_user().await?;
     let placed = service.order(&user).await?;
@@ -36,7 +36,7 @@ async fn a_cancelled_order_is_one_change_and_one_event_written_by_one_transactio
     let response = service.orders().cancel_order(request).await?;
     let carried = response.metadata().get(CONSISTENCY_TOKEN).cloned();
     let response = response.into_inner();
-    let order = response.order.context("an answer without an order")?;
+    let order = response.order.context("a response without an order")?;
     let expected = Order {
         state: OrderState::Cancelled.into(),
         cancel_reason: CancelReason::Requested.into(),
@@ -53,7 +53,7 @@ async fn a_cancelled_order_is_one_change_and_one_event_written_by_one_transactio
         version: 2,
     };
     assert_eq!(response.consistency_token, token.encode());
-    // Interceptors find it here.
+    // For interceptors.
     let carried = carried.context("no token in the metadata")?;
     assert_eq!(carried.to_str()?, response.consistency_token);
     assert_eq!(read(&service, &order).await?.as_ref(), Some(&order));
@@ -79,7 +79,7 @@ async fn a_cancelled_order_is_one_change_and_one_event_written_by_one_transactio
             text(2)
         ]
     );
-    // Nobody's event has caused it, but a caller.
+    // Caused by a call and not by an event.
     assert_eq!(event.get::<_, Option<&str>>(5), None);
     let state: events::Order = serde_json::from_slice(event.get(6))?;
     assert_eq!(Some(proto::timestamp(state.create_time)), order.create_time);
@@ -99,13 +99,13 @@ async fn a_cancelled_order_is_one_change_and_one_event_written_by_one_transactio
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_order_can_not_be_cancelled_again() -> Result<()> {
+async fn a_cancelled_order_cannot_be_cancelled_again() -> Result<()> {
     let service = TestService::start("again").await?;
     let user = service.known_user().await?;
     let placed = service.order(&user).await?;
     let cancelled = service.cancel(cancellation(&placed)).await?.order;
-    let cancelled = cancelled.context("an answer without an order")?;
-    // Whatever the caller has seen of it: it is what it should be, and stays so.
+    let cancelled = cancelled.context("a response without an order")?;
+    // With any etag.
     for etag in ["", &placed.etag, &cancelled.etag] {
         let again = CancelOrderRequest {
             etag: etag.to_owned(),
@@ -125,11 +125,11 @@ async fn a_cancelled_order_can_not_be_cancelled_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_is_cancelled_only_as_the_caller_has_seen_it() -> Result<()> {
+async fn an_order_is_cancelled_only_if_the_etag_matches() -> Result<()> {
     let service = TestService::start("etag").await?;
     let user = service.known_user().await?;
     let seen = service.order(&user).await?;
-    // Somebody else is faster, in a way that does not end the order.
+    // A concurrent change that does not cancel the order.
     let change = "update orders set version = version + 1";
     service.sql.execute(change, &[]).await?;
     let now = read(&service, &seen).await?.context("an order")?;
@@ -152,7 +152,7 @@ async fn an_order_is_cancelled_only_as_the_caller_has_seen_it() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_can_not_be_meant_is_named() -> Result<()> {
+async fn an_unknown_or_invalid_order_id_is_reported() -> Result<()> {
     let service = TestService::start("meant").await?;
     let order_id = Uuid::now_v7().to_string();
     let unknown = CancelOrderRequest {
@@ -179,10 +179,10 @@ async fn an_order_that_can_not_be_meant_is_named() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_cancellation_gets_the_first_answer_however_it_is_spelled() -> Result<()> {
+async fn a_retried_cancellation_gets_the_first_response_in_any_spelling() -> Result<()> {
     let service = TestService::start("repeat").await?;
     let user = service.known_user().await?;
-    // Ids of requests are each method's own.
+    // Request ids are scoped to a method.
     let request_id = Uuid::new_v4().to_string();
     let mut create = request(user.user_id);
     create.request_id.clone_from(&request_id);
@@ -209,7 +209,7 @@ async fn a_repeated_cancellation_gets_the_first_answer_however_it_is_spelled() -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_cancels_nothing_else_than_it_did_first() -> Result<()> {
+async fn a_request_id_cannot_be_reused_to_cancel_another_order() -> Result<()> {
     let service = TestService::start("reused").await?;
     let user = service.known_user().await?;
     let (placed, other) = (service.order(&user).await?, service.order(&user).await?);
@@ -238,7 +238,7 @@ async fn a_request_id_cancels_nothing_else_than_it_did_first() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_who_cancel_at_once_one_wins_and_all_others_are_told() -> Result<()> {
+async fn exactly_one_of_many_concurrent_cancellations_succeeds() -> Result<()> {
     let service = TestService::start("at_once").await?;
     let user = service.known_user().await?;
     let placed = service.order(&user).await?;
@@ -259,7 +259,7 @@ async fn of_many_who_cancel_at_once_one_wins_and_all_others_are_told() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn repeats_of_a_cancellation_at_once_get_one_answer() -> Result<()> {
+async fn concurrent_retries_of_a_cancellation_get_the_same_response() -> Result<()> {
     let service = TestService::start("repeats").await?;
     let user = service.known_user().await?;
     let placed = service.order(&user).await?;

@@ -1,25 +1,25 @@
-//! Settings that can't be used: each is told on a line of its own, before anything is tried.
+//! Invalid settings: each is reported on its own line, at startup.
 
 use std::process::Output;
 
 use anyhow::Result;
 use testkit::assert_told;
 
-/// Runs the program with no variables but these, to its end.
+/// Runs the program to its end with only these environment variables.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
     let program = env!("CARGO_BIN_EXE_order-service");
     testkit::run(program, arguments, variables)
 }
 
 #[test]
-fn everything_that_is_missing_is_told_at_once() -> Result<()> {
+fn all_missing_settings_are_reported_at_once() -> Result<()> {
     let output = run(&["serve"], &[])?;
     assert_told(&output, &["LISTEN_ADDR", "DATABASE_URL", "KAFKA_BROKERS"]);
     assert_told(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
     Ok(())
 }
 
-/// All that `serve` needs.
+/// The required settings of `serve`.
 const COMPLETE: [(&str, &str); 3] = [
     ("LISTEN_ADDR", "127.0.0.1:0"),
     ("DATABASE_URL", "postgres://user@localhost/orders"),
@@ -27,7 +27,7 @@ const COMPLETE: [(&str, &str); 3] = [
 ];
 
 #[test]
-fn everything_that_is_wrong_is_told_at_once() -> Result<()> {
+fn all_invalid_settings_are_reported_at_once() -> Result<()> {
     let wrong = [
         ("LISTEN_ADDR", "here"),
         ("DATABASE_URL", "mysql://user@localhost/orders"),
@@ -50,7 +50,7 @@ fn everything_that_is_wrong_is_told_at_once() -> Result<()> {
 }
 
 #[test]
-fn whoever_is_to_ask_user_service_has_to_know_where_it_is() -> Result<()> {
+fn remote_validation_requires_the_address_of_user_service() -> Result<()> {
     for mode in ["local-then-remote", "remote"] {
         for addr in [
             None,

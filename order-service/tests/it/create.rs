@@ -1,4 +1,4 @@
-//! CreateOrder for a user who is known: one row and one event, or neither.
+//! CreateOrder for a known user writes one row and one event, or neither.
 
 use anyhow::{Context as _, Result};
 use proto::{
@@ -13,14 +13,14 @@ use crate::harness::{EVENTS, ORDERS, ORDERS_TOPIC, TestService, assert_rejected,
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_order_is_one_row_and_one_event_written_by_one_transaction() -> Result<()> {
+async fn a_new_order_writes_one_row_and_one_event_in_one_transaction() -> Result<()> {
     let service = TestService::start("create").await?;
     let user = service.known_user().await?;
     let mut request = Request::new(request(user.user_id));
     let traceparent = TRACEPARENT.parse()?;
     request.metadata_mut().insert("traceparent", traceparent);
     let response = service.orders().create_order(request).await?.into_inner();
-    let order = response.order.context("an answer without an order")?;
+    let order = response.order.context("a response without an order")?;
     assert_eq!(order.user_id, user.user_id.to_string());
     assert_eq!(order.amount, Some(money("EUR", 19, 900_000_000)));
     assert_eq!((order.state(), order.version), (OrderState::Created, 1));
@@ -70,7 +70,7 @@ async fn a_new_order_is_one_row_and_one_event_written_by_one_transaction() -> Re
     };
     assert_eq!(state, expected);
 
-    // What was answered is what is read, to the microsecond.
+    // Later reads return the same order, to the microsecond.
     let id = GetOrderRequest {
         order_id: order.order_id.clone(),
     };
@@ -80,7 +80,7 @@ async fn a_new_order_is_one_row_and_one_event_written_by_one_transaction() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn amounts_are_kept_and_told_to_the_last_digit() -> Result<()> {
+async fn amounts_are_stored_and_returned_exactly() -> Result<()> {
     let service = TestService::start("amounts").await?;
     let user = service.known_user().await?;
     let cases = [
@@ -122,7 +122,7 @@ async fn amounts_are_kept_and_told_to_the_last_digit() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_bad_field_of_a_request_is_named_and_nothing_is_written() -> Result<()> {
+async fn every_invalid_field_is_reported_and_nothing_is_written() -> Result<()> {
     let service = TestService::start("fields").await?;
     let all_bad = CreateOrderRequest {
         user_id: "1".into(),

@@ -1,4 +1,4 @@
-//! What becomes of the orders of a user who is deleted.
+//! The orders of deleted users.
 
 use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
@@ -30,15 +30,15 @@ async fn orders_of(service: &TestService, user: &User) -> Result<Vec<Order>> {
         .orders)
 }
 
-/// Tells that a user was deleted, and waits until that was heard; returns the event's id.
+/// Publishes a user deletion, waits until it is applied, and returns the event's id.
 async fn delete(service: &TestService, user: &User) -> Result<Uuid> {
     let deleted = deleted_version(user);
-    let event_id = service.tell(&deleted).await?;
+    let event_id = service.publish_user(&deleted).await?;
     service.wait_for_version(&deleted).await?;
     Ok(event_id)
 }
 
-/// The transaction that wrote what is known of a user now.
+/// Returns the transaction that wrote a user's current row.
 async fn xid_of(service: &TestService, user: &User) -> Result<String> {
     let xid = "select xmin::text from users_cache where user_id = $1::text::uuid";
     let user_id = user.user_id.to_string();
@@ -58,7 +58,7 @@ async fn a_deletion_cancels_the_users_open_orders_in_the_transaction_that_applie
     let of_bob = orders_of(&service, &bob).await?;
     let event_id = delete(&service, &ada).await?;
 
-    // What was open is cancelled, and nothing else is touched.
+    // Only open orders of this user are cancelled.
     let mut of_ada = orders_of(&service, &ada).await?;
     assert_eq!(of_ada.pop(), cancelled_before);
     assert_eq!(of_ada.len(), 2);
@@ -76,7 +76,7 @@ async fn a_deletion_cancels_the_users_open_orders_in_the_transaction_that_applie
     }
     assert_eq!(orders_of(&service, &bob).await?, of_bob);
 
-    // One transaction has written the user, the offset, the orders and the events.
+    // One transaction wrote the user, the offset, the orders and the events.
     let xid = xid_of(&service, &ada).await?;
     let written = format!(
         "select (select count(*) from projection_offsets where xmin::text = '{xid}')
@@ -87,7 +87,7 @@ async fn a_deletion_cancels_the_users_open_orders_in_the_transaction_that_applie
     let written = service.sql.query_one(&written, &[]).await?;
     assert_eq!(written.get::<_, &str>(0), "1 2 2 2");
 
-    // Each order has its event, and that says what has caused it.
+    // Each order has an event that names its cause.
     for order in of_ada {
         let event = "select event_type, xid::xid::text, headers::text, payload from outbox
                      where key = $1 and aggregate_version = 2";
@@ -115,34 +115,34 @@ async fn a_deletion_cancels_the_users_open_orders_in_the_transaction_that_applie
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_that_comes_twice_or_too_late_cancels_nothing_more() -> Result<()> {
+async fn a_duplicate_or_stale_deletion_cancels_nothing() -> Result<()> {
     let service = TestService::start("twice").await?;
     let ada = service.known_user().await?;
     service.order(&ada).await?;
     let deleted = deleted_version(&ada);
     let (key, payload) = (ada.user_id.to_string(), serde_json::to_vec(&deleted)?);
     let event_id = Uuid::now_v7();
-    // Both of them are likely to be in one batch.
+    // Likely in one batch.
     tokio::try_join!(
         service.write_event(&key, &payload, event_id),
         service.write_event(&key, &payload, event_id),
     )?;
-    service.wait_until_seen(3).await?;
+    service.wait_until_processed(3).await?;
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
-    // Had the deletion been reacted to once more, this would not stay as it is.
+    // This order would be cancelled if the deletion were applied again.
     insert_orders(&service.sql, &ada, 1).await?;
     service.write_event(&key, &payload, event_id).await?;
-    service.wait_until_seen(4).await?;
+    service.wait_until_processed(4).await?;
     assert_eq!(service.sql.count(OPEN).await?, 1);
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
-    // Of a user of whom something newer is known, what is older means nothing.
+    // A deletion older than the known version is ignored.
     let bob = service.known_user().await?;
     let newer = next_version(&next_version(&bob));
-    service.tell(&newer).await?;
+    service.publish_user(&newer).await?;
     service.wait_for_version(&newer).await?;
     service.order(&bob).await?;
-    service.tell(&deleted_version(&bob)).await?;
-    service.wait_until_seen(7).await?;
+    service.publish_user(&deleted_version(&bob)).await?;
+    service.wait_until_processed(7).await?;
     assert_eq!(service.sql.count(OPEN).await?, 2);
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 1);
     service.stop().await
@@ -169,7 +169,7 @@ async fn a_deletion_without_a_usable_id_cancels_without_a_cause() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chain_of_causes_is_counted_and_ends() -> Result<()> {
+async fn the_causation_depth_is_incremented_and_limited() -> Result<()> {
     let service = TestService::start("chain").await?;
     for (depth, became) in [("7", "8"), ("8", "too long"), ("eight", "no number")] {
         let user = service.known_user().await?;
@@ -191,16 +191,16 @@ async fn a_chain_of_causes_is_counted_and_ends() -> Result<()> {
         };
         service.sql.wait_for(what, 1).await?;
     }
-    // Of the two that were set aside nothing was done.
+    // The two dead-lettered deletions cancelled nothing.
     assert_eq!(service.sql.count(OPEN).await?, 2);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_with_many_orders_is_gone_with_all_of_them_at_once() -> Result<()> {
+async fn a_deletion_cancels_more_orders_than_one_statement_can_write() -> Result<()> {
     let service = TestService::start("many").await?;
     let ada = service.known_user().await?;
-    // More than one statement can write events of.
+    // More events than one statement can write.
     insert_orders(&service.sql, &ada, 1_200).await?;
     delete(&service, &ada).await?;
     assert_eq!(service.sql.count(OPEN).await?, 0);
@@ -216,14 +216,14 @@ async fn a_user_with_many_orders_is_gone_with_all_of_them_at_once() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_order_that_is_placed_while_its_user_is_deleted_stays_open() -> Result<()> {
-    /// The race is run so often, by so many callers.
+async fn an_order_placed_during_its_users_deletion_never_stays_open() -> Result<()> {
+    /// The number of runs and of concurrent callers.
     const USERS: usize = 12;
     const CALLERS: usize = 12;
     let service = TestService::start("race").await?;
     for _ in 0..USERS {
         let ada = service.known_user().await?;
-        // Each orders until it is told that the user is gone.
+        // Each caller orders until it gets USER_DELETED.
         let ordering = async || {
             loop {
                 let Err(status) = service.create(request(ada.user_id)).await else {
@@ -246,9 +246,9 @@ async fn no_order_that_is_placed_while_its_user_is_deleted_stays_open() -> Resul
         };
         tokio::try_join!(try_join_all((0..CALLERS).map(|_| ordering())), deleting)?;
         let open = service.sql.count(OPEN).await?;
-        ensure!(open == 0, "{open} orders of a deleted user stay open");
+        ensure!(open == 0, "{open} orders of a deleted user are open");
     }
-    // Every order was told of, and every end of one.
+    // Every order and every cancellation has an event.
     let orders = service.sql.count(ORDERS).await?;
     assert_eq!(service.sql.count(CANCELLATIONS).await?, orders);
     assert_eq!(service.sql.count(EVENTS).await?, 2 * orders);
@@ -256,7 +256,7 @@ async fn no_order_that_is_placed_while_its_user_is_deleted_stays_open() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_and_a_cancellation_at_once_end_an_order_once() -> Result<()> {
+async fn a_concurrent_deletion_and_cancellation_cancel_an_order_once() -> Result<()> {
     let service = TestService::start("both").await?;
     for _ in 0..8 {
         let ada = service.known_user().await?;
@@ -283,10 +283,10 @@ async fn a_deletion_and_a_cancellation_at_once_end_an_order_once() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_is_the_first_that_is_heard_of_a_user_and_counts() -> Result<()> {
+async fn a_deletion_of_an_unknown_user_cancels_its_orders() -> Result<()> {
     let service = TestService::start("first").await?;
     let ada = user();
-    // As after a rebuild of what is known of users: the orders have stayed.
+    // As after a rebuild of users_cache: the orders are still there.
     insert_orders(&service.sql, &ada, 3).await?;
     delete(&service, &ada).await?;
     assert_eq!(service.sql.count(OPEN).await?, 0);
@@ -295,13 +295,13 @@ async fn a_deletion_is_the_first_that_is_heard_of_a_user_and_counts() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_comes_between_a_deletion_and_the_swap_of_a_rebuild_is_cancelled()
+async fn an_order_placed_before_the_swap_of_a_rebuild_is_cancelled_if_its_user_is_deleted()
 -> Result<()> {
     let service = TestService::start("rebuilt").await?;
     let ada = service.known_user().await?;
-    service.tell(&deleted_version(&ada)).await?;
+    service.publish_user(&deleted_version(&ada)).await?;
     service.wait_for_version(&deleted_version(&ada)).await?;
-    // Whoever reads the old table may place an order right behind the rebuild's own cancellations.
+    // A call that reads the old table can place an order right after the rebuild's own cancellations.
     let place = format!(
         "create function place() returns trigger language plpgsql as $$ begin
              insert into orders (order_id, user_id, amount_minor, currency, state, version,
@@ -317,7 +317,7 @@ async fn an_order_that_comes_between_a_deletion_and_the_swap_of_a_rebuild_is_can
     );
     service.sql.batch_execute(&place).await?;
     service.rebuild().await?;
-    assert!(service.sql.count(ORDERS).await? > 0, "none was placed");
+    assert!(service.sql.count(ORDERS).await? > 0, "no order was placed");
     assert_eq!(service.sql.count(OPEN).await?, 0);
     service.stop().await
 }

@@ -1,4 +1,4 @@
-//! Every row of the table of this service's errors, as a caller meets it.
+//! Every documented error of this service, as a caller sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use crate::{
     harness::{TestService, cancellation, deleted_version, insert_orders, request, token_of, user},
-    watch::{IMPATIENT, Watch, unread},
+    watch::{UNREAD_OPTIONS, Watch, start_unread},
 };
 
-/// What a rejection has besides its ErrorInfo, in the words of the table.
+/// Returns the names of a rejection's details besides ErrorInfo.
 fn details(status: &Status) -> BTreeSet<&'static str> {
     let details = status.get_error_details();
     let info = details.error_info();
@@ -40,23 +40,24 @@ fn details(status: &Status) -> BTreeSet<&'static str> {
     found.map(|(name, _)| name).collect()
 }
 
-/// What the table promises.
-fn promised(reason: &Reason) -> BTreeSet<&'static str> {
+/// Returns the names of the documented details.
+fn documented_details(reason: &Reason) -> BTreeSet<&'static str> {
     let promises = reason.details.split(", ").filter(|text| !text.is_empty());
-    // What follows the name of a detail says what it holds.
+    // Text after " is " describes the value of a detail.
     let names = promises.map(|text| text.split_once(" is ").map_or(text, |(name, _)| name));
     names.collect()
 }
 
-/// Every rejection that the service has of its own, by its reason.
-async fn provoke_all() -> Result<BTreeMap<String, Status>> {
+/// Provokes every error of this service, by reason.
+async fn provoke_all_errors() -> Result<BTreeMap<String, Status>> {
     let options = ["--token-wait-ms=100", "--unknown-user-wait-ms=0"];
-    let service = TestService::start_with("errors", &[&options[..], &IMPATIENT].concat()).await?;
+    let service =
+        TestService::start_with("errors", &[&options[..], &UNREAD_OPTIONS].concat()).await?;
     let nowhere = format!("--user-service-addr=127.0.0.1:{}", devstack::free_port()?);
-    let asking = service.replica(&["--validation=remote", &nowhere]).await?;
+    let remote = service.replica(&["--validation=remote", &nowhere]).await?;
     let known = service.known_user().await?;
     let gone = service.known_user().await?;
-    service.tell(&deleted_version(&gone)).await?;
+    service.publish_user(&deleted_version(&gone)).await?;
     service.wait_for_version(&deleted_version(&gone)).await?;
     let order = service.order(&known).await?;
     service.cancel(cancellation(&order)).await?;
@@ -69,28 +70,28 @@ async fn provoke_all() -> Result<BTreeMap<String, Status>> {
         consistency_token: token_of(&user()),
         ..request(known.user_id)
     };
-    let mut slow = unread(&service, &known).await?;
-    let too_slow = slow.until_end().await?.1;
+    let mut slow = start_unread(&service, &known).await?;
+    let too_slow = slow.read_to_end().await?.1;
     let foreign = async || {
         let started = Watch::start(service.orders(), &gone, "foreign").await;
         started.map(drop)
     };
-    let mut ended = Watch::start(asking.orders(), &gone, "").await?;
+    let mut ended = Watch::start(remote.orders(), &gone, "").await?;
     let rejected = [
         service.orders().get_order(id).await.map(drop),
         service.create(request(Uuid::now_v7())).await.map(drop),
         service.create(request(gone.user_id)).await.map(drop),
         service.cancel(cancellation(&order)).await.map(drop),
         service.create(lagging).await.map(drop),
-        asking.create(request(known.user_id)).await.map(drop),
+        remote.create(request(known.user_id)).await.map(drop),
         foreign().await,
         Err(too_slow),
     ];
-    asking.stop().await?;
-    let ended = ended.until_end().await?.1;
+    remote.stop().await?;
+    let ended = ended.read_to_end().await?.1;
     let mut by_reason = BTreeMap::new();
     for rejected in rejected.into_iter().chain([Err(ended)]) {
-        let status = rejected.expect_err("it was not rejected");
+        let status = rejected.expect_err("the call was accepted");
         let info = status.get_details_error_info().context("no ErrorInfo")?;
         by_reason.insert(info.reason, status);
     }
@@ -99,15 +100,20 @@ async fn provoke_all() -> Result<BTreeMap<String, Status>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_row_of_the_table_is_met_as_it_says() -> Result<()> {
-    let rejections = provoke_all().await?;
+async fn every_documented_error_has_its_code_and_details() -> Result<()> {
+    let rejections = provoke_all_errors().await?;
     let names: BTreeSet<&str> = TABLE.iter().map(|reason| reason.name).collect();
     let met: BTreeSet<&str> = rejections.keys().map(String::as_str).collect();
     assert_eq!(met, names);
     for reason in TABLE {
         let status = &rejections[reason.name];
         assert_eq!(status.code(), reason.code, "{}", reason.name);
-        assert_eq!(details(status), promised(reason), "{}", reason.name);
+        assert_eq!(
+            details(status),
+            documented_details(reason),
+            "{}",
+            reason.name
+        );
         assert!(!status.message().is_empty(), "{}", reason.name);
     }
     Ok(())

@@ -1,5 +1,4 @@
-//! An order-service that runs in this process, with a database and a topic of its own, and what the
-//! tests do to it.
+//! An order-service in this process, with its own database and topic, and helpers of the tests.
 
 use std::{fmt::Debug, ops::Deref, sync::Arc};
 
@@ -25,24 +24,24 @@ use tonic::{Code, Status, transport::Channel};
 use tonic_types::ErrorDetails;
 use uuid::Uuid;
 
-/// Counts of the orders, and of the events that tell of them.
+/// Counts orders and their events.
 pub(crate) const ORDERS: &str = "select count(*) from orders";
 pub(crate) const EVENTS: &str = "select count(*) from outbox";
-/// Counts of the events that tell of a cancellation.
+/// Counts cancellation events.
 pub(crate) const CANCELLATIONS: &str =
     "select count(*) from outbox where event_type = 'order_cancelled'";
 
-/// The topic that the service's own events are for. They stay in the outbox: no relay runs here.
+/// The topic of the service's own events. They stay in the outbox, because no relay runs here.
 pub(crate) const ORDERS_TOPIC: &str = "orders.test";
 
-/// For calls that wait until something arrives: so long that they can't be answered otherwise.
+/// Waits long enough that a call can only complete by an arriving event.
 pub(crate) const WAIT_LONG: [&str; 3] = [
     "--token-wait-ms=60000",
     "--unknown-user-wait-ms=60000",
     "--max-deadline-ms=60000",
 ];
 
-/// An order-service; its name is also that of the topic of the users that it follows.
+/// An order-service; its name is also the name of its users topic.
 pub(crate) struct TestService(RunningService);
 
 impl Deref for TestService {
@@ -58,25 +57,25 @@ impl TestService {
         Self::start_with(test, &[]).await
     }
 
-    /// Starts it with further options.
+    /// Starts a service with further options.
     pub(crate) async fn start_with(test: &str, options: &[&str]) -> Result<Self> {
         let name = Addresses::unique_name(test);
         Addresses::shared().create_topic(&name, 3).await?;
         Self::start_on(name, options).await
     }
 
-    /// Starts it with this topic of users, which is there.
+    /// Starts a service with an existing users topic.
     pub(crate) async fn start_on(name: String, options: &[&str]) -> Result<Self> {
         let database_url = RunningService::create_database::<OrderService>(&name).await?;
         Self::start_at(&name, &database_url, options).await
     }
 
-    /// Starts another replica of it, with further options.
+    /// Starts another replica with further options.
     pub(crate) async fn replica(&self, options: &[&str]) -> Result<Self> {
         Self::start_at(&self.name, &self.database_url, options).await
     }
 
-    /// Ends it, and starts it anew.
+    /// Stops the service and starts it again.
     pub(crate) async fn restart(self) -> Result<Self> {
         let (name, database_url) = (self.name.clone(), self.database_url.clone());
         self.stop().await?;
@@ -90,18 +89,18 @@ impl TestService {
         Ok(Self(running.await?))
     }
 
-    /// Ends it, which takes no longer than the calls in flight.
+    /// Stops the service; waits only for calls in flight.
     pub(crate) async fn stop(self) -> Result<()> {
         self.0.stop().await
     }
 
-    /// The key that signs its tokens.
+    /// Loads the key that signs its tokens.
     pub(crate) async fn token_key(&self) -> Result<TokenKey> {
-        let pool = database::pool(&self.database_url.as_str().into(), 1);
+        let pool = database::create_pool(&self.database_url.as_str().into(), 1);
         Ok(TokenKey::load(&mut *pool.get().await?).await?)
     }
 
-    /// The topic of the users that it follows, and the name under which it does.
+    /// Returns the users topic, which is also the consumer group.
     pub(crate) fn topic(&self) -> &str {
         &self.name
     }
@@ -122,8 +121,8 @@ impl TestService {
         Ok(response.into_inner())
     }
 
-    /// Calls as a client should: repeats what is rejected with a RetryInfo, as when another call
-    /// with this request id is in flight, or when too many want a connection at once.
+    /// Retries rejections with a RetryInfo as a client should, for example while another call with this
+    /// request id is in flight.
     pub(crate) async fn create_at_last(
         &self,
         request: &CreateOrderRequest,
@@ -131,7 +130,7 @@ impl TestService {
         at_last(async || self.create(request.clone()).await).await
     }
 
-    /// The same for a cancellation.
+    /// Does the same for a cancellation.
     pub(crate) async fn cancel_at_last(
         &self,
         request: &CancelOrderRequest,
@@ -147,14 +146,14 @@ impl TestService {
         Ok(response.into_inner())
     }
 
-    /// An order of this user, of which nothing else matters.
+    /// Creates an arbitrary order of this user.
     pub(crate) async fn order(&self, user: &User) -> Result<Order> {
         let created = self.create(request(user.user_id)).await?;
-        created.order.context("an answer without an order")
+        created.order.context("a response without an order")
     }
 
-    /// Writes what user-service and the relay would; returns the event's id.
-    pub(crate) async fn tell(&self, user: &User) -> Result<Uuid> {
+    /// Writes a user event as user-service and the relay do; returns the event's id.
+    pub(crate) async fn publish_user(&self, user: &User) -> Result<Uuid> {
         let payload = serde_json::to_vec(user)?;
         let event_id = Uuid::now_v7();
         self.write_event(&user.user_id.to_string(), &payload, event_id)
@@ -162,12 +161,12 @@ impl TestService {
         Ok(event_id)
     }
 
-    /// Writes a record that claims to tell of a user.
+    /// Writes a record with the headers of a user event.
     pub(crate) async fn write(&self, key: &str, payload: &[u8]) -> Result<()> {
         self.write_event(key, payload, Uuid::now_v7()).await
     }
 
-    /// Writes a record with an event's id, which comes again if the record does.
+    /// Writes a record with a given event id.
     pub(crate) async fn write_event(
         &self,
         key: &str,
@@ -183,7 +182,7 @@ impl TestService {
         self.write_with(key, payload, &headers).await
     }
 
-    /// Writes what is left of a deleted user's records when compaction has run.
+    /// Writes the tombstone of a deleted user, which is all that compaction keeps.
     pub(crate) async fn write_tombstone(&self, user: &User, version: i64) -> Result<()> {
         let (key, version) = (user.user_id.to_string(), version.to_string());
         let headers = [
@@ -197,14 +196,14 @@ impl TestService {
             .await
     }
 
-    /// Builds `users_cache` anew, as the subcommand does.
+    /// Rebuilds `users_cache`, as `projection rebuild` does.
     pub(crate) async fn rebuild(&self) -> Result<()> {
         let url = self.database_url.as_str().into();
         let (mut conn, mut follower) = (connect_once(&url).await?, connect_once(&url).await?);
         let projection = UsersProjection {
             orders_topic: ORDERS_TOPIC.to_owned(),
-            arrivals: Arc::default(),
-            changes: Arc::default(),
+            user_updates: Arc::default(),
+            order_changes: Arc::default(),
         };
         let options = RebuildOptions {
             brokers: Addresses::shared().brokers().to_owned(),
@@ -215,7 +214,7 @@ impl TestService {
         Ok(())
     }
 
-    /// Writes a record with these headers and no others.
+    /// Writes a record with only these headers.
     pub(crate) async fn write_with(
         &self,
         key: &str,
@@ -228,21 +227,21 @@ impl TestService {
             .await
     }
 
-    /// Waits until so many records of users were looked at.
-    pub(crate) async fn wait_until_seen(&self, records: i64) -> Result<()> {
+    /// Waits until this number of user records is processed.
+    pub(crate) async fn wait_until_processed(&self, records: i64) -> Result<()> {
         let seen = "select sum(next_offset) from projection_offsets";
         self.sql.wait_for(seen, records).await
     }
 
-    /// A user of whom the service has heard.
+    /// Publishes a new user and waits until the service knows it.
     pub(crate) async fn known_user(&self) -> Result<User> {
         let user = user();
-        self.tell(&user).await?;
+        self.publish_user(&user).await?;
         self.wait_for_version(&user).await?;
         Ok(user)
     }
 
-    /// Waits until this version of a user has arrived.
+    /// Waits until this version of a user is applied.
     pub(crate) async fn wait_for_version(&self, user: &User) -> Result<()> {
         let version = format!(
             "select max(version) from users_cache where user_id = '{}'",
@@ -251,7 +250,7 @@ impl TestService {
         self.sql.wait_for(&version, user.version).await
     }
 
-    /// Waits until a call has looked for its user in vain. From here on it waits for an event.
+    /// Waits until a call has not found its user and waits for an event.
     pub(crate) async fn wait_for_waiting_call(&self) -> Result<()> {
         let looked = "select least(count(*), 1) from pg_stat_activity
                       where datname = current_database() and pid <> pg_backend_pid()
@@ -260,7 +259,7 @@ impl TestService {
     }
 }
 
-/// The token of one who has seen this version of a user.
+/// Returns the consistency token of a user version.
 pub(crate) fn token_of(user: &User) -> String {
     let token = ConsistencyToken {
         aggregate: Aggregate::User,
@@ -270,7 +269,7 @@ pub(crate) fn token_of(user: &User) -> String {
     token.encode()
 }
 
-/// A request to cancel this order, whatever has become of it.
+/// Creates a request to cancel this order at any version.
 pub(crate) fn cancellation(order: &Order) -> CancelOrderRequest {
     CancelOrderRequest {
         order_id: order.order_id.clone(),
@@ -278,7 +277,7 @@ pub(crate) fn cancellation(order: &Order) -> CancelOrderRequest {
     }
 }
 
-/// A new user, of whom nobody has heard.
+/// Creates a new, unpublished user.
 pub(crate) fn user() -> User {
     let now = chrono::Utc::now();
     User {
@@ -292,7 +291,7 @@ pub(crate) fn user() -> User {
     }
 }
 
-/// Writes so many open orders of a user, past the service, in one transaction.
+/// Inserts open orders of a user directly, in one transaction.
 pub(crate) async fn insert_orders(sql: &Sql, user: &User, count: i32) -> Result<()> {
     let insert = "insert into orders (order_id, user_id, amount_minor, currency, state, version,
                       create_time, update_time)
@@ -303,7 +302,7 @@ pub(crate) async fn insert_orders(sql: &Sql, user: &User, count: i32) -> Result<
     Ok(())
 }
 
-/// The next version of a user.
+/// Returns the next version of a user.
 pub(crate) fn next_version(user: &User) -> User {
     User {
         version: user.version + 1,
@@ -312,7 +311,7 @@ pub(crate) fn next_version(user: &User) -> User {
     }
 }
 
-/// The version after which there is none.
+/// Returns the deleted version of a user.
 pub(crate) fn deleted_version(user: &User) -> User {
     User {
         deleted: true,
@@ -328,7 +327,7 @@ pub(crate) fn money(currency_code: &str, units: i64, nanos: i32) -> Money {
     }
 }
 
-/// A good request to place an order for this user.
+/// Creates a valid request for an order of this user.
 pub(crate) fn request(user_id: Uuid) -> CreateOrderRequest {
     CreateOrderRequest {
         user_id: user_id.to_string(),
@@ -338,17 +337,17 @@ pub(crate) fn request(user_id: Uuid) -> CreateOrderRequest {
     }
 }
 
-/// Checks that a call was rejected with this code and this reason; returns the other details.
+/// Checks that a call was rejected with this code and reason; returns the other details.
 #[track_caller]
 pub(crate) fn assert_rejected<T: Debug>(
     result: Result<T, Status>,
     code: Code,
     reason: &str,
 ) -> ErrorDetails {
-    assert_rejection(&result.expect_err("it was not rejected"), code, reason)
+    assert_rejection(&result.expect_err("the call was accepted"), code, reason)
 }
 
-/// Checks a rejection's code and reason; returns the other details.
+/// Checks the code and reason of a rejection; returns the other details.
 #[track_caller]
 pub(crate) fn assert_rejection(status: &Status, code: Code, reason: &str) -> ErrorDetails {
     testkit::assert_rejection(status, order_service::NAME, code, reason)

@@ -1,5 +1,4 @@
-//! What the health service says. How it follows the database is the same in user-service, whose
-//! tests show it.
+//! The health service. Health checks of the database are tested in user-service.
 
 use anyhow::Result;
 use devstack::eventually;
@@ -11,39 +10,39 @@ use tonic_health::pb::{
 
 use crate::harness::{TestService, request, user};
 
-/// Waits until it says this of everything, of the calls, and of what is heard of users.
-async fn wait_for(service: &TestService, wanted: [ServingStatus; 3]) -> Result<()> {
+/// Waits for these statuses of the whole service, the calls and the projection.
+async fn wait_for(service: &TestService, expected: [ServingStatus; 3]) -> Result<()> {
     let names = ["", "order.v1.OrderService", "projection"];
     let found = async || {
-        for (name, wanted) in names.into_iter().zip(wanted) {
+        for (name, expected) in names.into_iter().zip(expected) {
             let mut client = HealthClient::new(service.channel());
             let request = HealthCheckRequest {
                 service: name.to_owned(),
             };
-            if client.check(request).await?.get_ref().status() != wanted {
+            if client.check(request).await?.get_ref().status() != expected {
                 return Ok(None);
             }
         }
         Ok(Some(()))
     };
-    eventually(&format!("{wanted:?}"), found).await
+    eventually(&format!("{expected:?}"), found).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_calls_and_the_projection_are_told_apart() -> Result<()> {
+async fn health_distinguishes_calls_from_the_projection() -> Result<()> {
     let service = TestService::start("health").await?;
     wait_for(&service, [Serving; 3]).await?;
     service.stop().await?;
-    let nowhere = ["--users-topic=nobody.made.this"];
+    let nowhere = ["--users-topic=missing.topic"];
     let service = TestService::start_with("nowhere", &nowhere).await?;
     wait_for(&service, [NotServing, Serving, NotServing]).await?;
-    // Orders of users who are known are still taken.
+    // Orders of known users are still accepted.
     let user = user();
-    let heard_before = format!(
+    let known_user = format!(
         "insert into users_cache values ('{}', 'ada@example.com', 'Ada', 1, false)",
         user.user_id
     );
-    service.sql.batch_execute(&heard_before).await?;
+    service.sql.batch_execute(&known_user).await?;
     service.create(request(user.user_id)).await?;
     service.stop().await
 }

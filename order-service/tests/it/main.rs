@@ -1,4 +1,4 @@
-//! The promises of order-service, through the wire, on a real Postgres and a real Kafka.
+//! Tests of order-service through its API, with a real Postgres and a real Kafka.
 
 mod backlog;
 mod cancel;

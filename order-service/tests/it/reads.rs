@@ -20,7 +20,7 @@ async fn list(
     Ok(service.orders().list_orders(request).await?.into_inner())
 }
 
-/// The sizes of all pages, and the ids on them.
+/// Reads all pages; returns their sizes and the ids on them.
 async fn read_all(service: &TestService, user_id: &str) -> Result<(Vec<usize>, Vec<String>)> {
     let (mut sizes, mut ids, mut page_token) = (Vec::new(), Vec::new(), String::new());
     loop {
@@ -35,7 +35,7 @@ async fn read_all(service: &TestService, user_id: &str) -> Result<(Vec<usize>, V
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_order_is_not_found_and_named() -> Result<()> {
+async fn an_unknown_order_is_not_found() -> Result<()> {
     let service = TestService::start("unknown").await?;
     let order_id = Uuid::now_v7().to_string();
     let id = GetOrderRequest {
@@ -50,7 +50,7 @@ async fn an_unknown_order_is_not_found_and_named() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
+async fn an_id_that_is_not_a_uuid_is_invalid() -> Result<()> {
     let service = TestService::start("bad_id").await?;
     let id = GetOrderRequest {
         order_id: "1".into(),
@@ -66,7 +66,7 @@ async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_hold_every_order_exactly_once_of_all_or_of_one_user() -> Result<()> {
+async fn pages_contain_every_order_once_for_one_user_or_all() -> Result<()> {
     let service = TestService::start("pages").await?;
     let (ada, bob) = (service.known_user().await?, service.known_user().await?);
     let (mut all, mut of_ada) = (Vec::new(), Vec::new());
@@ -92,19 +92,19 @@ async fn a_page_token_of_another_list_is_rejected() -> Result<()> {
     for _ in 0..4 {
         service.order(&user).await?;
     }
-    let (ada, somebody) = (user.user_id.to_string(), Uuid::now_v7().to_string());
+    let (ada, other_user) = (user.user_id.to_string(), Uuid::now_v7().to_string());
     let of_all = list(&service, "", "").await?.next_page_token;
     let of_ada = list(&service, &ada, "").await?.next_page_token;
     for (user_id, page_token) in [
         (ada.as_str(), &of_all),
         ("", &of_ada),
-        (&somebody, &of_ada),
+        (&other_user, &of_ada),
         ("", &"1".to_owned()),
     ] {
         let page = list(&service, user_id, page_token).await;
         assert_rejected(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
     }
-    // The same user, written in another way, is the same list.
+    // Another spelling of the user id is the same list.
     let page = list(&service, &ada.to_uppercase(), &of_ada).await?;
     assert_eq!(page.orders.len(), 1);
     service.stop().await

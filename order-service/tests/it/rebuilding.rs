@@ -1,4 +1,4 @@
-//! `projection rebuild`, as a process that can be killed.
+//! `projection rebuild` in a process that is killed.
 
 use std::process::{Command, Stdio};
 
@@ -10,11 +10,11 @@ use uuid::Uuid;
 use crate::harness::{ORDERS_TOPIC, TestService, user};
 
 const USERS: i64 = 30_000;
-/// Rows that the first rebuild writes before it is held: more than one of its transactions has, so
-/// that some are committed, and some are not.
+/// Rows that the first rebuild writes before it blocks: more than one transaction has, so that some
+/// are committed and some are not.
 const ROWS_BEFORE_HOLD: i64 = 25_000;
 
-/// How many records a rebuild has applied so far.
+/// The number of records that a rebuild has applied.
 const REBUILT: &str = "select sum(next_offset) from projection_offsets
                        where projection like '% rebuild'";
 
@@ -41,13 +41,13 @@ fn numbered_user(number: i64) -> User {
     }
 }
 
-async fn tell_all(service: &TestService) -> Result<()> {
-    let told: Result<Vec<_>> = (0..USERS)
+async fn publish_all(service: &TestService) -> Result<()> {
+    let payloads: Result<Vec<_>> = (0..USERS)
         .map(numbered_user)
         .map(|user| Ok((user.user_id.to_string(), serde_json::to_vec(&user)?)))
         .collect();
-    let told = told?;
-    let records = told.iter().map(|(key, payload)| NewRecord {
+    let payloads = payloads?;
+    let records = payloads.iter().map(|(key, payload)| NewRecord {
         key: Some(key.as_bytes()),
         payload: Some(payload),
         headers: &[(header::SPEC_VERSION, "1.0"), (header::TYPE, USER_CREATED)],
@@ -56,12 +56,11 @@ async fn tell_all(service: &TestService) -> Result<()> {
     let records: Vec<_> = records.collect();
     let servers = Addresses::shared();
     servers.write_records(service.topic(), &records).await?;
-    service.wait_until_seen(USERS).await
+    service.wait_until_processed(USERS).await
 }
 
-/// Holds whoever writes so many rows until a lock is free. The new tables have the constraints of the
-/// old ones.
-async fn hold_behind_rows(service: &TestService) -> Result<()> {
+/// Blocks a session that writes more rows until a lock is free. New tables have the constraints of the old.
+async fn block_after_rows(service: &TestService) -> Result<()> {
     let sql = format!(
         "create sequence written;
          create function hold() returns boolean language plpgsql as $$
@@ -78,14 +77,14 @@ async fn hold_behind_rows(service: &TestService) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_that_is_killed_goes_on_where_it_was() -> Result<()> {
+async fn a_killed_rebuild_resumes_where_it_stopped() -> Result<()> {
     let service = TestService::start("killed_rebuild").await?;
-    tell_all(&service).await?;
+    publish_all(&service).await?;
     let damage =
         "update users_cache set name = 'damaged'; delete from users_cache where version = 1
                   and email like '%7@example.com'";
     service.sql.batch_execute(damage).await?;
-    hold_behind_rows(&service).await?;
+    block_after_rows(&service).await?;
     let gate = service.session().await?;
     gate.batch_execute("select pg_advisory_lock(1)").await?;
 
@@ -97,17 +96,17 @@ async fn a_rebuild_that_is_killed_goes_on_where_it_was() -> Result<()> {
     killed.kill()?;
     killed.wait()?;
     gate.batch_execute("select pg_advisory_unlock(1)").await?;
-    // Its session ends when Postgres notices that nobody is there to be answered.
+    // Its session ends when Postgres detects the closed connection.
     let locks = format!("select count(*) from pg_locks where {of_here}");
     service.sql.wait_for(&locks, 0).await?;
     let committed = service.sql.count(REBUILT).await?;
     ensure!((1..USERS).contains(&committed), "{committed} of {USERS}");
 
     let again = rebuild(&service).output()?;
-    let told = String::from_utf8(again.stdout)?;
-    ensure!(again.status.success(), "{told}");
-    println!("killed behind {committed} records; begun again: {told}");
-    let records = told.split_once(" records").context("no count")?.0;
+    let output = String::from_utf8(again.stdout)?;
+    ensure!(again.status.success(), "{output}");
+    println!("killed after {committed} records; resumed: {output}");
+    let records = output.split_once(" records").context("no count")?.0;
     assert_eq!(records.parse::<i64>()?, USERS - committed);
 
     let query = "select user_id::text, email, name, version, deleted from users_cache

@@ -1,4 +1,4 @@
-//! Requests with a `request_id` can be repeated.
+//! Requests with a `request_id` are idempotent.
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
@@ -10,7 +10,7 @@ use crate::harness::{
     EVENTS, ORDERS, TestService, assert_rejected, deleted_version, money, request, user,
 };
 
-const KEPT_ANSWERS: &str = "select count(*) from request_ids";
+const STORED_RESPONSES: &str = "select count(*) from request_ids";
 
 fn repeatable(user_id: Uuid) -> CreateOrderRequest {
     CreateOrderRequest {
@@ -20,16 +20,16 @@ fn repeatable(user_id: Uuid) -> CreateOrderRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_gets_the_first_answer_also_when_the_user_is_gone() -> Result<()> {
+async fn a_retry_gets_the_first_response_even_if_the_user_was_deleted() -> Result<()> {
     let service = TestService::start("repeat").await?;
     let user = service.known_user().await?;
     let request = repeatable(user.user_id);
     let first = service.create(request.clone()).await?;
     assert_eq!(service.create(request.clone()).await?, first);
     let deleted = deleted_version(&user);
-    service.tell(&deleted).await?;
+    service.publish_user(&deleted).await?;
     service.wait_for_version(&deleted).await?;
-    // The order was cancelled meanwhile; its first answer stays what it was.
+    // The order was cancelled meanwhile; the stored response is unchanged.
     assert_eq!(service.create(request).await?, first);
     assert_eq!(service.sql.count(ORDERS).await?, 1);
     assert_eq!(service.sql.count(EVENTS).await?, 2);
@@ -37,7 +37,7 @@ async fn a_repeat_gets_the_first_answer_also_when_the_user_is_gone() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_may_have_a_token_and_other_letters() -> Result<()> {
+async fn a_retry_may_add_a_token_and_change_the_case_of_ids() -> Result<()> {
     let service = TestService::start("spelling").await?;
     let user = service.known_user().await?;
     let first = repeatable(user.user_id);
@@ -59,7 +59,7 @@ async fn a_repeat_may_have_a_token_and_other_letters() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_with_another_body_is_rejected() -> Result<()> {
+async fn a_request_id_with_a_different_body_is_rejected() -> Result<()> {
     let service = TestService::start("reused").await?;
     let (ada, bob) = (service.known_user().await?, service.known_user().await?);
     let first = repeatable(ada.user_id);
@@ -84,19 +84,19 @@ async fn a_request_id_with_another_body_is_rejected() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn repeats_at_once_make_one_order_and_get_one_answer() -> Result<()> {
+async fn concurrent_retries_create_one_order_and_get_the_same_response() -> Result<()> {
     let service = TestService::start("at_once").await?;
     let request = repeatable(service.known_user().await?.user_id);
-    let answers = try_join_all((0..16).map(|_| service.create_at_last(&request))).await?;
-    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    let responses = try_join_all((0..16).map(|_| service.create_at_last(&request))).await?;
+    assert!(responses.iter().all(|response| *response == responses[0]));
     assert_eq!(service.sql.count(ORDERS).await?, 1);
     assert_eq!(service.sql.count(EVENTS).await?, 1);
-    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 1);
+    assert_eq!(service.sql.count(STORED_RESPONSES).await?, 1);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rejected_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<()> {
+async fn a_rejected_order_is_not_stored_and_its_retry_is_processed_again() -> Result<()> {
     let service = TestService::start_with("rejected", &["--unknown-user-wait-ms=0"]).await?;
     let user = user();
     let request = repeatable(user.user_id);
@@ -105,8 +105,8 @@ async fn a_rejected_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<(
         Code::FailedPrecondition,
         "USER_UNKNOWN",
     );
-    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 0);
-    service.tell(&user).await?;
+    assert_eq!(service.sql.count(STORED_RESPONSES).await?, 0);
+    service.publish_user(&user).await?;
     service.wait_for_version(&user).await?;
     let created = service.create(request.clone()).await?;
     assert_eq!(service.create(request).await?, created);
@@ -115,7 +115,7 @@ async fn a_rejected_order_is_not_kept_and_its_repeat_is_tried_anew() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_is_the_same_however_it_is_spelled() -> Result<()> {
+async fn a_request_id_is_case_insensitive() -> Result<()> {
     let service = TestService::start("spelled").await?;
     let mut request = repeatable(service.known_user().await?.user_id);
     let first = service.create(request.clone()).await?;

@@ -1,4 +1,4 @@
-//! Everything that was heard of users, from the beginning once more.
+//! A replay of all user events.
 
 use std::collections::BTreeMap;
 
@@ -24,8 +24,8 @@ async fn rows(service: &TestService) -> Result<Rows> {
     rows.collect()
 }
 
-/// What the newest version of each user makes of the table.
-fn newest_rows(history: &[User]) -> Rows {
+/// Returns the rows that the latest version of each user leads to.
+fn latest_rows(history: &[User]) -> Rows {
     let mut newest = BTreeMap::new();
     for user in history {
         let kept = newest.entry(user.user_id).or_insert(user);
@@ -41,7 +41,7 @@ fn newest_rows(history: &[User]) -> Rows {
     rows.collect()
 }
 
-/// Users in up to four versions, the last of which is for every third the end of it.
+/// Returns users with up to four versions; every third user is deleted at the end.
 fn versions() -> Vec<User> {
     let mut history = Vec::new();
     for number in 0..USERS {
@@ -58,12 +58,12 @@ fn versions() -> Vec<User> {
     history
 }
 
-async fn tell_all(service: &TestService, users: &[User]) -> Result<()> {
-    let told: Result<Vec<_>> = (users.iter())
+async fn publish_all(service: &TestService, users: &[User]) -> Result<()> {
+    let payloads: Result<Vec<_>> = (users.iter())
         .map(|user| Ok((user.user_id.to_string(), serde_json::to_vec(user)?)))
         .collect();
-    let told = told?;
-    let records = told.iter().map(|(key, payload)| NewRecord {
+    let payloads = payloads?;
+    let records = payloads.iter().map(|(key, payload)| NewRecord {
         key: Some(key.as_bytes()),
         payload: Some(payload),
         headers: &[(header::SPEC_VERSION, "1.0"), (header::TYPE, USER_UPDATED)],
@@ -75,34 +75,34 @@ async fn tell_all(service: &TestService, users: &[User]) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_with_repeated_and_outdated_records_leaves_the_newest_users() -> Result<()> {
+async fn a_replay_with_duplicate_and_stale_records_keeps_the_latest_users() -> Result<()> {
     let service = TestService::start("replay").await?;
     let mut history = versions();
     let deleted = history.iter().find(|user| user.deleted);
     insert_orders(&service.sql, deleted.expect("a deleted user"), 3).await?;
-    // Each tenth record once more: some are outdated by then, and some are not.
+    // Every tenth record again: some are stale by then.
     history.extend(history.clone().into_iter().step_by(10));
-    tell_all(&service, &history).await?;
-    service.wait_until_seen(history.len() as i64).await?;
-    assert_eq!(rows(&service).await?, newest_rows(&history));
+    publish_all(&service, &history).await?;
+    service.wait_until_processed(history.len() as i64).await?;
+    assert_eq!(rows(&service).await?, latest_rows(&history));
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 3);
 
-    // The service finds its offsets moved, and begins from there, while newer versions come.
+    // Reset the offsets while newer versions arrive.
     let from_the_beginning = "update projection_offsets set next_offset = 0";
     service.sql.batch_execute(from_the_beginning).await?;
-    let live = newest_rows(&history);
+    let live = latest_rows(&history);
     let newer = history.iter().filter(|user| {
         let (.., version, deleted) = &live[&user.user_id];
         user.version == *version && !deleted
     });
     let newer: Vec<User> = newer.map(next_version).collect();
-    tell_all(&service, &newer).await?;
+    publish_all(&service, &newer).await?;
     let first = history.len() as i64;
     history.extend(newer);
-    service.wait_until_seen(history.len() as i64).await?;
-    assert_eq!(rows(&service).await?, newest_rows(&history));
+    service.wait_until_processed(history.len() as i64).await?;
+    assert_eq!(rows(&service).await?, latest_rows(&history));
     assert_eq!(service.sql.count(CANCELLATIONS).await?, 3);
-    // Each record of the first time was counted twice, and none was lost or set aside.
+    // Each record of the first run was applied twice; none was lost or dead-lettered.
     let applied = "select sum(applied) from projection_offsets";
     let applied = service.sql.count(applied).await?;
     assert_eq!(applied, first + history.len() as i64);

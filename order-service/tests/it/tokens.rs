@@ -1,4 +1,4 @@
-//! CreateOrder with a consistency token: whoever has seen a user can order for it.
+//! CreateOrder with a consistency token: a caller that has seen a user can order for it.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::harness::{
     next_version, request, token_of, user,
 };
 
-/// An order of one who has seen this version of the user.
+/// Creates a request with the token of this user version.
 fn request_after(user: &User) -> CreateOrderRequest {
     CreateOrderRequest {
         consistency_token: token_of(user),
@@ -23,13 +23,13 @@ fn request_after(user: &User) -> CreateOrderRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_waits_until_the_user_of_its_token_has_arrived() -> Result<()> {
+async fn a_call_waits_for_the_user_of_its_token() -> Result<()> {
     let options = [&WAIT_LONG[..], &["--unknown-user-wait-ms=0"]].concat();
     let service = TestService::start_with("token", &options).await?;
     let user = user();
     let arriving = async {
         service.wait_for_waiting_call().await?;
-        service.tell(&user).await
+        service.publish_user(&user).await
     };
     let (created, arrived) = tokio::join!(service.create(request_after(&user)), arriving);
     arrived?;
@@ -38,15 +38,15 @@ async fn a_call_waits_until_the_user_of_its_token_has_arrived() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_version_than_the_tokens_is_not_enough_and_a_newer_one_is() -> Result<()> {
+async fn a_call_waits_for_the_version_of_its_token_or_a_later_one() -> Result<()> {
     let service = TestService::start_with("versions", &WAIT_LONG).await?;
     let first = service.known_user().await?;
     let second = next_version(&first);
     let third = deleted_version(&second);
-    // Had the first version been enough, the order would be placed: the user lived then.
+    // With the first version the order would be accepted, because the user existed then.
     let arriving = async {
         service.wait_for_waiting_call().await?;
-        service.tell(&third).await
+        service.publish_user(&third).await
     };
     let (rejected, arrived) = tokio::join!(service.create(request_after(&second)), arriving);
     arrived?;
@@ -55,7 +55,7 @@ async fn an_older_version_than_the_tokens_is_not_enough_and_a_newer_one_is() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_does_not_arrive_in_time_is_lag_and_worth_a_retry() -> Result<()> {
+async fn a_version_that_does_not_arrive_in_time_is_rejected_with_a_retry_delay() -> Result<()> {
     let service = TestService::start_with("lag", &["--token-wait-ms=100"]).await?;
     let known = service.known_user().await?;
     for late in [user(), next_version(&known)] {
@@ -68,25 +68,25 @@ async fn a_version_that_does_not_arrive_in_time_is_lag_and_worth_a_retry() -> Re
         assert_eq!(pushback.context("no pushback")?, "250");
     }
     assert_eq!(service.sql.count(ORDERS).await?, 0);
-    // As the hint says: once it has arrived, the same call succeeds.
+    // Once the version has arrived, the same call succeeds.
     let late = next_version(&known);
-    service.tell(&late).await?;
+    service.publish_user(&late).await?;
     service.wait_for_version(&late).await?;
     service.create(request_after(&late)).await?;
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_for_whose_wait_there_is_no_room_is_told_at_once() -> Result<()> {
-    // A third of the wait that there would be with room.
+async fn a_call_beyond_the_limit_on_waiters_is_rejected_at_once() -> Result<()> {
+    // A third of the wait below the limit.
     let at_once = Duration::from_secs(20);
     let options = [&WAIT_LONG[..], &["--max-waiters=0"]].concat();
-    let service = TestService::start_with("room", &options).await?;
+    let service = TestService::start_with("limit", &options).await?;
     let lagging = timeout(at_once, service.create(request_after(&user()))).await?;
     assert_rejected(lagging, Code::Unavailable, "PROJECTION_LAGGING");
     let unknown = timeout(at_once, service.create(request(Uuid::now_v7()))).await?;
     assert_rejected(unknown, Code::FailedPrecondition, "USER_UNKNOWN");
-    // Who need not wait needs no room.
+    // A call that need not wait is not limited.
     let known = service.known_user().await?;
     service.create(request_after(&known)).await?;
     service.stop().await
@@ -105,7 +105,7 @@ async fn the_token_of_an_order_needs_no_wait() -> Result<()> {
     service.stop().await
 }
 
-/// The same request, with this token in its metadata.
+/// Creates the request with this token in its metadata.
 fn carrying(request: CreateOrderRequest, token: &str) -> Result<Request<CreateOrderRequest>> {
     let mut request = Request::new(request);
     let token = token.parse()?;
@@ -114,19 +114,19 @@ fn carrying(request: CreateOrderRequest, token: &str) -> Result<Request<CreateOr
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_in_the_metadata_is_waited_for_as_one_in_the_field() -> Result<()> {
+async fn a_token_in_the_metadata_works_like_one_in_the_field() -> Result<()> {
     let options = [&WAIT_LONG[..], &["--unknown-user-wait-ms=0"]].concat();
     let service = TestService::start_with("metadata", &options).await?;
     let user = user();
     let call = carrying(request(user.user_id), &token_of(&user))?;
     let arriving = async {
         service.wait_for_waiting_call().await?;
-        service.tell(&user).await
+        service.publish_user(&user).await
     };
     let mut client = service.orders();
     let (created, arrived) = tokio::join!(client.create_order(call), arriving);
     arrived?;
-    // And one for the order comes back, in the field and in the metadata.
+    // The order's token is returned in the field and in the metadata.
     let created = created?;
     let carried = created.metadata().get(CONSISTENCY_TOKEN).cloned();
     let carried = carried.context("no token in the metadata")?;
@@ -135,7 +135,7 @@ async fn a_token_in_the_metadata_is_waited_for_as_one_in_the_field() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_token_in_the_field_counts_before_that_in_the_metadata() -> Result<()> {
+async fn the_token_in_the_field_takes_precedence_over_the_metadata() -> Result<()> {
     let service = TestService::start_with("field", &["--token-wait-ms=100"]).await?;
     let known = service.known_user().await?;
     let late = next_version(&known);
@@ -150,10 +150,10 @@ async fn the_token_in_the_field_counts_before_that_in_the_metadata() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_in_the_metadata_that_is_none_is_named_as_it_was_sent() -> Result<()> {
+async fn an_invalid_token_in_the_metadata_is_reported_by_its_key() -> Result<()> {
     let service = TestService::start("malformed").await?;
     let user = service.known_user().await?;
-    // The second one is no text, which a header can hold.
+    // The second value is not text, which a header allows.
     for bad in [&b"garbage"[..], b"\xfa\xfb"] {
         let mut call = Request::new(request(user.user_id));
         let value = MetadataValue::try_from(bad)?;
@@ -177,7 +177,7 @@ async fn the_token_of_an_update_waits_for_the_update() -> Result<()> {
     let arriving = async {
         service.wait_for_waiting_call().await?;
         assert_eq!(service.sql.count(ORDERS).await?, 0);
-        service.tell(&second).await
+        service.publish_user(&second).await
     };
     let (created, arrived) = tokio::join!(service.create(request_after(&second)), arriving);
     arrived?;
@@ -188,16 +188,16 @@ async fn the_token_of_an_update_waits_for_the_update() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_token_of_a_deletion_says_deleted_and_never_unknown() -> Result<()> {
+async fn the_token_of_a_deletion_leads_to_deleted_and_never_to_unknown() -> Result<()> {
     let options = [&WAIT_LONG[..], &["--unknown-user-wait-ms=0"]].concat();
     let service = TestService::start_with("deletion", &options).await?;
-    // Of one user nothing was heard so far, of the other the time before.
+    // One user is unknown so far, the other is known.
     for user in [user(), service.known_user().await?] {
         let deleted = deleted_version(&user);
         let arriving = async {
             service.wait_for_waiting_call().await?;
-            service.tell(&user).await?;
-            service.tell(&deleted).await
+            service.publish_user(&user).await?;
+            service.publish_user(&deleted).await
         };
         let (rejected, arrived) = tokio::join!(service.create(request_after(&deleted)), arriving);
         arrived?;
@@ -207,25 +207,25 @@ async fn the_token_of_a_deletion_says_deleted_and_never_unknown() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_keeps_the_place_and_the_next_one_is_told_at_once() -> Result<()> {
-    // A third of the wait that there would be with room.
+async fn a_waiting_call_keeps_its_slot_and_the_next_call_is_rejected_at_once() -> Result<()> {
+    // A third of the wait below the limit.
     let at_once = Duration::from_secs(20);
     let options = [&WAIT_LONG[..], &["--max-waiters=1"]].concat();
-    let service = TestService::start_with("places", &options).await?;
+    let service = TestService::start_with("max-waiters", &options).await?;
     let (first, second) = (user(), user());
     let after = async {
         service.wait_for_waiting_call().await?;
-        let told = timeout(at_once, service.create(request_after(&second))).await?;
-        assert_rejected(told, Code::Unavailable, "PROJECTION_LAGGING");
-        service.tell(&first).await
+        let rejected = timeout(at_once, service.create(request_after(&second))).await?;
+        assert_rejected(rejected, Code::Unavailable, "PROJECTION_LAGGING");
+        service.publish_user(&first).await
     };
     let (created, arrived) = tokio::join!(service.create(request_after(&first)), after);
     arrived?;
     created?;
-    // The place is free again.
+    // The slot is free again.
     let arriving = async {
         service.wait_for_waiting_call().await?;
-        service.tell(&second).await
+        service.publish_user(&second).await
     };
     let (created, arrived) = tokio::join!(service.create(request_after(&second)), arriving);
     arrived?;

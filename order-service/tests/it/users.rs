@@ -1,4 +1,4 @@
-//! Who may order: an order is checked against what was heard of its user.
+//! Validation of the user of an order against `users_cache`.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::harness::{
 const DEAD: &str = "select count(*) from dead_letters";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_user_is_rejected_with_a_hint_that_it_may_pass() -> Result<()> {
+async fn an_unknown_user_is_rejected_with_a_retry_delay() -> Result<()> {
     for wait in ["--unknown-user-wait-ms=0", "--unknown-user-wait-ms=100"] {
         let service = TestService::start_with("unknown", &[wait]).await?;
         let user_id = Uuid::now_v7();
         let status = service.create(request(user_id)).await;
-        let status = status.expect_err("nobody knows this user");
+        let status = status.expect_err("the user is unknown");
         let details = assert_rejection(&status, Code::FailedPrecondition, "USER_UNKNOWN");
         let conditions = details.precondition_failure().context("no condition")?;
         let condition = &conditions.violations[0];
@@ -28,7 +28,7 @@ async fn an_unknown_user_is_rejected_with_a_hint_that_it_may_pass() -> Result<()
         assert_eq!(condition.subject, format!("users/{user_id}"));
         let retry = details.retry_info().context("no RetryInfo")?;
         assert_eq!(retry.retry_delay, Some(Duration::from_millis(250)));
-        // Who retries by himself must not do so for this code.
+        // Client retry policies must not retry this code.
         assert_eq!(status.metadata().get("grpc-retry-pushback-ms"), None);
         assert_eq!(service.sql.count(ORDERS).await?, 0);
         service.stop().await?;
@@ -37,12 +37,12 @@ async fn an_unknown_user_is_rejected_with_a_hint_that_it_may_pass() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_arrives_during_the_short_wait_can_order() -> Result<()> {
+async fn a_user_that_arrives_during_the_short_wait_can_order() -> Result<()> {
     let service = TestService::start_with("arrives", &WAIT_LONG).await?;
     let user = user();
     let arriving = async {
         service.wait_for_waiting_call().await?;
-        service.tell(&user).await
+        service.publish_user(&user).await
     };
     let (created, arrived) = tokio::join!(service.create(request(user.user_id)), arriving);
     arrived?;
@@ -52,12 +52,12 @@ async fn a_user_who_arrives_during_the_short_wait_can_order() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_user_can_not_order_and_a_retry_would_not_help() -> Result<()> {
+async fn a_deleted_user_cannot_order_and_gets_no_retry_delay() -> Result<()> {
     let service = TestService::start("deleted").await?;
     let user = service.known_user().await?;
     service.order(&user).await?;
     let deleted = deleted_version(&user);
-    service.tell(&deleted).await?;
+    service.publish_user(&deleted).await?;
     service.wait_for_version(&deleted).await?;
     let rejected = service.create(request(user.user_id)).await;
     let details = assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
@@ -71,18 +71,18 @@ async fn a_deleted_user_can_not_order_and_a_retry_would_not_help() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_record_does_not_bring_a_deleted_user_back() -> Result<()> {
+async fn a_stale_record_does_not_restore_a_deleted_user() -> Result<()> {
     let service = TestService::start("stale").await?;
     let first = service.known_user().await?;
     let second = next_version(&first);
     let deleted = deleted_version(&second);
     for record in [&second, &deleted, &second, &first, &deleted, &first] {
-        service.tell(record).await?;
+        service.publish_user(record).await?;
     }
-    service.wait_until_seen(7).await?;
+    service.wait_until_processed(7).await?;
     let rejected = service.create(request(first.user_id)).await;
     assert_rejected(rejected, Code::FailedPrecondition, "USER_DELETED");
-    // Of a deleted user nothing is kept that says who it was.
+    // A deleted user keeps no personal data.
     let kept = "select count(*) from users_cache
                 where version = 3 and deleted and email is null and name is null";
     assert_eq!(service.sql.count(kept).await?, 1);
@@ -97,20 +97,20 @@ async fn a_stale_record_does_not_bring_a_deleted_user_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_that_can_not_be_applied_go_aside_and_later_ones_are_heard() -> Result<()> {
+async fn poison_records_are_dead_lettered_and_later_ones_applied() -> Result<()> {
     let service = TestService::start("poison").await?;
     let user = user();
-    // All with the key of the user, so that they are in its partition and before it.
+    // All with the user's key, to be in its partition and before it.
     let key = user.user_id.to_string();
     let mut other_id = user.clone();
     other_id.user_id = Uuid::nil();
-    // JSON can hold this character, and Postgres can't.
+    // JSON allows this character, and Postgres does not.
     let mut zero = user.clone();
     zero.name = "A\0da".into();
     let poison = [
         ("payload", String::from("{}")),
         ("payload", String::from("no JSON")),
-        // What serde says of it holds it.
+        // serde's error message would contain the value.
         ("payload", String::from(r#"{"user_id":"secret\u0000"}"#)),
         ("key", serde_json::to_string(&other_id)?),
         ("payload", serde_json::to_string(&zero)?),
@@ -118,7 +118,7 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_are_heard() -> 
     for (_, payload) in &poison {
         service.write(&key, payload.as_bytes()).await?;
     }
-    service.tell(&user).await?;
+    service.publish_user(&user).await?;
     service.wait_for_version(&user).await?;
     service.order(&user).await?;
     assert_eq!(service.sql.count(DEAD).await?, 5);
@@ -130,14 +130,14 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_are_heard() -> 
         .map(|row| (row.get(0), row.get(1)))
         .collect();
     assert_eq!(dead_letters, poison);
-    let told = "select count(*) from dead_letters where error like '%secret%'";
-    assert_eq!(service.sql.count(told).await?, 0);
+    let leaked = "select count(*) from dead_letters where error like '%secret%'";
+    assert_eq!(service.sql.count(leaked).await?, 0);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_that_are_no_events_of_users_go_aside_and_unknown_types_are_passed_over()
--> Result<()> {
+async fn records_that_are_not_user_events_are_dead_lettered_and_unknown_types_skipped() -> Result<()>
+{
     let service = TestService::start("strangers").await?;
     let (user, mut impossible) = (user(), user());
     let key = user.user_id.to_string();
@@ -152,7 +152,7 @@ async fn records_that_are_no_events_of_users_go_aside_and_unknown_types_are_pass
         (&good, &[created]),
         (&good, &[(header::SPEC_VERSION, "2.0"), created]),
         (&impossible, &[spec, created]),
-        // No fault: something that this version does not know.
+        // Not poison: a type that this version does not know.
         (
             &b"something new"[..],
             &[spec, (header::TYPE, "user_praised")],
@@ -160,7 +160,7 @@ async fn records_that_are_no_events_of_users_go_aside_and_unknown_types_are_pass
     ] {
         service.write_with(&key, payload, headers).await?;
     }
-    service.tell(&user).await?;
+    service.publish_user(&user).await?;
     service.wait_for_version(&user).await?;
     service.order(&user).await?;
     let dead_letters = "select error_class from dead_letters order by record_offset";
@@ -176,7 +176,7 @@ async fn records_that_are_no_events_of_users_go_aside_and_unknown_types_are_pass
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tombstone_tells_of_a_deletion_when_nothing_else_does() -> Result<()> {
+async fn a_tombstone_alone_deletes_the_user() -> Result<()> {
     let service = TestService::start("tombstone").await?;
     let user = service.known_user().await?;
     service.order(&user).await?;

@@ -1,4 +1,4 @@
-//! WatchOrders: every order, each of its changes, and on from where the caller was.
+//! WatchOrders streams every order and each change, and resumes at a token.
 
 use std::collections::HashMap;
 
@@ -21,15 +21,15 @@ use crate::harness::{
     request,
 };
 
-/// What a caller of WatchOrders reads.
+/// A stream of WatchOrders as its caller sees it.
 pub(crate) struct Watch {
     stream: Streaming<WatchOrdersResponse>,
-    /// The last resume token that came.
+    /// The last received resume token.
     token: String,
 }
 
 impl Watch {
-    /// Follows a user's orders behind `token`, or from the beginning.
+    /// Watches a user's orders after `token`, or from the beginning.
     pub(crate) async fn start(
         mut client: OrderServiceClient<Channel>,
         user: &User,
@@ -45,23 +45,23 @@ impl Watch {
         })
     }
 
-    /// The next message, or why there is none any more.
+    /// Returns the next message, or the status at the end of the stream.
     async fn message(&mut self) -> Result<Result<WatchOrdersResponse, Status>> {
         let message = timeout(PATIENCE, self.stream.message()).await;
-        let message = message.context("the stream is silent")?.transpose();
-        let message = message.context("the stream ends without a word")?;
+        let message = message.context("no message in time")?.transpose();
+        let message = message.context("the stream ended without a status")?;
         if let Ok(message) = &message {
             self.token.clone_from(&message.resume_token);
         }
         Ok(message)
     }
 
-    /// The next order.
+    /// Returns the next order.
     async fn next(&mut self) -> Result<Order> {
         self.message().await??.order.context("no order")
     }
 
-    /// The next so many orders.
+    /// Returns the next `count` orders.
     async fn take(&mut self, count: usize) -> Result<Vec<Order>> {
         let mut orders = Vec::new();
         while orders.len() < count {
@@ -70,8 +70,8 @@ impl Watch {
         Ok(orders)
     }
 
-    /// All orders up to the end, and what that is.
-    pub(crate) async fn until_end(&mut self) -> Result<(Vec<Order>, Status)> {
+    /// Reads all orders to the end of the stream; returns them and the final status.
+    pub(crate) async fn read_to_end(&mut self) -> Result<(Vec<Order>, Status)> {
         let mut orders = Vec::new();
         loop {
             match self.message().await? {
@@ -86,8 +86,8 @@ async fn watch(service: &TestService, user: &User, token: &str) -> Result<Watch>
     Ok(Watch::start(service.orders(), user, token).await?)
 }
 
-/// Checks that nothing is on its way before what comes next: an order that is placed now.
-async fn assert_nothing_else(
+/// Checks that the next change in each watch is an order placed now.
+async fn assert_no_other_changes(
     service: &TestService,
     user: &User,
     watches: &mut [&mut Watch],
@@ -99,18 +99,18 @@ async fn assert_nothing_else(
     Ok(())
 }
 
-/// The ids of orders, which must all be different.
+/// Returns the ids of orders, which must be unique.
 fn ids<'a>(orders: impl IntoIterator<Item = &'a Order>) -> Result<Vec<&'a str>> {
     let mut ids: Vec<_> = orders.into_iter().map(|o| o.order_id.as_str()).collect();
     ids.sort_unstable();
     let count = ids.len();
     ids.dedup();
-    ensure!(ids.len() == count, "some orders came twice");
+    ensure!(ids.len() == count, "duplicate orders");
     Ok(ids)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_begins_with_every_order_and_goes_on_with_each_change() -> Result<()> {
+async fn a_watch_starts_with_every_order_and_continues_with_each_change() -> Result<()> {
     let service = TestService::start("watch").await?;
     let (ada, bob) = (service.known_user().await?, service.known_user().await?);
     let (first, second) = (service.order(&ada).await?, service.order(&ada).await?);
@@ -118,17 +118,17 @@ async fn a_watch_begins_with_every_order_and_goes_on_with_each_change() -> Resul
     let first = first.context("no order")?;
     service.order(&bob).await?;
     let mut watch = watch(&service, &ada, "").await?;
-    // In the order of their changes.
+    // By time of change.
     assert_eq!(watch.take(2).await?, [second.clone(), first]);
     let third = service.order(&ada).await?;
     assert_eq!(watch.next().await?, third);
     service.order(&bob).await?;
     let cancelled = service.cancel(cancellation(&second)).await?.order;
     assert_eq!(Some(watch.next().await?), cancelled);
-    // Both that are still open end with their user.
+    // The deletion of the user cancels both open orders.
     let fourth = service.order(&ada).await?;
     assert_eq!(watch.next().await?, fourth);
-    service.tell(&deleted_version(&ada)).await?;
+    service.publish_user(&deleted_version(&ada)).await?;
     let ended = watch.take(2).await?;
     assert_eq!(ids(&ended)?, ids([&third, &fourth])?);
     for order in ended {
@@ -141,7 +141,7 @@ async fn a_watch_begins_with_every_order_and_goes_on_with_each_change() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_token_goes_on_exactly_behind_what_was_received() -> Result<()> {
+async fn the_last_token_resumes_exactly_after_the_last_received_order() -> Result<()> {
     let service = TestService::start("resume").await?;
     let ada = service.known_user().await?;
     service.order(&ada).await?;
@@ -153,18 +153,18 @@ async fn the_last_token_goes_on_exactly_behind_what_was_received() -> Result<()>
     assert_ne!(received, second);
     assert_eq!(middle.next().await?, second);
     let mut end = watch(&service, &ada, &first.token).await?;
-    assert_nothing_else(&service, &ada, &mut [&mut first, &mut middle, &mut end]).await?;
-    // What has changed while nobody looked.
+    assert_no_other_changes(&service, &ada, &mut [&mut first, &mut middle, &mut end]).await?;
+    // A change while no watch is open.
     let token = end.token.clone();
     drop((first, middle, end));
     let cancelled = service.cancel(cancellation(&received)).await?.order;
     let mut later = watch(&service, &ada, &token).await?;
     assert_eq!(Some(later.next().await?), cancelled);
-    assert_nothing_else(&service, &ada, &mut [&mut later]).await?;
-    // Of who has nothing, too.
+    assert_no_other_changes(&service, &ada, &mut [&mut later]).await?;
+    // A user without orders.
     let bob = service.known_user().await?;
     let mut nothing = watch(&service, &bob, "").await?;
-    assert_nothing_else(&service, &bob, &mut [&mut nothing]).await?;
+    assert_no_other_changes(&service, &bob, &mut [&mut nothing]).await?;
     drop((later, nothing));
     service.stop().await
 }
@@ -173,7 +173,7 @@ async fn the_last_token_goes_on_exactly_behind_what_was_received() -> Result<()>
 async fn a_token_from_the_middle_of_a_page_survives_a_restart_and_misses_no_change() -> Result<()> {
     let service = TestService::start("middle").await?;
     let ada = service.known_user().await?;
-    // More than two pages: of one transaction, and of several.
+    // More than two pages, by one transaction and by several.
     insert_orders(&service.sql, &ada, 230).await?;
     for _ in 0..20 {
         service.order(&ada).await?;
@@ -185,10 +185,10 @@ async fn a_token_from_the_middle_of_a_page_survives_a_restart_and_misses_no_chan
     let mut rest = watch(&service, &ada, &token).await?;
     let unseen = rest.take(220).await?;
     assert_eq!(ids(received.iter().chain(&unseen))?.len(), 250);
-    assert_nothing_else(&service, &ada, &mut [&mut rest]).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut rest]).await?;
     drop(rest);
 
-    // One that was received, and one that was not, is cancelled meanwhile.
+    // Cancel one received order and one that was not received.
     let (seen, other) = (&received[7], &unseen[60]);
     service.cancel(cancellation(seen)).await?;
     service.cancel(cancellation(other)).await?;
@@ -199,22 +199,22 @@ async fn a_token_from_the_middle_of_a_page_survives_a_restart_and_misses_no_chan
         let is_newer = newest
             .insert(order.order_id.clone(), order.version)
             .is_none_or(|before| before < order.version);
-        assert!(is_newer, "a version came again: {order:?}");
+        assert!(is_newer, "a version was sent twice: {order:?}");
     }
-    // All that were unseen, the one that was placed since, and the change of what was seen.
+    // All unseen orders, the order placed since, and the change of the seen order.
     assert_eq!(newest.len(), 222);
     assert!(unseen.iter().all(|o| newest.contains_key(&o.order_id)));
     assert_eq!([seen, other].map(|o| newest[&o.order_id]), [2, 2]);
-    assert_nothing_else(&service, &ada, &mut [&mut resumed]).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut resumed]).await?;
     drop(resumed);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_is_committed_late_is_not_missed() -> Result<()> {
+async fn an_order_committed_late_is_not_missed() -> Result<()> {
     let service = TestService::start("late").await?;
     let ada = service.known_user().await?;
-    // This one begins before anybody watches, and has the lowest number of all.
+    // Starts before the watch and has the lowest transaction id.
     let earliest = service.session().await?;
     earliest.batch_execute("begin").await?;
     insert_orders(&earliest, &ada, 1).await?;
@@ -225,7 +225,7 @@ async fn an_order_that_is_committed_late_is_not_missed() -> Result<()> {
     late.batch_execute("begin").await?;
     insert_orders(&late, &ada, 1).await?;
     for _ in 0..3 {
-        assert_nothing_else(&service, &ada, &mut [&mut watch]).await?;
+        assert_no_other_changes(&service, &ada, &mut [&mut watch]).await?;
     }
     let token = watch.token.clone();
     late.batch_execute("commit").await?;
@@ -233,9 +233,9 @@ async fn an_order_that_is_committed_late_is_not_missed() -> Result<()> {
     earliest.batch_execute("commit").await?;
     let first = watch.next().await?;
     assert_eq!(ids([&first, &second])?.len(), 2);
-    assert_nothing_else(&service, &ada, &mut [&mut watch]).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut watch]).await?;
 
-    // A token from before their commits leads to both.
+    // A token from before both commits returns both.
     let mut resumed = Watch::start(service.orders(), &ada, &token).await?;
     let orders = resumed.take(2).await?;
     assert_eq!(ids(&orders)?, ids([&first, &second])?);
@@ -244,7 +244,7 @@ async fn an_order_that_is_committed_late_is_not_missed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_replica_writes_arrives_too() -> Result<()> {
+async fn changes_by_another_replica_arrive() -> Result<()> {
     let service = TestService::start("replica").await?;
     let other = service.replica(&[]).await?;
     let ada = service.known_user().await?;
@@ -253,16 +253,16 @@ async fn what_another_replica_writes_arrives_too() -> Result<()> {
     assert_eq!(watch.next().await?, placed);
     let cancelled = other.cancel(cancellation(&placed)).await?.order;
     assert_eq!(Some(watch.next().await?), cancelled);
-    // A token of one is as good for the other.
+    // Both replicas accept the token.
     let mut elsewhere = Watch::start(other.orders(), &ada, &watch.token).await?;
-    assert_nothing_else(&service, &ada, &mut [&mut watch, &mut elsewhere]).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut watch, &mut elsewhere]).await?;
     drop((watch, elsewhere));
     other.stop().await?;
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_was_changed_or_is_another_users_is_rejected() -> Result<()> {
+async fn an_altered_token_or_another_users_token_is_rejected() -> Result<()> {
     let service = TestService::start("foreign").await?;
     let (ada, bob) = (service.known_user().await?, service.known_user().await?);
     let order = service.create(request(ada.user_id)).await?;
@@ -294,7 +294,7 @@ async fn a_token_that_was_changed_or_is_another_users_is_rejected() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_id_that_is_none_is_a_bad_field() -> Result<()> {
+async fn an_invalid_user_id_is_reported() -> Result<()> {
     let service = TestService::start("bad_id").await?;
     let request = WatchOrdersRequest {
         user_id: "1".into(),
@@ -308,27 +308,27 @@ async fn a_user_id_that_is_none_is_a_bad_field() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_for_which_there_is_no_room_is_told_so() -> Result<()> {
-    let service = TestService::start_with("room", &["--max-watches=1"]).await?;
+async fn a_watch_beyond_the_limit_is_rejected() -> Result<()> {
+    let service = TestService::start_with("limit", &["--max-watches=1"]).await?;
     let ada = service.known_user().await?;
     let first = watch(&service, &ada, "").await?;
     let rejected = Watch::start(service.orders(), &ada, "").await.map(drop);
     let details = assert_rejected(rejected, Code::ResourceExhausted, "OVERLOADED");
     assert!(details.retry_info().is_some());
-    // Who leaves makes room.
+    // A closed watch frees its slot.
     drop(first);
-    let room = async || Ok(Watch::start(service.orders(), &ada, "").await.ok());
-    let mut second = eventually("room", room).await?;
-    assert_nothing_else(&service, &ada, &mut [&mut second]).await?;
+    let opening = async || Ok(Watch::start(service.orders(), &ada, "").await.ok());
+    let mut second = eventually("a free slot", opening).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut second]).await?;
     drop(second);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crowd_that_watches_one_user_is_not_shed() -> Result<()> {
+async fn many_watches_of_one_user_are_not_rejected() -> Result<()> {
     let service = TestService::start_with("crowd", &["--max-calls=2"]).await?;
     let ada = service.known_user().await?;
-    // One after the other: only what wakes all of them brings them here at once.
+    // Opened one after the other; only a change polls all of them at once.
     let mut watches = Vec::new();
     let first = service.order(&ada).await?;
     for _ in 0..40 {
@@ -349,50 +349,49 @@ async fn a_crowd_that_watches_one_user_is_not_shed() -> Result<()> {
     service.stop().await
 }
 
-/// A watch of a caller that does not read, up to the moment when the server has given up on it. The
-/// server has room for one watch only.
-pub(crate) async fn unread(service: &TestService, user: &User) -> Result<Watch> {
-    // What can be on its way is as little as HTTP/2 has it, and less than the orders take.
+/// Opens a watch that is not read, and waits until the server ends it. Requires a limit of one watch.
+pub(crate) async fn start_unread(service: &TestService, user: &User) -> Result<Watch> {
+    // The smallest flow-control window, less than the size of the orders.
     let endpoint = service.endpoint()?.initial_stream_window_size(65_535);
     let client = OrderServiceClient::new(endpoint.connect().await?);
     let unread = Watch::start(client, user, "").await?;
-    let room = async || Ok(Watch::start(service.orders(), user, "").await.ok());
-    eventually("room for another", room).await?;
+    let opening = async || Ok(Watch::start(service.orders(), user, "").await.ok());
+    eventually("a free slot", opening).await?;
     Ok(unread)
 }
 
-/// Options for [`unread`].
-pub(crate) const IMPATIENT: [&str; 2] = ["--watch-patience-ms=200", "--max-watches=1"];
+/// The options for [`start_unread`].
+pub(crate) const UNREAD_OPTIONS: [&str; 2] = ["--watch-patience-ms=200", "--max-watches=1"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_does_not_read_is_told_so_and_can_go_on() -> Result<()> {
+async fn a_caller_that_does_not_read_is_rejected_and_can_resume() -> Result<()> {
     const ORDERS: usize = 3_000;
-    let service = TestService::start_with("slow", &IMPATIENT).await?;
+    let service = TestService::start_with("slow", &UNREAD_OPTIONS).await?;
     let ada = service.known_user().await?;
     insert_orders(&service.sql, &ada, ORDERS as i32).await?;
-    let mut slow = unread(&service, &ada).await?;
-    let (received, end) = slow.until_end().await?;
+    let mut slow = start_unread(&service, &ada).await?;
+    let (received, end) = slow.read_to_end().await?;
     let details = assert_rejection(&end, Code::ResourceExhausted, "WATCH_TOO_SLOW");
     assert!(details.retry_info().is_none());
     assert!((1..ORDERS).contains(&received.len()), "{}", received.len());
     let resuming = async || Ok(Watch::start(service.orders(), &ada, &slow.token).await.ok());
-    let mut resumed = eventually("room", resuming).await?;
+    let mut resumed = eventually("a free slot", resuming).await?;
     let rest = resumed.take(ORDERS - received.len()).await?;
     assert_eq!(ids(received.iter().chain(&rest))?.len(), ORDERS);
-    assert_nothing_else(&service, &ada, &mut [&mut resumed]).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut resumed]).await?;
     drop((slow, resumed));
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_open_watch_ends_with_the_server_and_does_not_hold_it_up() -> Result<()> {
-    // Longer than anybody here waits.
+async fn an_open_watch_ends_at_shutdown_without_delaying_it() -> Result<()> {
+    // Longer than the test waits.
     let service = TestService::start_with("ends", &["--drain-timeout-ms=600000"]).await?;
     let ada = service.known_user().await?;
     let mut watch = watch(&service, &ada, "").await?;
-    assert_nothing_else(&service, &ada, &mut [&mut watch]).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut watch]).await?;
     service.stop().await?;
-    let (received, end) = watch.until_end().await?;
+    let (received, end) = watch.read_to_end().await?;
     let details = assert_rejection(&end, Code::Unavailable, "WATCH_ENDED");
     assert!(details.retry_info().is_some());
     assert_eq!(received, []);
@@ -400,7 +399,7 @@ async fn an_open_watch_ends_with_the_server_and_does_not_hold_it_up() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_lasts_as_long_as_its_caller_has_asked_and_not_the_limit_of_calls() -> Result<()> {
+async fn a_watch_lasts_until_its_callers_deadline_and_not_the_call_limit() -> Result<()> {
     let service = TestService::start_with("lasts", &["--max-deadline-ms=1000"]).await?;
     let sql = "insert into users_cache values ($1::text::uuid, 'a@b.c', 'A', 1, false)";
     let ada = crate::harness::user();
@@ -411,7 +410,7 @@ async fn a_watch_lasts_as_long_as_its_caller_has_asked_and_not_the_limit_of_call
     let starting = async || Ok(Watch::start(service.orders(), &ada, "").await.ok());
     let mut watch = eventually("a watch", starting).await?;
     for _ in 0..4 {
-        // Found by polling: all of them take longer than that limit.
+        // Found by polling; together they take longer than the limit.
         insert_orders(&service.sql, &ada, 1).await?;
         watch.next().await?;
     }
@@ -419,15 +418,15 @@ async fn a_watch_lasts_as_long_as_its_caller_has_asked_and_not_the_limit_of_call
     service.stop().await
 }
 
-/// The number of a transaction that is far from being made.
+/// A transaction id far in the future.
 const FAR_XID: &str = "1000000000000";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_orders_of_a_restored_dump_are_followed_from_the_beginning() -> Result<()> {
+async fn orders_of_a_restored_database_are_watched_from_the_beginning() -> Result<()> {
     let service = TestService::start("dump").await?;
     let ada = service.known_user().await?;
     insert_orders(&service.sql, &ada, 150).await?;
-    // What a dump restores has the numbers of another server's transactions.
+    // Restored rows have transaction ids of another server.
     let restored = format!("update orders set changed_xid = '{FAR_XID}'");
     service.sql.execute(&restored, &[]).await?;
     let mut first = watch(&service, &ada, "").await?;
@@ -436,23 +435,23 @@ async fn the_orders_of_a_restored_dump_are_followed_from_the_beginning() -> Resu
     let cancelled = service.cancel(cancellation(&received[0])).await?.order;
     assert_eq!(Some(first.next().await?), cancelled);
     let mut resumed = watch(&service, &ada, &first.token).await?;
-    assert_nothing_else(&service, &ada, &mut [&mut first, &mut resumed]).await?;
+    assert_no_other_changes(&service, &ada, &mut [&mut first, &mut resumed]).await?;
     drop((first, resumed));
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_from_before_a_restored_dump_is_rejected() -> Result<()> {
+async fn a_token_from_before_a_restore_is_rejected() -> Result<()> {
     let service = TestService::start("before").await?;
     let ada = service.known_user().await?;
     service.order(&ada).await?;
     let key = service.token_key().await?;
     let purpose = format!("watch user_id={}", ada.user_id);
-    // From behind everything, and from the middle of the first page.
+    // From the end, and from the middle of the first page.
     let (behind, order_id) = (format!("1:{FAR_XID}:"), Uuid::nil());
     for position in [behind.clone(), format!("1:1:;{behind};25;{order_id}")] {
         let token = key.sign(&purpose, position.as_bytes());
-        let (_, end) = watch(&service, &ada, &token).await?.until_end().await?;
+        let (_, end) = watch(&service, &ada, &token).await?.read_to_end().await?;
         assert_rejection(&end, Code::InvalidArgument, "RESUME_TOKEN_INVALID");
     }
     service.stop().await

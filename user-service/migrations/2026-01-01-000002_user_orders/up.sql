@@ -1,8 +1,8 @@
--- What this service has heard of orders, which order-service owns: the newest version of each.
+-- Orders, which order-service owns: the latest version of each from its events.
 create table user_orders (
     order_id uuid constraint user_orders_pkey primary key,
     user_id uuid not null,
-    -- In the currency's units, with its digits: 19.90.
+    -- In the currency's units with its decimal places: 19.90.
     amount numeric(38, 9) not null,
     currency text not null constraint user_orders_currency_code check (currency ~ '^[A-Z]{3}$'),
     cancelled boolean not null,
@@ -10,7 +10,7 @@ create table user_orders (
     update_time timestamptz not null
 );
 
--- The same, summed up by user and currency, in the transaction that changes user_orders.
+-- Totals by user and currency, updated in the transaction that changes user_orders.
 create table user_order_summaries (
     user_id uuid not null,
     currency text not null,

@@ -1,4 +1,4 @@
--- Deleted users have lost what the old rules demand, and are not held to them.
+-- Not valid: existing rows of deleted users violate the old constraints.
 alter table users
     drop constraint users_email_length,
     drop constraint users_email_key_erased,

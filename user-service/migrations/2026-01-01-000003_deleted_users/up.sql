@@ -1,5 +1,4 @@
--- Of a deleted user nothing is kept that says who it was: the id, the version and the times stay, e-mail and name become
--- empty.
+-- A deleted user keeps no personal data: id, version and times stay, e-mail and name become empty.
 alter table users
     drop constraint users_email_length,
     drop constraint users_name_length,

@@ -1,4 +1,4 @@
-//! Requests, read into the domain. Whatever is wrong with one is told at once.
+//! Decodes requests into domain types. Reports all invalid fields at once.
 
 use prost::Message as _;
 use proto::user::v1::{CreateUserRequest, DeleteUserRequest, UpdateUserRequest};
@@ -10,24 +10,24 @@ use crate::{
     error::Error,
 };
 
-/// Ids of one request at most, as the contract says.
+/// The maximum number of ids per request, as documented in the proto file.
 const MAX_BATCH_IDS: usize = 100;
 
-pub(super) fn user_id(text: &str) -> Result<Uuid, Error> {
+pub(super) fn parse_user_id(text: &str) -> Result<Uuid, Error> {
     let mut violations = Violations::default();
-    let id = violations.id("user_id", text);
+    let id = violations.parse_uuid("user_id", text);
     id.ok_or_else(|| CallError::Invalid(violations).into())
 }
 
-pub(super) fn user_ids(texts: &[String]) -> Result<Vec<Uuid>, Error> {
+pub(super) fn parse_user_ids(texts: &[String]) -> Result<Vec<Uuid>, Error> {
     let mut violations = Violations::default();
     if !(1..=MAX_BATCH_IDS).contains(&texts.len()) {
-        violations.add("user_ids", "must be 1 to 100 ids");
+        violations.add("user_ids", "must contain 1 to 100 ids");
         return Err(CallError::Invalid(violations).into());
     }
     let ids = texts.iter().enumerate();
     let ids: Vec<_> = ids
-        .filter_map(|(place, text)| violations.id(&format!("user_ids[{place}]"), text))
+        .filter_map(|(index, text)| violations.parse_uuid(&format!("user_ids[{index}]"), text))
         .collect();
     if ids.len() < texts.len() {
         return Err(CallError::Invalid(violations).into());
@@ -35,15 +35,17 @@ pub(super) fn user_ids(texts: &[String]) -> Result<Vec<Uuid>, Error> {
     Ok(ids)
 }
 
-pub(super) fn create(request: &CreateUserRequest) -> Result<(NewUser, Option<RequestKey>), Error> {
+pub(super) fn create_request(
+    request: &CreateUserRequest,
+) -> Result<(NewUser, Option<RequestKey>), Error> {
     let mut violations = Violations::default();
-    let email = violations.check("email", Email::parse(&request.email));
-    let name = violations.check("name", Name::parse(&request.name));
+    let email = violations.collect("email", Email::parse(&request.email));
+    let name = violations.collect("name", Name::parse(&request.name));
     let body = CreateUserRequest {
         request_id: String::new(),
         ..request.clone()
     };
-    let key = violations.check(
+    let key = violations.collect(
         "request_id",
         RequestKey::parse("CreateUser", &request.request_id, &body.encode_to_vec()),
     );
@@ -53,7 +55,7 @@ pub(super) fn create(request: &CreateUserRequest) -> Result<(NewUser, Option<Req
     }
 }
 
-pub(super) fn update(
+pub(super) fn update_request(
     request: &UpdateUserRequest,
 ) -> Result<(UserChange, Option<RequestKey>), Error> {
     let mut violations = Violations::default();
@@ -61,36 +63,39 @@ pub(super) fn update(
         request_id: String::new(),
         ..request.clone()
     };
-    let key = violations.check(
+    let key = violations.collect(
         "request_id",
         RequestKey::parse("UpdateUser", &request.request_id, &body.encode_to_vec()),
     );
     let Some(user) = &request.user else {
-        violations.add("user", "must be given");
+        violations.add("user", "is required");
         return Err(CallError::Invalid(violations).into());
     };
-    let user_id = violations.id("user.user_id", &user.user_id);
+    let user_id = violations.parse_uuid("user.user_id", &user.user_id);
     let paths = request.update_mask.as_ref().map(|mask| &mask.paths[..]);
     let mask = match paths {
         None | Some([]) => Mask {
             email: !user.email.is_empty(),
             name: !user.name.is_empty(),
         },
-        Some(paths) => Mask::named(paths),
+        Some(paths) => Mask::from_paths(paths),
     };
-    if paths.is_some_and(|paths| !paths.iter().all(|path| is_field(path))) {
-        violations.add("update_mask", "can name email, name and * only");
+    if paths.is_some_and(|paths| !paths.iter().all(|path| is_valid_path(path))) {
+        violations.add("update_mask", "must contain only email, name and *");
     } else if !mask.email && !mask.name {
-        violations.add("update_mask", "must leave something to change: email, name");
+        violations.add(
+            "update_mask",
+            "must select a field to change: email or name",
+        );
     }
     let (mut email, mut name) = (Some(None), Some(None));
     if mask.email {
-        let checked = violations.check("user.email", Email::parse(&user.email));
-        email = checked.map(Some);
+        let parsed = violations.collect("user.email", Email::parse(&user.email));
+        email = parsed.map(Some);
     }
     if mask.name {
-        let checked = violations.check("user.name", Name::parse(&user.name));
-        name = checked.map(Some);
+        let parsed = violations.collect("user.name", Name::parse(&user.name));
+        name = parsed.map(Some);
     }
     match (user_id, email, name, key) {
         (Some(user_id), Some(email), Some(name), Some(key)) if violations.is_empty() => {
@@ -106,14 +111,14 @@ pub(super) fn update(
     }
 }
 
-/// Which fields of a user an update is about.
+/// The fields that an update changes.
 struct Mask {
     email: bool,
     name: bool,
 }
 
 impl Mask {
-    fn named(paths: &[String]) -> Self {
+    fn from_paths(paths: &[String]) -> Self {
         let names = |field| paths.iter().any(|path| path == "*" || path == field);
         Self {
             email: names("email"),
@@ -122,21 +127,21 @@ impl Mask {
     }
 }
 
-/// Whether a mask can name this path.
-fn is_field(path: &str) -> bool {
+/// Returns true if a mask may contain this path.
+fn is_valid_path(path: &str) -> bool {
     matches!(path, "*" | "email" | "name")
 }
 
-pub(super) fn delete(
+pub(super) fn delete_request(
     request: &DeleteUserRequest,
 ) -> Result<(UserDeletion, Option<RequestKey>), Error> {
     let mut violations = Violations::default();
-    let user_id = violations.id("user_id", &request.user_id);
+    let user_id = violations.parse_uuid("user_id", &request.user_id);
     let body = DeleteUserRequest {
         request_id: String::new(),
         ..request.clone()
     };
-    let key = violations.check(
+    let key = violations.collect(
         "request_id",
         RequestKey::parse("DeleteUser", &request.request_id, &body.encode_to_vec()),
     );

@@ -1,4 +1,4 @@
-//! Answers, as messages.
+//! Encodes domain types as response messages.
 
 use proto::{
     Aggregate, ConsistencyToken,
@@ -8,7 +8,7 @@ use proto::{
         User as ProtoUser,
     },
 };
-use service_kit::etag;
+use service_kit::format_etag;
 
 use crate::{
     domain::{OrderSummary, User},
@@ -29,7 +29,7 @@ pub(super) fn updated(user: &User) -> UpdateUserResponse {
     }
 }
 
-/// None where there was no such user, and that was as well.
+/// Encodes DeleteUser. Without a user the response is empty: `allow_missing` was set.
 pub(super) fn deleted(user: &Option<User>) -> DeleteUserResponse {
     DeleteUserResponse {
         user: user.as_ref().map(self::user),
@@ -42,7 +42,7 @@ pub(super) fn user(user: &User) -> ProtoUser {
         user_id: user.user_id.to_string(),
         email: user.email.clone(),
         name: user.name.clone(),
-        etag: etag(user.version),
+        etag: format_etag(user.version),
         version: user.version,
         create_time: Some(proto::timestamp(user.create_time)),
         update_time: Some(proto::timestamp(user.update_time)),
@@ -65,7 +65,7 @@ pub(super) fn summaries(summaries: &[OrderSummary]) -> Result<GetUserOrderSummar
         response.order_count += summary.order_count;
         response.cancelled_count += summary.cancelled_count;
         if summary.order_count > summary.cancelled_count {
-            response.totals.push(total(summary)?);
+            response.totals.push(encode_total(summary)?);
         }
     }
     response.as_of_time = summaries
@@ -76,16 +76,19 @@ pub(super) fn summaries(summaries: &[OrderSummary]) -> Result<GetUserOrderSummar
     Ok(response)
 }
 
-/// A decimal number of up to nine places, as the database writes it, as units and billionths.
+/// Converts a decimal number of up to nine decimal places to units and nanos.
 ///
-/// The units overflow with the 9,224th order of a user over the largest amount there is, in a
-/// currency without smaller units, and not before. No wrong number is told then.
-fn total(summary: &OrderSummary) -> Result<Money, Error> {
-    let (units, places) = summary
+/// Units overflow at the earliest with a user's 9,224th order of the largest amount, in a currency
+/// without minor units. The call then fails instead of returning a wrong total.
+fn encode_total(summary: &OrderSummary) -> Result<Money, Error> {
+    let (units, decimals) = summary
         .total
         .split_once('.')
         .unwrap_or((&summary.total, ""));
-    let parsed = units.parse().ok().zip(format!("{places:0<9}").parse().ok());
+    let parsed = units
+        .parse()
+        .ok()
+        .zip(format!("{decimals:0<9}").parse().ok());
     let (units, nanos) = parsed.ok_or_else(|| Error::TotalOutOfRange(summary.currency.clone()))?;
     Ok(Money {
         currency_code: summary.currency.clone(),

@@ -1,4 +1,4 @@
-//! The row of a user: the statements that write and lock it, and what rows are in the domain.
+//! Row types, and the statements that write and lock a single user.
 
 use chrono::{DateTime, SubsecRound as _, Utc};
 use diesel::{
@@ -16,9 +16,12 @@ use crate::{
     schema::users,
 };
 
-/// Writes a new user.
-pub(super) async fn insert(conn: &mut AsyncPgConnection, new: &NewUser) -> Result<User, Error> {
-    // Postgres keeps microseconds: what is answered now is what is read later.
+/// Inserts a user.
+pub(super) async fn insert_user(
+    conn: &mut AsyncPgConnection,
+    new: &NewUser,
+) -> Result<User, Error> {
+    // Postgres stores microseconds; truncate so that later reads return the same value.
     let now = Utc::now().trunc_subsecs(6);
     let user = User {
         user_id: Uuid::now_v7(),
@@ -33,7 +36,7 @@ pub(super) async fn insert(conn: &mut AsyncPgConnection, new: &NewUser) -> Resul
         .values((
             users::user_id.eq(user.user_id),
             users::email.eq(&user.email),
-            users::email_key.eq(new.email.key()),
+            users::email_key.eq(new.email.comparison_key()),
             users::name.eq(&user.name),
             users::version.eq(user.version),
             users::create_time.eq(user.create_time),
@@ -41,12 +44,12 @@ pub(super) async fn insert(conn: &mut AsyncPgConnection, new: &NewUser) -> Resul
         ))
         .execute(conn)
         .await
-        .map_err(rejected)?;
+        .map_err(map_write_error)?;
     Ok(user)
 }
 
-/// Reads a user and keeps others from changing it until the transaction ends.
-pub(super) async fn lock(
+/// Reads a user and locks it against changes until the transaction ends.
+pub(super) async fn lock_user(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,
 ) -> Result<Option<User>, Error> {
@@ -61,11 +64,11 @@ pub(super) async fn lock(
 }
 
 /// Writes the next version of a user.
-pub(super) async fn update(conn: &mut AsyncPgConnection, user: &User) -> Result<(), Error> {
+pub(super) async fn update_user(conn: &mut AsyncPgConnection, user: &User) -> Result<(), Error> {
     diesel::update(users::table.find(user.user_id))
         .set((
             users::email.eq(&user.email),
-            users::email_key.eq(Email::key_of(&user.email)),
+            users::email_key.eq(Email::fold_case(&user.email)),
             users::name.eq(&user.name),
             users::version.eq(user.version),
             users::update_time.eq(user.update_time),
@@ -73,12 +76,12 @@ pub(super) async fn update(conn: &mut AsyncPgConnection, user: &User) -> Result<
         ))
         .execute(conn)
         .await
-        .map_err(rejected)?;
+        .map_err(map_write_error)?;
     Ok(())
 }
 
-/// What a rejected insertion or update means.
-fn rejected(err: DieselError) -> Error {
+/// Maps the error of an insert or update.
+fn map_write_error(err: DieselError) -> Error {
     match &err {
         DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)
             if info.constraint_name() == Some("users_email_key") =>

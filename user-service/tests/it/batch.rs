@@ -1,4 +1,4 @@
-//! BatchGetUsers: one user for each id, in the order of the ids, or a rejection that says which is wrong.
+//! BatchGetUsers returns one user per id, in request order, or a rejection that names the invalid id.
 
 use anyhow::{Context as _, Result};
 use proto::user::v1::{BatchGetUsersRequest, User};
@@ -16,14 +16,14 @@ async fn batch(service: &TestService, user_ids: &[&str]) -> Result<Vec<User>, St
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_come_in_the_order_of_their_ids_in_the_request_repeated_ones_too() -> Result<()> {
+async fn users_are_returned_in_request_order_including_repeated_ids() -> Result<()> {
     let service = TestService::start("batch").await?;
     let (ada, bob) = (service.user("ada").await?, service.user("bob").await?);
     let gone = service.delete(&service.user("gone").await?).await?;
     let wanted = [&gone, &ada, &bob, &ada].map(Clone::clone);
     let ids = wanted.each_ref().map(|user| user.user_id.as_str());
     assert_eq!(batch(&service, &ids).await?, wanted);
-    // As many as there may be, one of them spelled otherwise.
+    // The maximum number of ids, one in another spelling.
     let upper = ada.user_id.to_uppercase();
     let mut ids = vec![ada.user_id.as_str(); 99];
     ids.push(&upper);
@@ -32,7 +32,7 @@ async fn users_come_in_the_order_of_their_ids_in_the_request_repeated_ones_too()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_id_of_nobody_is_named_and_no_other_user_is_told() -> Result<()> {
+async fn the_first_unknown_id_is_reported_and_no_user_is_returned() -> Result<()> {
     let service = TestService::start("batch_unknown").await?;
     let ada = service.user("ada").await?;
     let [first, second] = [Uuid::now_v7(), Uuid::now_v7()].map(|id| id.to_string());
@@ -52,7 +52,7 @@ async fn the_first_id_of_nobody_is_named_and_no_other_user_is_told() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_that_are_bad_too_few_or_too_many_are_named() -> Result<()> {
+async fn invalid_too_few_or_too_many_ids_are_reported() -> Result<()> {
     let service = TestService::start("batch_bad").await?;
     let id = service.user("ada").await?.user_id;
     let too_many = vec![id.as_str(); 101];

@@ -1,4 +1,4 @@
-//! Calls from web pages: gRPC-Web over HTTP/1.1, and what browsers want to know before it and after.
+//! Calls from web pages: gRPC-Web over HTTP/1.1, with CORS.
 
 use std::net::SocketAddr;
 
@@ -22,18 +22,18 @@ use crate::{
 
 const SHOP: &str = "https://shop.example.com";
 const ALLOW_SHOP: &str = "--grpc-web-origins=https://shop.example.com";
-/// Marks the frame of the trailers among those of messages.
+/// The flag of a trailers frame.
 const TRAILERS: u8 = 0x80;
 
-/// An answer of HTTP/1.1.
+/// An HTTP/1.1 response.
 struct Answer {
     code: u16,
     headers: HeaderMap,
     body: Bytes,
 }
 
-/// Asks on a connection of its own.
-async fn ask(
+/// Sends a request on a new connection.
+async fn send_request(
     addr: SocketAddr,
     method: &str,
     headers: &[(&str, &str)],
@@ -70,7 +70,7 @@ fn parse(answer: &[u8]) -> Result<Answer> {
         .get("transfer-encoding")
         .is_some_and(|coding| coding == "chunked")
     {
-        body = joined(body)?;
+        body = decode_chunks(body)?;
     }
     Ok(Answer {
         code,
@@ -91,8 +91,8 @@ fn headers(lines: &str) -> Result<HeaderMap> {
     Ok(headers)
 }
 
-/// The chunks of a body, without what is around them.
-fn joined(mut chunks: Bytes) -> Result<Bytes> {
+/// Decodes a chunked body.
+fn decode_chunks(mut chunks: Bytes) -> Result<Bytes> {
     let mut body = Vec::new();
     loop {
         let end = chunks.windows(2).position(|bytes| bytes == b"\r\n");
@@ -108,7 +108,7 @@ fn joined(mut chunks: Bytes) -> Result<Bytes> {
     }
 }
 
-/// The frames of a body: what each is, and what is in it.
+/// Splits a body into frames: flag and content.
 fn frames(mut body: Bytes) -> Result<Vec<(u8, Bytes)>> {
     let mut frames = Vec::new();
     while body.has_remaining() {
@@ -120,7 +120,7 @@ fn frames(mut body: Bytes) -> Result<Vec<(u8, Bytes)>> {
     Ok(frames)
 }
 
-/// Calls as the page of an origin does.
+/// Calls like a page of this origin.
 async fn call(service: &TestService, origin: &str, request: &CreateUserRequest) -> Result<Answer> {
     let headers = [
         ("content-type", "application/grpc-web+proto"),
@@ -128,12 +128,12 @@ async fn call(service: &TestService, origin: &str, request: &CreateUserRequest) 
         ("origin", origin),
     ];
     let body = frame(&request.encode_to_vec());
-    let answer = ask(service.addr, "POST", &headers, &body).await?;
+    let answer = send_request(service.addr, "POST", &headers, &body).await?;
     ensure!(answer.code == 200, "the code was {}", answer.code);
     Ok(answer)
 }
 
-/// Asks what a browser asks before the page of an origin may call.
+/// Sends a preflight request for this origin.
 async fn preflight(service: &TestService, origin: &str) -> Result<HeaderMap> {
     let headers = [
         ("origin", origin),
@@ -143,10 +143,12 @@ async fn preflight(service: &TestService, origin: &str) -> Result<HeaderMap> {
             "content-type,x-grpc-web,x-consistency-token",
         ),
     ];
-    Ok(ask(service.addr, "OPTIONS", &headers, &[]).await?.headers)
+    Ok(send_request(service.addr, "OPTIONS", &headers, &[])
+        .await?
+        .headers)
 }
 
-/// The elements of a header that is a list, in lower case; none if it is not there.
+/// Returns the lowercase elements of a list header, or nothing if it is missing.
 fn list(headers: &HeaderMap, name: &str) -> Result<Vec<String>> {
     let Some(value) = headers.get(name) else {
         return Ok(Vec::new());
@@ -156,7 +158,7 @@ fn list(headers: &HeaderMap, name: &str) -> Result<Vec<String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_web_page_can_call_over_http_1_and_is_answered_with_message_and_trailers() -> Result<()> {
+async fn a_web_page_can_call_over_http_1_and_gets_message_and_trailers() -> Result<()> {
     let service = TestService::start_with("web", &[ALLOW_SHOP]).await?;
     let answer = call(&service, SHOP, &request("ada")).await?;
     let content_type = answer.headers.get("content-type");
@@ -170,7 +172,7 @@ async fn a_web_page_can_call_over_http_1_and_is_answered_with_message_and_traile
         panic!("not a message and trailers: {frames:?}");
     };
     let response = CreateUserResponse::decode(&**message)?;
-    let user = response.user.context("an answer without a user")?;
+    let user = response.user.context("a response without a user")?;
     assert_eq!(service.get(&user.user_id).await?, user);
     let token = answer.headers.get(service_kit::CONSISTENCY_TOKEN);
     assert_eq!(token.context("no token")?, &*response.consistency_token);
@@ -181,7 +183,7 @@ async fn a_web_page_can_call_over_http_1_and_is_answered_with_message_and_traile
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_web_page_is_told_what_it_was_rejected_for_with_all_details() -> Result<()> {
+async fn a_web_page_gets_all_details_of_a_rejection() -> Result<()> {
     let service = TestService::start_with("web_rejection", &[ALLOW_SHOP]).await?;
     let answer = call(&service, SHOP, &request("")).await?;
     assert!(frames(answer.body)?.is_empty());
@@ -195,7 +197,7 @@ async fn a_web_page_is_told_what_it_was_rejected_for_with_all_details() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_lets_pages_of_the_named_origins_call_and_of_no_others() -> Result<()> {
+async fn only_pages_of_the_configured_origins_may_call() -> Result<()> {
     let service = TestService::start_with("origins", &[ALLOW_SHOP]).await?;
     let allowed = preflight(&service, SHOP).await?;
     assert_eq!(list(&allowed, "access-control-allow-origin")?, [SHOP]);
@@ -221,7 +223,7 @@ async fn a_browser_lets_pages_of_the_named_origins_call_and_of_no_others() -> Re
         assert!(list(&headers, "access-control-allow-origin")?.is_empty());
     }
     service.stop().await?;
-    // Nobody, where none is named; everybody, where that is said.
+    // No origin by default, and any origin with `*`.
     let service = TestService::start("no_origins").await?;
     let headers = preflight(&service, SHOP).await?;
     assert!(list(&headers, "access-control-allow-origin")?.is_empty());
@@ -233,7 +235,7 @@ async fn a_browser_lets_pages_of_the_named_origins_call_and_of_no_others() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_may_see_all_that_an_answer_and_a_rejection_say() -> Result<()> {
+async fn a_page_can_read_all_headers_of_responses_and_rejections() -> Result<()> {
     let service = TestService::start_with("exposed", &[ALLOW_SHOP]).await?;
     for request in [request("ada"), request("")] {
         let headers = call(&service, SHOP, &request).await?.headers;

@@ -1,18 +1,18 @@
-//! Settings that can't be used: each is told on a line of its own, before anything is tried.
+//! Invalid settings: each is reported on its own line, at startup.
 
 use std::process::Output;
 
 use anyhow::Result;
 use testkit::assert_told;
 
-/// Runs the program with no variables but these, to its end.
+/// Runs the program to its end with only these environment variables.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
     let program = env!("CARGO_BIN_EXE_user-service");
     testkit::run(program, arguments, variables)
 }
 
 #[test]
-fn everything_that_is_missing_is_told_at_once() -> Result<()> {
+fn all_missing_settings_are_reported_at_once() -> Result<()> {
     let output = run(&["serve"], &[])?;
     assert_told(&output, &["LISTEN_ADDR", "DATABASE_URL", "KAFKA_BROKERS"]);
     assert_told(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
@@ -20,7 +20,7 @@ fn everything_that_is_missing_is_told_at_once() -> Result<()> {
 }
 
 #[test]
-fn everything_that_is_wrong_is_told_at_once() -> Result<()> {
+fn all_invalid_settings_are_reported_at_once() -> Result<()> {
     let output = run(
         &["serve"],
         &[
@@ -54,12 +54,15 @@ fn everything_that_is_wrong_is_told_at_once() -> Result<()> {
         ],
     );
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!text.contains("secret"), "it tells the password: {text}");
+    assert!(
+        !text.contains("secret"),
+        "the password is in the output: {text}"
+    );
     Ok(())
 }
 
 #[test]
-fn the_address_of_the_database_is_given_once_by_a_file_or_a_variable() -> Result<()> {
+fn the_database_address_comes_from_either_a_file_or_a_variable() -> Result<()> {
     let good = ("DATABASE_URL", "postgres://user@localhost/users");
     let missing = ("DATABASE_URL_FILE", "/nowhere/at/all");
     assert_told(&run(&["migrate"], &[missing])?, &["DATABASE_URL_FILE"]);
@@ -78,7 +81,7 @@ fn the_address_of_the_database_is_given_once_by_a_file_or_a_variable() -> Result
 }
 
 #[test]
-fn a_mistake_of_the_command_line_hides_none_in_a_setting() -> Result<()> {
+fn a_command_line_error_does_not_hide_invalid_settings() -> Result<()> {
     let output = run(&["serve", "--max-calls=x", "--frob"], &[])?;
     assert_told(
         &output,

@@ -1,4 +1,4 @@
-//! Connections: not too many, none that never says a word, and no busy loop when there are no more.
+//! Connections: the limit, the preface timeout, and no busy loop without file descriptors.
 
 use std::{
     io::ErrorKind,
@@ -20,7 +20,7 @@ async fn connect(addr: SocketAddr) -> Result<HealthClient<Channel>> {
     Ok(HealthClient::new(endpoint.connect().await?))
 }
 
-/// Whether a server on `addr` answers on a connection of its own.
+/// Returns true if a server on `addr` responds on a new connection.
 async fn answers(addr: SocketAddr) -> Result<bool> {
     let asking = async {
         let mut client = connect(addr).await?;
@@ -38,11 +38,11 @@ async fn wait_for_answer(addr: SocketAddr) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_says_nothing_is_closed() -> Result<()> {
+async fn a_silent_connection_is_closed() -> Result<()> {
     let service = TestService::start("silent").await?;
     let mut silent = TcpStream::connect(service.addr).await?;
     let spoken = timeout(PATIENCE, async {
-        // What the server says first is of no interest: its end is.
+        // Skip the server's first bytes; only the end of the connection matters.
         loop {
             match silent.read(&mut [0; 1024]).await {
                 Ok(0) => return Ok(()),
@@ -52,7 +52,7 @@ async fn a_connection_that_says_nothing_is_closed() -> Result<()> {
             }
         }
     });
-    spoken.await.context("it stays open")??;
+    spoken.await.context("the connection stays open")??;
     service.stop().await
 }
 
@@ -68,7 +68,7 @@ async fn connections_over_the_limit_wait_until_one_is_closed() -> Result<()> {
     service.stop().await
 }
 
-/// A service of a process of its own, which is ended with this.
+/// A service in its own process, which is killed on drop.
 struct Starved(Child);
 
 impl Drop for Starved {
@@ -79,7 +79,7 @@ impl Drop for Starved {
 }
 
 impl Starved {
-    /// Starts a service that may open few files.
+    /// Starts a service with a low file descriptor limit.
     async fn start() -> Result<(Self, SocketAddr)> {
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let script = format!(
@@ -98,7 +98,7 @@ impl Starved {
         Ok((starved, addr))
     }
 
-    /// How much of a processor it has used until now, in hundredths of a second.
+    /// Returns the CPU time used so far, in ticks of 10 ms.
     fn ticks(&self) -> Result<u64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
         let (_, fields) = stat.rsplit_once(") ").context("no name in it")?;
@@ -116,14 +116,14 @@ async fn a_service_without_file_descriptors_waits_for_them() -> Result<()> {
         connections.push(TcpStream::connect(addr).await?);
     }
     if answers(addr).await? {
-        bail!("it had descriptors to spare");
+        bail!("the service did not run out of descriptors");
     }
     let before = starved.ticks()?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let used = starved.ticks()? - before;
     ensure!(
         used < 100,
-        "it used {used} hundredths of a second in two seconds"
+        "the service used {used} ticks of 10 ms in two seconds"
     );
     drop(connections);
     wait_for_answer(addr).await

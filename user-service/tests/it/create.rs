@@ -1,4 +1,4 @@
-//! CreateUser: one row and one event, or neither.
+//! CreateUser writes one row and one event, or neither.
 
 use anyhow::{Context as _, Result};
 use futures_util::future::join_all;
@@ -16,7 +16,7 @@ use crate::harness::{
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_user_is_one_row_and_one_event_written_by_one_transaction() -> Result<()> {
+async fn a_new_user_writes_one_row_and_one_event_in_one_transaction() -> Result<()> {
     let service = TestService::start("create").await?;
     let mut request = Request::new(CreateUserRequest {
         email: " Ada@Example.com ".into(),
@@ -26,7 +26,7 @@ async fn a_new_user_is_one_row_and_one_event_written_by_one_transaction() -> Res
     let traceparent = TRACEPARENT.parse()?;
     request.metadata_mut().insert("traceparent", traceparent);
     let response = service.users().create_user(request).await?.into_inner();
-    let user = response.user.context("an answer without a user")?;
+    let user = response.user.context("a response without a user")?;
     assert_eq!(
         (user.email.as_str(), user.name.as_str(), user.version),
         ("Ada@Example.com", "Ada Lovelace", 1)
@@ -80,7 +80,7 @@ async fn a_new_user_is_one_row_and_one_event_written_by_one_transaction() -> Res
     };
     assert_eq!(state, expected);
 
-    // What was answered is what is read, to the microsecond.
+    // Later reads return the same user, to the microsecond.
     let id = GetUserRequest {
         user_id: user.user_id.clone(),
     };
@@ -90,7 +90,7 @@ async fn a_new_user_is_one_row_and_one_event_written_by_one_transaction() -> Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_bad_field_of_a_request_is_named_and_nothing_is_written() -> Result<()> {
+async fn every_invalid_field_is_reported_and_nothing_is_written() -> Result<()> {
     let service = TestService::start("fields").await?;
     let bad = CreateUserRequest {
         email: "ada".into(),
@@ -113,7 +113,7 @@ async fn every_bad_field_of_a_request_is_named_and_nothing_is_written() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_is_taken_in_any_case_and_nothing_is_told_of_its_owner() -> Result<()> {
+async fn an_email_is_taken_in_any_case_and_its_owner_is_not_revealed() -> Result<()> {
     let service = TestService::start("taken").await?;
     let owner = CreateUserRequest {
         email: "José.Owner@Example.com".into(),
@@ -127,13 +127,13 @@ async fn an_email_is_taken_in_any_case_and_nothing_is_told_of_its_owner() -> Res
             ..request("other")
         };
         let status = service.create(other).await.expect_err("taken");
-        let told = format!(
+        let response = format!(
             "{} {}",
             status.message(),
             String::from_utf8_lossy(status.details())
         );
         for secret in [&owner.user_id, &owner.name, &owner.email] {
-            assert!(!told.contains(secret), "{told}");
+            assert!(!response.contains(secret), "{response}");
         }
         let details = assert_rejection(&status, Code::AlreadyExists, "EMAIL_TAKEN");
         let resource = details.resource_info().context("no ResourceInfo")?;
@@ -148,7 +148,7 @@ async fn an_email_is_taken_in_any_case_and_nothing_is_told_of_its_owner() -> Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_calls_for_one_email_at_once_exactly_one_succeeds() -> Result<()> {
+async fn exactly_one_of_many_concurrent_calls_for_an_email_succeeds() -> Result<()> {
     let service = TestService::start("race").await?;
     let calls = (0..16).map(async |n| {
         let email = if n % 2 == 0 { "ada" } else { "ADA" };

@@ -1,4 +1,4 @@
-//! Every row of the tables of errors, as a caller meets it.
+//! Every documented error, as a caller sees it.
 
 use std::collections::BTreeMap;
 
@@ -18,20 +18,20 @@ use crate::{
 
 const CREATE_USER: &str = "/user.v1.UserService/CreateUser";
 
-/// What calls were rejected with, by the names of the reasons.
+/// The rejections of calls, by reason.
 #[derive(Default)]
 struct Rejections(BTreeMap<String, Status>);
 
 impl Rejections {
     fn add<T>(&mut self, result: Result<T, Status>) -> Result<()> {
-        let status = result.err().context("it was not rejected")?;
+        let status = result.err().context("the call was accepted")?;
         let info = status.get_details_error_info().context("no ErrorInfo")?;
         self.0.insert(info.reason, status);
         Ok(())
     }
 }
 
-/// What the caller has to mend, or to live with.
+/// Provokes errors by invalid requests.
 async fn reject_requests(service: &TestService, rejections: &mut Rejections) -> Result<()> {
     let first = CreateUserRequest {
         request_id: Uuid::new_v4().to_string(),
@@ -69,7 +69,7 @@ async fn reject_requests(service: &TestService, rejections: &mut Rejections) -> 
     rejections.add(service.update(renaming(&ada, "Ada")).await)
 }
 
-/// What never gets to a method.
+/// Provokes errors of calls that reach no method.
 async fn reject_bytes(service: &TestService, rejections: &mut Rejections) -> Result<()> {
     let unknown = rejected_call(service.addr, "/user.v1.UserService/Nothing", None, &[]);
     rejections.add::<()>(Err(unknown.await?))?;
@@ -77,7 +77,7 @@ async fn reject_bytes(service: &TestService, rejections: &mut Rejections) -> Res
     rejections.add::<()>(Err(garbage.await?))?;
     let large = rejected_call(service.addr, CREATE_USER, None, &[0; 70_000]);
     rejections.add::<()>(Err(large.await?))?;
-    // No message at all, and a compressed one that does not say how: gRPC wants INTERNAL for it.
+    // No message, and a compressed message without an encoding, for which gRPC requires INTERNAL.
     for bytes in [&[][..], &[1, 0, 0, 0, 1, 0]] {
         let bytes = Bytes::from_static(bytes);
         let status = rejected_bytes(service.addr, CREATE_USER, None, bytes).await?;
@@ -87,7 +87,7 @@ async fn reject_bytes(service: &TestService, rejections: &mut Rejections) -> Res
     Ok(())
 }
 
-/// What is late, or comes too early.
+/// Provokes a deadline, and a retry of a request in flight.
 async fn reject_while_held(service: &TestService, rejections: &mut Rejections) -> Result<()> {
     let lock = service.lock_users().await?;
     let first = CreateUserRequest {
@@ -108,7 +108,7 @@ async fn reject_while_held(service: &TestService, rejections: &mut Rejections) -
     Ok(())
 }
 
-/// What there is no room for.
+/// Provokes OVERLOADED.
 async fn reject_a_second_call(rejections: &mut Rejections) -> Result<()> {
     let service = TestService::start_with("full", &["--max-calls=1"]).await?;
     let lock = service.lock_users().await?;
@@ -124,27 +124,27 @@ async fn reject_a_second_call(rejections: &mut Rejections) -> Result<()> {
     service.stop().await
 }
 
-/// What the database has to answer for, in a way that nobody gets over.
+/// Provokes errors of the database.
 async fn reject_for_the_database(service: &TestService, rejections: &mut Rejections) -> Result<()> {
     service.make_read_only().await?;
     rejections.add(service.create(request("dora")).await)?;
     service.make_writable().await?;
     let other_schema = "alter table users rename column update_time to secret_column";
     service.sql.batch_execute(other_schema).await?;
-    // Some connections may still be of the time before.
+    // Some connections may predate the change.
     let broken = at_last(async || service.get(&Uuid::now_v7().to_string()).await).await;
     if let Err(status) = &broken {
-        let told = format!("{status:?} {}", String::from_utf8_lossy(status.details()));
-        assert!(!told.contains("secret_column"), "{told}");
-        assert!(!told.contains("update_time"), "{told}");
+        let response = format!("{status:?} {}", String::from_utf8_lossy(status.details()));
+        assert!(!response.contains("secret_column"), "{response}");
+        assert!(!response.contains("update_time"), "{response}");
     }
     rejections.add(broken)
 }
 
-/// Checks that a rejection has the code and the details of its row, and no others.
+/// Checks that a rejection has exactly the documented code and details.
 #[track_caller]
 fn assert_as_documented(status: &Status, row: &Reason) {
-    // Whoever finds that it is no call chooses its code.
+    // The code of TRANSPORT varies.
     if row.name != "TRANSPORT" {
         assert_eq!(status.code(), row.code, "{}", row.name);
     }
@@ -153,7 +153,7 @@ fn assert_as_documented(status: &Status, row: &Reason) {
     let info = found.error_info().expect("every error has an ErrorInfo");
     assert_eq!(info.domain, user_service::NAME);
     let pushback = status.metadata().get("grpc-retry-pushback-ms");
-    for (detail, is_there) in [
+    for (detail, is_present) in [
         ("BadRequest", found.bad_request().is_some()),
         (
             "PreconditionFailure",
@@ -168,14 +168,13 @@ fn assert_as_documented(status: &Status, row: &Reason) {
         ("Help", found.help().is_some()),
         ("LocalizedMessage", found.localized_message().is_some()),
     ] {
-        let is_promised = row.details.contains(detail);
-        assert_eq!(is_there, is_promised, "{} and {detail}", row.name);
+        let is_documented = row.details.contains(detail);
+        assert_eq!(is_present, is_documented, "{} and {detail}", row.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_row_of_the_tables_is_met_with_the_code_and_the_details_that_it_names() -> Result<()>
-{
+async fn every_documented_error_has_its_code_and_details() -> Result<()> {
     let service = TestService::start("errors").await?;
     let mut rejections = Rejections::default();
     reject_requests(&service, &mut rejections).await?;
@@ -186,11 +185,11 @@ async fn every_row_of_the_tables_is_met_with_the_code_and_the_details_that_it_na
     let rows = user_service::error::TABLE.iter().chain(service_kit::TABLE);
     for row in rows {
         let Some(status) = rejections.0.remove(row.name) else {
-            bail!("no call was rejected for {}: write one that is", row.name);
+            bail!("no call provokes {}: add one", row.name);
         };
         assert_as_documented(&status, row);
     }
     let others: Vec<_> = rejections.0.keys().collect();
-    assert!(others.is_empty(), "in no table: {others:?}");
+    assert!(others.is_empty(), "undocumented: {others:?}");
     service.stop().await
 }

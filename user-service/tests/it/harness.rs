@@ -1,5 +1,4 @@
-//! A user-service that runs in this process, with a database and a topic of its own, and what the
-//! tests do to it.
+//! A user-service in this process, with its own database and topic, and helpers of the tests.
 
 use std::{fmt::Debug, ops::Deref};
 
@@ -20,19 +19,18 @@ use tonic::{Code, Status, transport::Channel};
 use tonic_types::ErrorDetails;
 use user_service::UserService;
 
-/// Counts of the users, and of the events that tell of them.
+/// Counts users and their events.
 pub(crate) const USERS: &str = "select count(*) from users";
 pub(crate) const EVENTS: &str = "select count(*) from outbox";
 
-/// The topic that the service's own events are for. They stay in the outbox: no relay runs here.
+/// The topic of the service's own events. They stay in the outbox, because no relay runs here.
 pub(crate) const USERS_TOPIC: &str = "users.test";
 
-/// Options for a crowd of calls. To open a connection costs so much in a build without optimizations
-/// that a machine with other things to do would open and drop them for ever; and such a machine is
-/// no reason to end a call.
+/// Options for many concurrent calls. Opening a connection is slow in a debug build: on a busy machine
+/// more connections would time out repeatedly, and calls would miss their deadline.
 pub(crate) const CROWDED: &[&str] = &["--database-pool-size=4", "--max-deadline-ms=60000"];
 
-/// A user-service; its name is also that of the topic of the orders that it follows.
+/// A user-service; its name is also the name of its orders topic.
 pub(crate) struct TestService(RunningService);
 
 impl Deref for TestService {
@@ -49,9 +47,9 @@ pub(crate) struct Event {
     pub(crate) event_id: String,
     pub(crate) event_type: String,
     pub(crate) version: i64,
-    /// Of the transaction that wrote it.
+    /// The transaction that wrote it.
     pub(crate) xid: String,
-    /// None makes it a tombstone.
+    /// `None` for a tombstone.
     pub(crate) state: Option<events::User>,
 }
 
@@ -60,14 +58,14 @@ impl TestService {
         Self::start_with(test, &[]).await
     }
 
-    /// Starts it with further options.
+    /// Starts a service with further options.
     pub(crate) async fn start_with(test: &str, options: &[&str]) -> Result<Self> {
         let name = Addresses::unique_name(test);
         Addresses::shared().create_topic(&name, 3).await?;
         Self::start_on(name, options).await
     }
 
-    /// Starts it with this topic of orders, which is there.
+    /// Starts a service with an existing orders topic.
     pub(crate) async fn start_on(name: String, options: &[&str]) -> Result<Self> {
         let database_url = RunningService::create_database::<UserService>(&name).await?;
         let topics = ["--users-topic", USERS_TOPIC, "--orders-topic", &name];
@@ -76,17 +74,17 @@ impl TestService {
         Ok(Self(running.await?))
     }
 
-    /// Ends it, and starts another one on the same database.
+    /// Stops the service and starts another one on the same database.
     pub(crate) async fn restart(self) -> Result<Self> {
         Ok(Self(self.0.restart::<UserService>().await?))
     }
 
-    /// Ends it, which takes no longer than the calls in flight.
+    /// Stops the service; waits only for calls in flight.
     pub(crate) async fn stop(self) -> Result<()> {
         self.0.stop().await
     }
 
-    /// Waits until it has ended.
+    /// Waits until the service has stopped.
     pub(crate) async fn ended(self) -> Result<()> {
         self.0.ended().await
     }
@@ -103,7 +101,7 @@ impl TestService {
         Ok(response.into_inner())
     }
 
-    /// Creates a user, as a client should: see [`at_last`].
+    /// Creates a user with retries; see [`at_last`].
     pub(crate) async fn create_at_last(
         &self,
         request: &CreateUserRequest,
@@ -133,19 +131,19 @@ impl TestService {
         Ok(response.into_inner())
     }
 
-    /// A user of this name, of whom nothing else matters.
+    /// Creates an arbitrary user with this name.
     pub(crate) async fn user(&self, name: &str) -> Result<User> {
         let created = self.create(request(name)).await?;
-        created.user.context("an answer without a user")
+        created.user.context("a response without a user")
     }
 
-    /// Deletes a user, whatever has become of it.
+    /// Deletes a user at any version.
     pub(crate) async fn delete(&self, user: &User) -> Result<User> {
         let deleted = self.delete_with(deletion(&user.user_id)).await?;
-        deleted.user.context("an answer without a user")
+        deleted.user.context("a response without a user")
     }
 
-    /// What was written about a user, in the order of `seq`.
+    /// Returns the outbox rows of a user, by `seq`.
     pub(crate) async fn events_of(&self, user_id: &str) -> Result<Vec<Event>> {
         let sql = "select event_id::text, event_type, aggregate_version, xid::text, payload
                    from outbox where key = $1 order by seq";
@@ -164,7 +162,7 @@ impl TestService {
         Ok(written)
     }
 
-    /// The service's sessions with its database, by their process ids.
+    /// Returns the process ids of the service's database sessions.
     pub(crate) async fn sessions(&self) -> Result<Vec<i32>> {
         let sql = "select pid from pg_stat_activity
                    where datname = current_database() and pid <> pg_backend_pid()
@@ -173,14 +171,13 @@ impl TestService {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Makes the database reject all writes of new sessions, and ends those that are there, as a
-    /// failover to a standby does.
+    /// Makes new sessions read-only and terminates the existing ones, as a failover to a standby does.
     pub(crate) async fn make_read_only(&self) -> Result<()> {
         self.restart_sessions_with("set default_transaction_read_only = on")
             .await
     }
 
-    /// Makes it take writes again, as another failover does.
+    /// Makes the database writable again.
     pub(crate) async fn make_writable(&self) -> Result<()> {
         self.restart_sessions_with("reset default_transaction_read_only")
             .await
@@ -202,7 +199,7 @@ impl TestService {
         Ok(())
     }
 
-    /// Keeps every call that needs the users waiting.
+    /// Locks the users table, so that calls that need it wait.
     pub(crate) async fn lock_users(&self) -> Result<UsersLock> {
         let session = self.session().await?;
         let sql = "begin; lock table users in access exclusive mode";
@@ -210,7 +207,7 @@ impl TestService {
         Ok(UsersLock(session))
     }
 
-    /// Waits until so many calls wait for the lock.
+    /// Waits until `count` calls wait for the lock.
     pub(crate) async fn wait_for_held_calls(&self, count: i64) -> Result<()> {
         let held = "select count(*) from pg_stat_activity
                     where datname = current_database() and wait_event_type = 'Lock'";
@@ -218,7 +215,7 @@ impl TestService {
     }
 }
 
-/// The users, locked by another session.
+/// The lock of another session on the users table.
 pub(crate) struct UsersLock(Sql);
 
 impl UsersLock {
@@ -227,7 +224,7 @@ impl UsersLock {
     }
 }
 
-/// A good request to create a user of this name.
+/// Creates a valid request for a user with this name.
 pub(crate) fn request(name: &str) -> CreateUserRequest {
     CreateUserRequest {
         email: format!("{name}@example.com"),
@@ -236,7 +233,7 @@ pub(crate) fn request(name: &str) -> CreateUserRequest {
     }
 }
 
-/// A request to change a user's fields of these names to those of `user`, if that has its etag still.
+/// Creates a request to set these fields to the values of `user`, with its etag.
 pub(crate) fn update(user: User, paths: &[&str]) -> UpdateUserRequest {
     let paths = paths.iter().map(|&path| path.to_owned()).collect();
     UpdateUserRequest {
@@ -246,7 +243,7 @@ pub(crate) fn update(user: User, paths: &[&str]) -> UpdateUserRequest {
     }
 }
 
-/// A request to give a user another name, in any case.
+/// Creates a request to rename a user at any version.
 pub(crate) fn renaming(user: &User, name: &str) -> UpdateUserRequest {
     let user = User {
         user_id: user.user_id.clone(),
@@ -256,7 +253,7 @@ pub(crate) fn renaming(user: &User, name: &str) -> UpdateUserRequest {
     update(user, &["name"])
 }
 
-/// A request to delete a user, in any case.
+/// Creates a request to delete a user at any version.
 pub(crate) fn deletion(user_id: &str) -> DeleteUserRequest {
     DeleteUserRequest {
         user_id: user_id.to_owned(),
@@ -264,17 +261,17 @@ pub(crate) fn deletion(user_id: &str) -> DeleteUserRequest {
     }
 }
 
-/// Checks that a call was rejected with this code and this reason; returns the other details.
+/// Checks that a call was rejected with this code and reason; returns the other details.
 #[track_caller]
 pub(crate) fn assert_rejected<T: Debug>(
     result: Result<T, Status>,
     code: Code,
     reason: &str,
 ) -> ErrorDetails {
-    assert_rejection(&result.expect_err("it was not rejected"), code, reason)
+    assert_rejection(&result.expect_err("the call was accepted"), code, reason)
 }
 
-/// Checks a rejection's code and reason; returns the other details.
+/// Checks the code and reason of a rejection; returns the other details.
 #[track_caller]
 pub(crate) fn assert_rejection(status: &Status, code: Code, reason: &str) -> ErrorDetails {
     testkit::assert_rejection(status, user_service::NAME, code, reason)

@@ -1,4 +1,4 @@
-//! What the health service says, which must be true at every moment.
+//! The health service.
 
 use anyhow::{Context as _, Result};
 use tokio::{net::TcpListener, time::timeout};
@@ -13,10 +13,10 @@ use devstack::{PATIENCE, eventually};
 
 use crate::harness::TestService;
 
-/// Everything; the calls; what is heard of orders.
+/// The whole service, the calls, and the projection.
 const NAMES: [&str; 3] = ["", SERVICE, "projection"];
 const SERVICE: &str = "user.v1.UserService";
-/// Without it nobody can tell whether the schema is the right one.
+/// Hides the table of applied migrations, which the health check reads.
 const HIDE: &str = "alter table __diesel_schema_migrations rename to hidden";
 const SHOW: &str = "alter table hidden rename to __diesel_schema_migrations";
 
@@ -36,21 +36,21 @@ async fn watch(service: &TestService, name: &str) -> Result<Streaming<HealthChec
     Ok(client.watch(about(name)).await?.into_inner())
 }
 
-/// Waits until each of [`NAMES`] says what is wanted of it.
-async fn wait_for(service: &TestService, wanted: [ServingStatus; 3]) -> Result<()> {
+/// Waits until the [`NAMES`] have the expected statuses.
+async fn wait_for(service: &TestService, expected: [ServingStatus; 3]) -> Result<()> {
     let found = async || {
-        for (name, wanted) in NAMES.into_iter().zip(wanted) {
-            if check(service, name).await? != wanted {
+        for (name, expected) in NAMES.into_iter().zip(expected) {
+            if check(service, name).await? != expected {
                 return Ok(None);
             }
         }
         Ok(Some(()))
     };
-    eventually(&format!("{wanted:?}"), found).await
+    eventually(&format!("{expected:?}"), found).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_follows_the_database_and_tells_the_calls_from_the_projection() -> Result<()> {
+async fn health_follows_the_database_and_distinguishes_calls_from_the_projection() -> Result<()> {
     let service = TestService::start("health").await?;
     wait_for(&service, [Serving; 3]).await?;
     service.sql.batch_execute(HIDE).await?;
@@ -61,7 +61,7 @@ async fn health_follows_the_database_and_tells_the_calls_from_the_projection() -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_read_only_is_not_serving() -> Result<()> {
+async fn a_read_only_database_is_not_serving() -> Result<()> {
     let service = TestService::start("standby").await?;
     wait_for(&service, [Serving; 3]).await?;
     service.make_read_only().await?;
@@ -72,7 +72,7 @@ async fn a_database_that_is_read_only_is_not_serving() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_migration_of_a_newer_version_is_no_harm() -> Result<()> {
+async fn a_migration_of_a_newer_release_is_accepted() -> Result<()> {
     let service = TestService::start("newer").await?;
     let newer = "insert into __diesel_schema_migrations values ('99990101000001', now())";
     service.sql.batch_execute(newer).await?;
@@ -81,7 +81,7 @@ async fn a_migration_of_a_newer_version_is_no_harm() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_migration_that_is_missing_is_not_serving() -> Result<()> {
+async fn a_missing_migration_is_not_serving() -> Result<()> {
     let service = TestService::start("unmigrated").await?;
     wait_for(&service, [Serving; 3]).await?;
     let newest = "delete from __diesel_schema_migrations
@@ -92,8 +92,8 @@ async fn a_migration_that_is_missing_is_not_serving() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_are_answered_while_there_is_nothing_to_follow() -> Result<()> {
-    let nowhere = ["--orders-topic=nobody.made.this"];
+async fn calls_are_served_while_the_topic_is_missing() -> Result<()> {
+    let nowhere = ["--orders-topic=missing.topic"];
     let service = TestService::start_with("nowhere", &nowhere).await?;
     wait_for(&service, [NotServing, Serving, NotServing]).await?;
     service.user("ada").await?;
@@ -101,8 +101,8 @@ async fn calls_are_answered_while_there_is_nothing_to_follow() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_said_to_serve_before_it_was_looked_at() -> Result<()> {
-    // A database that takes connections and never says a word.
+async fn nothing_is_reported_as_serving_before_the_first_check() -> Result<()> {
+    // A database that accepts connections and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("--database-url=postgres://x@{}/x", silent.local_addr()?);
     let service = TestService::start_with("silent", &[&url]).await?;
@@ -113,7 +113,7 @@ async fn nothing_is_said_to_serve_before_it_was_looked_at() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_streams_each_change_and_ends_with_the_server() -> Result<()> {
+async fn a_health_watch_streams_each_change_and_ends_at_shutdown() -> Result<()> {
     let service = TestService::start("watch").await?;
     wait_for(&service, [Serving; 3]).await?;
     let mut statuses = watch(&service, SERVICE).await?;
@@ -127,7 +127,7 @@ async fn a_watch_streams_each_change_and_ends_with_the_server() -> Result<()> {
     assert_eq!(next().await?, Some(NotServing));
     service.sql.batch_execute(SHOW).await?;
     assert_eq!(next().await?, Some(Serving));
-    // Somebody who watches must not keep a server from its end.
+    // An open health watch must not delay the shutdown.
     service.shutdown.cancel();
     assert_eq!(next().await?, Some(NotServing));
     assert_eq!(next().await?, None);

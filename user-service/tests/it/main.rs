@@ -1,4 +1,4 @@
-//! The promises of user-service, through the wire, on a real Postgres and a real Kafka.
+//! Tests of user-service through its API, with a real Postgres and a real Kafka.
 
 mod batch;
 mod browsers;

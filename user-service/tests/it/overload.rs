@@ -1,4 +1,4 @@
-//! More calls than the service can bear: some wait, the others are told at once to come later.
+//! Calls over the limit: some wait for the database, the others are rejected at once.
 
 use std::time::Duration;
 
@@ -14,30 +14,29 @@ use tonic_types::StatusExt as _;
 
 use crate::harness::{EVENTS, TestService, USERS, assert_rejection, request};
 
-/// Asks for one user more, until there is no room for it. As long as there is, a call is held until
-/// it is given up for another reason.
+/// Calls until a call is rejected with OVERLOADED. A call below the limit blocks until it is abandoned.
 async fn overload(service: &TestService) -> Result<Status> {
     let rejected = async || {
         let rejected = service.create(request("one_more")).await;
-        let status = rejected.err().context("it was not held")?;
+        let status = rejected.err().context("the call was accepted")?;
         let reason = status.get_details_error_info().context("no ErrorInfo")?;
         Ok((reason.reason == "OVERLOADED").then_some(status))
     };
     eventually("a rejection", rejected).await
 }
 
-/// Waits until the health of the database is looked at once more.
+/// Waits for the next health check of the database.
 async fn wait_for_probe(service: &TestService) -> Result<()> {
     let last = "select extract(epoch from max(query_start)) * 1000000 from pg_stat_activity
                 where datname = current_database() and pid <> pg_backend_pid()
                   and query like '%transaction_read_only%'";
     let before = service.sql.count(last).await?;
     let later = async || Ok((service.sql.count(last).await? > before).then_some(()));
-    eventually("a look at the health", later).await
+    eventually("a health check", later).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_beyond_the_limit_are_rejected_at_once_and_those_within_it_are_done() -> Result<()> {
+async fn calls_beyond_the_limit_are_rejected_at_once_and_calls_within_it_succeed() -> Result<()> {
     let options = ["--max-calls=20", "--database-pool-size=2"];
     let service = TestService::start_with("overload", &options).await?;
     let lock = service.lock_users().await?;
@@ -50,10 +49,10 @@ async fn calls_beyond_the_limit_are_rejected_at_once_and_those_within_it_are_don
     let rejecting = async {
         service.wait_for_held_calls(2).await?;
         let status = overload(&service).await?;
-        // Ten times too many, all of which have their answer while those within the limit still wait.
+        // Ten times the limit; all are rejected while the calls within the limit still wait.
         let too_many: Vec<_> = (0..180).map(|n| request(&format!("many{n}"))).collect();
         for rejected in join_all(too_many.into_iter().map(|one| service.create(one))).await {
-            let status = rejected.err().context("it was not rejected")?;
+            let status = rejected.err().context("the call was accepted")?;
             assert_rejection(&status, Code::ResourceExhausted, "OVERLOADED");
         }
         let details = assert_rejection(&status, Code::ResourceExhausted, "OVERLOADED");
@@ -64,7 +63,7 @@ async fn calls_beyond_the_limit_are_rejected_at_once_and_those_within_it_are_don
         let pushback = status.metadata().get("grpc-retry-pushback-ms");
         let pushback = pushback.context("no pushback")?.to_str()?;
         assert_eq!(pushback, delay.as_millis().to_string());
-        // Health has connections of its own, and what it says is no answer of before.
+        // Health has its own connections, and its status is current.
         for _ in 0..2 {
             wait_for_probe(&service).await?;
         }

@@ -1,5 +1,4 @@
-//! Records of orders that can't be applied: each kind goes aside as it was found, and the order right
-//! behind it is counted.
+//! Poison records of orders: each kind is dead-lettered unchanged, and the next order is counted.
 
 use std::time::Duration;
 
@@ -14,9 +13,9 @@ use crate::{harness::TestService, summaries::order};
 const SPEC: Header = (header::SPEC_VERSION, "1.0");
 const CREATED: Header = (header::TYPE, ORDER_CREATED);
 
-/// As many records as a batch has at most.
+/// The maximum number of records in a batch.
 const MANY: usize = 1_000;
-/// What the constraint of these tests rejects, and no other.
+/// The amount that the constraint of these tests rejects.
 const REJECTED_AMOUNT: &str = "13.00";
 
 fn kinds() -> Result<Vec<Kind>> {
@@ -47,7 +46,7 @@ fn kinds() -> Result<Vec<Kind>> {
         ),
         kind("no key", Some("key"), None, Some(payload()?), &usual),
         kind(
-            "a key that is no text",
+            "a key that is not text",
             Some("key"),
             Some(b"\xff\x00".to_vec()),
             Some(payload()?),
@@ -61,14 +60,14 @@ fn kinds() -> Result<Vec<Kind>> {
             &usual,
         ),
         kind(
-            "a state that nobody knows",
+            "an unknown state",
             Some("payload"),
             key(),
             Some(in_no_state.into_bytes()),
             &usual,
         ),
         kind(
-            "an amount that is none",
+            "an invalid amount",
             Some("payload"),
             key(),
             Some(of_amount("NaN")?),
@@ -104,14 +103,14 @@ fn new_order(amount: &str) -> Result<Order> {
     order(&Uuid::nil().to_string(), amount, "EUR")
 }
 
-/// A service with a topic of one partition that takes records without a key, and a topic for dead
-/// dead_letters.
+/// Starts a service with a topic of one partition that accepts records without a key, and a dead letter
+/// topic.
 async fn start() -> Result<(TestService, String)> {
     let (name, servers) = (Addresses::unique_name("kinds"), Addresses::shared());
     let dead_letters = format!("{name}.dlq");
     servers.create_dead_letter_topic(&name).await?;
     servers.create_dead_letter_topic(&dead_letters).await?;
-    let options = ["--dead-dead_letter-topic", &dead_letters];
+    let options = ["--dead-letter-topic", &dead_letters];
     let service = TestService::start_on(name, &options).await?;
     let narrow = "alter table user_orders alter column amount type numeric(6, 2);
         alter table user_orders add constraint user_orders_lucky check (amount <> 13)";
@@ -119,8 +118,8 @@ async fn start() -> Result<(TestService, String)> {
     Ok((service, dead_letters))
 }
 
-/// Writes records, and behind them a new order; returns how long it took to hear of that one.
-async fn time_to_hear(service: &TestService, before: &[NewRecord<'_>]) -> Result<Duration> {
+/// Writes records and then a new order; returns the time until that order is applied.
+async fn time_to_apply(service: &TestService, before: &[NewRecord<'_>]) -> Result<Duration> {
     let order = new_order("19.90")?;
     let (key, payload) = (order.order_id.to_string(), serde_json::to_vec(&order)?);
     let last = NewRecord {
@@ -129,38 +128,38 @@ async fn time_to_hear(service: &TestService, before: &[NewRecord<'_>]) -> Result
         headers: &[SPEC, CREATED],
         ..NewRecord::default()
     };
-    let heard = format!("select count(*) from user_orders where order_id = '{key}'");
-    testkit::time_to_hear(service, before, last, &heard).await
+    let applied = format!("select count(*) from user_orders where order_id = '{key}'");
+    testkit::time_to_hear(service, before, last, &applied).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_kind_goes_aside_untouched_and_the_next_order_is_heard() -> Result<()> {
+async fn each_kind_is_dead_lettered_unchanged_and_the_next_order_applied() -> Result<()> {
     let (service, dead_letters) = start().await?;
     let kinds = kinds()?;
-    time_to_hear(&service, &[]).await?;
+    time_to_apply(&service, &[]).await?;
     let first = service
         .sql
         .count("select sum(next_offset) from projection_offsets")
         .await?;
     let (mut behind, mut alone) = (Vec::new(), Vec::new());
     for kind in &kinds {
-        alone.push(time_to_hear(&service, &[]).await?);
-        behind.push(time_to_hear(&service, &[kind.record()]).await?);
+        alone.push(time_to_apply(&service, &[]).await?);
+        behind.push(time_to_apply(&service, &[kind.record()]).await?);
     }
-    println!("an order is heard of after");
+    println!("time until an order is applied:");
     for ((kind, behind), alone) in kinds.iter().zip(&behind).zip(&alone) {
-        println!("{behind:.0?} behind {}, {alone:.0?} alone", kind.what);
+        println!("{behind:.0?} after {}, {alone:.0?} alone", kind.what);
     }
     println!(
-        "{:.0?} behind, {:.0?} alone: medians",
+        "medians: {:.0?} after a poison record, {:.0?} alone",
         median(behind),
         median(alone)
     );
-    let aside = || kinds.iter().filter_map(|kind| Some((kind, kind.class?)));
+    let poison = || kinds.iter().filter_map(|kind| Some((kind, kind.class?)));
     let counts = "select applied, skipped, dead_lettered from projection_offsets";
     let counts = service.sql.query_one(counts, &[]).await?;
     let counts: (i64, i64, i64) = (counts.get(0), counts.get(1), counts.get(2));
-    let (all, dead_lettered) = (kinds.len() as i64, aside().count() as i64);
+    let (all, dead_lettered) = (kinds.len() as i64, poison().count() as i64);
     assert_eq!(
         counts,
         (first + 2 * all, all - dead_lettered, dead_lettered)
@@ -169,7 +168,7 @@ async fn each_kind_goes_aside_untouched_and_the_next_order_is_heard() -> Result<
     let copied = "select count(*) from dead_letters where in_topic";
     service.sql.wait_for(copied, dead_lettered).await?;
     let copies = Addresses::shared().read_topic(&dead_letters).await?;
-    assert_eq!(copies.len(), aside().count());
+    assert_eq!(copies.len(), poison().count());
     for (index, kind) in kinds.iter().enumerate() {
         let offset = first + 3 * index as i64 + 1;
         let of_offset = offset.to_string();
@@ -188,40 +187,40 @@ async fn each_kind_goes_aside_untouched_and_the_next_order_is_heard() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rejected_record_in_the_middle_of_many_goes_aside_alone() -> Result<()> {
+async fn a_poison_record_among_many_is_dead_lettered_alone() -> Result<()> {
     let (service, _) = start().await?;
-    time_to_hear(&service, &[]).await?;
+    time_to_apply(&service, &[]).await?;
     let orders: Result<Vec<_>> = (0..MANY).map(|_| new_order("19.90")).collect();
     let mut orders = orders?;
-    let alone = time_to_hear_all(&service, &orders).await?;
+    let alone = time_to_apply_all(&service, &orders).await?;
     orders
         .iter_mut()
         .for_each(|order| order.order_id = Uuid::now_v7());
     orders[MANY / 2].amount = REJECTED_AMOUNT.into();
-    let behind = time_to_hear_all(&service, &orders).await?;
+    let behind = time_to_apply_all(&service, &orders).await?;
     println!(
-        "an order is heard of behind {MANY} others after {alone:.0?}, with one rejected {behind:.0?}"
+        "time until an order is applied after {MANY} others: {alone:.0?}, with a poison record {behind:.0?}"
     );
-    let heard = service
+    let applied = service
         .sql
         .count("select count(*) from user_orders")
         .await?;
-    assert_eq!(heard as usize, 1 + (MANY + 1) + (MANY - 1 + 1));
+    assert_eq!(applied as usize, 1 + (MANY + 1) + (MANY - 1 + 1));
     let rejected_by = "select count(*) from dead_letters where error = 'user_orders_lucky'";
     assert_eq!(service.sql.count(rejected_by).await?, 1);
     service.stop().await
 }
 
-async fn time_to_hear_all(service: &TestService, orders: &[Order]) -> Result<Duration> {
-    let told: Result<Vec<_>> = (orders.iter())
+async fn time_to_apply_all(service: &TestService, orders: &[Order]) -> Result<Duration> {
+    let payloads: Result<Vec<_>> = (orders.iter())
         .map(|order| Ok((order.order_id.to_string(), serde_json::to_vec(order)?)))
         .collect();
-    let told = told?;
-    let records = told.iter().map(|(key, payload)| NewRecord {
+    let payloads = payloads?;
+    let records = payloads.iter().map(|(key, payload)| NewRecord {
         key: Some(key.as_bytes()),
         payload: Some(payload),
         headers: &[SPEC, CREATED],
         ..NewRecord::default()
     });
-    time_to_hear(service, &records.collect::<Vec<_>>()).await
+    time_to_apply(service, &records.collect::<Vec<_>>()).await
 }

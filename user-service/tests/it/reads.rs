@@ -9,12 +9,12 @@ use uuid::Uuid;
 
 use crate::harness::{TestService, assert_rejected};
 
-/// A request for the users who are not deleted.
+/// Creates a request for users that are not deleted.
 fn live() -> ListUsersRequest {
     ListUsersRequest::default()
 }
 
-/// A request for all users.
+/// Creates a request for all users.
 fn all() -> ListUsersRequest {
     ListUsersRequest {
         show_deleted: true,
@@ -35,7 +35,7 @@ async fn list(
     Ok(service.users().list_users(request).await?.into_inner())
 }
 
-/// The sizes of all pages, and the names on them.
+/// Reads all pages; returns their sizes and the names on them.
 async fn read_all(
     service: &TestService,
     request: &ListUsersRequest,
@@ -53,7 +53,7 @@ async fn read_all(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_user_is_not_found_and_named() -> Result<()> {
+async fn an_unknown_user_is_not_found() -> Result<()> {
     let service = TestService::start("unknown").await?;
     let user_id = Uuid::now_v7().to_string();
     let (id, of) = (
@@ -78,7 +78,7 @@ async fn an_unknown_user_is_not_found_and_named() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
+async fn an_id_that_is_not_a_uuid_is_invalid() -> Result<()> {
     let service = TestService::start("bad_id").await?;
     for user_id in ["", "1", "0199d0a0-0000-7000-8000-00000000000g"] {
         let (id, of) = (
@@ -101,13 +101,13 @@ async fn an_id_that_is_no_uuid_is_a_bad_field() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_hold_every_user_exactly_once_the_oldest_first() -> Result<()> {
+async fn pages_contain_every_user_once_oldest_first() -> Result<()> {
     let service = TestService::start("pages").await?;
     let mut names: Vec<String> = Vec::new();
     assert_eq!(read_all(&service, &live()).await?, (vec![0], names.clone()));
     for (count, sizes) in [(6, vec![3, 3]), (7, vec![3, 3, 1])] {
         while names.len() < count {
-            // Descending, so that an order by name would show.
+            // Descending, to detect sorting by name.
             let name = format!("user{}", 99 - names.len());
             service.user(&name).await?;
             names.push(name);
@@ -118,7 +118,7 @@ async fn pages_hold_every_user_exactly_once_the_oldest_first() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_comes_while_pages_are_read_moves_none_of_them() -> Result<()> {
+async fn a_user_created_while_pages_are_read_shifts_no_page() -> Result<()> {
     let service = TestService::start("moving").await?;
     for name in ["a", "b", "c", "d"] {
         service.user(name).await?;
@@ -133,7 +133,7 @@ async fn a_user_who_comes_while_pages_are_read_moves_none_of_them() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deleted_users_are_listed_only_where_they_are_asked_for() -> Result<()> {
+async fn deleted_users_are_listed_only_on_request() -> Result<()> {
     let service = TestService::start("deleted").await?;
     for name in ["a", "b", "c", "d"] {
         let user = service.user(name).await?;
@@ -142,7 +142,7 @@ async fn deleted_users_are_listed_only_where_they_are_asked_for() -> Result<()> 
         }
     }
     assert_eq!(read_all(&service, &live()).await?.1, ["a", "c", "d"]);
-    // Of a deleted user there is no name.
+    // A deleted user has no name.
     assert_eq!(read_all(&service, &all()).await?.1, ["a", "", "c", "d"]);
     let all = list(&service, &all(), "").await?.users;
     let deleted: Vec<bool> = all.iter().map(|user| user.delete_time.is_some()).collect();
@@ -151,7 +151,7 @@ async fn deleted_users_are_listed_only_where_they_are_asked_for() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_token_that_is_damaged_or_of_another_list_is_rejected() -> Result<()> {
+async fn a_damaged_page_token_or_one_of_another_list_is_rejected() -> Result<()> {
     let service = TestService::start("tokens").await?;
     for name in ["a", "b", "c", "d"] {
         service.user(name).await?;

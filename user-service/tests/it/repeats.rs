@@ -1,4 +1,4 @@
-//! Requests with a `request_id` can be repeated.
+//! Requests with a `request_id` are idempotent.
 
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
@@ -10,7 +10,7 @@ use crate::harness::{
     CROWDED, EVENTS, TestService, USERS, assert_rejected, deletion, renaming, request,
 };
 
-const KEPT_ANSWERS: &str = "select count(*) from request_ids";
+const STORED_RESPONSES: &str = "select count(*) from request_ids";
 
 fn repeatable(name: &str) -> CreateUserRequest {
     CreateUserRequest {
@@ -20,11 +20,11 @@ fn repeatable(name: &str) -> CreateUserRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_gets_the_first_answer_and_writes_nothing() -> Result<()> {
+async fn a_retry_gets_the_first_response_and_writes_nothing() -> Result<()> {
     let service = TestService::start("repeat").await?;
     let request = repeatable("ada");
     let first = service.create(request.clone()).await?;
-    // Also when the user has changed meanwhile: the answer is the first one, not a fresh one.
+    // Even if the user has changed meanwhile, the response is the stored one.
     service
         .sql
         .batch_execute("update users set name = 'Changed', version = 2")
@@ -38,7 +38,7 @@ async fn a_repeat_gets_the_first_answer_and_writes_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_with_another_body_is_rejected() -> Result<()> {
+async fn a_request_id_with_a_different_body_is_rejected() -> Result<()> {
     let service = TestService::start("reused").await?;
     let first = repeatable("ada");
     service.create(first.clone()).await?;
@@ -62,19 +62,19 @@ async fn a_request_id_with_another_body_is_rejected() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn repeats_at_once_make_one_user_and_get_one_answer() -> Result<()> {
+async fn concurrent_retries_create_one_user_and_get_the_same_response() -> Result<()> {
     let service = TestService::start_with("at_once", CROWDED).await?;
     let request = repeatable("ada");
-    let answers = try_join_all((0..64).map(|_| service.create_at_last(&request))).await?;
-    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    let responses = try_join_all((0..64).map(|_| service.create_at_last(&request))).await?;
+    assert!(responses.iter().all(|answer| *answer == responses[0]));
     assert_eq!(service.sql.count(USERS).await?, 1);
     assert_eq!(service.sql.count(EVENTS).await?, 1);
-    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 1);
+    assert_eq!(service.sql.count(STORED_RESPONSES).await?, 1);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_gets_the_first_answer_from_a_server_that_was_started_since() -> Result<()> {
+async fn a_retry_gets_the_first_response_after_a_restart() -> Result<()> {
     let service = TestService::start("restarted").await?;
     let request = repeatable("ada");
     let first = service.create(request.clone()).await?;
@@ -86,7 +86,7 @@ async fn a_repeat_gets_the_first_answer_from_a_server_that_was_started_since() -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_and_deletions_are_repeated_and_compared_as_creations_are() -> Result<()> {
+async fn updates_and_deletions_are_idempotent_like_creations() -> Result<()> {
     let service = TestService::start("other_methods").await?;
     let (ada, bob) = (service.user("ada").await?, service.user("bob").await?);
     let changing = UpdateUserRequest {
@@ -123,7 +123,7 @@ async fn changes_and_deletions_are_repeated_and_compared_as_creations_are() -> R
         let rejected = service.delete_with(other).await;
         assert_rejected(rejected, Code::InvalidArgument, "REQUEST_ID_REUSED");
     }
-    // The first answers, though that user can't be changed any more.
+    // The stored responses, although that user can no longer be changed.
     assert_eq!(service.update(changing).await?, changed);
     assert_eq!(service.delete_with(deleting).await?, deleted);
     assert_eq!(service.get(&bob.user_id).await?, bob);
@@ -132,7 +132,7 @@ async fn changes_and_deletions_are_repeated_and_compared_as_creations_are() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_request_id_for_several_methods_is_several_requests() -> Result<()> {
+async fn request_ids_are_scoped_to_a_method() -> Result<()> {
     let service = TestService::start("methods").await?;
     let request = repeatable("ada");
     let request_id = request.request_id.clone();
@@ -151,15 +151,15 @@ async fn one_request_id_for_several_methods_is_several_requests() -> Result<()> 
     assert_eq!(service.create(request).await?, created);
     assert_eq!(service.update(changing).await?, changed);
     assert_eq!(service.delete_with(deleting).await?, deleted);
-    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 3);
+    assert_eq!(service.sql.count(STORED_RESPONSES).await?, 3);
     assert_eq!(service.events_of(&ada.user_id).await?.len(), 4);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_older_than_a_day_are_swept_and_all_younger_ones_are_kept() -> Result<()> {
+async fn responses_older_than_a_day_are_deleted_and_younger_ones_kept() -> Result<()> {
     let service = TestService::start("swept").await?;
-    // More than go in one statement, and some of nearly the age.
+    // More than one statement deletes, and some that are almost expired.
     let aged = "insert into request_ids (method, request_id, fingerprint, response, created_at)
                 select 'CreateUser', gen_random_uuid(), '', '', now() - age
                 from (values (2500, interval '24 hours 1 second'), (2500, interval '30 days'),
@@ -168,17 +168,17 @@ async fn answers_older_than_a_day_are_swept_and_all_younger_ones_are_kept() -> R
     service.sql.batch_execute(aged).await?;
     let request = repeatable("ada");
     let first = service.create(request.clone()).await?;
-    // A server sweeps as it starts.
+    // A server deletes expired responses at startup.
     let service = service.restart().await?;
-    service.sql.wait_for(KEPT_ANSWERS, 3_001).await?;
-    let old = format!("{KEPT_ANSWERS} where created_at < now() - interval '24 hours'");
+    service.sql.wait_for(STORED_RESPONSES, 3_001).await?;
+    let old = format!("{STORED_RESPONSES} where created_at < now() - interval '24 hours'");
     assert_eq!(service.sql.count(&old).await?, 0);
     assert_eq!(service.create(request).await?, first);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rejected_request_is_not_kept_and_can_succeed_later() -> Result<()> {
+async fn a_rejected_request_is_not_stored_and_can_succeed_later() -> Result<()> {
     let service = TestService::start("rejected").await?;
     let ada = service.user("ada").await?;
     let request = repeatable("ada");
@@ -187,17 +187,17 @@ async fn a_rejected_request_is_not_kept_and_can_succeed_later() -> Result<()> {
         Code::AlreadyExists,
         "EMAIL_TAKEN",
     );
-    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 0);
-    // The owner gives the address up.
+    assert_eq!(service.sql.count(STORED_RESPONSES).await?, 0);
+    // The owner releases the address.
     service.delete(&ada).await?;
     let created = service.create(request.clone()).await?;
     assert_eq!(service.create(request).await?, created);
-    assert_eq!(service.sql.count(KEPT_ANSWERS).await?, 1);
+    assert_eq!(service.sql.count(STORED_RESPONSES).await?, 1);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_of_a_request_in_flight_is_told_to_come_back() -> Result<()> {
+async fn a_retry_of_a_request_in_flight_gets_a_retry_delay() -> Result<()> {
     let service = TestService::start("in_flight").await?;
     let request = repeatable("ada");
     let lock = service.lock_users().await?;
@@ -217,7 +217,7 @@ async fn a_repeat_of_a_request_in_flight_is_told_to_come_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_is_the_same_however_it_is_spelled() -> Result<()> {
+async fn a_request_id_is_case_insensitive() -> Result<()> {
     let service = TestService::start("spelled").await?;
     let mut request = repeatable("ada");
     let first = service.create(request.clone()).await?;

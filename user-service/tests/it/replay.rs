@@ -1,4 +1,4 @@
-//! Everything that was heard of orders, from the beginning once more.
+//! A replay of all order events.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,10 @@ use crate::{
 
 const ORDERS: usize = 600;
 const USERS: u128 = 7;
-/// How many records were looked at, in all partitions.
+/// The number of processed records, in all partitions.
 const SEEN: &str = "select sum(next_offset) from projection_offsets";
 
-/// By user and currency: orders, those of them that are cancelled, and the total of the others in
-/// hundredths.
+/// By user and currency: orders, cancelled orders, and the total of the others in minor units.
 type Summaries = BTreeMap<(String, String), (i64, i64, i64)>;
 
 async fn summaries(service: &TestService) -> Result<Summaries> {
@@ -33,8 +32,8 @@ async fn summaries(service: &TestService) -> Result<Summaries> {
     Ok(rows.collect())
 }
 
-/// What the newest version of each order adds up to.
-fn newest_summaries(history: &[Order]) -> Result<Summaries> {
+/// Returns the summaries of the latest version of each order.
+fn latest_summaries(history: &[Order]) -> Result<Summaries> {
     let mut newest = BTreeMap::new();
     for order in history {
         let kept = newest.entry(order.order_id).or_insert(order);
@@ -50,14 +49,14 @@ fn newest_summaries(history: &[Order]) -> Result<Summaries> {
         if order.state == OrderState::Cancelled {
             *cancelled += 1;
         } else {
-            let (units, places) = order.amount.split_once('.').context("an amount")?;
-            *total += units.parse::<i64>()? * 100 + places.parse::<i64>()?;
+            let (units, cents) = order.amount.split_once('.').context("an amount")?;
+            *total += units.parse::<i64>()? * 100 + cents.parse::<i64>()?;
         }
     }
     Ok(summaries)
 }
 
-/// Orders of some users in two currencies, each third of which is cancelled.
+/// Returns orders of some users in two currencies; every third order is cancelled.
 fn versions() -> Result<Vec<Order>> {
     let mut history = Vec::new();
     for number in 0..ORDERS {
@@ -71,12 +70,12 @@ fn versions() -> Result<Vec<Order>> {
     Ok(history)
 }
 
-async fn tell_all(service: &TestService, orders: &[Order]) -> Result<()> {
-    let told: Result<Vec<_>> = (orders.iter())
+async fn publish_all(service: &TestService, orders: &[Order]) -> Result<()> {
+    let payloads: Result<Vec<_>> = (orders.iter())
         .map(|order| Ok((order.order_id.to_string(), serde_json::to_vec(order)?)))
         .collect();
-    let told = told?;
-    let records = told.iter().map(|(key, payload)| NewRecord {
+    let payloads = payloads?;
+    let records = payloads.iter().map(|(key, payload)| NewRecord {
         key: Some(key.as_bytes()),
         payload: Some(payload),
         headers: &[(header::SPEC_VERSION, "1.0"), (header::TYPE, ORDER_CREATED)],
@@ -88,16 +87,16 @@ async fn tell_all(service: &TestService, orders: &[Order]) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_with_repeated_and_outdated_records_counts_each_order_once() -> Result<()> {
+async fn a_replay_with_duplicate_and_stale_records_counts_each_order_once() -> Result<()> {
     let service = TestService::start("replay").await?;
     let mut history = versions()?;
-    // Each tenth record once more: some are outdated by then, and some are not.
+    // Every tenth record again: some are stale by then.
     history.extend(history.clone().into_iter().step_by(10));
-    tell_all(&service, &history).await?;
+    publish_all(&service, &history).await?;
     service.sql.wait_for(SEEN, history.len() as i64).await?;
-    assert_eq!(summaries(&service).await?, newest_summaries(&history)?);
+    assert_eq!(summaries(&service).await?, latest_summaries(&history)?);
 
-    // The service finds its offsets moved, and begins from there, while more orders are cancelled.
+    // Reset the offsets while more orders are cancelled.
     let from_the_beginning = "update projection_offsets set next_offset = 0";
     service.sql.batch_execute(from_the_beginning).await?;
     let more: Vec<Order> = history[1..ORDERS]
@@ -105,12 +104,12 @@ async fn a_replay_with_repeated_and_outdated_records_counts_each_order_once() ->
         .step_by(3)
         .map(cancelled)
         .collect();
-    tell_all(&service, &more).await?;
+    publish_all(&service, &more).await?;
     let first = history.len() as i64;
     history.extend(more);
     service.sql.wait_for(SEEN, history.len() as i64).await?;
-    assert_eq!(summaries(&service).await?, newest_summaries(&history)?);
-    // Each record of the first time was counted twice, and none was lost or set aside.
+    assert_eq!(summaries(&service).await?, latest_summaries(&history)?);
+    // Each record of the first run was applied twice; none was lost or dead-lettered.
     let applied = "select sum(applied) from projection_offsets";
     let applied = service.sql.count(applied).await?;
     assert_eq!(applied, first + history.len() as i64);

@@ -1,4 +1,4 @@
-//! The end of a server, which cuts off nobody who still has time.
+//! Shutdown: calls and writes in flight complete within the drain timeout.
 
 use std::time::Duration;
 
@@ -9,20 +9,23 @@ use tokio::net::TcpStream;
 use crate::harness::{TestService, USERS, request};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_in_flight_is_answered_after_the_end_was_asked_for() -> Result<()> {
+async fn a_call_in_flight_completes_after_the_shutdown_signal() -> Result<()> {
     let service = TestService::start("drain").await?;
     let lock = service.lock_users().await?;
     let ending = async {
         service.wait_for_held_calls(1).await?;
         service.shutdown.cancel();
-        // Nobody new is let in ...
+        // New connections are refused ...
         eventually("a closed port", async || {
             Ok(TcpStream::connect(service.addr).await.err().map(drop))
         })
         .await?;
-        // ... and when a server without calls would long have ended, this one goes on.
+        // ... and the server still waits when a server without calls would have stopped.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(!service.has_ended(), "it did not wait for the call");
+        assert!(
+            !service.has_ended(),
+            "the server stopped before the call completed"
+        );
         lock.release().await
     };
     let (created, ended) = tokio::join!(service.create(request("ada")), ending);
@@ -34,7 +37,7 @@ async fn a_call_in_flight_is_answered_after_the_end_was_asked_for() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_does_not_end_holds_the_server_for_the_drain_timeout_only() -> Result<()> {
+async fn a_stuck_call_delays_shutdown_only_for_the_drain_timeout() -> Result<()> {
     let service = TestService::start_with("drained", &["--drain-timeout-ms=100"]).await?;
     let lock = service.lock_users().await?;
     let mut users = service.users();
@@ -48,7 +51,7 @@ async fn a_call_that_does_not_end_holds_the_server_for_the_drain_timeout_only() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_caller_has_left_is_finished_before_the_end() -> Result<()> {
+async fn a_write_whose_caller_disconnected_completes_before_shutdown() -> Result<()> {
     let service = TestService::start("drain_left").await?;
     let sql = Sql::connect(&service.database_url).await?;
     let lock = service.lock_users().await?;
@@ -56,11 +59,14 @@ async fn a_write_whose_caller_has_left_is_finished_before_the_end() -> Result<()
         result = service.create(request("ada")) => bail!("through the lock: {result:?}"),
         held = service.wait_for_held_calls(1) => held?,
     }
-    // The call was dropped with the select, so that no connection has one in flight.
+    // The select dropped the call, so that no connection has a call in flight.
     service.shutdown.cancel();
-    // When a server without calls would long have ended, this one waits for the write.
+    // The server waits for the write when a server without calls would have stopped.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!service.has_ended(), "it did not wait for the write");
+    assert!(
+        !service.has_ended(),
+        "the server stopped before the write completed"
+    );
     lock.release().await?;
     service.ended().await?;
     assert_eq!(sql.count(USERS).await?, 1);

@@ -1,4 +1,4 @@
-//! GetUserOrderSummary: what was heard of orders, each counted once.
+//! GetUserOrderSummary counts each order once.
 
 use anyhow::Result;
 use chrono::{DateTime, Duration, Utc};
@@ -17,10 +17,10 @@ use uuid::Uuid;
 use crate::harness::{TestService, assert_rejected};
 
 const DEAD: &str = "select count(*) from dead_letters";
-/// How many records were looked at, in all partitions.
+/// The number of processed records, in all partitions.
 const SEEN: &str = "select sum(next_offset) from projection_offsets";
 
-/// A new order.
+/// Creates a new order.
 pub(crate) fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order> {
     let now = "2026-01-02T03:04:05.678901Z".parse::<DateTime<Utc>>()?;
     Ok(Order {
@@ -36,7 +36,7 @@ pub(crate) fn order(user_id: &str, amount: &str, currency: &str) -> Result<Order
     })
 }
 
-/// The next version of an order, a second later.
+/// Returns the cancelled version of an order, a second later.
 pub(crate) fn cancelled(order: &Order) -> Order {
     Order {
         state: OrderState::Cancelled,
@@ -47,8 +47,8 @@ pub(crate) fn cancelled(order: &Order) -> Order {
     }
 }
 
-/// Writes what order-service and the relay would.
-async fn tell(service: &TestService, order: &Order) -> Result<()> {
+/// Writes an order event as order-service and the relay do.
+async fn publish_order(service: &TestService, order: &Order) -> Result<()> {
     let payload = serde_json::to_string(order)?;
     write(service, &order.order_id.to_string(), &payload).await
 }
@@ -78,11 +78,11 @@ fn money(currency_code: &str, units: i64, nanos: i32) -> Money {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn orders_are_summed_up_by_user_and_currency_to_the_last_digit() -> Result<()> {
+async fn orders_are_totalled_exactly_by_user_and_currency() -> Result<()> {
     let service = TestService::start("currencies").await?;
     let (ada, bob) = (service.user("ada").await?, service.user("bob").await?);
-    let nobody_ordered = summary(&service, &ada.user_id).await?;
-    assert_eq!(nobody_ordered, GetUserOrderSummaryResponse::default());
+    let without_orders = summary(&service, &ada.user_id).await?;
+    assert_eq!(without_orders, GetUserOrderSummaryResponse::default());
     let mut orders = Vec::new();
     for (amount, currency) in [
         ("19.90", "EUR"),
@@ -94,10 +94,10 @@ async fn orders_are_summed_up_by_user_and_currency_to_the_last_digit() -> Result
         orders.push(order(&ada.user_id, amount, currency)?);
     }
     orders.push(order(&bob.user_id, "7.00", "EUR")?);
-    // Neither in the currency that is told first nor in the one that is told last.
+    // In neither the first nor the last currency.
     orders[2].update_time += Duration::seconds(1);
     for order in &orders {
-        tell(&service, order).await?;
+        publish_order(&service, order).await?;
     }
     service.sql.wait_for(SEEN, 6).await?;
     let found = summary(&service, &ada.user_id).await?;
@@ -119,22 +119,22 @@ async fn orders_are_summed_up_by_user_and_currency_to_the_last_digit() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_order_moves_from_the_total_to_the_cancelled() -> Result<()> {
+async fn a_cancelled_order_moves_from_the_total_to_the_cancelled_count() -> Result<()> {
     let service = TestService::start("cancelled").await?;
     let ada = service.user("ada").await?;
     let (kept, dropped) = (
         order(&ada.user_id, "10.00", "EUR")?,
         order(&ada.user_id, "2.50", "EUR")?,
     );
-    // Nothing but the end of this one is heard, as after a compaction.
+    // Only the cancellation of this order arrives, as after compaction.
     let only_end = cancelled(&order(&ada.user_id, "4.00", "EUR")?);
-    tell(&service, &kept).await?;
-    tell(&service, &dropped).await?;
+    publish_order(&service, &kept).await?;
+    publish_order(&service, &dropped).await?;
     service.sql.wait_for(SEEN, 2).await?;
     let before = summary(&service, &ada.user_id).await?;
     assert_eq!(before.totals, [money("EUR", 12, 500_000_000)]);
-    tell(&service, &cancelled(&dropped)).await?;
-    tell(&service, &only_end).await?;
+    publish_order(&service, &cancelled(&dropped)).await?;
+    publish_order(&service, &only_end).await?;
     service.sql.wait_for(SEEN, 4).await?;
     let after = summary(&service, &ada.user_id).await?;
     assert_eq!((after.order_count, after.cancelled_count), (3, 2));
@@ -145,23 +145,23 @@ async fn a_cancelled_order_moves_from_the_total_to_the_cancelled() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replays_and_stale_versions_count_once() -> Result<()> {
+async fn replayed_and_stale_versions_count_once() -> Result<()> {
     let service = TestService::start("replays").await?;
     let ada = service.user("ada").await?;
     let (first, second) = (
         order(&ada.user_id, "10.00", "EUR")?,
         order(&ada.user_id, "2.50", "EUR")?,
     );
-    // The records of an order share a partition, so they are applied in this order: in one batch,
-    // because they are there before the projection looks, or later, in several.
+    // The records of an order share a partition and are applied in this order, in one batch or in
+    // several.
     for _ in 0..2 {
         for record in [&first, &second, &first, &cancelled(&second), &second] {
-            tell(&service, record).await?;
+            publish_order(&service, record).await?;
         }
     }
     service.sql.wait_for(SEEN, 10).await?;
     for stale in [&cancelled(&second), &second, &first] {
-        tell(&service, stale).await?;
+        publish_order(&service, stale).await?;
     }
     service.sql.wait_for(SEEN, 13).await?;
     let found = summary(&service, &ada.user_id).await?;
@@ -171,11 +171,11 @@ async fn replays_and_stale_versions_count_once() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -> Result<()> {
+async fn poison_records_are_dead_lettered_and_later_ones_counted() -> Result<()> {
     let service = TestService::start("poison").await?;
     let ada = service.user("ada").await?;
     let good = order(&ada.user_id, "10.00", "EUR")?;
-    // All with the key of the good one, so that they are in its partition and before it.
+    // All with the valid order's key, to be in its partition and before it.
     let key = good.order_id.to_string();
     let with = |change: fn(&mut Order)| {
         let mut bad = good.clone();
@@ -198,9 +198,9 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
             with(|order| order.amount = "99999999999999999999.99".into())?,
         ),
         ("payload", with(|order| order.currency = "euro".into())?),
-        // JSON can hold these, and Postgres can't.
+        // JSON allows these, and Postgres does not.
         ("payload", with(|order| order.currency = "EU\0".into())?),
-        // What serde says of it holds it.
+        // serde's error message would contain the value.
         ("payload", r#"{"order_id":"secret\u0000"}"#.to_owned()),
         (
             "payload",
@@ -210,7 +210,7 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
     for (_, payload) in &poison {
         write(&service, &key, payload).await?;
     }
-    tell(&service, &good).await?;
+    publish_order(&service, &good).await?;
     service.sql.wait_for(SEEN, 13).await?;
     service.sql.wait_for(DEAD, 12).await?;
     let found = summary(&service, &ada.user_id).await?;
@@ -224,22 +224,22 @@ async fn records_that_can_not_be_applied_go_aside_and_later_ones_still_count() -
         .map(|row| (row.get(0), row.get(1)))
         .collect();
     assert_eq!(dead_letters, poison);
-    let told = "select count(*) from dead_letters where error ~ 'secret|NaN|1e9|99999'";
-    assert_eq!(service.sql.count(told).await?, 0);
+    let leaked = "select count(*) from dead_letters where error ~ 'secret|NaN|1e9|99999'";
+    assert_eq!(service.sql.count(leaked).await?, 0);
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_largest_amounts_are_summed_up_and_no_total_is_ever_wrong() -> Result<()> {
+async fn the_largest_amounts_are_totalled_and_no_total_is_ever_wrong() -> Result<()> {
     let service = TestService::start("largest").await?;
     let ada = service.user("ada").await?;
     for _ in 0..2 {
-        tell(&service, &order(&ada.user_id, "1000000000000000", "JPY")?).await?;
+        publish_order(&service, &order(&ada.user_id, "1000000000000000", "JPY")?).await?;
     }
     service.sql.wait_for(SEEN, 2).await?;
     let found = summary(&service, &ada.user_id).await?;
     assert_eq!(found.totals, [money("JPY", 2_000_000_000_000_000, 0)]);
-    // What it would be after thousands of these.
+    // The total after thousands of such orders.
     let beyond = "update user_order_summaries set total = 9223372036854775808";
     service.sql.batch_execute(beyond).await?;
     let request = GetUserOrderSummaryRequest {
@@ -256,7 +256,7 @@ async fn tombstones_and_events_of_other_kinds_change_nothing() -> Result<()> {
     let ada = service.user("ada").await?;
     let order = order(&ada.user_id, "10.00", "EUR")?;
     let (key, servers) = (order.order_id.to_string(), Addresses::shared());
-    tell(&service, &order).await?;
+    publish_order(&service, &order).await?;
     for (payload, kind) in [
         (None, ORDER_CREATED),
         (Some(&b"something new"[..]), "parcel_sent"),
@@ -278,10 +278,10 @@ async fn tombstones_and_events_of_other_kinds_change_nothing() -> Result<()> {
     service.stop().await
 }
 
-/// As when partitions were added to the topic: an order's versions are then in two of them, and two
-/// replicas may read them at once.
+/// After partitions were added to the topic, the versions of an order can be in two partitions, which two
+/// replicas read concurrently.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_two_replicas_apply_at_once_is_counted_once() -> Result<()> {
+async fn an_order_applied_by_two_replicas_concurrently_is_counted_once() -> Result<()> {
     let service = TestService::start("at_once").await?;
     let ada = service.user("ada").await?;
     let created = order(&ada.user_id, "19.90", "EUR")?;

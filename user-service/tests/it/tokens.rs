@@ -1,4 +1,4 @@
-//! The consistency token of a mutation, which its caller can also find without reading the message.
+//! The consistency token of a mutation in the response metadata.
 
 use anyhow::{Context as _, Result};
 use proto::{ConsistencyToken, user::v1::DeleteUserRequest};
@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use crate::harness::{TestService, deletion, renaming, request};
 
-/// The token in the metadata.
+/// Returns the token in the metadata.
 fn carried<T>(response: &Response<T>) -> Result<&str> {
     let token = response.metadata().get(CONSISTENCY_TOKEN);
     Ok(token.context("no token in the metadata")?.to_str()?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_mutation_has_its_token_in_the_metadata_too_a_repeated_one_as_well() -> Result<()> {
+async fn every_mutation_and_its_retry_has_the_token_in_the_metadata() -> Result<()> {
     let service = TestService::start("metadata").await?;
     let mut users = service.users();
     let mut creating = request("ada");
@@ -40,7 +40,7 @@ async fn every_mutation_has_its_token_in_the_metadata_too_a_repeated_one_as_well
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_nobody_was_deleted_there_is_no_token() -> Result<()> {
+async fn a_deletion_of_a_missing_user_has_no_token() -> Result<()> {
     let service = TestService::start("no_token").await?;
     let request = DeleteUserRequest {
         allow_missing: true,

@@ -1,5 +1,4 @@
-//! Calls that are late, left alone, too large, or no calls of ours at all; and a database that is
-//! away.
+//! Calls that time out, are abandoned, too large or malformed, and calls during a database outage.
 
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use crate::{
 const CREATE_USER: &str = "/user.v1.UserService/CreateUser";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_ends_at_its_deadline_and_can_be_repeated() -> Result<()> {
+async fn a_call_ends_at_its_deadline_and_can_be_retried() -> Result<()> {
     let service = TestService::start("deadline").await?;
     let request = CreateUserRequest {
         request_id: Uuid::new_v4().to_string(),
@@ -35,7 +34,7 @@ async fn a_call_ends_at_its_deadline_and_can_be_repeated() -> Result<()> {
     let late = timeout(PATIENCE, late).await??;
     assert_rejection(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     lock.release().await?;
-    // Whether the late write took effect or not: now it has, and once.
+    // Whether or not the late write took effect: now it has, exactly once.
     service.create_at_last(&request).await?;
     assert_eq!(service.sql.count(USERS).await?, 1);
     assert_eq!(service.sql.count(EVENTS).await?, 1);
@@ -43,12 +42,12 @@ async fn a_call_ends_at_its_deadline_and_can_be_repeated() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_without_a_deadline_ends_at_the_servers() -> Result<()> {
+async fn a_call_without_a_deadline_ends_at_the_server_limit() -> Result<()> {
     let service = TestService::start_with("own_deadline", &["--max-deadline-ms=300"]).await?;
     let lock = service.lock_users().await?;
     let late = timeout(PATIENCE, service.create(request("ada"))).await?;
     assert_rejected(late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
-    // Asking for more does not give more.
+    // A longer deadline of the caller has no effect.
     let message = request("ada").encode_to_vec();
     let late = rejected_call(service.addr, CREATE_USER, Some("1H"), &message);
     let late = timeout(PATIENCE, late).await??;
@@ -58,21 +57,21 @@ async fn a_call_without_a_deadline_ends_at_the_servers() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_caller_leaves_is_finished() -> Result<()> {
+async fn a_write_whose_caller_disconnects_completes() -> Result<()> {
     let service = TestService::start("left").await?;
     let lock = service.lock_users().await?;
     tokio::select! {
         result = service.create(request("ada")) => bail!("through the lock: {result:?}"),
         held = service.wait_for_held_calls(1) => held?,
     }
-    // The call was dropped with the select, and tonic has told the server.
+    // The select dropped the call, and tonic has notified the server.
     lock.release().await?;
     service.sql.wait_for(USERS, 1).await?;
     assert_eq!(service.sql.count(EVENTS).await?, 1);
     service.stop().await
 }
 
-/// Marsaglia's xorshift: the same numbers in every run.
+/// Marsaglia's xorshift, with the same numbers in every run.
 struct XorShift(u64);
 
 impl XorShift {
@@ -85,7 +84,7 @@ impl XorShift {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_thousand_callers_who_leave_at_any_moment_leave_nothing_half_done() -> Result<()> {
+async fn two_thousand_disconnecting_callers_leave_nothing_half_done() -> Result<()> {
     let service = TestService::start_with("leaving", CROWDED).await?;
     let user = async |n| service.create_at_last(&request(&format!("user{n}"))).await;
     try_join_all((0..16).map(user)).await?;
@@ -101,14 +100,14 @@ async fn two_thousand_callers_who_leave_at_any_moment_leave_nothing_half_done() 
     let results: Vec<_> = stream::iter(calls).buffer_unordered(40).collect().await;
     let answered = results.iter().filter(|r| matches!(r, Ok(Ok(_)))).count();
 
-    // Below the time after which Postgres itself ends a session that is idle in a transaction.
+    // Below Postgres' own timeout for sessions idle in a transaction.
     let busy = "select count(*) from pg_stat_activity
                 where datname = current_database() and pid <> pg_backend_pid()
                   and state <> 'idle'";
     timeout(Duration::from_secs(10), service.sql.wait_for(busy, 0))
         .await
         .context("a transaction stayed open")??;
-    // In one statement: a call that waited for a connection until now may be about to commit.
+    // In one statement, because a call that waited for a connection may be about to commit.
     let without_one_other = format!(
         "select count(*) from users u
          where (select count(*) from outbox
@@ -118,8 +117,11 @@ async fn two_thousand_callers_who_leave_at_any_moment_leave_nothing_half_done() 
     let without_the_other = format!("select abs(({USERS}) - ({EVENTS}))");
     assert_eq!(service.sql.count(&without_the_other).await?, 0);
     let users = service.sql.count(USERS).await?;
-    assert!(users > i64::try_from(answered)?, "nobody left midway");
-    // A transaction that is cut off costs its connection.
+    assert!(
+        users > i64::try_from(answered)?,
+        "no caller disconnected midway"
+    );
+    // An aborted transaction costs its connection.
     let now = service.sessions().await?;
     assert!(sessions.iter().all(|session| now.contains(session)));
     try_join_all((2_016..2_032).map(user)).await?;
@@ -139,7 +141,7 @@ async fn a_message_over_the_limit_is_rejected_as_too_large() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_method_that_is_not_there_is_unimplemented() -> Result<()> {
+async fn an_unknown_method_is_unimplemented() -> Result<()> {
     let service = TestService::start("method").await?;
     for path in [
         "/user.v1.UserService/Nothing",
@@ -152,11 +154,11 @@ async fn a_method_that_is_not_there_is_unimplemented() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_can_be_compressed_and_is_told_how() -> Result<()> {
+async fn a_request_can_be_compressed_and_the_server_advertises_how() -> Result<()> {
     let service = TestService::start("compressed").await?;
     let mut users = service.users().send_compressed(CompressionEncoding::Gzip);
     users.create_user(request("ada")).await?;
-    // Packed it is small.
+    // Small when compressed.
     let large = CreateUserRequest {
         name: "x".repeat(70_000),
         ..request("bob")
@@ -169,16 +171,16 @@ async fn a_request_can_be_compressed_and_is_told_how() -> Result<()> {
     assert_rejection(&status, Code::Unimplemented, "UNIMPLEMENTED");
     assert!(status.message().contains("snappy"), "{status:?}");
     let accepted = status.metadata().get("grpc-accept-encoding");
-    let accepted = accepted.context("it does not say what it would take")?;
+    let accepted = accepted.context("no accepted encodings")?;
     assert!(accepted.to_str()?.contains("gzip"), "{accepted:?}");
     service.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_that_are_no_message_are_the_callers_mistake() -> Result<()> {
+async fn undecodable_bytes_are_an_invalid_argument() -> Result<()> {
     let service = TestService::start("bytes").await?;
     for bytes in [
-        // A number where the e-mail belongs, a text that ends too soon, a text not in UTF-8.
+        // A number in place of the e-mail, a truncated text, a text that is not UTF-8.
         &[0x08, 0x01][..],
         &[0x0a, 0x7f, b'a'],
         &[0x0a, 0x01, 0xff],
@@ -192,7 +194,7 @@ async fn bytes_that_are_no_message_are_the_callers_mistake() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_away_is_unavailable_and_worth_a_retry() -> Result<()> {
+async fn a_database_outage_is_unavailable_with_a_retry_delay() -> Result<()> {
     let away = "--database-url=postgres://nobody@127.0.0.1:1/nothing";
     let service = TestService::start_with("away", &[away]).await?;
     let id = GetUserRequest {
@@ -208,7 +210,7 @@ async fn a_database_that_is_away_is_unavailable_and_worth_a_retry() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_read_only_is_unavailable_and_worth_a_retry() -> Result<()> {
+async fn a_read_only_database_is_unavailable_with_a_retry_delay() -> Result<()> {
     let service = TestService::start("read_only").await?;
     service.make_read_only().await?;
     let rejected = service.create(request("ada")).await;

@@ -1,5 +1,4 @@
-//! UpdateUser: what is named changes, each change is one version and one event, nobody's change is
-//! lost.
+//! UpdateUser changes the named fields, writes one version and one event per change, and loses no update.
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{join_all, try_join_all};
@@ -14,7 +13,7 @@ use uuid::Uuid;
 
 use crate::harness::{CROWDED, EVENTS, TestService, assert_rejected, at_last, renaming, update};
 
-/// Ada with another address and another name.
+/// Returns Ada with another address and name.
 fn both_changed(ada: &User) -> User {
     User {
         email: "countess@example.com".into(),
@@ -24,11 +23,11 @@ fn both_changed(ada: &User) -> User {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_one_version_and_one_event_that_tells_the_new_state() -> Result<()> {
+async fn an_update_writes_one_version_and_one_event_with_the_new_state() -> Result<()> {
     let service = TestService::start("change").await?;
     let ada = service.user("ada").await?;
     let response = service.update(update(both_changed(&ada), &["*"])).await?;
-    let user = response.user.context("an answer without a user")?;
+    let user = response.user.context("a response without a user")?;
     assert_eq!(
         (user.email.as_str(), user.name.as_str(), user.version),
         ("countess@example.com", "Countess", 2)
@@ -73,9 +72,9 @@ async fn a_change_is_one_version_and_one_event_that_tells_the_new_state() -> Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_mask_says_what_changes_and_all_else_stays() -> Result<()> {
+async fn only_the_fields_of_the_mask_change() -> Result<()> {
     let service = TestService::start("mask").await?;
-    // Each with what changes: the e-mail, the name.
+    // Each mask with whether the e-mail and the name change.
     for (n, (paths, changes)) in [
         (&["name"][..], (false, true)),
         (&["email"], (true, false)),
@@ -93,7 +92,7 @@ async fn the_mask_says_what_changes_and_all_else_stays() -> Result<()> {
             ..before.clone()
         };
         let user = service.update(update(asked.clone(), paths)).await?.user;
-        let user = user.context("an answer without a user")?;
+        let user = user.context("a response without a user")?;
         let email = if changes.0 { &asked } else { &before }.email.as_str();
         let name = if changes.1 { &asked } else { &before }.name.as_str();
         assert_eq!((&*user.email, &*user.name), (email, name), "{paths:?}");
@@ -103,7 +102,7 @@ async fn the_mask_says_what_changes_and_all_else_stays() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_mask_what_is_not_empty_changes() -> Result<()> {
+async fn without_a_mask_the_fields_that_are_not_empty_change() -> Result<()> {
     let service = TestService::start("no_mask").await?;
     for (n, mask) in [None, Some(FieldMask::default())].into_iter().enumerate() {
         let before = service.user(&format!("before{n}")).await?;
@@ -118,7 +117,7 @@ async fn without_a_mask_what_is_not_empty_changes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mask_of_what_can_not_change_or_of_nothing_is_rejected_by_its_name() -> Result<()> {
+async fn an_invalid_or_empty_mask_is_reported_by_its_field() -> Result<()> {
     let service = TestService::start("bad_mask").await?;
     let ada = service.user("ada").await?;
     let nothing_named = UpdateUserRequest {
@@ -139,7 +138,7 @@ async fn a_mask_of_what_can_not_change_or_of_nothing_is_rejected_by_its_name() -
         ..update(no_id, &["*"])
     };
     for (request, fields) in [
-        // A typing mistake, what the server gives, what is not there, and case counts.
+        // A typo, an output-only field, a missing field; paths are case-sensitive.
         (update(both_changed(&ada), &["nmae"]), &["update_mask"][..]),
         (update(both_changed(&ada), &["user_id"]), &["update_mask"]),
         (
@@ -154,7 +153,7 @@ async fn a_mask_of_what_can_not_change_or_of_nothing_is_rejected_by_its_name() -
         (update(both_changed(&ada), &[""]), &["update_mask"]),
         (nothing_named, &["update_mask"]),
         (nobody, &["user"]),
-        // Named, and empty: that is no value for it.
+        // Named in the mask but empty, which is not a valid value.
         (renaming(&ada, " "), &["user.name"]),
         (
             all_wrong,
@@ -174,7 +173,7 @@ async fn a_mask_of_what_can_not_change_or_of_nothing_is_rejected_by_its_name() -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_changes_nothing_makes_no_version_and_no_event() -> Result<()> {
+async fn an_update_without_a_change_writes_no_version_and_no_event() -> Result<()> {
     let service = TestService::start("no_change").await?;
     let ada = service.user("ada").await?;
     let padded = User {
@@ -199,7 +198,7 @@ async fn what_changes_nothing_makes_no_version_and_no_event() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_of_another_is_taken_in_any_case_and_ones_own_is_not() -> Result<()> {
+async fn another_users_email_is_taken_in_any_case_and_ones_own_is_not() -> Result<()> {
     let service = TestService::start("update_taken").await?;
     let (ada, bob) = (service.user("ada").await?, service.user("bob").await?);
     let with_email = |email: &str| {
@@ -219,7 +218,7 @@ async fn an_email_of_another_is_taken_in_any_case_and_ones_own_is_not() -> Resul
     let own = service.update(with_email("Ada@Example.com")).await?;
     let own = own.user.context("no user")?;
     assert_eq!((own.email.as_str(), own.version), ("Ada@Example.com", 2));
-    // What she has given up is free, what she has taken is not.
+    // The released address is free, the new one is taken.
     let moved = User {
         email: "countess@example.com".into(),
         ..own
@@ -235,13 +234,13 @@ async fn an_email_of_another_is_taken_in_any_case_and_ones_own_is_not() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_etag_that_is_not_the_present_one_is_rejected() -> Result<()> {
+async fn an_outdated_etag_is_rejected() -> Result<()> {
     let service = TestService::start("etag").await?;
     let ada = service.user("ada").await?;
     let changed = service.update(update(both_changed(&ada), &["*"])).await?;
     let changed = changed.user.context("no user")?;
     for etag in [&ada.etag, "garbage", "v3", "v02", " "] {
-        // Also where it would change nothing.
+        // Also for an update without a change.
         for name in ["Another", &changed.name] {
             let stale = User {
                 etag: etag.into(),
@@ -258,11 +257,11 @@ async fn an_etag_that_is_not_the_present_one_is_rejected() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_is_not_there_or_no_longer_can_not_be_changed() -> Result<()> {
+async fn a_missing_or_deleted_user_cannot_be_updated() -> Result<()> {
     let service = TestService::start("gone").await?;
     let ada = service.user("ada").await?;
     let deleted = service.delete(&ada).await?;
-    // The etag is of no interest any more.
+    // The etag is ignored.
     for request in [
         renaming(&ada, "Ada"),
         update(both_changed(&ada), &["*"]),
@@ -297,7 +296,7 @@ async fn a_user_who_is_not_there_or_no_longer_can_not_be_changed() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_changes_with_one_etag_exactly_one_is_made() -> Result<()> {
+async fn exactly_one_of_many_updates_with_the_same_etag_succeeds() -> Result<()> {
     let service = TestService::start_with("one_etag", CROWDED).await?;
     let ada = service.user("ada").await?;
     let changes = (0..32).map(async |n| {
@@ -308,14 +307,14 @@ async fn of_many_changes_with_one_etag_exactly_one_is_made() -> Result<()> {
         let request = update(user, &["name"]);
         at_last(async || service.update(request.clone()).await).await
     });
-    let (made, rejected): (Vec<_>, Vec<_>) =
+    let (updated, rejected): (Vec<_>, Vec<_>) =
         join_all(changes).await.into_iter().partition(Result::is_ok);
-    assert_eq!((made.len(), rejected.len()), (1, 31));
+    assert_eq!((updated.len(), rejected.len()), (1, 31));
     for rejected in rejected {
         assert_rejected(rejected, Code::Aborted, "ETAG_MISMATCH");
     }
-    for made in made {
-        let user = made?.user.context("no user")?;
+    for updated in updated {
+        let user = updated?.user.context("no user")?;
         assert_eq!(user.version, 2);
         assert_eq!(service.get(&ada.user_id).await?, user);
     }
@@ -324,7 +323,7 @@ async fn of_many_changes_with_one_etag_exactly_one_is_made() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_at_once_without_an_etag_are_all_made_each_with_one_event() -> Result<()> {
+async fn concurrent_updates_without_an_etag_all_succeed_with_one_event_each() -> Result<()> {
     let service = TestService::start_with("at_once", CROWDED).await?;
     let ada = service.user("ada").await?;
     let changes = (0..32).map(async |n| {
@@ -332,20 +331,23 @@ async fn changes_at_once_without_an_etag_are_all_made_each_with_one_event() -> R
         let response = at_last(async || service.update(request.clone()).await).await?;
         response.user.context("no user")
     });
-    let mut made = try_join_all(changes).await?;
-    made.sort_by_key(|user| user.version);
-    let versions: Vec<i64> = made.iter().map(|user| user.version).collect();
+    let mut updated = try_join_all(changes).await?;
+    updated.sort_by_key(|user| user.version);
+    let versions: Vec<i64> = updated.iter().map(|user| user.version).collect();
     assert_eq!(versions, Vec::from_iter(2..=33));
-    assert_eq!(service.get(&ada.user_id).await?, made[31]);
-    // Written in the order of the versions, and each tells what was answered.
-    let mut told = service.events_of(&ada.user_id).await?;
-    let told: Vec<_> = told.drain(1..).map(|event| event.state).collect();
-    let told: Vec<_> = told.into_iter().flatten().collect();
-    let told: Vec<_> = told
+    assert_eq!(service.get(&ada.user_id).await?, updated[31]);
+    // Written in version order, each with the state of its response.
+    let mut states = service.events_of(&ada.user_id).await?;
+    let states: Vec<_> = states.drain(1..).map(|event| event.state).collect();
+    let states: Vec<_> = states.into_iter().flatten().collect();
+    let states: Vec<_> = states
         .iter()
         .map(|state| (state.version, &state.name))
         .collect();
-    let answered: Vec<_> = made.iter().map(|user| (user.version, &user.name)).collect();
-    assert_eq!(told, answered);
+    let responses: Vec<_> = updated
+        .iter()
+        .map(|user| (user.version, &user.name))
+        .collect();
+    assert_eq!(states, responses);
     service.stop().await
 }

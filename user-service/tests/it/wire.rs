@@ -1,5 +1,4 @@
-//! Calls without tonic's client, which ends a call at its deadline by itself and sends nothing but
-//! what its service knows.
+//! Raw calls without tonic's client, which enforces deadlines itself and sends only valid messages.
 
 use std::net::SocketAddr;
 
@@ -8,7 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tonic::Status;
 
-/// Sends `message` to a method, and returns the rejection.
+/// Sends `message` to a method and returns the rejection.
 pub(crate) async fn rejected_call(
     addr: SocketAddr,
     path: &str,
@@ -29,7 +28,7 @@ pub(crate) async fn rejected_call_with(
     rejected_bytes(addr, path, header, frame(message)).await
 }
 
-/// Sends what need not be a message.
+/// Sends arbitrary bytes.
 pub(crate) async fn rejected_bytes(
     addr: SocketAddr,
     path: &str,
@@ -49,14 +48,14 @@ pub(crate) async fn rejected_bytes(
         .ready()
         .await?
         .send_request(request.body(())?, false)?;
-    // A server that knows its answer already takes no more; then the answer is what counts.
+    // The server may respond before it has read the whole body.
     let _ = body.send_data(bytes, true);
     let response = response.await?;
-    // A rejection is all headers; an answer would have its status behind its body.
-    Status::from_header_map(response.headers()).context("it was not rejected")
+    // A rejection has only headers; a success has its status in the trailers.
+    Status::from_header_map(response.headers()).context("the call was accepted")
 }
 
-/// A message as gRPC frames it: not compressed, its length, itself.
+/// Frames a message as gRPC does: the compression flag, the length, the message.
 pub(crate) fn frame(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(0);

@@ -1,4 +1,4 @@
-//! The schema that a service needs, and whether a database has it.
+//! Runs migrations, and checks that a database has them.
 
 use std::collections::HashSet;
 
@@ -17,32 +17,31 @@ use super::Pool;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Serialises migrations of several replicas that start at once.
+/// Serializes the migrations of replicas that start at the same time.
 const MIGRATION_LOCK: &str = "select pg_advisory_lock(hashtextextended('schema migrations', 0))";
 
-/// What a database says of itself: the migrations that were run in it, each with whether it is
-/// read-only, as a standby is.
-const STATE: &str = "select version, current_setting('transaction_read_only')::boolean as read_only
+/// The applied migrations, each with the database's read-only state, which is true on a standby.
+const APPLIED_MIGRATIONS: &str =
+    "select version, current_setting('transaction_read_only')::boolean as read_only
     from __diesel_schema_migrations";
 
-/// Brings the schema up to date: runs, in order, what of `migrations` was not run yet. The last of
-/// them are the service's own, with versions that no other service has. Returns the names of those
-/// that were run.
+/// Runs the pending ones of `migrations`, in order, and returns their names. The last source is the
+/// service's own; its versions must be unique across services.
 ///
 /// # Errors
-/// If the database can't be reached, belongs to another service, or a migration fails, which is then
-/// rolled back.
+/// If the database is unreachable or belongs to another service, or a migration fails, which is
+/// then rolled back.
 pub async fn migrate(
     url: &SecretString,
     migrations: &[EmbeddedMigrations],
 ) -> Result<Vec<String>, BoxError> {
     let mut conn = AsyncPgConnection::establish(url.expose_secret()).await?;
     conn.batch_execute(MIGRATION_LOCK).await?;
-    // The connection, and the lock with it, ends with this function.
+    // Dropping the connection at the end of this function releases the lock.
     let mut harness = AsyncMigrationHarness::new(conn);
     let applied = harness.applied_migrations()?;
     let applied: Vec<String> = applied.iter().map(ToString::to_string).collect();
-    check_owner(&applied, &versions(migrations)?)?;
+    validate_owner(&applied, &list_versions(migrations)?)?;
     let mut names = Vec::new();
     for source in migrations {
         let versions = harness.run_pending_migrations(Borrowed(source))?;
@@ -51,51 +50,52 @@ pub async fn migrate(
     Ok(names)
 }
 
-/// Whether the database answers, can be written to, and has every migration.
+/// Checks that the database responds, is writable, and has every migration.
 ///
 /// # Errors
-/// What is wrong, for a person to read.
+/// A description of the problem for an operator.
 pub async fn probe(pool: &Pool, migrations: &[EmbeddedMigrations]) -> Result<(), String> {
     let mut conn = pool
         .get()
         .await
-        .map_err(|err| format!("no connection: {err}"))?;
-    let rows: Vec<Row> = diesel::sql_query(STATE)
+        .map_err(|err| format!("failed to connect to the database: {err}"))?;
+    let rows: Vec<AppliedMigration> = diesel::sql_query(APPLIED_MIGRATIONS)
         .load(&mut conn)
         .await
-        .map_err(|err| format!("no schema ({err}): run the subcommand migrate"))?;
+        .map_err(|err| {
+            format!("failed to read the applied migrations: {err}; run the migrate command")
+        })?;
     if rows.iter().any(|row| row.read_only) {
-        return Err("the database is read-only; is it a standby?".to_owned());
+        return Err("database is read-only, probably a standby".to_owned());
     }
     let applied: Vec<String> = rows.into_iter().map(|row| row.version).collect();
-    let needed = versions(migrations).map_err(|err| err.to_string())?;
-    check_owner(&applied, &needed)?;
+    let needed = list_versions(migrations).map_err(|err| err.to_string())?;
+    validate_owner(&applied, &needed)?;
     match needed.concat().iter().find(|v| !applied.contains(v)) {
         Some(version) => Err(format!(
-            "migration {version} is missing: run the subcommand migrate"
+            "migration {version} is missing; run the migrate command"
         )),
         None => Ok(()),
     }
 }
 
-/// A database with migrations that are not ours is another service's, unless it has ours too: then
-/// they are those of a newer version of us, which may be starting at this moment.
-fn check_owner(applied: &[String], needed: &[Vec<String>]) -> Result<(), String> {
-    let is_ours = needed
+/// Rejects the database of another service: one with unknown migrations and none of our own. Unknown
+/// migrations beside our own come from a newer release that may be rolling out.
+fn validate_owner(applied: &[String], needed: &[Vec<String>]) -> Result<(), String> {
+    let has_own = needed
         .last()
         .is_some_and(|own| own.iter().any(|version| applied.contains(version)));
     let foreign = applied.iter().find(|v| !needed.concat().contains(v));
     match foreign {
-        Some(version) if !is_ours => Err(format!(
-            "this database belongs to another service: it has migration {version}, which this \
-             service does not know"
+        Some(version) if !has_own => Err(format!(
+            "database belongs to another service: it has the unknown migration {version}"
         )),
         _ => Ok(()),
     }
 }
 
-/// The versions of the migrations of each source.
-fn versions(migrations: &[EmbeddedMigrations]) -> Result<Vec<Vec<String>>, BoxError> {
+/// Returns the migration versions of each source.
+fn list_versions(migrations: &[EmbeddedMigrations]) -> Result<Vec<Vec<String>>, BoxError> {
     let versions = |source| {
         let migrations = Borrowed(source).migrations()?;
         let versions = migrations.iter().map(|m| m.name().version().to_string());
@@ -105,7 +105,7 @@ fn versions(migrations: &[EmbeddedMigrations]) -> Result<Vec<Vec<String>>, BoxEr
         .iter()
         .map(versions)
         .collect::<Result<_, BoxError>>()?;
-    // diesel would take the second for one that was run already.
+    // diesel would treat the second migration as already applied.
     let mut known = HashSet::new();
     match versions
         .iter()
@@ -117,7 +117,7 @@ fn versions(migrations: &[EmbeddedMigrations]) -> Result<Vec<Vec<String>>, BoxEr
     }
 }
 
-/// diesel takes migrations by value and can't clone them.
+/// A borrowed migration source: diesel takes sources by value and can't clone them.
 struct Borrowed<'a>(&'a EmbeddedMigrations);
 
 impl MigrationSource<Pg> for Borrowed<'_> {
@@ -127,7 +127,7 @@ impl MigrationSource<Pg> for Borrowed<'_> {
 }
 
 #[derive(diesel::QueryableByName)]
-struct Row {
+struct AppliedMigration {
     #[diesel(sql_type = diesel::sql_types::Text)]
     version: String,
     #[diesel(sql_type = diesel::sql_types::Bool)]
@@ -140,12 +140,12 @@ mod tests {
 
     #[test]
     fn two_sources_with_one_version_are_rejected() {
-        assert!(versions(&[crate::idempotency::MIGRATIONS]).is_ok());
+        assert!(list_versions(&[crate::idempotency::MIGRATIONS]).is_ok());
         let twice = [
             crate::idempotency::MIGRATIONS,
             crate::idempotency::MIGRATIONS,
         ];
-        let rejected = versions(&twice).map_err(|err| err.to_string());
+        let rejected = list_versions(&twice).map_err(|err| err.to_string());
         assert!(rejected.is_err_and(|err| err.starts_with("two migrations have the version")));
     }
 }

@@ -11,86 +11,84 @@ use super::{
 };
 use crate::database::{DatabaseError, PoolError};
 
-/// A repeat is likely through by then.
+/// Longer than most writes take.
 const IN_FLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// A queue that was full is mostly empty by then. Callers are spread over this and as much again, or
-/// they would all be back at once.
+/// Long enough for a full queue to drain. Jitter of up to the same delay keeps callers from
+/// returning all at once.
 const OVERLOADED_RETRY_DELAY: Duration = Duration::from_millis(200);
-/// After so long a database that was restarted is mostly back.
+/// About the time of a database restart.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What a call of any service can be rejected for. A service adds reasons of its own.
+/// The errors that calls of every service share. A service adds its own.
 #[derive(Debug)]
 pub enum CallError {
-    /// Fields of the request, all that are wrong.
+    /// Invalid request fields, all of them.
     Invalid(Violations),
-    /// The page token is none of ours, or of another list.
-    BadPageToken,
-    /// The request id was used with another body.
+    /// The page token is not ours, or belongs to another list.
+    InvalidPageToken,
+    /// The request id was used with a different body.
     RequestIdReused,
-    /// The same request is being worked on.
+    /// A request with the same id is in progress.
     RequestInFlight,
-    /// The thing has changed since the caller saw it.
+    /// The resource has changed since the caller read it.
     EtagMismatch,
-    /// As many calls as there is room for are under way.
+    /// The limit on concurrent calls is reached.
     Overloaded,
-    /// The caller's deadline has passed, or ours.
+    /// The deadline of the caller or the server has passed.
     DeadlineExceeded,
-    /// The database.
+    /// A database failure.
     Database(DatabaseError),
-    /// A fault of our own.
-    Bug(Box<dyn std::error::Error + Send + Sync>),
+    /// A bug in the service.
+    Internal(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl CallError {
-    /// A fault of our own; the caller sees a number to quote, the log has the rest.
-    pub fn bug(err: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::Bug(err.into())
+    /// Wraps a bug. The caller receives an id, under which the error is logged.
+    pub fn internal(err: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Internal(err.into())
     }
 }
 
 impl From<CallError> for Rejection {
     fn from(err: CallError) -> Self {
         match err {
-            CallError::Invalid(violations) => Self::invalid(violations),
-            CallError::BadPageToken => Self::new(
+            CallError::Invalid(violations) => Self::from_violations(violations),
+            CallError::InvalidPageToken => Self::new(
                 PAGE_TOKEN_INVALID,
-                "page_token is not of this list; begin again without one",
+                "invalid page_token: must come from a response for the same list; start over without a token",
             ),
             CallError::RequestIdReused => Self::new(
                 REQUEST_ID_REUSED,
-                "this request_id was used with another body, and is answered for that one only; with a new \
-                 one this would be another request",
+                "request_id was already used with a different body; send a new request_id for a different request",
             ),
             CallError::RequestInFlight => Self::new(
                 REQUEST_IN_FLIGHT,
-                "the same request is being worked on; repeat it for its answer",
+                "a request with this request_id is in progress; retry to get its response",
             )
-            .retry_after(IN_FLIGHT_RETRY_DELAY),
+            .with_retry_after(IN_FLIGHT_RETRY_DELAY),
             CallError::EtagMismatch => Self::new(
                 ETAG_MISMATCH,
-                "it has changed since it was read with this etag; read it again",
+                "etag does not match the current version; read the resource again",
             ),
             CallError::Overloaded => Self::new(
                 OVERLOADED,
-                "too many calls are under way; nothing was done, repeat this one after a while",
+                "too many concurrent calls; nothing was changed, retry after the given delay",
             )
-            .retry_after(spread(OVERLOADED_RETRY_DELAY)),
+            .with_retry_after(with_jitter(OVERLOADED_RETRY_DELAY)),
             CallError::DeadlineExceeded => Self::new(
                 DEADLINE_EXCEEDED,
-                "the deadline passed; whether a write took effect is unknown, repeat one with its \
-                 request_id",
+                "deadline exceeded; a write may have taken effect, retry it with the same request_id",
             ),
             CallError::Database(DatabaseError::Unavailable(err)) => {
                 tracing::warn!(error = %err, "database unavailable");
                 Self::new(
                     DATABASE_UNAVAILABLE,
-                    "the service can't reach its database; try again",
+                    "the service can't reach its database; retry",
                 )
-                .retry_after(DATABASE_RETRY_DELAY)
+                .with_retry_after(DATABASE_RETRY_DELAY)
             }
-            CallError::Database(err @ DatabaseError::Failed(_)) => Self::bug(&err),
-            CallError::Bug(err) => Self::bug(&*err),
+            CallError::Database(err @ DatabaseError::Failed(_)) => Self::internal(&err),
+            CallError::Internal(err) => Self::internal(&*err),
         }
     }
 }
@@ -107,9 +105,9 @@ impl From<PoolError> for CallError {
     }
 }
 
-/// From `delay` to twice that, at random.
-fn spread(delay: Duration) -> Duration {
-    // Most bits of such an id are random, which is random enough here.
+/// Returns a random duration from `delay` to twice `delay`.
+fn with_jitter(delay: Duration) -> Duration {
+    // The low bits of a v4 UUID are random.
     let (_, low) = Uuid::new_v4().as_u64_pair();
     let share = (low % 1_000) as u32;
     delay + delay * share / 1_000

@@ -1,37 +1,37 @@
 use tonic::Code;
 
-/// A row of the table of everything that calls can be rejected for: what a caller's program branches
-/// on, and what its author reads about it. [`reasons!`](crate::reasons) makes such tables.
+/// A documented reason to reject a call: a program branches on it, and `docs/errors.md` explains it.
+/// [`reasons!`](crate::reasons) declares tables of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason {
-    /// What retry policies look at.
+    /// The gRPC code, for retry policies.
     pub code: Code,
     /// The `reason` of the error's `google.rpc.ErrorInfo`.
     pub name: &'static str,
-    /// When a call is rejected for it.
+    /// The condition under which a call is rejected.
     pub when: &'static str,
-    /// Which details of `google.rpc` it has besides.
+    /// The `google.rpc` details besides `ErrorInfo`.
     pub details: &'static str,
-    /// What a caller can do.
-    pub advice: &'static str,
+    /// The action for the caller.
+    pub hint: &'static str,
 }
 
-/// Declares a table of [`Reason`]s: a constant for each row, and `TABLE`, which has them all. There
-/// is no other way to make one that `docs/errors.md` would not show.
+/// Declares a constant for each [`Reason`], and `TABLE` with all of them. Reasons declared otherwise
+/// would be missing in `docs/errors.md`.
 #[macro_export]
 macro_rules! reasons {
-    ($($name:ident: $code:ident, $when:literal, $details:literal, $advice:literal;)*) => {
+    ($($name:ident: $code:ident, $when:literal, $details:literal, $hint:literal;)*) => {
         $(
-            #[doc = concat!("For a call that is rejected because ", $when, ".")]
+            #[doc = concat!("Rejects a call: ", $when, ".")]
             pub(crate) const $name: $crate::Reason = $crate::Reason {
                 code: ::tonic::Code::$code,
                 name: stringify!($name),
                 when: $when,
                 details: $details,
-                advice: $advice,
+                hint: $hint,
             };
         )*
-        /// All of them, in the order of the documentation.
+        /// All reasons, in the order of the documentation.
         pub const TABLE: &[$crate::Reason] = &[$($name),*];
     };
 }

@@ -9,8 +9,8 @@ use super::{
     reasons::{INTERNAL, VALIDATION_FAILED},
 };
 
-/// An error as a client sees it: a code for its retry policy, a reason for its code, a message for
-/// its developer. Each part is there on every error.
+/// An error as a client sees it: a code for retry policies, a reason for programs, and a message for
+/// developers. Every error has all three.
 #[derive(Debug)]
 pub struct Rejection {
     reason: Reason,
@@ -20,7 +20,7 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    /// An error that says no more than this.
+    /// Creates an error without further details.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         let (message, details) = (message.into(), ErrorDetails::new());
         Self {
@@ -31,52 +31,52 @@ impl Rejection {
         }
     }
 
-    /// Fields of the request that can't be accepted, all of them.
-    pub fn invalid(violations: Violations) -> Self {
+    /// Creates a `VALIDATION_FAILED` error that lists every invalid field.
+    pub fn from_violations(violations: Violations) -> Self {
         let violations = violations.into_vec();
         let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
-        let message = format!("invalid: {}", fields.join(", "));
+        let message = format!("invalid fields: {}", fields.join(", "));
         let mut rejection = Self::new(VALIDATION_FAILED, message);
         rejection.details.set_bad_request(violations);
         rejection
     }
 
-    /// An error that is ours. The caller gets a number to quote, under which the log has the rest.
-    pub fn bug(err: &(dyn std::error::Error + 'static)) -> Self {
-        let quote = Uuid::new_v4();
-        tracing::error!(%quote, error = %cli::chain(err), "internal error");
-        let message = format!("internal error; quote {quote} when you report it");
+    /// Logs a bug under a new id, and creates an error that shows only the id.
+    pub fn internal(err: &(dyn std::error::Error + 'static)) -> Self {
+        let error_id = Uuid::new_v4();
+        tracing::error!(%error_id, error = %cli::chain(err), "internal error");
+        let message = format!("internal error {error_id}; include this id when reporting it");
         let mut rejection = Self::new(INTERNAL, message);
-        rejection.details.set_request_info(quote, "");
+        rejection.details.set_request_info(error_id, "");
         rejection
     }
 
-    /// Names the thing that the error is about.
+    /// Adds the resource that the error is about.
     #[must_use]
-    pub fn about(mut self, resource_type: &str, name: impl Into<String>) -> Self {
+    pub fn with_resource(mut self, resource_type: &str, name: impl Into<String>) -> Self {
         let description = self.message.clone();
         self.details
             .set_resource_info(resource_type, name, "", description);
         self
     }
 
-    /// Says which condition must hold first.
+    /// Adds the precondition that failed.
     #[must_use]
-    pub fn requires(mut self, kind: &str, subject: impl Into<String>) -> Self {
+    pub fn with_precondition(mut self, kind: &str, subject: impl Into<String>) -> Self {
         let description = self.message.clone();
         self.details
             .add_precondition_failure_violation(kind, subject, description);
         self
     }
 
-    /// Says that the same call may succeed after a while.
+    /// Adds the delay after which a retry may succeed.
     #[must_use]
-    pub fn retry_after(mut self, delay: Duration) -> Self {
+    pub fn with_retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
     }
 
-    /// The error on the wire; `domain` is the service that answers.
+    /// Converts the error to a gRPC status; `domain` is the name of the service.
     pub fn into_status(mut self, domain: &str) -> Status {
         self.details
             .set_error_info(self.reason.name, domain, std::collections::HashMap::new());
@@ -84,7 +84,7 @@ impl Rejection {
             self.details.set_retry_info(Some(delay));
         }
         let mut status = Status::with_error_details(self.reason.code, self.message, self.details);
-        // Clients that retry by themselves do so for these codes: after so long, or, at -1, not at all.
+        // Client retry policies cover these codes: they wait for this delay, or at -1 do not retry.
         if let Code::Unavailable | Code::ResourceExhausted = self.reason.code {
             let delay_ms = self.retry_after.map_or(-1, |delay| {
                 i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)

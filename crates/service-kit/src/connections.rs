@@ -1,7 +1,7 @@
-//! The connections that a server takes: not too many at once, and none that never says a word.
+//! Accepts connections, with a limit on open connections and a timeout for the HTTP/2 preface.
 //!
-//! tonic's own accept loop tries again at once when there is no file descriptor left, which burns a
-//! core until there is one; and nothing in it ends a connection that never begins to speak HTTP/2.
+//! tonic's own accept loop spins when the process is out of file descriptors, and never closes a
+//! connection that sends no HTTP/2 preface.
 
 use std::{
     io,
@@ -20,77 +20,77 @@ use tokio::{
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// Between two tries when no connection can be taken: file descriptors have to come free first.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How long a client may take to say that it speaks HTTP/2.
+/// The delay between two attempts while accept fails, until file descriptors are free again.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// The time limit for the HTTP/2 preface.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
-/// `PRI * HTTP/2.0`, with its line ends: RFC 9113, 3.4. From there on keepalive watches over it.
+/// The length of the preface (RFC 9113, 3.4). After it, keepalive detects dead connections.
 const PREFACE_BYTES: usize = 24;
 
-/// The connections of `listener`, of which at most `max_connections` are open at once. Those that
-/// come while there are as many wait in the system's queue.
-pub(crate) fn incoming(
+/// Accepts connections while fewer than `max_connections` are open. Further ones wait in the
+/// listener's backlog.
+pub(crate) fn accept_connections(
     listener: TcpListener,
     max_connections: usize,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(max_connections));
+    let permits = Arc::new(Semaphore::new(max_connections));
     stream::unfold(listener, move |listener| {
-        let places = Arc::clone(&places);
+        let permits = Arc::clone(&permits);
         async move {
-            let place = places.acquire_owned().await.ok()?;
+            let permit = permits.acquire_owned().await.ok()?;
             let stream = accept(&listener).await;
-            Some((Ok(Connection::new(stream, place)), listener))
+            Some((Ok(Connection::new(stream, permit)), listener))
         }
     })
 }
 
-/// The next connection; tells once if it takes several tries.
+/// Accepts the next connection; logs only the first of several failures.
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            // This connection went away before it was looked at; the next one need not wait.
+            // The client closed this connection before it was accepted; accept the next one.
             Err(err) if err.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                if !is_told {
-                    tracing::error!(%error, "can't take connections, trying again");
-                    is_told = true;
+                if !is_logged {
+                    tracing::error!(%error, "failed to accept a connection, retrying");
+                    is_logged = true;
                 }
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
-/// A connection, and its place among those that may be open.
+/// A client connection and its permit.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
-    silence: Option<Silence>,
-    _place: OwnedSemaphorePermit,
+    preface: Option<PendingPreface>,
+    _permit: OwnedSemaphorePermit,
 }
 
-/// What is left of the preface, and of the time for it.
+/// The missing part of the preface, and the time left for it.
 #[derive(Debug)]
-struct Silence {
+struct PendingPreface {
     missing_bytes: usize,
-    end: Pin<Box<Sleep>>,
+    timeout: Pin<Box<Sleep>>,
 }
 
 impl Connection {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+    fn new(stream: TcpStream, permit: OwnedSemaphorePermit) -> Self {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "answers may be held back for a moment");
+            tracing::debug!(%error, "failed to set TCP_NODELAY, responses may be delayed");
         }
-        let silence = Silence {
+        let preface = PendingPreface {
             missing_bytes: PREFACE_BYTES,
-            end: Box::pin(sleep(PREFACE_TIMEOUT)),
+            timeout: Box::pin(sleep(PREFACE_TIMEOUT)),
         };
         Self {
             stream,
-            silence: Some(silence),
-            _place: place,
+            preface: Some(preface),
+            _permit: permit,
         }
     }
 }
@@ -112,14 +112,14 @@ impl AsyncRead for Connection {
         let this = &mut *self;
         let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-        let Some(silence) = &mut this.silence else {
+        let Some(preface) = &mut this.preface else {
             return read;
         };
         let count = buf.filled().len() - before;
-        silence.missing_bytes = silence.missing_bytes.saturating_sub(count);
-        if silence.missing_bytes == 0 {
-            this.silence = None;
-        } else if read.is_pending() && silence.end.as_mut().poll(cx).is_ready() {
+        preface.missing_bytes = preface.missing_bytes.saturating_sub(count);
+        if preface.missing_bytes == 0 {
+            this.preface = None;
+        } else if read.is_pending() && preface.timeout.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         read

@@ -1,5 +1,5 @@
-//! What web pages need to call a service by gRPC-Web: browsers ask first which pages may, and hide
-//! from them all headers that are not named.
+//! CORS for gRPC-Web. Browsers send a preflight request for the allowed origins, and hide every
+//! response header that is not exposed.
 
 use std::time::Duration;
 
@@ -8,24 +8,25 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::metadata::CONSISTENCY_TOKEN;
 
-/// How long a browser need not ask again; more than two hours no browser believes.
+/// The lifetime of a preflight response in browser caches. No browser accepts more than two hours.
 const MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// The origins of web pages. clap would take the `Vec` itself for a property of the argument.
+/// The origins of web pages. The alias keeps clap from reading the `Vec` as a repeated argument.
 pub(crate) type Origins = Vec<HeaderValue>;
 
-/// Parses a list of origins.
-pub(crate) fn origins(list: &str) -> Result<Origins, String> {
+/// Parses a comma-separated list of origins.
+pub(crate) fn parse_origins(list: &str) -> Result<Origins, String> {
     let texts = list
         .split(',')
         .map(str::trim)
         .filter(|text| !text.is_empty());
-    texts.map(origin).collect()
+    texts.map(parse_origin).collect()
 }
 
-/// A scheme and a host, as browsers send them: with no path, and no slash at its end.
-fn origin(text: &str) -> Result<HeaderValue, String> {
-    let bad = || format!("{text:?} isn't an origin like https://shop.example.com");
+/// Parses a scheme and a host as browsers send them: without a path or a trailing slash.
+fn parse_origin(text: &str) -> Result<HeaderValue, String> {
+    let bad =
+        || format!("invalid origin {text:?}: must look like https://shop.example.com, or be *");
     if text != "*" {
         let uri: http::Uri = text.parse().map_err(|_| bad())?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
@@ -36,8 +37,8 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
     text.parse().map_err(|_| bad())
 }
 
-/// Tells browsers which pages may call, and what of the answers they may see.
-pub(crate) fn cors(origins: &[HeaderValue]) -> CorsLayer {
+/// Builds the layer that answers preflight requests and exposes response headers.
+pub(crate) fn cors_layer(origins: &[HeaderValue]) -> CorsLayer {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
@@ -46,26 +47,26 @@ pub(crate) fn cors(origins: &[HeaderValue]) -> CorsLayer {
     let headers = |names: &[&'static str]| -> Vec<HeaderName> {
         names.iter().copied().map(HeaderName::from_static).collect()
     };
-    let sent = [
+    let allowed_headers = [
         "x-grpc-web",
         "x-user-agent",
         "grpc-timeout",
         "traceparent",
         CONSISTENCY_TOKEN,
     ];
-    let seen = [
+    let exposed_headers = [
         "grpc-status",
         "grpc-message",
         "grpc-status-details-bin",
         "grpc-retry-pushback-ms",
         CONSISTENCY_TOKEN,
     ];
-    let sent = headers(&sent).into_iter().chain([CONTENT_TYPE]);
+    let allowed_headers = headers(&allowed_headers).into_iter().chain([CONTENT_TYPE]);
     CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::POST])
-        .allow_headers(sent.collect::<Vec<_>>())
-        .expose_headers(headers(&seen))
+        .allow_headers(allowed_headers.collect::<Vec<_>>())
+        .expose_headers(headers(&exposed_headers))
         .max_age(MAX_AGE)
 }
 
@@ -74,15 +75,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_origins_are_taken() {
-        assert_eq!(origins("").unwrap().len(), 0);
+    fn only_valid_origins_are_accepted() {
+        assert_eq!(parse_origins("").unwrap().len(), 0);
         assert_eq!(
-            origins("http://localhost:8080, https://a.example")
+            parse_origins("http://localhost:8080, https://a.example")
                 .unwrap()
                 .len(),
             2
         );
-        assert_eq!(origins("*").unwrap().len(), 1);
+        assert_eq!(parse_origins("*").unwrap().len(), 1);
         for bad in [
             "a.example",
             "https://a.example/",
@@ -90,7 +91,7 @@ mod tests {
             "ftp://a",
             "https://",
         ] {
-            assert!(origins(bad).is_err(), "{bad}");
+            assert!(parse_origins(bad).is_err(), "{bad}");
         }
     }
 }
