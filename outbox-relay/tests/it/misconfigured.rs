@@ -162,15 +162,15 @@ mistakes! {
     };
     a_port_that_speaks_something_else_than_kafka: Mistake {
         change: |parts| parts.brokers = parts.server.clone(),
-        check: &["Kafka doesn't take records", "a listener that speaks Kafka"],
-        run: Run::NotReady(&["Kafka doesn't take records", "whether the brokers run"]),
+        check: &["failed to produce to Kafka", "a listener that speaks Kafka"],
+        run: Run::NotReady(&["failed to produce to Kafka", "whether the brokers run"]),
         ..MISTAKE
     };
     missing_topic: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version)
               values ('missing.v1', 'a', 'made', 1)",
         check: &["there is no topic missing.v1; create it"],
-        run: Run::NotReady(&["missing.v1 is rejected: there is no such topic", "create the topic"]),
+        run: Run::NotReady(&["failed to produce to topic missing.v1: the topic does not exist", "create the topic"]),
         ..MISTAKE
     };
     missing_dead_letter_topic: Mistake {

@@ -1,10 +1,10 @@
-//! Connections that nobody listens in on, on both sides of the relay, and who is let in.
+//! TLS and authentication, to Kafka and to Postgres.
 
 pub(crate) mod broker;
 pub(crate) mod certificates;
+mod denied;
 mod kafka;
-mod kept_out;
-mod lasting;
 mod postgres;
 mod role;
+mod rotation;
 mod secrets;

@@ -1,4 +1,4 @@
-//! The login that a broker may ask for before anything else (SASL).
+//! SASL authentication with `SaslHandshake` and `SaslAuthenticate` requests (KIP-152).
 
 use std::time::Duration;
 
@@ -22,36 +22,38 @@ use crate::{
 
 const HANDSHAKE_VERSION: i16 = 1;
 const AUTHENTICATE_VERSION: i16 = 2;
-/// A login is taken to run out after so long at the latest; arithmetic with any number that a broker may say could overflow.
+/// The limit on a session's lifetime. Arithmetic with an arbitrary value from a broker could overflow.
 const MAX_LIFETIME: Duration = Duration::from_hours(24);
 
-/// Logs in; returns when the login runs out, if it does.
-pub(super) async fn log_in(
+/// Authenticates, and returns when the session expires, if it does (KIP-368).
+pub(super) async fn authenticate(
     connection: &mut Connection,
     sasl: &Sasl,
     timeout: Duration,
 ) -> Result<Option<Instant>, SinkError> {
     let password = sasl.password.read();
     let password = password.map_err(|err| SinkError::Unavailable(err.to_string()))?;
-    shake_hands(connection, sasl.mechanism, timeout).await?;
-    // Before the broker begins to count.
-    let logged_in_at = Instant::now();
-    let mut login = Login {
+    handshake(connection, sasl.mechanism, timeout).await?;
+    // Before the broker's clock for the session starts.
+    let started_at = Instant::now();
+    let mut session = Session {
         connection,
         sasl,
         timeout,
         lifetime: Duration::ZERO,
     };
     match sasl.mechanism {
-        Mechanism::Plain => login.plain(&password).await?,
-        Mechanism::ScramSha256 | Mechanism::ScramSha512 => login.scram(&password).await?,
+        Mechanism::Plain => session.authenticate_plain(&password).await?,
+        Mechanism::ScramSha256 | Mechanism::ScramSha512 => {
+            session.authenticate_scram(&password).await?
+        }
     }
-    let lifetime = login.lifetime;
-    Ok((!lifetime.is_zero()).then(|| logged_in_at + lifetime))
+    let lifetime = session.lifetime;
+    Ok((!lifetime.is_zero()).then(|| started_at + lifetime))
 }
 
-/// Asks for a mechanism.
-async fn shake_hands(
+/// Selects the mechanism.
+async fn handshake(
     connection: &mut Connection,
     mechanism: Mechanism,
     timeout: Duration,
@@ -66,13 +68,13 @@ async fn shake_hands(
         Some(ResponseError::UnsupportedSaslMechanism) => {
             let offered: Vec<&str> = answer.mechanisms.iter().map(|name| &**name).collect();
             format!(
-                "doesn't know {} here; set kafka.sasl.mechanism to one of {}",
+                "SASL mechanism {} is not enabled on this port; set kafka.sasl.mechanism to one of {}",
                 mechanism.name(),
                 offered.join(", ")
             )
         }
         Some(ResponseError::IllegalSaslState) => {
-            "asks for no login at this port; remove [kafka.sasl], or name the port for logins"
+            "this port does not use SASL; remove [kafka.sasl], or set kafka.brokers to a port with SASL"
                 .into()
         }
         Some(err) => err.to_string(),
@@ -80,51 +82,52 @@ async fn shake_hands(
     Err(unavailable(&connection.address, reason))
 }
 
-struct Login<'a> {
+struct Session<'a> {
     connection: &'a mut Connection,
     sasl: &'a Sasl,
     timeout: Duration,
-    /// As the last answer says; zero: for ever.
+    /// From the last response; zero means unlimited.
     lifetime: Duration,
 }
 
-impl Login<'_> {
-    async fn plain(&mut self, password: &SecretString) -> Result<(), SinkError> {
+impl Session<'_> {
+    /// PLAIN, RFC 4616.
+    async fn authenticate_plain(&mut self, password: &SecretString) -> Result<(), SinkError> {
         let message = format!("\0{}\0{}", self.sasl.username, password.expose_secret());
         self.exchange(message).await.map(drop)
     }
 
-    async fn scram(&mut self, password: &SecretString) -> Result<(), SinkError> {
-        let scram = Scram::begin(self.sasl.mechanism, &self.sasl.username);
-        let server_first = self.exchange(scram.message()).await?;
-        let proof = scram.prove(password.expose_secret(), &server_first);
-        let proof = proof.map_err(|reason| self.failed(reason))?;
-        let server_final = self.exchange(proof.message.clone()).await?;
-        if proof.is_answered_by(&server_final) {
+    async fn authenticate_scram(&mut self, password: &SecretString) -> Result<(), SinkError> {
+        let scram = Scram::new(self.sasl.mechanism, &self.sasl.username);
+        let server_first = self.exchange(scram.client_first()).await?;
+        let client_final = scram.client_final(password.expose_secret(), &server_first);
+        let client_final = client_final.map_err(|reason| self.failed(reason))?;
+        let server_final = self.exchange(client_final.message.clone()).await?;
+        if client_final.verify(&server_final) {
             return Ok(());
         }
-        Err(self.failed("it doesn't know the password itself; is it the right broker?"))
+        Err(self.failed("invalid server signature; check that this is the right broker"))
     }
 
-    /// Sends a message of the mechanism, and returns the answer to it.
+    /// Sends a message of the mechanism and returns the broker's reply.
     async fn exchange(&mut self, message: String) -> Result<String, SinkError> {
         let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
-        let asking = self
+        let call = self
             .connection
             .call(&request, AUTHENTICATE_VERSION, self.timeout);
-        let answer = asking.await?;
+        let answer = call.await?;
         if let Some(err) = answer.error_code.err() {
-            let said = answer
+            let reason = answer
                 .error_message
-                .map_or(err.to_string(), |said| said.to_string());
+                .map_or(err.to_string(), |message| message.to_string());
             return Err(self.failed(&format!(
-                "{said}; check kafka.sasl.username and its password"
+                "{reason}; check kafka.sasl.username and its password"
             )));
         }
         let lifetime_ms = u64::try_from(answer.session_lifetime_ms).unwrap_or(0);
         self.lifetime = Duration::from_millis(lifetime_ms).min(MAX_LIFETIME);
         let text = |bytes: Bytes| String::from_utf8(bytes.to_vec());
-        text(answer.auth_bytes).map_err(|_| self.failed("its message isn't text"))
+        text(answer.auth_bytes).map_err(|_| self.failed("the broker's message is not UTF-8"))
     }
 
     fn failed(&self, reason: &str) -> SinkError {
@@ -134,7 +137,8 @@ impl Login<'_> {
             ..
         } = self.sasl;
         let mechanism = mechanism.name();
-        let reason = format!("no login as {username:?} by {mechanism}: {reason}");
+        let reason =
+            format!("SASL authentication failed for user {username:?} with {mechanism}: {reason}");
         unavailable(&self.connection.address, reason)
     }
 }
