@@ -74,8 +74,8 @@ fn consume(consumer: &BaseConsumer, told: &AtomicU64, wanted: &AtomicU64) -> Res
     loop {
         if let Some(record) = consumer.poll(POLL_TIMEOUT) {
             let (key, version) = identity(&record?).context("a record has no version")?;
-            accounts.auditor.see(&key, version);
-            let now_told = accounts.auditor.told() as u64;
+            accounts.auditor.add(&key, version);
+            let now_told = accounts.auditor.distinct_versions() as u64;
             if told.swap(now_told, Ordering::Relaxed) != now_told {
                 let pause = last_news.map_or(Duration::ZERO, |last| last.elapsed());
                 accounts.longest_pause = accounts.longest_pause.max(pause);
@@ -88,7 +88,7 @@ fn consume(consumer: &BaseConsumer, told: &AtomicU64, wanted: &AtomicU64) -> Res
             continue;
         }
         // Nothing came for a moment: what is repeated would have come by now.
-        let is_all = accounts.auditor.told() as u64 >= wanted;
+        let is_all = accounts.auditor.distinct_versions() as u64 >= wanted;
         if is_all || last_news.is_none_or(|last| last.elapsed() > STALL_TIMEOUT) {
             return Ok(accounts);
         }

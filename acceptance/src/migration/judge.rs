@@ -167,7 +167,7 @@ pub(super) fn judge(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Ar
             });
         }
         *newest = version.max(*newest);
-        auditor.see(&row.key, version);
+        auditor.add(&row.key, version);
     }
     verdict.lost = rows.len() - told.len();
     verdict.audit = auditor.finish(newest_versions(rows)?);

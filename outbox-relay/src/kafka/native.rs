@@ -49,7 +49,7 @@ const REQUEST_BYTES: usize = 512 * 1024;
 const TOPIC_MISSING: &str = "the topic does not exist";
 /// The memory that all batches together keep for reuse.
 const KEPT_BYTES: usize = 2 * 1024 * 1024;
-/// How often the epoch is renewed. Brokers expire an unused transactional id, and its fencing, after a week
+/// The interval between renewals of the epoch. Brokers expire an unused transactional id, and its fencing, after a week
 /// (`transactional.id.expiration.ms`). They expire a producer's sequence in a partition after a day
 /// (`producer.id.expiration.ms`), and then accept any sequence.
 const RENEWAL_INTERVAL: Duration = Duration::from_hours(12);

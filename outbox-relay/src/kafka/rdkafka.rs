@@ -41,7 +41,7 @@ const TOPIC_MISSING: &str = "the topic does not exist, or the relay may not desc
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
 /// The limit on connecting, and on metadata requests.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a failure is checked for while connecting.
+/// The interval between checks for a failure while connecting.
 const CONNECT_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Publishes with librdkafka's idempotent producer.

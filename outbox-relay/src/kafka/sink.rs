@@ -40,7 +40,7 @@ pub trait Sink: Send {
     fn is_fenced(&self) -> bool;
 }
 
-/// How often a relay's sink refreshes its metadata.
+/// The interval between metadata refreshes of a relay's sink.
 pub(crate) const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The parameters of a sink.
@@ -52,7 +52,7 @@ pub struct SinkOptions {
     pub max_in_flight: usize,
     /// The source's checkpoint.
     pub start: Cursor,
-    /// How often metadata is refreshed.
+    /// The interval between metadata refreshes.
     pub maintenance_interval: Duration,
     /// The transactional id: identifies the source to the brokers, the same for all relays that could publish it.
     pub producer_name: String,

@@ -40,8 +40,8 @@ pub(crate) fn bytes_length(length: usize) -> usize {
 /// Removes and returns bytes that [`put_bytes`] wrote at the front.
 pub(crate) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(take_varint(rest)?).ok()?;
-    let (bytes, behind) = rest.split_at_checked(length)?;
-    *rest = behind;
+    let (bytes, tail) = rest.split_at_checked(length)?;
+    *rest = tail;
     Some(bytes)
 }
 
@@ -53,8 +53,8 @@ pub(crate) fn as_length(length: usize) -> i64 {
 fn take_varint(rest: &mut &[u8]) -> Option<i64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
-        let (byte, behind) = rest.split_first()?;
-        *rest = behind;
+        let (byte, tail) = rest.split_first()?;
+        *rest = tail;
         value |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());

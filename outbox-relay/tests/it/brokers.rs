@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Kafka, KafkaCluster};
+use devstack::{Addresses, Kafka, KafkaCluster, WorkDir};
 use outbox_relay::{Level, check, config::SinkKind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -27,7 +27,7 @@ const BACKLOG: usize = 6 * MAX_IN_FLIGHT_RECORDS;
 /// Tests both sinks at once because starting a cluster and restarting its brokers is slow.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_during_a_rolling_failure_of_brokers() -> Result<()> {
-    let home = Arc::new(Home::new()?);
+    let home = Arc::new(WorkDir::new()?);
     let mut cluster = KafkaCluster::start(&home).await?;
     let mut relays = Vec::new();
     for sink in [SinkKind::Kafka, SinkKind::RdKafka] {
@@ -98,7 +98,7 @@ async fn publish(relays: &[Running], more: usize) -> Result<()> {
 }
 
 async fn a_stalled_broker_is_detected_and_loses_nothing(sink: SinkKind) -> Result<()> {
-    let home = Arc::new(Home::new()?);
+    let home = Arc::new(WorkDir::new()?);
     let kafka = Kafka::start(&home).await?;
     let topic = Addresses::unique_name("stalled");
     kafka.create_topic(&topic, 3, &[COMPACTED]).await?;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Kafka, Record, eventually};
+use devstack::{Addresses, Kafka, Record, WorkDir, eventually};
 use outbox_relay::config::SinkKind;
 
 use crate::{
@@ -23,7 +23,7 @@ const FILLER: &str = "filler";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn compaction_keeps_the_newest_version_of_every_key_unchanged() -> Result<()> {
-    let home = Arc::new(Home::new()?);
+    let home = Arc::new(WorkDir::new()?);
     let settings = ["log.cleaner.backoff.ms=100"];
     let kafka = Kafka::start_with_settings(&home, &settings).await?;
     let topic = Addresses::unique_name("compacted");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Record, Sql, eventually, statements};
+use devstack::{Addresses, Home, Record, Sql, eventually, split_statements};
 use outbox_relay::{
     Level, ResetTo, check,
     config::{Config, Mapping, OnRejection, SinkKind},
@@ -51,7 +51,7 @@ pub(crate) fn mapping(settings: &str) -> Result<Mapping> {
 
 /// Statement by statement, as psql runs a file.
 async fn run_file(client: &Sql, file: &str) -> Result<()> {
-    for statement in statements(file) {
+    for statement in split_statements(file) {
         client.batch_execute(&statement).await?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
+use devstack::{Addresses, Kafka, PATIENCE, Record as Stored, WorkDir};
 use outbox_relay::{
     config::{KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind},
     kafka::{
@@ -279,14 +279,14 @@ async fn large_and_small_records_are_published_together(variant: Variant) -> Res
 async fn a_missing_topic_is_rejected_by_name(variant: Variant) -> Result<()> {
     let setup = Setup::for_variant("missing", variant).await?;
     let mut sink = setup.open(unlimited()).await?;
-    let sent = sink.send("nobody.made.this", "a", Some(b"1")).await;
+    let sent = sink.send("missing.topic", "a", Some(b"1")).await;
     let rejected = match sent {
         Ok(()) => sink.deliver().await,
         rejected => rejected,
     };
     let err = rejected.err().context("the record was accepted")?;
     assert!(
-        matches!(&err, SinkError::Rejected { topic, .. } if topic == "nobody.made.this"),
+        matches!(&err, SinkError::Rejected { topic, .. } if topic == "missing.topic"),
         "{err}"
     );
     Ok(())
@@ -308,7 +308,7 @@ async fn nothing_is_sent_without_the_lease(variant: Variant) -> Result<()> {
 /// After a sink drops a record, it must not send later ones: its successor sends all of them again, and old versions would
 /// follow new ones.
 async fn a_failed_sink_sends_no_record_after_one_it_dropped(kind: SinkKind) -> Result<()> {
-    let home = Arc::new(Home::new()?);
+    let home = Arc::new(WorkDir::new()?);
     let kafka = Kafka::start(&home).await?;
     let mut setup = Setup::new("given_up", kind).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
@@ -461,7 +461,7 @@ async fn many_unchanged_topics_are_not_reported_as_changed() -> Result<()> {
 /// Therefore nothing may follow a partition's first batch before its response.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_batch_of_a_partition_is_sent_alone() -> Result<()> {
-    let home = Arc::new(Home::new()?);
+    let home = Arc::new(WorkDir::new()?);
     let kafka = Kafka::start(&home).await?;
     let mut setup = Setup::new("alone", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
@@ -506,7 +506,7 @@ async fn the_first_batch_of_a_partition_is_sent_alone() -> Result<()> {
 /// brokers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_closed_while_idle_is_reopened() -> Result<()> {
-    let home = Arc::new(Home::new()?);
+    let home = Arc::new(WorkDir::new()?);
     // Longer than the pause between two requests on a busy machine.
     let kafka = Kafka::start_with_settings(&home, &["connections.max.idle.ms=2000"]).await?;
     let mut setup = Setup::new("idle_long", SinkKind::Kafka).await?;

@@ -22,7 +22,7 @@ const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 /// The limit before authentication.
 const MAX_UNAUTHENTICATED_FRAME_BYTES: usize = 64 * 1024;
 
-/// If a broker closes the connection within so many requests, its listener probably has another security protocol.
+/// If a broker closes the connection within this many requests, its listener probably has another security protocol.
 const FIRST_REQUESTS: i32 = 2;
 const SETTINGS: tls::Settings = tls::Settings {
     ca: "kafka.tls.ca_file",
@@ -38,7 +38,7 @@ pub(super) struct Connection {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
     pub(super) address: String,
-    /// When to replace the connection because its SASL session expires (KIP-368).
+    /// The time to replace the connection because its SASL session expires (KIP-368).
     pub(super) stale_at: Option<Instant>,
     last_correlation_id: i32,
     /// The limit on the length of a response.

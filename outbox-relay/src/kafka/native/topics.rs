@@ -33,7 +33,7 @@ pub(super) struct Partition {
     pub(super) leader: Option<BrokerId>,
     /// The sequence of the next record, by which the broker detects duplicates and gaps (KIP-98).
     pub(super) next_sequence: i32,
-    /// Whether a batch was sent to this partition. A broker accepts any sequence as a producer's first: also the second
+    /// Set once a batch was sent to this partition. A broker accepts any sequence as a producer's first: also the second
     /// batch after it rejected the first.
     pub(super) is_known: bool,
     pub(super) batch: RecordBatch,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use devstack::{Home, Kafka, free_port};
+use devstack::{Kafka, WorkDir, free_port};
 use outbox_relay::{
     Identity, TlsFiles,
     config::{KafkaSecurity, Mechanism, Sasl},
@@ -30,7 +30,7 @@ pub(crate) const SHORT_SESSION_MS: u32 = 4_000;
 
 /// A broker and its certificates.
 pub(crate) struct SecureBroker {
-    pub(crate) home: Arc<Home>,
+    pub(crate) home: Arc<WorkDir>,
     pub(crate) kafka: Kafka,
     pub(crate) ports: Ports,
     pub(crate) ca: PathBuf,
@@ -77,7 +77,7 @@ impl SecureBroker {
     }
 
     pub(crate) async fn start() -> Result<Self> {
-        let home = Arc::new(Home::new()?);
+        let home = Arc::new(WorkDir::new()?);
         let authority = Authority::new("test CA")?;
         let ca = home.write("ca.crt", &authority.pem)?;
         let address = || anyhow::Ok(format!("localhost:{}", free_port()?));

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::Result;
-use devstack::Home;
+use devstack::WorkDir;
 use outbox_relay::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -69,7 +69,7 @@ impl Authority {
 
 impl Issued {
     /// Writes both files into `home`, replacing earlier ones with this name.
-    pub(crate) fn write(&self, home: &Home, name: &str) -> Result<Identity> {
+    pub(crate) fn write(&self, home: &WorkDir, name: &str) -> Result<Identity> {
         let certificate = home.write(&format!("{name}.crt"), &self.certificate)?;
         let key = home.write(&format!("{name}.key"), &self.key)?;
         // Postgres rejects a key that others can read.
@@ -78,7 +78,7 @@ impl Issued {
     }
 
     /// Writes both into one file, as Kafka requires.
-    pub(crate) fn write_combined(&self, home: &Home, name: &str) -> Result<PathBuf> {
+    pub(crate) fn write_combined(&self, home: &WorkDir, name: &str) -> Result<PathBuf> {
         let both = format!("{}{}", self.key, self.certificate);
         home.write(&format!("{name}.pem"), &both)
     }

@@ -1,7 +1,7 @@
 //! Every authentication mechanism of a broker.
 
 use anyhow::Result;
-use devstack::{Home, Record, eventually, read_topic};
+use devstack::{Record, WorkDir, eventually, read_topic};
 use outbox_relay::{
     Level, check,
     config::{Config, KafkaProperties, KafkaSecurity, Mechanism, SinkKind},
@@ -108,7 +108,7 @@ fn properties(lines: &str) -> Result<KafkaProperties> {
         "[[source]]\nname = 'test'\ndatabase_url = 'postgres://localhost/test'\n\
          [kafka]\nbrokers = 'localhost:9092'\nsink = 'rdkafka'\n[kafka.properties]\n{lines}"
     );
-    let home = Home::new()?;
+    let home = WorkDir::new()?;
     let path = home.write("outbox-relay.toml", &config)?;
     Ok(Config::load(&path)?.kafka.properties)
 }

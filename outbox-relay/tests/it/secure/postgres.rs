@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use devstack::{Home, Postgres, Sql};
+use devstack::{Postgres, Sql, WorkDir};
 use outbox_relay::config::SinkKind;
 
 use super::{
@@ -29,7 +29,7 @@ hostssl all certified_relay 127.0.0.1/32 cert
 ";
 
 struct SecurePostgres {
-    home: Arc<Home>,
+    home: Arc<WorkDir>,
     postgres: Postgres,
     authority: Authority,
     setup: Setup,
@@ -39,7 +39,7 @@ struct SecurePostgres {
 impl SecurePostgres {
     /// Starts a server with this certificate, and a source on it.
     async fn start(authority: Authority, issued: &Issued) -> Result<Self> {
-        let home = Arc::new(Home::new()?);
+        let home = Arc::new(WorkDir::new()?);
         let ca = home.write("ca.crt", &authority.pem)?;
         let server = issued.write(&home, "server")?;
         let hba = home.write("pg_hba.conf", HBA)?;

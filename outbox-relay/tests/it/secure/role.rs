@@ -45,7 +45,7 @@ async fn the_documented_role_can_publish_park_truncate_and_reset() -> Result<()>
     session.client.batch_execute(&insert(&setup, 3, 10)).await?;
     setup.write(&session, "a").await?;
     let version = session.change("b").await?;
-    session.enqueue("nobody.made.this", "b", version).await?;
+    session.enqueue("missing.topic", "b", version).await?;
     let relay = setup.start().await?;
     setup.records(11).await?;
     session.client.wait_for(&rows(3), 0).await?;

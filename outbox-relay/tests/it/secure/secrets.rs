@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use devstack::{Home, Process, Program, eventually, free_port};
+use devstack::{Process, Program, WorkDir, eventually, free_port};
 use outbox_relay::config::SinkKind;
 
 use super::{
@@ -20,7 +20,7 @@ const WRONG_PASSWORD: &str = "mistaken-8c21";
 
 async fn no_password_appears_in_a_log_or_a_response(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
-    let home = &Arc::new(Home::new()?);
+    let home = &Arc::new(WorkDir::new()?);
     let setup = setup(broker, &broker.ports.sasl, sink, broker.scram()).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
