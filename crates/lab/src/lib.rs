@@ -22,7 +22,7 @@ use diesel_migrations::MigrationHarness as _;
 
 pub use self::{
     connect::{Connect, Installation, with_database},
-    load::{Change, Plan, Writers, Written, due_us, unix_us},
+    load::{Change, Plan, WriteStats, Writers, due_us, unix_us},
     machine::Machine,
     relay::{Configured, Relay},
     table::Table,

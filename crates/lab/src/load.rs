@@ -104,7 +104,7 @@ pub struct Writers {
 
 /// The number of commits.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Written {
+pub struct WriteStats {
     pub committed: u64,
     pub committed_while_measured: u64,
 }
@@ -137,7 +137,7 @@ impl Plan {
 
 impl Writers {
     /// Commits rows on schedule, or as soon as a session is free if all are busy.
-    pub async fn write(self) -> Result<Written> {
+    pub async fn write(self) -> Result<WriteStats> {
         let plan = self.plan;
         let (due, next) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
         let start = (Instant::now(), SystemTime::now());
@@ -156,7 +156,7 @@ impl Writers {
         for (sql, insert) in self.sessions {
             let (due, next, topic) = (Arc::clone(&due), Arc::clone(&next), self.topic.clone());
             sessions.spawn(async move {
-                let mut written = Written::default();
+                let mut written = WriteStats::default();
                 while let Ok(permit) = due.acquire().await {
                     permit.forget();
                     let number = next.fetch_add(1, Ordering::Relaxed);
@@ -176,7 +176,7 @@ impl Writers {
         pace.await?;
         tokio::time::sleep(GRACE).await;
         due.close();
-        let mut all = Written::default();
+        let mut all = WriteStats::default();
         while let Some(written) = sessions.join_next().await {
             let written = written?.context("a writer failed")?;
             all.committed += written.committed;

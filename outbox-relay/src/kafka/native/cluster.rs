@@ -171,8 +171,8 @@ impl Cluster {
             .with_resource_name(owned(topic))
             .with_configuration_keys(Some(vec![StrBytes::from_static_str(NAME)]));
         let request = DescribeConfigsRequest::default().with_resources(vec![resource]);
-        let answer = self.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
-        let results = answer.results.into_iter();
+        let response = self.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
+        let results = response.results.into_iter();
         let configs = results
             .filter(|result| &*result.resource_name == topic)
             .flat_map(|result| result.configs);
@@ -185,16 +185,16 @@ impl Cluster {
     /// Requests a producer id without a transactional id: idempotent, but without fencing.
     pub(super) async fn unfenced_producer(&mut self) -> Result<Producer, SinkError> {
         let request = init_producer_id(None, None);
-        let answer = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
-        match answer.error_code.err() {
-            None => self.producer(&answer),
+        let response = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
+        match response.error_code.err() {
+            None => self.producer(&response),
             Some(err) => Err(unavailable(&self.connection.address, err)),
         }
     }
 
     /// Returns the producer of a successful response.
-    fn producer(&self, answer: &InitProducerIdResponse) -> Result<Producer, SinkError> {
-        let (id, epoch) = (answer.producer_id.0, answer.producer_epoch);
+    fn producer(&self, response: &InitProducerIdResponse) -> Result<Producer, SinkError> {
+        let (id, epoch) = (response.producer_id.0, response.producer_epoch);
         if id < 0 || epoch < 0 {
             return Err(self.malformed(&format!("producer id {id} with epoch {epoch}")));
         }
@@ -241,9 +241,9 @@ impl Cluster {
                 let mut coordinator = dial(&address, &self.kafka).await?;
                 let request = init_producer_id(Some(name), current);
                 let (version, timeout) = (INIT_PRODUCER_ID_VERSION, self.kafka.delivery_timeout);
-                let answer = coordinator.call(&request, version, timeout).await?;
-                match answer.error_code.err() {
-                    None => return Ok(Ok(Registration::Registered(self.producer(&answer)?))),
+                let response = coordinator.call(&request, version, timeout).await?;
+                match response.error_code.err() {
+                    None => return Ok(Ok(Registration::Registered(self.producer(&response)?))),
                     Some(err) => err,
                 }
             }
@@ -282,7 +282,7 @@ pub(super) async fn verify_api_versions(
     let request = ApiVersionsRequest::default()
         .with_client_software_name(StrBytes::from_static_str(super::connection::CLIENT_ID))
         .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
-    let answer = connection
+    let response = connection
         .call(&request, API_VERSIONS_VERSION, timeout)
         .await?;
     for (key, version) in [
@@ -292,7 +292,7 @@ pub(super) async fn verify_api_versions(
         (InitProducerIdRequest::KEY, INIT_PRODUCER_ID_VERSION),
         (DescribeConfigsRequest::KEY, DESCRIBE_CONFIGS_VERSION),
     ] {
-        let is_supported = answer.api_keys.iter().any(|api| {
+        let is_supported = response.api_keys.iter().any(|api| {
             api.api_key == key && (api.min_version..=api.max_version).contains(&version)
         });
         if !is_supported {

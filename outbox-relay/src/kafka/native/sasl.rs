@@ -60,13 +60,13 @@ async fn handshake(
 ) -> Result<(), SinkError> {
     let name = StrBytes::from_static_str(mechanism.name());
     let request = SaslHandshakeRequest::default().with_mechanism(name);
-    let answer = connection
+    let response = connection
         .call(&request, HANDSHAKE_VERSION, timeout)
         .await?;
-    let reason = match answer.error_code.err() {
+    let reason = match response.error_code.err() {
         None => return Ok(()),
         Some(ResponseError::UnsupportedSaslMechanism) => {
-            let offered: Vec<&str> = answer.mechanisms.iter().map(|name| &**name).collect();
+            let offered: Vec<&str> = response.mechanisms.iter().map(|name| &**name).collect();
             format!(
                 "SASL mechanism {} is not enabled on this port; set kafka.sasl.mechanism to one of {}",
                 mechanism.name(),
@@ -115,19 +115,19 @@ impl Session<'_> {
         let call = self
             .connection
             .call(&request, AUTHENTICATE_VERSION, self.timeout);
-        let answer = call.await?;
-        if let Some(err) = answer.error_code.err() {
-            let reason = answer
+        let response = call.await?;
+        if let Some(err) = response.error_code.err() {
+            let reason = response
                 .error_message
                 .map_or(err.to_string(), |message| message.to_string());
             return Err(self.failed(&format!(
                 "{reason}; check kafka.sasl.username and its password"
             )));
         }
-        let lifetime_ms = u64::try_from(answer.session_lifetime_ms).unwrap_or(0);
+        let lifetime_ms = u64::try_from(response.session_lifetime_ms).unwrap_or(0);
         self.lifetime = Duration::from_millis(lifetime_ms).min(MAX_LIFETIME);
         let text = |bytes: Bytes| String::from_utf8(bytes.to_vec());
-        text(answer.auth_bytes).map_err(|_| self.failed("the broker's message is not UTF-8"))
+        text(response.auth_bytes).map_err(|_| self.failed("the broker's message is not UTF-8"))
     }
 
     fn failed(&self, reason: &str) -> SinkError {

@@ -71,9 +71,9 @@ impl Inspector {
             .with_topics(Some(vec![topic]))
             .with_allow_auto_topic_creation(false)
             .with_include_topic_authorized_operations(true);
-        let answer = self.0.call(&request, METADATA_VERSION).await?;
+        let response = self.0.call(&request, METADATA_VERSION).await?;
         let is_requested = |found: &TopicName| found.as_str() == name;
-        let topic = (answer.topics.into_iter())
+        let topic = (response.topics.into_iter())
             .find(|topic| topic.name.as_ref().is_some_and(is_requested))
             .ok_or_else(|| self.0.malformed(&format!("no metadata of topic {name}")))?;
         match topic.error_code.err() {
@@ -114,8 +114,12 @@ impl Inspector {
             .with_resource_name(owned(topic))
             .with_configuration_keys(Some(names.map(StrBytes::from_static_str).into()));
         let request = DescribeConfigsRequest::default().with_resources(vec![resource]);
-        let answer = self.0.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
-        let configs: Vec<_> = answer.results.into_iter().flat_map(|r| r.configs).collect();
+        let response = self.0.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
+        let configs: Vec<_> = response
+            .results
+            .into_iter()
+            .flat_map(|r| r.configs)
+            .collect();
         Ok(names.map(|name| {
             let config = configs.iter().find(|config| &*config.name == name)?;
             config.value.as_ref().map(ToString::to_string)
@@ -130,8 +134,8 @@ impl Inspector {
         // Brokers check the ACLs first and the timeout second. The invalid timeout makes them stop there, so the current
         // producer is not fenced.
         let request = init_producer_id(Some(name), None).with_transaction_timeout_ms(0);
-        let answer = self.0.call(&request, INIT_PRODUCER_ID_VERSION).await?;
-        Ok(match answer.error_code.err() {
+        let response = self.0.call(&request, INIT_PRODUCER_ID_VERSION).await?;
+        Ok(match response.error_code.err() {
             Some(ResponseError::InvalidTransactionTimeout) => Permission::Granted,
             Some(ResponseError::TransactionalIdAuthorizationFailed) => Permission::Denied,
             Some(err) => Permission::Unknown(err.to_string()),
