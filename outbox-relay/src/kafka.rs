@@ -1,11 +1,11 @@
-//! The way to Kafka: what takes records, and what tells which of them are acknowledged.
+//! Kafka producers, and the acknowledgements they receive.
 //!
-//! - [`Sink`] is what takes records: [`KafkaSink`] in `native` makes record batches of its own, [`RdKafkaSink`] leaves that
-//!   to librdkafka.
-//! - `record` is what a sink is given.
-//! - [`Acknowledgements`] counts what is sent and acknowledged, and `latency` how long that takes.
+//! - [`Sink`] is the producer interface. [`KafkaSink`] in `native` speaks Kafka's protocol itself, [`RdKafkaSink`] uses
+//!   librdkafka.
+//! - `record` is the input of a sink.
+//! - [`Acknowledgements`] tracks which records are acknowledged, and `latency` measures how long that takes.
 //!
-//! Nothing here knows Postgres but for the lease, without which nothing may be sent.
+//! The only dependency on Postgres is the lease: without it nothing is sent.
 
 mod acknowledgements;
 mod histogram;

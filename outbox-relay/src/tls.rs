@@ -1,5 +1,4 @@
-//! TLS, towards Kafka and towards Postgres: certificates out of files, and errors that name the
-//! way out.
+//! TLS for connections to Kafka and Postgres: loads certificate files and adds hints to errors.
 
 mod verifier;
 
@@ -22,38 +21,36 @@ use rustls::{
 
 use self::verifier::Verifier;
 
-/// Files in PEM. They are read for every connection, so that one which is replaced counts from the
-/// next connection on.
+/// PEM files. They are read for every connection, so a replaced file takes effect with the next connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities that may vouch for a server. Without it those of the system: as for everything
-    /// else on the machine, and kept up to date with it.
+    /// The trusted certificate authorities; by default those of the operating system.
     pub ca: Option<PathBuf>,
-    /// What this client shows.
+    /// The client certificate.
     pub identity: Option<Identity>,
 }
 
-/// A certificate of our own.
+/// A client certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The certificate, and those between it and its authority.
+    /// The certificate, followed by its intermediates.
     pub certificate: PathBuf,
-    /// Its private key, unencrypted.
+    /// The private key, unencrypted.
     pub key: PathBuf,
 }
 
-/// What has to be right with a server's certificate.
+/// The checks on a server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verification {
-    /// Nothing: whoever is in between can read along.
+    /// No check: open to man-in-the-middle attacks.
     Nothing,
-    /// An authority has signed it, for whatever name.
+    /// A trusted authority signed it, for any name.
     Authority,
-    /// An authority has signed it for the name by which it was reached.
+    /// A trusted authority signed it for the host name of the connection.
     Name,
 }
 
-/// Why a file can't be used.
+/// A file that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", file.display())]
 pub(crate) struct FileError {
@@ -71,7 +68,7 @@ impl FileError {
 }
 
 impl TlsFiles {
-    /// Reads the files.
+    /// Builds a client configuration from the files.
     pub(crate) fn load(&self, verification: Verification) -> Result<ClientConfig, FileError> {
         let provider = Arc::new(ring::default_provider());
         let roots = match verification {
@@ -79,19 +76,19 @@ impl TlsFiles {
             Verification::Authority | Verification::Name => Some(Arc::new(self.roots()?)),
         };
         let verifier = Verifier::new(roots, verification, &provider)
-            .map_err(|err| FileError::new(self.roots_place(), err))?;
+            .map_err(|err| FileError::new(self.roots_path(), err))?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|err| FileError::new(self.roots_place(), err))?
+            .map_err(|err| FileError::new(self.roots_path(), err))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         let Some(Identity { certificate, key }) = &self.identity else {
             return Ok(config.with_no_client_auth());
         };
         let (chain, secret) = (certificates(certificate)?, private_key(key)?);
-        config
-            .with_client_auth_cert(chain, secret)
-            .map_err(|err| FileError::new(key, format!("does not go with the certificate: {err}")))
+        config.with_client_auth_cert(chain, secret).map_err(|err| {
+            FileError::new(key, format!("key does not match the certificate: {err}"))
+        })
     }
 
     fn roots(&self) -> Result<RootCertStore, FileError> {
@@ -103,20 +100,20 @@ impl TlsFiles {
                     added.map_err(|err| FileError::new(file, err))?;
                 }
             }
-            // One that can't be read is no reason not to trust the others.
+            // An unreadable certificate does not invalidate the others.
             None => {
                 let found = rustls_native_certs::load_native_certs();
                 roots.add_parsable_certificates(found.certs);
             }
         }
         if roots.is_empty() {
-            let reason = "there are none; install ca-certificates, or name a file with the CA";
-            return Err(FileError::new(self.roots_place(), reason));
+            let reason = "no certificates found; install ca-certificates, or configure a CA file";
+            return Err(FileError::new(self.roots_path(), reason));
         }
         Ok(roots)
     }
 
-    fn roots_place(&self) -> &Path {
+    fn roots_path(&self) -> &Path {
         let system = Path::new("the system's root certificates");
         self.ca.as_deref().unwrap_or(system)
     }
@@ -126,7 +123,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> 
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
         Ok(certificates) if certificates.is_empty() => {
-            Err(FileError::new(file, "there is no certificate in PEM in it"))
+            Err(FileError::new(file, "no PEM certificate found"))
         }
         Ok(certificates) => Ok(certificates),
         Err(pem::Error::Io(err)) => Err(FileError::new(file, err)),
@@ -137,23 +134,21 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
     PrivateKeyDer::from_pem_file(file).map_err(|err| match err {
         pem::Error::Io(err) => FileError::new(file, err),
-        pem::Error::NoItemsFound => {
-            FileError::new(file, "there is no unencrypted private key in PEM in it")
-        }
-        // What the parser says of it could hold a part of it.
-        _ => FileError::new(file, "is no PEM"),
+        pem::Error::NoItemsFound => FileError::new(file, "no unencrypted PEM private key found"),
+        // The parser's message could quote part of the key.
+        _ => FileError::new(file, "invalid PEM"),
     })
 }
 
-/// What the settings are called that an error has to name.
+/// The names of the settings, for hints.
 pub(crate) struct Settings {
     pub(crate) ca: &'static str,
     pub(crate) address: &'static str,
     pub(crate) identity: &'static str,
 }
 
-/// What to do about an error of a TLS connection, where that can be told.
-pub(crate) fn way_out(err: &(dyn Error + 'static), settings: &Settings) -> Option<String> {
+/// Returns a hint for an error of a TLS connection, if there is one.
+pub(crate) fn hint_for(err: &(dyn Error + 'static), settings: &Settings) -> Option<String> {
     let Settings {
         ca,
         address,
@@ -164,13 +159,13 @@ pub(crate) fn way_out(err: &(dyn Error + 'static), settings: &Settings) -> Optio
     match tls_error(err)? {
         rustls::Error::InvalidCertificate(reason) => match reason {
             Certificate::UnknownIssuer => Some(format!(
-                "{ca} has to hold the CA that has signed the server's certificate"
+                "set {ca} to the CA that signed the server's certificate"
             )),
             Certificate::Expired | Certificate::ExpiredContext { .. } => {
                 Some("renew the server's certificate".into())
             }
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => Some(
-                format!("{address} has to be a name that is in the server's certificate"),
+                format!("set {address} to a name in the server's certificate"),
             ),
             _ => None,
         },
@@ -181,9 +176,9 @@ pub(crate) fn way_out(err: &(dyn Error + 'static), settings: &Settings) -> Optio
             | Alert::CertificateUnknown
             | Alert::UnknownCA,
         ) => Some(format!(
-            "{identity} have to be a valid certificate that the server trusts"
+            "set {identity} to a valid certificate that the server trusts"
         )),
-        rustls::Error::InvalidMessage(_) => Some("does this port speak TLS?".into()),
+        rustls::Error::InvalidMessage(_) => Some("check that this port uses TLS".into()),
         _ => None,
     }
 }

@@ -79,8 +79,8 @@ fn consume(
         if let Some(record) = consumer.poll(POLL_TIMEOUT) {
             let (key, version) =
                 parse_identity(&record?).context("a record has no key or version")?;
-            accounts.auditor.see(&key, version);
-            let now_received = accounts.auditor.told() as u64;
+            accounts.auditor.add(&key, version);
+            let now_received = accounts.auditor.distinct_versions() as u64;
             if received.swap(now_received, Ordering::Relaxed) != now_received {
                 let pause = last_new.map_or(Duration::ZERO, |last| last.elapsed());
                 accounts.longest_pause = accounts.longest_pause.max(pause);
@@ -93,7 +93,7 @@ fn consume(
             continue;
         }
         // Nothing arrived within the poll timeout, so no more duplicates are expected.
-        let is_complete = accounts.auditor.told() as u64 >= expected;
+        let is_complete = accounts.auditor.distinct_versions() as u64 >= expected;
         if is_complete || last_new.is_none_or(|last| last.elapsed() > STALL_TIMEOUT) {
             return Ok(accounts);
         }

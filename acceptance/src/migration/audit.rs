@@ -171,7 +171,7 @@ pub(super) fn audit(rows: &[Row], records: &[Record]) -> Result<(Verdict, Vec<Fi
             });
         }
         *newest = version.max(*newest);
-        auditor.see(&row.key, version);
+        auditor.add(&row.key, version);
     }
     verdict.lost = rows.len() - seen.len();
     verdict.audit = auditor.finish(newest_versions(rows)?);

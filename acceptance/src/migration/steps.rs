@@ -1,7 +1,7 @@
 //! The documented SQL steps, read from the file that users run.
 
 use anyhow::{Context as _, Result, anyhow};
-use devstack::{Sql, statements};
+use devstack::{Sql, split_statements};
 use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 const COLUMNS_ONLINE: &str = include_str!("../../../outbox-relay/sql/columns-online.sql");
@@ -55,7 +55,8 @@ pub(super) fn read() -> Result<[Step; 4]> {
 
 impl Step {
     fn add_statements(&mut self, code: &mut String) {
-        self.statements.extend(statements(&std::mem::take(code)));
+        self.statements
+            .extend(split_statements(&std::mem::take(code)));
     }
 
     /// Runs it once, statement by statement, as psql does.

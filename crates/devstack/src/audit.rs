@@ -7,108 +7,105 @@ use serde::Serialize;
 
 use crate::records::Record;
 
-/// What of a table and of the topic that tells of it does not agree.
+/// The differences between a table and the topic with its events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Audit {
-    /// Versions that the table has reached.
+    /// Versions in the table.
     pub versions: usize,
-    /// Records of the topic.
+    /// Records in the topic.
     pub records: usize,
-    /// Versions of which no record tells.
+    /// Versions without a record.
     pub lost: usize,
-    /// Versions that were told and that the table never reached.
+    /// Published versions that the table does not have.
     pub phantom: usize,
-    /// Records that came, for the first time, behind a later version of their key.
+    /// First records of a version that follow a later version of their key.
     pub inverted: usize,
-    /// Keys whose last record is not their newest: compaction would keep the wrong one.
+    /// Keys whose last record is not their newest version: compaction would keep the wrong one.
     pub stale: usize,
-    /// Records that tell again of what was told: harmless to whoever looks at the version.
+    /// Duplicates, harmless to consumers that compare versions.
     pub repeated: usize,
 }
 
-/// Reads a topic record by record, and remembers no more than it has to: of each key how far it was
-/// told, and what is still missing.
+/// Audits a topic record by record. Keeps only the highest, latest and missing versions of each key.
 #[derive(Debug, Default)]
 pub struct Auditor {
-    keys: HashMap<String, Told>,
+    keys: HashMap<String, KeyState>,
     audit: Audit,
 }
 
-/// What was told of a key.
 #[derive(Debug, Default)]
-struct Told {
+struct KeyState {
     highest: i64,
     latest: i64,
-    /// Versions below the highest that were not told yet.
+    /// Versions below the highest without a record yet.
     missing: BTreeSet<i64>,
 }
 
 impl Auditor {
-    /// The next record: a version of a key.
-    pub fn see(&mut self, key: &str, version: i64) {
+    /// Adds the next record.
+    pub fn add(&mut self, key: &str, version: i64) {
         self.audit.records += 1;
         if !self.keys.contains_key(key) {
-            self.keys.insert(key.to_owned(), Told::default());
+            self.keys.insert(key.to_owned(), KeyState::default());
         }
-        let Some(told) = self.keys.get_mut(key) else {
+        let Some(state) = self.keys.get_mut(key) else {
             return;
         };
-        if version > told.highest {
-            told.missing.extend(told.highest + 1..version);
-            told.highest = version;
-        } else if told.missing.remove(&version) {
+        if version > state.highest {
+            state.missing.extend(state.highest + 1..version);
+            state.highest = version;
+        } else if state.missing.remove(&version) {
             self.audit.inverted += 1;
         } else {
             self.audit.repeated += 1;
         }
-        told.latest = version;
+        state.latest = version;
     }
 
-    /// How many versions were told so far, whatever was repeated.
-    pub fn told(&self) -> usize {
+    /// Returns the number of distinct versions so far.
+    pub fn distinct_versions(&self) -> usize {
         self.audit.records - self.audit.repeated
     }
 
-    /// Compares what was told with the rows, a key and its newest version each.
+    /// Compares the records with `rows`: pairs of a key and its newest version.
     pub fn finish(mut self, rows: impl IntoIterator<Item = (String, i64)>) -> Audit {
         let audit = &mut self.audit;
         for (key, newest) in rows {
-            let told = self.keys.remove(&key).unwrap_or_default();
-            audit.stale += usize::from(told.latest < told.highest);
+            let state = self.keys.remove(&key).unwrap_or_default();
+            audit.stale += usize::from(state.latest < state.highest);
             audit.versions += count(newest);
-            audit.lost += told.missing.range(..=newest).count();
-            audit.lost += count(newest - told.highest);
-            audit.phantom += count(told.highest - newest.max(0));
-            audit.phantom -= told.missing.range(newest.max(0) + 1..).count();
+            audit.lost += state.missing.range(..=newest).count();
+            audit.lost += count(newest - state.highest);
+            audit.phantom += count(state.highest - newest.max(0));
+            audit.phantom -= state.missing.range(newest.max(0) + 1..).count();
         }
-        for told in self.keys.values() {
-            audit.stale += usize::from(told.latest < told.highest);
-            audit.phantom += count(told.highest) - told.missing.len();
+        for state in self.keys.values() {
+            audit.stale += usize::from(state.latest < state.highest);
+            audit.phantom += count(state.highest) - state.missing.len();
         }
         self.audit
     }
 }
 
-/// So many, or none.
+/// Converts a difference; a negative one counts as 0.
 fn count(versions: i64) -> usize {
     usize::try_from(versions).unwrap_or(0)
 }
 
 impl Audit {
-    /// Compares `rows`, a key and its newest version each, with the records of the topic, in the
-    /// order in which they stand there.
+    /// Compares `rows`, pairs of a key and its newest version, with the records of a topic in their order.
     ///
     /// # Panics
     /// If a record has no version.
     pub fn new(rows: &[(String, i64)], records: &[Record]) -> Self {
         let mut auditor = Auditor::default();
         for record in records {
-            auditor.see(&record.key, record.version());
+            auditor.add(&record.key, record.version());
         }
         auditor.finish(rows.iter().cloned())
     }
 
-    /// Whether nothing is wrong; what was repeated is not.
+    /// Returns whether there are no differences. Duplicates are not differences.
     pub fn is_clean(&self) -> bool {
         let Self {
             lost,
@@ -158,19 +155,22 @@ mod tests {
         versions.iter().map(record).collect()
     }
 
-    fn audit(told: &[(&str, i64)]) -> Audit {
-        Audit::new(&[("a".to_owned(), 2), ("b".to_owned(), 1)], &records(told))
+    fn audit(published: &[(&str, i64)]) -> Audit {
+        Audit::new(
+            &[("a".to_owned(), 2), ("b".to_owned(), 1)],
+            &records(published),
+        )
     }
 
     #[test]
-    fn repeats_are_counted_and_forgiven() {
+    fn duplicates_are_counted_but_not_a_difference() {
         let audit = audit(&[("a", 1), ("b", 1), ("a", 2), ("a", 1), ("a", 2)]);
         assert!(audit.is_clean());
         assert_eq!((audit.versions, audit.records, audit.repeated), (3, 5, 2));
     }
 
     #[test]
-    fn every_kind_of_fault_is_found() {
+    fn every_kind_of_difference_is_detected() {
         assert_eq!(audit(&[("a", 1), ("a", 2)]).lost, 1);
         assert_eq!(audit(&[("a", 1), ("a", 2), ("b", 1), ("c", 1)]).phantom, 1);
         assert_eq!(audit(&[("a", 1), ("a", 2), ("b", 1), ("b", 2)]).phantom, 1);

@@ -1,4 +1,4 @@
-//! `up` and `down`: a supervisor in the background, and what it leaves for others to read.
+//! `up` and `down`: a supervisor process in the background, and the endpoints file that it writes.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,18 +17,18 @@ use tokio::signal::unix::{SignalKind, signal};
 const ENDPOINTS: &str = "endpoints.env";
 const PID: &str = "supervisor.pid";
 const LOG: &str = "supervisor.log";
-/// How long the end may take: every program has its own limit, this is above all of them.
+/// The limit on the shutdown of the system; longer than that of each program.
 const DOWN_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Starts the supervisor, and waits until the system is well.
+/// Starts the supervisor, and waits until the system is healthy.
 pub(crate) async fn up(folder: &Path) -> Result<ExitCode> {
-    if running(folder).is_some() {
-        eprintln!("It is up already; `make down` ends it.");
+    if running_supervisor(folder).is_some() {
+        eprintln!("The system is already running; `make down` stops it.");
         print!("{}", introduction(folder)?);
         return Ok(ExitCode::SUCCESS);
     }
-    fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
     let _ = fs::remove_file(folder.join(ENDPOINTS));
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
@@ -42,71 +42,74 @@ pub(crate) async fn up(folder: &Path) -> Result<ExitCode> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
-        // It stays when this terminal goes.
+        // Keeps running when the terminal closes.
         .process_group(0)
         .spawn()?;
     fs::write(folder.join(PID), supervisor.id().to_string())?;
-    let mut is_ending = false;
-    let mut shown = File::open(folder.join(LOG))?;
+    let mut is_stopping = false;
+    let mut log = File::open(folder.join(LOG))?;
     loop {
         let is_up = folder.join(ENDPOINTS).exists();
         let mut text = String::new();
-        shown.read_to_string(&mut text)?;
+        log.read_to_string(&mut text)?;
         eprint!("{text}");
-        if is_up && !is_ending {
+        if is_up && !is_stopping {
             print!("{}", introduction(folder)?);
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(status) = supervisor.try_wait()? {
-            shown.seek(SeekFrom::End(0))?;
+            log.seek(SeekFrom::End(0))?;
             let _ = fs::remove_file(folder.join(PID));
-            if is_ending {
+            if is_stopping {
                 return Ok(ExitCode::FAILURE);
             }
-            bail!("the system did not start ({status})");
+            bail!(
+                "the system failed to start ({status}); see {}",
+                folder.join(LOG).display()
+            );
         }
         tokio::select! {
             () = tokio::time::sleep(POLL_INTERVAL) => continue,
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        if is_ending {
-            bail!("ended before everything else has; `make down` ends what is left");
+        if is_stopping {
+            bail!("interrupted during the shutdown; run `make down` to stop the rest");
         }
-        eprintln!("Asked to end; ending what has started.");
-        is_ending = true;
-        // It is in a group of its own, and hears no Ctrl-C at this terminal.
-        if let Some(pid) = running(folder) {
-            kill_process(pid, Signal::TERM).context("can't end the supervisor")?;
+        eprintln!("Received a shutdown signal, stopping the system.");
+        is_stopping = true;
+        // It has its own process group and does not receive the terminal's Ctrl-C.
+        if let Some(pid) = running_supervisor(folder) {
+            kill_process(pid, Signal::TERM).context("failed to stop the supervisor")?;
         }
     }
 }
 
-/// Ends the supervisor, and with it everything.
+/// Stops the supervisor, which stops the system.
 pub(crate) async fn down(folder: &Path) -> Result<ExitCode> {
-    let Some(pid) = running(folder) else {
-        eprintln!("It is not up.");
+    let Some(pid) = running_supervisor(folder) else {
+        eprintln!("The system is not running.");
         return Ok(ExitCode::SUCCESS);
     };
-    kill_process(pid, Signal::TERM).context("can't end the supervisor")?;
-    let ending = async {
-        while running(folder).is_some() {
+    kill_process(pid, Signal::TERM).context("failed to stop the supervisor")?;
+    let stopped = async {
+        while running_supervisor(folder).is_some() {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok::<_, anyhow::Error>(())
     };
-    step("ending everything", async {
-        tokio::time::timeout(DOWN_TIMEOUT, ending)
+    step("stopping the system", async {
+        tokio::time::timeout(DOWN_TIMEOUT, stopped)
             .await
-            .context("it does not end")?
+            .context("the supervisor did not stop within 60 s")?
     })
     .await?;
-    // It does so itself, unless it was ended before it could.
+    // The supervisor removes the file itself, unless it was killed.
     let _ = fs::remove_file(folder.join(PID));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the system until SIGTERM, and leaves nothing of it behind.
+/// Runs the system until SIGTERM, then removes it.
 pub(crate) async fn supervise(folder: &Path) -> Result<ExitCode> {
     let result = run_system(folder).await;
     for file in [ENDPOINTS, PID] {
@@ -145,7 +148,7 @@ async fn run_system(folder: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Replaces the file as a whole, so that nobody reads half of it; it holds passwords.
+/// Replaces the endpoints file atomically. Only the user may read it: it contains passwords.
 fn write_endpoints(folder: &Path, servers: &Servers, stack: &Stack) -> Result<()> {
     let pid = |process: &Process| process.pid().map(|pid| pid.to_string()).unwrap_or_default();
     let mut lines = stack.endpoints();
@@ -168,8 +171,8 @@ fn write_endpoints(folder: &Path, servers: &Servers, stack: &Stack) -> Result<()
     Ok(())
 }
 
-/// The supervisor that runs, if one does. A number alone proves nothing: it may be in use again.
-fn running(folder: &Path) -> Option<Pid> {
+/// Returns the process id of a running supervisor. Checks the command line because the id may have been reused.
+fn running_supervisor(folder: &Path) -> Option<Pid> {
     let pid = fs::read_to_string(folder.join(PID))
         .ok()?
         .trim()
@@ -200,13 +203,13 @@ fn introduction(folder: &Path) -> Result<String> {
   outbox-relay   http://{relay}/status
   Kafka          {kafka}
 
-All addresses, process ids and the folder of logs are in {endpoints}; a part that you kill is
-started again, with another id.
+All addresses, process ids and the log directory are in {endpoints}. A process that you kill is
+restarted with a new id.
 
   . {endpoints}
   grpcurl -plaintext -d '{{\"email\":\"grace@example.com\",\"name\":\"Grace\"}}' $USER_SERVICE_ADDR user.v1.UserService/CreateUser
 
-`make down` ends everything.
+`make down` stops the system.
 "
     ))
 }

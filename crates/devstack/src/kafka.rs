@@ -12,55 +12,54 @@ pub(crate) use self::topics::{
     add_partitions, alter_topic, create_topic, delete_records_before, delete_topic, describe_topic,
     topic_names,
 };
-use crate::{home::Home, processes::Process};
+use crate::{processes::Process, work_dir::WorkDir};
 
-/// Quick to start and small, which is what tests want of it.
+/// Options for a fast start and a small footprint, for tests.
 const LIGHT_JVM: [&str; 3] = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 
-/// An Apache Kafka broker of its own, which is its own controller.
+/// A single Apache Kafka broker, which is also the controller.
 #[derive(Debug)]
 pub struct Kafka {
-    /// The running broker.
     pub process: Process,
     brokers: String,
 }
 
 impl Kafka {
-    /// The version in the pom, which names the folder of the cache.
+    /// The version in the POM; part of the name in the cache.
     pub const VERSION: &str = "4.3.1";
 
-    /// Fetches Kafka where it was not fetched before, and starts a broker in `home`.
+    /// Downloads Kafka unless cached, and starts a broker in `home`.
     ///
     /// # Errors
-    /// If there is no Java 17 or no Maven on this machine, or the broker doesn't start.
-    pub async fn start(home: &Arc<Home>) -> Result<Self> {
+    /// If Java 17 or Maven is not installed, or the broker fails to start.
+    pub async fn start(home: &Arc<WorkDir>) -> Result<Self> {
         Self::launch(home, &LIGHT_JVM, &[], &[]).await
     }
 
-    /// The same, on a virtual machine with these options.
+    /// Like [`start`](Self::start), with other JVM options.
     ///
     /// # Errors
-    /// As of [`start`](Self::start).
-    pub async fn start_with(home: &Arc<Home>, jvm_options: &[&str]) -> Result<Self> {
+    /// As [`start`](Self::start).
+    pub async fn start_with_jvm(home: &Arc<WorkDir>, jvm_options: &[&str]) -> Result<Self> {
         Self::launch(home, jvm_options, &[], &[]).await
     }
 
-    /// The same as [`start`](Self::start), with lines for the broker's configuration. `@PORT@` and
-    /// `@CONTROLLER_PORT@` in them are the ports that it has by itself.
+    /// Like [`start`](Self::start), with lines for the broker's configuration. `@PORT@` and `@CONTROLLER_PORT@` are replaced
+    /// by the broker's ports.
     ///
     /// # Errors
-    /// As of [`start`](Self::start).
-    pub async fn start_with_settings(home: &Arc<Home>, settings: &[&str]) -> Result<Self> {
+    /// As [`start`](Self::start).
+    pub async fn start_with_settings(home: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
         Self::launch(home, &LIGHT_JVM, settings, &[]).await
     }
 
-    /// The same as [`start_with_settings`](Self::start_with_settings), with users that log in by
-    /// SCRAM, as `kafka-storage.sh format --add-scram` takes them.
+    /// Like [`start_with_settings`](Self::start_with_settings), with SCRAM users in the format of
+    /// `kafka-storage.sh format --add-scram`.
     ///
     /// # Errors
-    /// As of [`start`](Self::start).
+    /// As [`start`](Self::start).
     pub async fn start_with_users(
-        home: &Arc<Home>,
+        home: &Arc<WorkDir>,
         settings: &[&str],
         users: &[&str],
     ) -> Result<Self> {
@@ -68,7 +67,7 @@ impl Kafka {
     }
 
     async fn launch(
-        home: &Arc<Home>,
+        home: &Arc<WorkDir>,
         jvm_options: &[&str],
         settings: &[&str],
         users: &[&str],
@@ -81,15 +80,15 @@ impl Kafka {
         Ok(Self { process, brokers })
     }
 
-    /// The addresses of the brokers, as clients want them.
+    /// The bootstrap servers.
     pub fn brokers(&self) -> &str {
         &self.brokers
     }
 
-    /// Makes a topic. One that exists is left as it is.
+    /// Creates a topic unless it exists.
     ///
     /// # Errors
-    /// If the broker rejects.
+    /// If the broker returns an error.
     pub async fn create_topic(
         &self,
         name: &str,

@@ -1,11 +1,11 @@
-//! A real Postgres and a real Kafka on this machine, without containers: throw-away servers for
-//! the tests, and the whole system for `make up` and `make demo`.
+//! Real Postgres and Kafka servers on this machine, without containers: temporary servers for tests, and the whole system
+//! for `make up` and `make demo`.
 //!
-//! Everything runs as a plain user, on free ports of the loopback, in a [`Home`] of its own, and is
-//! gone afterwards, also when the process that started it was killed.
+//! Servers run as an unprivileged user, on free loopback ports, in a [`WorkDir`]. They are removed when the process that
+//! started them ends, even if it is killed.
+#![allow(missing_docs, reason = "a program, not a library")]
 
 mod audit;
-mod home;
 mod kafka;
 mod maven;
 mod ports;
@@ -17,9 +17,9 @@ mod servers;
 mod sql;
 mod stack;
 mod waiting;
+mod work_dir;
 
 pub use audit::{Audit, Auditor};
-pub use home::Home;
 pub use kafka::{Kafka, KafkaCluster};
 pub use maven::fetch_jars;
 pub use ports::free_port;
@@ -28,6 +28,9 @@ pub use processes::{Process, Program};
 pub use progress::step;
 pub use records::{NewRecord, Record, read_topic};
 pub use servers::{Addresses, Servers};
-pub use sql::{Sql, statements};
+pub use sql::{Sql, split_statements};
 pub use stack::{Names, Stack, built_programs};
 pub use waiting::{PATIENCE, eventually};
+pub use work_dir::WorkDir;
+/// The former name of [`WorkDir`].
+pub use work_dir::WorkDir as Home;

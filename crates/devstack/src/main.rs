@@ -1,4 +1,4 @@
-//! `devstack`: a real Postgres and a real Kafka on this machine, and the system on top of them.
+//! `devstack`: Postgres, Kafka and the whole system on this machine.
 
 mod background;
 
@@ -9,11 +9,11 @@ use clap::{Parser, Subcommand};
 use devstack::Servers;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs the system on this machine, without containers.
+/// Run Postgres, Kafka and the services on this machine, without containers.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// Where the addresses are written
+    /// Directory for endpoints.env and the supervisor's log
     #[arg(long, default_value = ".devstack", global = true)]
     folder: PathBuf,
     #[command(subcommand)]
@@ -22,18 +22,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start the whole system in the background; its addresses are in .devstack/endpoints.env
+    /// Start the whole system in the background; print its addresses
+    ///
+    /// Addresses, process ids and the log directory are written to endpoints.env in --folder.
     Up,
-    /// End it, and clear everything away
+    /// Stop the system and delete its data
     Down,
-    /// Run a command with a Postgres and a Kafka, of which the variables DEVSTACK_POSTGRES_URL and
-    /// DEVSTACK_KAFKA_BROKERS tell it
+    /// Run a command with a temporary Postgres and Kafka
+    ///
+    /// The command gets their addresses in DEVSTACK_POSTGRES_URL and DEVSTACK_KAFKA_BROKERS. Its exit code is returned.
     Run {
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// What runs in the background
+    /// Run the system in the foreground; used by `up`
     #[command(hide = true)]
     Supervise,
 }
@@ -57,19 +60,19 @@ async fn main() -> ExitCode {
 }
 
 async fn run(command: &[String]) -> Result<ExitCode> {
-    // What a test commits need not survive a power cut.
+    // Tests do not need durable commits.
     let servers = Servers::start(&["fsync=off"]).await?;
     let addresses = servers.addresses();
     let mut child = tokio::process::Command::new(&command[0])
         .args(&command[1..])
         .envs(addresses.variables())
         .spawn()
-        .with_context(|| format!("can't run {}", command[0]))?;
+        .with_context(|| format!("failed to run {}", command[0]))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let status = tokio::select! {
         status = child.wait() => status?,
-        // The command is in the foreground too, and hears a Ctrl-C itself.
+        // The command is in the same process group and receives Ctrl-C, too.
         _ = interrupt.recv() => child.wait().await?,
         _ = terminate.recv() => {
             child.kill().await?;

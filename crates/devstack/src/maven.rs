@@ -9,12 +9,12 @@ use tokio::process::Command;
 
 use crate::progress::step;
 
-/// A folder with the jars that a pom asks for, fetched from Maven Central once for this user (for
-/// everybody, where root does it: the plain user who runs the servers must be able to read them).
-/// `folder` names it in the cache and says every version, for it is never fetched again.
+/// Returns a directory with the dependencies of a POM, fetched from Maven Central once per user. For root the cache is
+/// `/var/cache`, because the unprivileged user that runs the servers must be able to read it. `folder` is the name in the
+/// cache; it must contain all versions, because it is never refreshed.
 ///
 /// # Errors
-/// If there is no Maven on this machine, or it fails.
+/// If Maven is not installed or fails.
 pub async fn fetch_jars(what: &str, folder: &str, pom: &str) -> Result<PathBuf> {
     let cache = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/cache")
@@ -28,9 +28,10 @@ pub async fn fetch_jars(what: &str, folder: &str, pom: &str) -> Result<PathBuf> 
     if jars.is_dir() {
         return Ok(jars);
     }
-    // Into a folder beside it first: a fetch that was cut off must not pass for a whole one.
+    // First into a temporary directory: an interrupted fetch must not count as complete.
     let partial = cache.join(format!("devstack/{folder}.partial-{}", std::process::id()));
-    fs::create_dir_all(&partial).with_context(|| format!("can't make {}", partial.display()))?;
+    fs::create_dir_all(&partial)
+        .with_context(|| format!("failed to create {}", partial.display()))?;
     fs::write(partial.join("pom.xml"), pom)?;
     step(
         &format!("fetching {what} from Maven Central"),
@@ -38,7 +39,7 @@ pub async fn fetch_jars(what: &str, folder: &str, pom: &str) -> Result<PathBuf> 
     )
     .await?;
     match fs::rename(partial.join("jars"), &jars) {
-        // Somebody else was faster.
+        // Another process was faster.
         Err(_) if jars.is_dir() => {}
         result => result?,
     }
@@ -55,7 +56,7 @@ async fn run_maven(folder: &Path) -> Result<()> {
         .kill_on_drop(true)
         .output()
         .await
-        .context("can't run mvn: install the package maven")?;
+        .context("failed to run mvn; install the package maven")?;
     ensure!(
         output.status.success(),
         "mvn failed after {:.0?}:\n{}{}",

@@ -6,16 +6,15 @@ use std::{
 
 use uuid::Uuid;
 
-/// Below the ports that systems give to outgoing connections (from 32768 on Linux): one of those
-/// may be taken by any connection, Kafka's own among them, before the server binds it.
+/// Below the ephemeral port range (from 32768 on Linux): an outgoing connection could take one of those ports before the
+/// server binds it.
 const PORTS: Range<u16> = 15_000..32_000;
 const ATTEMPTS: usize = 100;
 
-/// A port of the loopback that nobody listens on, by chance: two who ask at the same moment hardly
-/// get the same.
+/// Returns a random free loopback port. Concurrent callers are unlikely to get the same one.
 ///
 /// # Errors
-/// If all that were tried are in use.
+/// If all attempted ports are in use.
 pub fn free_port() -> io::Result<u16> {
     for _ in 0..ATTEMPTS {
         let random = u16::try_from(Uuid::new_v4().as_u128() % PORTS.len() as u128).unwrap_or(0);
@@ -28,6 +27,6 @@ pub fn free_port() -> io::Result<u16> {
     }
     Err(io::Error::new(
         ErrorKind::AddrInUse,
-        format!("{ATTEMPTS} ports of {PORTS:?} were all in use"),
+        format!("no free port among {ATTEMPTS} random ports in {PORTS:?}"),
     ))
 }

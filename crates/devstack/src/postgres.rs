@@ -9,30 +9,29 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use crate::{
-    home::Home,
     ports::free_port,
     processes::{Process, Program},
     sql::Sql,
+    work_dir::WorkDir,
 };
 
-/// The oldest major version that has everything we use.
+/// The oldest supported major version.
 const OLDEST_VERSION: u32 = 15;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A Postgres cluster of its own.
+/// A temporary Postgres cluster.
 #[derive(Debug)]
 pub struct Postgres {
-    /// The running server.
     pub process: Process,
     admin_url: String,
 }
 
 impl Postgres {
-    /// Makes a cluster in `home` and starts it; `settings` are further lines of its configuration.
+    /// Creates a cluster in `home` and starts it; `settings` are `name=value` configuration parameters.
     ///
     /// # Errors
-    /// If there is no Postgres on this machine, or it doesn't start.
-    pub async fn start(home: &Arc<Home>, settings: &[&str]) -> Result<Self> {
+    /// If Postgres is not installed, or fails to start.
+    pub async fn start(home: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
         let bin = find_binaries()?;
         let (port, password) = (free_port()?, uuid::Uuid::new_v4().simple().to_string());
         let (data, password_file) = (home.path().join("postgres"), home.write("pw", &password)?);
@@ -52,10 +51,10 @@ impl Postgres {
             .args([format!("-D{}", data.display()), format!("-p{port}")])
             .args(["-clisten_addresses=127.0.0.1", "-cunix_socket_directories="])
             .args(["-cmax_connections=300", "-cmax_prepared_transactions=20"])
-            // The log would quote the values of a row that a constraint rejects.
+            // Otherwise the log would quote the values of rows that violate a constraint.
             .args(["-clog_error_verbosity=terse"])
-            // The fast shutdown: SIGTERM would wait for every client to leave.
-            .stopped_by(Signal::INT);
+            // Fast shutdown; SIGTERM would wait for all clients to disconnect.
+            .stop_signal(Signal::INT);
         for setting in settings {
             program = program.args([format!("-c{setting}")]);
         }
@@ -69,28 +68,28 @@ impl Postgres {
         Ok(Self { process, admin_url })
     }
 
-    /// The address of the database `postgres`, as the superuser.
+    /// The superuser's URL of the database `postgres`.
     pub fn admin_url(&self) -> &str {
         &self.admin_url
     }
 }
 
-/// A program that comes with the server, like `pgbench`.
+/// Returns the path of a program of the Postgres installation, such as `pgbench`.
 ///
 /// # Errors
-/// If there is no Postgres on this machine, or it has no such program.
+/// If Postgres or the program is not installed.
 pub fn postgres_program(name: &str) -> Result<PathBuf> {
     let program = find_binaries()?.join(name);
     ensure!(
         program.is_file(),
-        "{} is missing: install the package of Postgres that has {name}",
+        "{} does not exist; install the Postgres package that contains {name}",
         program.display()
     );
     Ok(program)
 }
 
-/// The folder of `initdb` and `postgres`: of the newest version in the places where distributions
-/// put them, then wherever `PATH` leads.
+/// Returns the directory of `initdb` and `postgres`: the newest version in the directories of the common distributions,
+/// or else the first in `PATH`.
 fn find_binaries() -> Result<PathBuf> {
     let versions = ["/usr/lib/postgresql", "/usr/local/opt", "/opt/homebrew/opt"]
         .iter()
@@ -105,13 +104,13 @@ fn find_binaries() -> Result<PathBuf> {
     if let Some((version, bin)) = versions.max() {
         ensure!(
             version >= OLDEST_VERSION,
-            "found only Postgres {version}; version {OLDEST_VERSION} or newer is needed"
+            "found Postgres {version}; install version {OLDEST_VERSION} or newer"
         );
         return Ok(bin);
     }
     env::split_paths(&env::var_os("PATH").unwrap_or_default())
         .find(|folder| has_server(folder))
-        .context("no Postgres server on this machine: install the package postgresql")
+        .context("Postgres is not installed; install the package postgresql")
 }
 
 fn has_server(folder: &Path) -> bool {

@@ -15,17 +15,17 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::home::Home;
+use crate::work_dir::WorkDir;
 
-/// How long a program may take to end after it was asked to; then it is killed.
+/// The limit on a graceful stop, after which the process is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a new process may take to have an id.
+/// The limit on waiting for a new process to be spawned.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between the end of a process and its next start: long enough not to burn a core when a program
-/// can't start at all, short enough that whoever killed it sees it back within a second.
+/// The pause before a restart: long enough to not waste CPU on a program that cannot start, short enough that a killed
+/// process is back within a second.
 const RESTART_DELAY: Duration = Duration::from_millis(300);
 
-/// How to start something.
+/// A command to run.
 #[derive(Clone, Debug)]
 pub struct Program {
     name: String,
@@ -36,7 +36,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program that ends upon SIGTERM. The name is that of its log.
+    /// A program that stops on SIGTERM. `name` is the name of its log.
     pub fn new(name: &str, executable: impl Into<PathBuf>) -> Self {
         Self {
             name: name.to_owned(),
@@ -61,22 +61,22 @@ impl Program {
         self
     }
 
-    /// Asks with another signal than SIGTERM for its end.
+    /// Sets the signal that stops the program, instead of SIGTERM.
     #[must_use]
-    pub(crate) fn stopped_by(mut self, signal: Signal) -> Self {
+    pub(crate) fn stop_signal(mut self, signal: Signal) -> Self {
         self.stop_signal = signal;
         self
     }
 
-    /// Runs the program once, to its end.
+    /// Runs the program to completion.
     ///
     /// # Errors
-    /// If it doesn't end with 0; the error shows what it has written.
-    pub async fn run_once(&self, home: &Home) -> Result<()> {
+    /// If its exit code is not 0; the error contains the end of its log.
+    pub async fn run_once(&self, home: &WorkDir) -> Result<()> {
         let status = self.spawn(home)?.wait().await?;
         if !status.success() {
             bail!(
-                "{} ended with {status}:\n{}",
+                "{} failed with {status}:\n{}",
                 self.name,
                 tail(&home.log(&self.name))
             );
@@ -84,7 +84,7 @@ impl Program {
         Ok(())
     }
 
-    fn spawn(&self, home: &Home) -> Result<Child> {
+    fn spawn(&self, home: &WorkDir) -> Result<Child> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -99,7 +99,7 @@ impl Program {
         home.confine(&mut command);
         let child = command
             .spawn()
-            .with_context(|| format!("can't start {}", self.executable.display()))?;
+            .with_context(|| format!("failed to start {}", self.executable.display()))?;
         if let Some(pid) = child.id() {
             let line = format!("{pid} {}\n", self.stop_signal.as_raw());
             fs::write(home.pid_file(&self.name), line)?;
@@ -108,56 +108,56 @@ impl Program {
     }
 }
 
-/// A program that is kept running: when it ends without having been asked to, it is started again.
+/// A supervised process: it is restarted when it exits unexpectedly.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     log: PathBuf,
-    wanted: watch::Sender<Wanted>,
+    target: watch::Sender<TargetState>,
     pid: watch::Receiver<Option<u32>>,
-    keeper: JoinHandle<()>,
+    supervisor: JoinHandle<()>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
+enum TargetState {
     Running,
     Held,
     Stopped,
 }
 
 impl Process {
-    /// Starts `program` and keeps it running.
-    pub fn start(home: &Arc<Home>, program: Program) -> Self {
-        let (wanted, mut wanted_now) = watch::channel(Wanted::Running);
+    /// Starts `program` and restarts it whenever it exits.
+    pub fn start(home: &Arc<WorkDir>, program: Program) -> Self {
+        let (target, mut target_now) = watch::channel(TargetState::Running);
         let (pid_now, pid) = watch::channel(None);
         let (name, log) = (program.name.clone(), home.log(&program.name));
         let home = Arc::clone(home);
-        let keeper = tokio::spawn(async move {
+        let supervisor = tokio::spawn(async move {
             loop {
-                let now = *wanted_now.borrow_and_update();
+                let now = *target_now.borrow_and_update();
                 match now {
-                    Wanted::Running => {}
-                    Wanted::Held => {
-                        if wanted_now.changed().await.is_err() {
+                    TargetState::Running => {}
+                    TargetState::Held => {
+                        if target_now.changed().await.is_err() {
                             return;
                         }
                         continue;
                     }
-                    Wanted::Stopped => return,
+                    TargetState::Stopped => return,
                 }
                 match program.spawn(&home) {
                     Ok(child) => {
                         pid_now.send_replace(child.id());
                         home.changed().notify_waiters();
-                        run_until_unwanted(&program, child, &mut wanted_now).await;
+                        run_until_stopped(&program, child, &mut target_now).await;
                         let _ = fs::remove_file(home.pid_file(&program.name));
                         pid_now.send_replace(None);
                     }
                     Err(err) => tracing::warn!("{err:#}"),
                 }
                 home.changed().notify_waiters();
-                let now = *wanted_now.borrow();
-                if now == Wanted::Running {
+                let now = *target_now.borrow();
+                if now == TargetState::Running {
                     tokio::time::sleep(RESTART_DELAY).await;
                 }
             }
@@ -165,130 +165,131 @@ impl Process {
         Self {
             name,
             log,
-            wanted,
+            target,
             pid,
-            keeper,
+            supervisor,
         }
     }
 
-    /// The id of the process that runs now, if one does.
+    /// The current process id, if the process is running.
     pub fn pid(&self) -> Option<u32> {
         *self.pid.borrow()
     }
 
-    /// The id of the process, as soon as it runs.
+    /// Waits until the process is running, and returns its id.
     ///
     /// # Errors
-    /// If it can't be started; its log and the error say why.
+    /// If it does not start; the cause is in the log.
     pub async fn started(&mut self) -> Result<u32> {
         let running = self.pid.wait_for(Option::is_some);
         let pid = tokio::time::timeout(START_TIMEOUT, running).await;
         let pid = pid.ok().and_then(|running| *running.ok()?);
-        pid.with_context(|| format!("{} can't be started", self.name))
+        pid.with_context(|| format!("{} failed to start", self.name))
     }
 
-    /// Ends the process at once, with SIGKILL; it will be started again.
+    /// Kills the process with SIGKILL; it is restarted.
     pub fn kill(&self) {
         if let Some(pid) = self.pid() {
             send(pid, Signal::KILL);
         }
     }
 
-    /// Suspends the process, with SIGSTOP, until [`resume`](Self::resume).
+    /// Suspends the process with SIGSTOP until [`resume`](Self::resume).
     pub fn suspend(&self) {
         if let Some(pid) = self.pid() {
             send(pid, Signal::STOP);
         }
     }
 
-    /// Lets a suspended process go on, with SIGCONT.
+    /// Resumes a suspended process with SIGCONT.
     pub fn resume(&self) {
         if let Some(pid) = self.pid() {
             send(pid, Signal::CONT);
         }
     }
 
-    /// Ends the process at once, with SIGKILL, and keeps it away until [`release`](Self::release).
+    /// Kills the process with SIGKILL, without a restart until [`release`](Self::release).
     pub async fn kill_and_hold(&mut self) {
-        self.wanted.send_replace(Wanted::Held);
+        self.target.send_replace(TargetState::Held);
         self.kill();
         let _ = self.pid.wait_for(Option::is_none).await;
     }
 
-    /// Asks the process to end, waits until it has, and keeps it away until
-    /// [`release`](Self::release).
+    /// Stops the process gracefully, without a restart until [`release`](Self::release).
     pub async fn stop_and_hold(&mut self) {
-        self.wanted.send_replace(Wanted::Held);
+        self.target.send_replace(TargetState::Held);
         let _ = self.pid.wait_for(Option::is_none).await;
     }
 
-    /// Starts the process again after it was held.
+    /// Restarts a held process.
     pub async fn release(&mut self) {
-        self.wanted.send_replace(Wanted::Running);
+        self.target.send_replace(TargetState::Running);
         let _ = self.pid.wait_for(Option::is_some).await;
     }
 
-    /// Asks the process to end, and kills it where it takes too long.
+    /// Stops the process gracefully; kills it after a timeout.
     pub async fn stop(self) {
-        self.wanted.send_replace(Wanted::Stopped);
-        let _ = self.keeper.await;
+        self.target.send_replace(TargetState::Stopped);
+        let _ = self.supervisor.await;
     }
 
-    /// Waits until `ready` says so.
+    /// Waits until `probe` succeeds.
     ///
     /// # Errors
-    /// After `limit`; the error shows the last reason and what the process has written.
+    /// After `limit`; the error contains the last failure of `probe` and the end of the log.
     pub async fn wait_ready(
         &self,
         limit: Duration,
-        mut ready: impl AsyncFnMut() -> Result<()>,
+        mut probe: impl AsyncFnMut() -> Result<()>,
     ) -> Result<()> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
-            let Err(reason) = ready().await else {
+            let Err(reason) = probe().await else {
                 return Ok(());
             };
             if tokio::time::Instant::now() > deadline {
                 let (name, log) = (&self.name, tail(&self.log));
-                bail!("{name} isn't ready after {limit:?} ({reason:#}); its log ends:\n{log}");
+                bail!(
+                    "{name} is not ready after {limit:?} ({reason:#}); the end of its log:\n{log}"
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }
 
-/// Waits for the child's end; brings it about when it is no longer wanted.
-async fn run_until_unwanted(
+/// Waits until the child exits, or stops it when the target state changes.
+async fn run_until_stopped(
     program: &Program,
     mut child: Child,
-    wanted: &mut watch::Receiver<Wanted>,
+    target: &mut watch::Receiver<TargetState>,
 ) {
     tokio::select! {
-        status = child.wait() => report(&program.name, &status),
-        () = unwanted(wanted) => {
+        status = child.wait() => log_exit(&program.name, &status),
+        () = wait_for_stop(target) => {
             if let Some(pid) = child.id() {
                 send(pid, program.stop_signal);
             }
             if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
-                tracing::warn!(program = %program.name, "did not end in time, killed");
+                tracing::warn!(program = %program.name, "did not stop in time, killed");
                 let _ = child.kill().await;
             }
         }
     }
 }
 
-async fn unwanted(wanted: &mut watch::Receiver<Wanted>) {
-    // An error means that nobody can ask any more: its `Process` was dropped.
-    let _ = wanted
-        .wait_for(|wanted| *wanted != Wanted::Running)
+async fn wait_for_stop(target: &mut watch::Receiver<TargetState>) {
+    // An error means that the `Process` was dropped.
+    let _ = target
+        .wait_for(|target| *target != TargetState::Running)
         .await
         .map(drop);
 }
 
-fn report(name: &str, status: &std::io::Result<ExitStatus>) {
+fn log_exit(name: &str, status: &std::io::Result<ExitStatus>) {
     match status {
-        Ok(status) => tracing::warn!(program = %name, %status, "ended, starting again"),
-        Err(err) => tracing::warn!(program = %name, error = %err, "lost sight of it"),
+        Ok(status) => tracing::warn!(program = %name, %status, "exited unexpectedly, restarting"),
+        Err(err) => tracing::warn!(program = %name, error = %err, "failed to wait for the process"),
     }
 }
 
@@ -296,11 +297,11 @@ fn send(pid: u32, signal: Signal) {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return;
     };
-    // It may have ended in this moment, which is as good.
+    // The process may have exited already.
     let _ = kill_process(pid, signal);
 }
 
-/// The last lines of a log, for an error message.
+/// Returns the last lines of a log, for an error message.
 fn tail(log: &Path) -> String {
     const LINES: usize = 15;
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());

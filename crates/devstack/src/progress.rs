@@ -3,11 +3,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Runs `work` and tells on standard error what is going on: a line when it is done, and, where it
-/// takes longer than two seconds, one before.
+/// Runs `work` and prints its progress to standard error: a line when it is done, and another after two seconds if it is
+/// still running.
 ///
 /// # Errors
-/// Those of `work`.
+/// The error of `work`.
 pub async fn step<T, E>(what: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     let started = Instant::now();
     let mut work = std::pin::pin!(work);
@@ -18,14 +18,14 @@ pub async fn step<T, E>(what: &str, work: impl Future<Output = Result<T, E>>) ->
             work.await
         }
     };
-    let (mark, colour) = if result.is_ok() {
+    let (mark, color) = if result.is_ok() {
         ("ok", "32")
     } else {
         ("failed", "31")
     };
     let seconds = started.elapsed().as_secs_f64();
     if stderr().is_terminal() {
-        eprintln!("   {what}: \x1b[{colour}m{mark}\x1b[0m ({seconds:.1} s)");
+        eprintln!("   {what}: \x1b[{color}m{mark}\x1b[0m ({seconds:.1} s)");
     } else {
         eprintln!("   {what}: {mark} ({seconds:.1} s)");
     }

@@ -10,16 +10,15 @@ use rdkafka::{
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Records that are on their way at once, at most: the client's queue has an end.
-const MAX_UNANSWERED: usize = 10_000;
+/// The limit on records in flight; the client's queue is bounded.
+const MAX_IN_FLIGHT: usize = 10_000;
 
-/// A record as it stands in a topic.
+/// A record read from a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Record {
     pub partition: i32,
     pub offset: i64,
-    /// As the topic has it: the producer's clock or the broker's.
+    /// CreateTime or LogAppendTime, depending on the topic.
     pub timestamp_ms: Option<i64>,
     pub key: String,
     pub payload: Option<Vec<u8>>,
@@ -27,7 +26,6 @@ pub struct Record {
 }
 
 impl Record {
-    /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -35,10 +33,10 @@ impl Record {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The version of its aggregate that the record tells of.
+    /// Returns the aggregate version.
     ///
     /// # Panics
-    /// If it doesn't say.
+    /// If the header is missing or invalid.
     pub fn version(&self) -> i64 {
         let version = self
             .header("ce_aggregateversion")
@@ -47,9 +45,8 @@ impl Record {
     }
 }
 
-/// A record that is to be written; where it says nothing, the client chooses.
+/// A record to write. The client chooses partition and timestamp if they are `None`.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)]
 pub struct NewRecord<'a> {
     pub partition: Option<i32>,
     pub timestamp_ms: Option<i64>,
@@ -58,10 +55,10 @@ pub struct NewRecord<'a> {
     pub headers: &'a [(&'a str, &'a str)],
 }
 
-/// Writes records, those of a partition in this order, and waits until the brokers have them.
+/// Writes records, in order per partition, and waits for the acknowledgements.
 ///
 /// # Errors
-/// If they reject one.
+/// If the brokers reject a record or do not respond.
 pub(crate) async fn write_records(
     brokers: &str,
     topic: &str,
@@ -70,10 +67,10 @@ pub(crate) async fn write_records(
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("linger.ms", "0")
-        // As the relay does: the records of a key stay in one partition, where compaction finds them.
+        // Like the relay: all records of a key must be in one partition, or compaction keeps several.
         .set("partitioner", "murmur2_random")
         .create()?;
-    for records in records.chunks(MAX_UNANSWERED) {
+    for records in records.chunks(MAX_IN_FLIGHT) {
         let mut answers = Vec::with_capacity(records.len());
         for record in records {
             let sent = producer.send_result(future_record(topic, record));
@@ -83,7 +80,7 @@ pub(crate) async fn write_records(
             answer.await?.map_err(|(err, _)| err)?;
         }
     }
-    // It ends within 100 ms, for which nobody has to wait.
+    // The drop blocks for up to 100 ms.
     tokio::task::spawn_blocking(|| drop(producer));
     Ok(())
 }
@@ -102,10 +99,10 @@ fn future_record<'a>(topic: &'a str, new: &NewRecord<'a>) -> FutureRecord<'a, [u
     record
 }
 
-/// Everything that stands in a topic now; within a partition in the order of offsets.
+/// Reads all records of a topic, in offset order per partition.
 ///
 /// # Errors
-/// If there is no such topic, or the brokers don't answer.
+/// If the topic does not exist, or the brokers do not respond.
 pub async fn read_topic(brokers: &str, topic: &str) -> Result<Vec<Record>> {
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     tokio::task::spawn_blocking(move || read(&brokers, &topic)).await?
@@ -122,7 +119,7 @@ fn read(brokers: &str, topic: &str) -> Result<Vec<Record>> {
     let partitions = metadata
         .topics()
         .first()
-        .context("no such topic")?
+        .context("the topic does not exist")?
         .partitions();
     let mut assignment = TopicPartitionList::new();
     for partition in partitions {
@@ -136,12 +133,12 @@ fn read(brokers: &str, topic: &str) -> Result<Vec<Record>> {
         match consumer.poll(TIMEOUT) {
             Some(Ok(message)) => records.push(record(&message)),
             Some(Err(KafkaError::PartitionEOF(_))) => at_end += 1,
-            // A broker that was away a moment ago; the client goes on by itself.
+            // The broker was unreachable for a moment; the client reconnects.
             Some(Err(KafkaError::MessageConsumption(
                 RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,
             ))) if started.elapsed() < TIMEOUT => {}
             Some(Err(err)) => return Err(err.into()),
-            None => bail!("topic {topic} could not be read to its end within {TIMEOUT:?}"),
+            None => bail!("failed to read topic {topic} to its end within {TIMEOUT:?}"),
         }
     }
     Ok(records)

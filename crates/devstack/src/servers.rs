@@ -8,61 +8,58 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
-    home::Home,
     kafka::{self, Kafka},
     postgres::Postgres,
     progress::step,
     records::{NewRecord, Record, read_topic, write_records},
     sql::Sql,
+    work_dir::WorkDir,
 };
 
-/// Where a Postgres is that already runs: its superuser's URL, with a database.
+/// The superuser's URL of a running Postgres, with a database.
 const POSTGRES_VARIABLE: &str = "DEVSTACK_POSTGRES_URL";
-/// Where a Kafka is that already runs.
+/// The addresses of running brokers.
 const KAFKA_VARIABLE: &str = "DEVSTACK_KAFKA_BROKERS";
 
-/// Of a topic with one record a key. What was overwritten, as by a user's end, is gone a day later,
-/// with the next record of its partition, however large the rest is; without this it could stay for
-/// ever. A tombstone stays for a week: so long a follower may be away.
+/// The configuration of a compacted topic. Overwritten records, such as those of a deleted user, are removed a day later with
+/// the next record of their partition; without `max.compaction.lag.ms` they could stay forever. Tombstones stay for a
+/// week, the time that a consumer may be down.
 const COMPACTED: [(&str, &str); 3] = [
     ("cleanup.policy", "compact"),
     ("max.compaction.lag.ms", "86400000"),
     ("delete.retention.ms", "604800000"),
 ];
-/// Of a topic for dead letters. They are not compacted, because the key of a broken record says
-/// nothing. What is older than a week goes by whole segments: with these, a day later at most.
+/// The configuration of a dead-letter topic. Not compacted, because the key of a poison record is meaningless. Retention
+/// deletes whole segments, so records are deleted at most a day after the week.
 const DEAD_LETTERS: [(&str, &str); 3] = [
     ("cleanup.policy", "delete"),
     ("retention.ms", "604800000"),
     ("segment.ms", "86400000"),
 ];
 
-/// A Postgres and a Kafka of this process's own.
+/// A temporary Postgres and Kafka.
 #[derive(Debug)]
 pub struct Servers {
-    /// The folder that they live in.
-    pub home: Arc<Home>,
-    /// The database server.
+    pub home: Arc<WorkDir>,
     pub postgres: Postgres,
-    /// The broker.
     pub kafka: Kafka,
 }
 
 impl Servers {
-    /// Starts both; `settings` are lines for Postgres' configuration.
+    /// Starts both; `settings` are configuration parameters of Postgres.
     ///
     /// # Errors
-    /// If one of them is missing on this machine, or doesn't start.
+    /// If one is not installed, or fails to start.
     pub async fn start(settings: &[&str]) -> Result<Self> {
         Self::start_with(settings, &[]).await
     }
 
-    /// The same, with lines for the broker's configuration too.
+    /// Like [`start`](Self::start), with lines for the broker's configuration.
     ///
     /// # Errors
-    /// As of [`start`](Self::start).
+    /// As [`start`](Self::start).
     pub async fn start_with(settings: &[&str], broker_settings: &[&str]) -> Result<Self> {
-        let home = Arc::new(Home::new()?);
+        let home = Arc::new(WorkDir::new()?);
         let starting = async {
             let kafka = Kafka::start_with_settings(&home, broker_settings);
             tokio::try_join!(Postgres::start(&home, settings), kafka)
@@ -75,7 +72,6 @@ impl Servers {
         })
     }
 
-    /// Where they are.
     pub fn addresses(&self) -> Addresses {
         Addresses {
             postgres_url: self.postgres.admin_url().to_owned(),
@@ -83,14 +79,13 @@ impl Servers {
         }
     }
 
-    /// Ends both, and clears their folder away.
+    /// Stops both servers.
     pub async fn stop(self) {
         tokio::join!(self.kafka.process.stop(), self.postgres.process.stop());
     }
 }
 
-/// Where a Postgres and a Kafka are. The tests of a run share them; each test makes databases and
-/// topics of its own there.
+/// The addresses of a Postgres and a Kafka. All tests of a run share them; each test creates its own databases and topics.
 #[derive(Clone, Debug)]
 pub struct Addresses {
     postgres_url: String,
@@ -98,17 +93,17 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// The servers that the variables `DEVSTACK_POSTGRES_URL` and `DEVSTACK_KAFKA_BROKERS` name;
-    /// without these, servers that are started now and live as long as this process.
+    /// Returns the servers named by `DEVSTACK_POSTGRES_URL` and `DEVSTACK_KAFKA_BROKERS`, or starts servers that run as
+    /// long as this process.
     ///
     /// # Panics
-    /// If they can't be started: a test can't go on.
+    /// If the servers fail to start.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Addresses> = OnceLock::new();
         SHARED.get_or_init(|| Self::from_variables().unwrap_or_else(Self::start_for_this_process))
     }
 
-    /// The variables that let another process share these servers.
+    /// Returns the environment variables with which another process uses these servers.
     pub fn variables(&self) -> [(&'static str, &str); 2] {
         [
             (POSTGRES_VARIABLE, &self.postgres_url),
@@ -116,15 +111,14 @@ impl Addresses {
         ]
     }
 
-    /// The addresses of the brokers.
     pub fn brokers(&self) -> &str {
         &self.brokers
     }
 
-    /// A new, empty database; the result is its URL, as the superuser.
+    /// Creates a database, and returns the superuser's URL of it.
     ///
     /// # Errors
-    /// If the server rejects.
+    /// If Postgres returns an error.
     pub async fn create_database(&self, name: &str) -> Result<String> {
         let client = Sql::connect(&self.postgres_url).await?;
         client
@@ -137,58 +131,58 @@ impl Addresses {
         Ok(format!("{server}/{name}"))
     }
 
-    /// A new, compacted topic.
+    /// Creates a compacted topic.
     ///
     /// # Errors
-    /// If the broker rejects.
+    /// If the broker returns an error.
     pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
         kafka::create_topic(&self.brokers, name, partitions, 1, &COMPACTED).await
     }
 
-    /// A new topic for dead letters, which are kept for a week.
+    /// Creates a dead-letter topic, which retains records for a week.
     ///
     /// # Errors
-    /// If the broker rejects.
+    /// If the broker returns an error.
     pub async fn create_dead_letter_topic(&self, name: &str) -> Result<()> {
         kafka::create_topic(&self.brokers, name, 1, 1, &DEAD_LETTERS).await
     }
 
-    /// Deletes a topic. It is gone some time after this returns.
+    /// Deletes a topic. The deletion completes some time after this returns.
     ///
     /// # Errors
-    /// If the broker rejects.
+    /// If the broker returns an error.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
         kafka::delete_topic(&self.brokers, name).await
     }
 
-    /// Gives a topic these configs, and no others.
+    /// Replaces the configuration of a topic.
     ///
     /// # Errors
-    /// If the broker rejects.
+    /// If the broker returns an error.
     pub async fn alter_topic(&self, name: &str, configs: &[(&str, &str)]) -> Result<()> {
         kafka::alter_topic(&self.brokers, name, configs).await
     }
 
-    /// How many partitions a topic has, and its configs.
+    /// Returns the number of partitions and the configuration of a topic.
     ///
     /// # Errors
-    /// If the broker has no such topic or does not answer.
+    /// If the topic does not exist, or the broker does not respond.
     pub async fn describe_topic(&self, name: &str) -> Result<(usize, BTreeMap<String, String>)> {
         kafka::describe_topic(&self.brokers, name).await
     }
 
-    /// The names of all topics, those of Kafka itself included.
+    /// Returns the names of all topics, including internal ones.
     ///
     /// # Errors
-    /// If the broker does not answer.
+    /// If the broker does not respond.
     pub async fn topic_names(&self) -> Result<Vec<String>> {
         kafka::topic_names(&self.brokers).await
     }
 
-    /// Forgets the records of a partition before an offset, as a retention does.
+    /// Deletes the records of a partition before an offset, as retention does.
     ///
     /// # Errors
-    /// If the broker rejects.
+    /// If the broker returns an error.
     pub async fn delete_records_before(
         &self,
         topic: &str,
@@ -198,18 +192,18 @@ impl Addresses {
         kafka::delete_records_before(&self.brokers, topic, partition, offset).await
     }
 
-    /// Gives a topic more partitions, so many in all.
+    /// Increases the partition count of a topic to `total`.
     ///
     /// # Errors
-    /// If the broker rejects.
-    pub async fn add_partitions(&self, name: &str, in_all: usize) -> Result<()> {
-        kafka::add_partitions(&self.brokers, name, in_all).await
+    /// If the broker returns an error.
+    pub async fn add_partitions(&self, name: &str, total: usize) -> Result<()> {
+        kafka::add_partitions(&self.brokers, name, total).await
     }
 
-    /// Writes a record, and waits until the broker has it.
+    /// Writes a record, and waits for the acknowledgement.
     ///
     /// # Errors
-    /// If it rejects it.
+    /// If the broker rejects the record or does not respond.
     pub async fn write_record(
         &self,
         topic: &str,
@@ -226,23 +220,23 @@ impl Addresses {
         self.write_records(topic, &[record]).await
     }
 
-    /// Writes records, those of a partition in this order, and waits until the broker has them.
+    /// Writes records, in order per partition, and waits for the acknowledgements.
     ///
     /// # Errors
-    /// If it rejects one.
+    /// If the broker rejects a record or does not respond.
     pub async fn write_records(&self, topic: &str, records: &[NewRecord<'_>]) -> Result<()> {
         write_records(&self.brokers, topic, records).await
     }
 
-    /// Everything that stands in a topic now.
+    /// Reads all records of a topic.
     ///
     /// # Errors
-    /// If the broker has no such topic or does not answer.
+    /// If the topic does not exist, or the broker does not respond.
     pub async fn read_topic(&self, name: &str) -> Result<Vec<Record>> {
         read_topic(&self.brokers, name).await
     }
 
-    /// A word that no other test uses, to begin the names of databases and topics with.
+    /// Returns a unique prefix for the names of databases and topics.
     pub fn unique_name(test: &str) -> String {
         let id = uuid::Uuid::new_v4().simple().to_string();
         format!("{test}_{}", &id[..8])
@@ -255,7 +249,7 @@ impl Addresses {
         })
     }
 
-    /// On a thread of their own, because every test has a runtime that ends with it.
+    /// Runs the servers on a separate thread: the runtime of a test ends with the test.
     fn start_for_this_process() -> Self {
         let (sender, receiver) = std::sync::mpsc::channel();
         thread::spawn(move || {
@@ -264,7 +258,7 @@ impl Addresses {
                 .build();
             let Ok(runtime) = runtime else { return };
             runtime.block_on(async {
-                // What a test commits need not survive a power cut.
+                // Tests do not need durable commits.
                 let servers = Servers::start(&["fsync=off"]).await;
                 let _ = sender.send(
                     servers
@@ -272,13 +266,17 @@ impl Addresses {
                         .map(Servers::addresses)
                         .map_err(|err| anyhow!("{err:#}")),
                 );
-                // The guard of their folder ends them with this process.
+                // The guard of the work directory stops them after this process has ended.
                 std::future::pending::<()>().await;
             });
         });
-        match receiver.recv().context("no runtime").flatten() {
+        match receiver
+            .recv()
+            .context("failed to start a runtime")
+            .flatten()
+        {
             Ok(servers) => servers,
-            Err(err) => panic!("no servers to test with: {err:#}"),
+            Err(err) => panic!("failed to start servers for tests: {err:#}"),
         }
     }
 }

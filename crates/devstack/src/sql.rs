@@ -1,4 +1,4 @@
-//! A look into a database, as a test or a demo takes it.
+//! Database sessions for tests and the demo.
 
 use std::{collections::BTreeSet, ops::Deref, time::Duration};
 
@@ -9,12 +9,12 @@ use crate::eventually;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A session with a database.
+/// A database session.
 pub struct Sql(Client);
 
-/// The statements of a file, in which comments have lines of their own and no text has a semicolon, but
-/// for blocks in dollar quotes.
-pub fn statements(file: &str) -> Vec<String> {
+/// Splits a file into statements. Comments must have their own lines, and semicolons in literals are allowed only inside
+/// `$$` quotes.
+pub fn split_statements(file: &str) -> Vec<String> {
     let is_code = |line: &&str| !line.starts_with("--");
     let code: Vec<&str> = file.lines().filter(is_code).collect();
     let mut statements = Vec::new();
@@ -28,53 +28,51 @@ pub fn statements(file: &str) -> Vec<String> {
     statements
 }
 
-/// Table, column, type in diesel's words.
+/// Table, column and diesel type.
 type Columns = BTreeSet<(String, String, String)>;
 
 impl Sql {
-    /// Connects, and lets the connection run in the background.
+    /// Connects; the connection runs in a background task.
     ///
     /// # Errors
-    /// There is no server, or it rejects.
+    /// If the server is unreachable or rejects the connection.
     pub async fn connect(url: &str) -> Result<Self> {
         let connecting = tokio_postgres::connect(url, NoTls);
         let (client, connection) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
-            .context("timed out")??;
+            .context("failed to connect to Postgres within 5 s")??;
         tokio::spawn(connection);
         Ok(Self(client))
     }
 
-    /// The bare session, for those who want one of their own.
     pub fn into_client(self) -> Client {
         self.0
     }
 
-    /// What a query counts; none as 0.
+    /// Returns the number that a query selects; 0 if it is null or there is no row.
     ///
     /// # Errors
-    /// The query's.
+    /// If the query fails.
     pub async fn count(&self, query: &str) -> Result<i64> {
         let query = format!("select coalesce(({query}), 0)::bigint");
         Ok(self.0.query_one(&query, &[]).await?.get(0))
     }
 
-    /// Waits until a query counts `wanted`.
+    /// Waits until a query selects the number `expected`.
     ///
     /// # Errors
-    /// The query's, or that it never did.
-    pub async fn wait_for(&self, query: &str, wanted: i64) -> Result<()> {
-        let found = async || Ok((self.count(query).await? == wanted).then_some(()));
-        eventually(&format!("{wanted} of {query}"), found).await
+    /// If the query fails, or after [`PATIENCE`](crate::PATIENCE).
+    pub async fn wait_for(&self, query: &str, expected: i64) -> Result<()> {
+        let found = async || Ok((self.count(query).await? == expected).then_some(()));
+        eventually(&format!("result {expected} of {query}"), found).await
     }
 
-    /// Checks that the tables of diesel's `table!` macros, as rustfmt lays them out, are those of
-    /// this database, but for columns of the type xid8, which diesel does not know. Nothing else
-    /// notices when they are not.
+    /// Checks that diesel's `table!` macros, formatted by rustfmt, match the tables of this database. Columns of type xid8,
+    /// which diesel does not support, are ignored. Nothing else detects a difference.
     ///
     /// # Errors
-    /// They differ, and in what.
-    pub async fn check_schema(&self, source: &str) -> Result<()> {
+    /// If they differ; the error lists the differences.
+    pub async fn validate_schema(&self, source: &str) -> Result<()> {
         let (tables, declared) = declared_columns(source)?;
         let query =
             "select table_name::text, column_name::text, data_type::text, is_nullable = 'YES'
@@ -91,7 +89,10 @@ impl Sql {
             found.insert((row.get(0), row.get(1), kind));
         }
         let differences: Vec<_> = declared.symmetric_difference(&found).collect();
-        ensure!(differences.is_empty(), "only on one side: {differences:?}");
+        ensure!(
+            differences.is_empty(),
+            "columns that only one side has: {differences:?}"
+        );
         Ok(())
     }
 }
@@ -108,19 +109,22 @@ fn declared_columns(source: &str) -> Result<(Vec<String>, Columns)> {
     let (mut tables, mut columns) = (Vec::<String>::new(), Columns::new());
     for line in source.lines().map(str::trim) {
         if let Some((column, kind)) = line.split_once(" -> ") {
-            let table = tables.last().context("a column before any table")?.clone();
+            let table = tables
+                .last()
+                .context("a column precedes the first table")?
+                .clone();
             columns.insert((table, column.into(), kind.trim_end_matches(',').into()));
         } else if let Some((table, _)) = line.split_once(" (") {
             tables.push(table.into());
         }
     }
     if tables.is_empty() || tables.len() != source.matches("table!").count() {
-        bail!("not every table was read: {tables:?}");
+        bail!("failed to parse all tables, found {tables:?}");
     }
     Ok((tables, columns))
 }
 
-/// The diesel type for a type of Postgres.
+/// Returns the diesel type of a Postgres type.
 fn diesel_type(data_type: &str) -> Result<&'static str> {
     Ok(match data_type {
         "bigint" => "BigInt",
@@ -128,6 +132,6 @@ fn diesel_type(data_type: &str) -> Result<&'static str> {
         "text" => "Text",
         "timestamp with time zone" => "Timestamptz",
         "uuid" => "Uuid",
-        other => bail!("no table had a column of type {other} yet; add it here"),
+        other => bail!("unknown column type {other}; add it to diesel_type()"),
     })
 }

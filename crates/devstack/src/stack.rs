@@ -8,34 +8,29 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    home::Home,
     ports::free_port,
     processes::{Process, Program},
     progress::step,
     servers::Addresses,
+    work_dir::WorkDir,
 };
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// Chosen once: another count would put the records of a key into two partitions.
+/// Must not change: another count would move keys to other partitions.
 const PARTITIONS: i32 = 6;
 
-/// The whole system but its servers: both services and the relay, on free ports, over databases and
-/// topics of their own.
+/// The system without its servers: both services and the relay, on free ports, with their own databases and topics.
 #[derive(Debug)]
 pub struct Stack {
-    /// Owns the users.
     pub user_service: Process,
-    /// Owns the orders.
     pub order_service: Process,
-    /// Publishes the events of both.
     pub outbox_relay: Process,
     names: Names,
-    home: Arc<Home>,
+    home: Arc<WorkDir>,
 }
 
-/// Where the parts of a [`Stack`] are, and what they call their things.
+/// The addresses, databases and topics of a [`Stack`].
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
 pub struct Names {
     pub user_service_addr: String,
     pub order_service_addr: String,
@@ -48,13 +43,13 @@ pub struct Names {
 }
 
 impl Stack {
-    /// Starts everything and waits until it is well. `prefix` begins the names of databases and
-    /// topics, so that several stacks can share servers; `variables` are set for both services.
+    /// Starts all programs and waits until they are healthy. `prefix` is prepended to the names of databases and topics, so
+    /// that several stacks can share servers. `variables` are set for both services.
     ///
     /// # Errors
-    /// If the programs were not built, or one of them is not well in time.
+    /// If a program is not built, or is not healthy in time.
     pub async fn start(
-        home: &Arc<Home>,
+        home: &Arc<WorkDir>,
         servers: &Addresses,
         prefix: &str,
         variables: &[(&str, &str)],
@@ -84,14 +79,14 @@ impl Stack {
                 .env("KAFKA_BROKERS", &names.brokers)
                 .env("USERS_TOPIC", &names.users_topic)
                 .env("ORDERS_TOPIC", &names.orders_topic)
-                // The services' own default, so that their commands need no option.
+                // The services' default, so their commands need no option.
                 .env(
                     "CONSUMER_GROUP",
                     format!("{prefix}{}_group", service.replace('-', "_")),
                 )
                 .env("DEAD_LETTER_TOPIC", names.dead_letter_topic(service))
                 .env("INSTANCE_ID", "1")
-                // order-service asks there only if VALIDATION says so.
+                // Used only if VALIDATION enables it.
                 .env("USER_SERVICE_ADDR", &names.user_service_addr)
         };
         let stack = Self {
@@ -115,12 +110,11 @@ impl Stack {
         Ok(stack)
     }
 
-    /// Where everything is.
     pub fn names(&self) -> &Names {
         &self.names
     }
 
-    /// The lines of `endpoints.env`, but those of the servers' processes.
+    /// Returns the variables of `endpoints.env`, except those of the servers.
     pub fn endpoints(&self) -> Vec<(&'static str, String)> {
         let pid = |process: &Process| process.pid().map(|pid| pid.to_string()).unwrap_or_default();
         let names = self.names.clone();
@@ -137,7 +131,7 @@ impl Stack {
         ]
     }
 
-    /// Ends all parts, each as it is meant to end.
+    /// Stops all programs gracefully.
     pub async fn stop(self) {
         tokio::join!(
             self.user_service.stop(),
@@ -147,7 +141,7 @@ impl Stack {
     }
 
     async fn wait_healthy(&self, bin: &Executables) -> Result<()> {
-        let ask = |process: &str, addr: &str| {
+        let healthcheck = |process: &str, addr: &str| {
             Program::new(&format!("{process}-healthcheck"), bin.of(process))
                 .args(["healthcheck"])
                 .env("LISTEN_ADDR", addr)
@@ -157,7 +151,7 @@ impl Stack {
                 )
         };
         let wait = async |process: &Process, name: &str, addr: &str| {
-            let program = ask(name, addr);
+            let program = healthcheck(name, addr);
             process
                 .wait_ready(START_TIMEOUT, async || program.run_once(&self.home).await)
                 .await
@@ -179,7 +173,7 @@ impl Stack {
 const RELAY_CONFIG: &str = "outbox-relay.toml";
 
 impl Names {
-    /// Makes the databases and the topics, and finds free ports.
+    /// Creates the databases and topics, and finds free ports.
     async fn create(servers: &Addresses, prefix: &str) -> Result<Self> {
         let addr = || free_port().map(|port| format!("127.0.0.1:{port}"));
         let (users_topic, orders_topic) =
@@ -207,7 +201,7 @@ impl Names {
         .await
     }
 
-    /// Where a service's dead letters go.
+    /// Returns the dead-letter topic of a service.
     pub fn dead_letter_topic(&self, service: &str) -> String {
         let followed = match service {
             "user-service" => &self.orders_topic,
@@ -216,8 +210,8 @@ impl Names {
         format!("{followed}.dlq.{service}")
     }
 
-    fn relay(&self, home: &Home, bin: &Executables) -> Result<Program> {
-        // The secrets come by variables, as in compose.yaml.
+    fn relay(&self, home: &WorkDir, bin: &Executables) -> Result<Program> {
+        // Secrets are passed as environment variables, as in compose.yaml.
         let config = format!(
             "admin_addr = \"{}\"\n[kafka]\nbrokers = \"{}\"\n\
              [[source]]\nname = \"users\"\nce_source = \"/user-service\"\n\
@@ -236,11 +230,11 @@ impl Names {
     }
 }
 
-/// The programs, copied to where the plain user can run them.
+/// The directory of the programs, copied to where the unprivileged user can run them.
 struct Executables(PathBuf);
 
 impl Executables {
-    fn stage(home: &Home) -> Result<Self> {
+    fn stage(home: &WorkDir) -> Result<Self> {
         let built = built_programs()?;
         let mut folder = None;
         for program in ["user-service", "order-service", "outbox-relay"] {
@@ -249,7 +243,7 @@ impl Executables {
                 .parent()
                 .map(Path::to_owned);
         }
-        Ok(Self(folder.context("no folder for programs")?))
+        Ok(Self(folder.context("an executable has a directory")?))
     }
 
     fn of(&self, program: &str) -> PathBuf {
@@ -257,16 +251,18 @@ impl Executables {
     }
 }
 
-/// The folder in which cargo puts programs, beside the one that runs now.
+/// Returns cargo's output directory, from the path of the current executable.
 ///
 /// # Errors
-/// If the system can't tell which one that is.
+/// If that path is unknown.
 pub fn built_programs() -> Result<PathBuf> {
     let own = env::current_exe()?;
-    let folder = own.parent().context("a program is in a folder")?;
-    // Tests and examples are one folder further down.
+    let folder = own.parent().context("an executable has a directory")?;
+    // Tests and examples are in a subdirectory.
     let folder = match folder.file_name().and_then(|name| name.to_str()) {
-        Some("deps" | "examples") => folder.parent().context("it is in cargo's folder")?,
+        Some("deps" | "examples") => folder
+            .parent()
+            .context("deps and examples have a parent directory")?,
         _ => folder,
     };
     Ok(folder.to_owned())

@@ -1,30 +1,30 @@
-//! Waiting in tests: for what is sure to come, and only a broken system fails to bring.
+//! Polling with a generous timeout, for tests.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// How long anything may take in a test; far longer than it does on the slowest machine.
+/// The timeout of every wait in tests; much longer than anything takes on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at something that is waited for.
+/// The pause between two polls.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Asks again and again, until there is an answer.
+/// Calls `poll` repeatedly until it returns a value. `what` describes the awaited condition in the error.
 ///
 /// # Errors
-/// The first that asking ends with, or that there was no answer within [`PATIENCE`].
+/// The first error of `poll`, or a timeout after [`PATIENCE`].
 pub async fn eventually<T>(
     what: &str,
-    mut ask: impl AsyncFnMut() -> Result<Option<T>>,
+    mut poll: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let asking = async {
+    let polling = async {
         loop {
-            match ask().await? {
-                Some(answer) => return Ok(answer),
+            match poll().await? {
+                Some(value) => return Ok(value),
                 None => tokio::time::sleep(PAUSE).await,
             }
         }
     };
-    let answer = tokio::time::timeout(PATIENCE, asking).await;
-    answer.with_context(|| format!("never: {what}"))?
+    let result = tokio::time::timeout(PATIENCE, polling).await;
+    result.with_context(|| format!("timed out after {PATIENCE:?} waiting for: {what}"))?
 }

@@ -1,9 +1,9 @@
-//! Kafka Connect standalone with Debezium's connector for Postgres.
+//! Kafka Connect in standalone mode, with Debezium's Postgres connector.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use devstack::{Home, Process, Program, fetch_jars, free_port};
+use devstack::{Process, Program, WorkDir, fetch_jars, free_port};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -14,7 +14,7 @@ const POM: &str = include_str!("../debezium/pom.xml");
 const WORKER: &str = include_str!("../debezium/worker.properties");
 const LOG: &str = include_str!("../debezium/log4j2.properties");
 
-/// Connect's own scripts set these, but for the heap.
+/// The options of Connect's own scripts, except the heap size.
 const JVM: [&str; 6] = [
     "-server",
     "-Xms256m",
@@ -25,16 +25,16 @@ const JVM: [&str; 6] = [
 ];
 const LOG_NAME: &str = "connect";
 const OFFSETS: &str = "connect.offsets";
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Its jars, and where it keeps what it has to know the next time.
+/// The JARs of Kafka Connect and Debezium, and the offsets file.
 pub struct Installation {
-    home: Arc<Home>,
+    home: Arc<WorkDir>,
     jars: PathBuf,
     brokers: String,
 }
 
-/// As a process of its own.
+/// A running Kafka Connect process.
 pub struct Connect {
     process: Process,
     pid: u32,
@@ -42,11 +42,11 @@ pub struct Connect {
 }
 
 impl Installation {
-    /// The version in the pom.
+    /// The version in the POM.
     pub const VERSION: &str = "3.7.0.Final";
 
-    /// Fetches it, if this is the first time on this machine.
-    pub async fn fetch(home: &Arc<Home>, brokers: &str) -> Result<Self> {
+    /// Downloads the JARs unless cached.
+    pub async fn fetch(home: &Arc<WorkDir>, brokers: &str) -> Result<Self> {
         debug_assert!(POM.contains(Self::VERSION));
         let cached = format!("debezium-{}-connect-4.3.1", Self::VERSION);
         Ok(Self {
@@ -56,17 +56,16 @@ impl Installation {
         })
     }
 
-    /// The file in which Connect keeps how far it has read.
+    /// The path of `offset.storage.file.filename`.
     pub fn offsets(&self) -> PathBuf {
         self.home.path().join(OFFSETS)
     }
 
-    /// What it has written.
     pub fn log(&self) -> PathBuf {
         self.home.log(LOG_NAME)
     }
 
-    /// Starts it with a connector and lines for the worker, beside those that are always needed.
+    /// Starts Connect with a connector configuration and additional lines for the worker configuration.
     pub async fn start(&self, connector: &str, worker: &str, heap: &str) -> Result<Connect> {
         let (home, rest_port) = (&self.home, free_port()?);
         let always = WORKER
@@ -95,48 +94,47 @@ impl Installation {
 }
 
 impl Connect {
-    /// The id of its process.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Asks it by HTTP, and returns the whole answer.
+    /// Sends a request to the REST API, and returns the whole HTTP response.
     pub async fn ask(&self, method: &str, path: &str) -> Result<String> {
-        let asking = async {
+        let exchange = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.rest_port)).await?;
             let request = format!(
                 "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\
                  Connection: close\r\n\r\n"
             );
             stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            Ok::<_, anyhow::Error>(answer)
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await?;
+            Ok::<_, anyhow::Error>(response)
         };
-        let answer = tokio::time::timeout(ASK_TIMEOUT, asking).await??;
+        let response = tokio::time::timeout(REQUEST_TIMEOUT, exchange).await??;
         ensure!(
-            answer.starts_with("HTTP/1.1 2"),
-            "Connect answers {method} {path} with {answer}"
+            response.starts_with("HTTP/1.1 2"),
+            "{method} {path} failed, Kafka Connect responded: {response}"
         );
-        Ok(answer)
+        Ok(response)
     }
 
-    /// Ends it as it is meant to end.
+    /// Stops the process gracefully.
     pub async fn stop(self) -> Result<()> {
         let is_same = self.process.pid() == Some(self.pid);
         self.process.stop().await;
-        ensure!(is_same, "Connect ended in the middle of the measurement");
+        ensure!(is_same, "Kafka Connect exited during the measurement");
         Ok(())
     }
 }
 
-/// A connector's configuration with the database that it reads.
+/// Fills the database's address into a connector configuration.
 pub fn with_database(connector: &str, database_url: &str) -> Result<String> {
     let database: tokio_postgres::Config = database_url.parse()?;
     let (Some(Host::Tcp(host)), Some(port)) =
         (database.get_hosts().first(), database.get_ports().first())
     else {
-        bail!("the database has no address")
+        bail!("the database URL has no host and port")
     };
     let password = String::from_utf8_lossy(database.get_password().unwrap_or_default());
     Ok(connector
@@ -144,5 +142,10 @@ pub fn with_database(connector: &str, database_url: &str) -> Result<String> {
         .replace("@DATABASE_PORT@", &port.to_string())
         .replace("@USER@", database.get_user().unwrap_or_default())
         .replace("@PASSWORD@", &password)
-        .replace("@DATABASE@", database.get_dbname().context("no database")?))
+        .replace(
+            "@DATABASE@",
+            database
+                .get_dbname()
+                .context("the database URL has no database name")?,
+        ))
 }

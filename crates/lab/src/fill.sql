@@ -1,5 +1,5 @@
--- Writes a backlog, 1,000 rows a transaction. Texts are taken from a pool, at a place that differs from row to row: what
--- can be compressed would make large payloads cheap.
+-- Writes a backlog, 1,000 rows per transaction. Payloads are slices of a random pool at varying offsets, because
+-- compressible payloads would make large ones cheap.
 create procedure fill_outbox(row_count bigint, topic_name text, payload_bytes int, further_headers jsonb)
 language plpgsql as $$
 declare

@@ -1,5 +1,5 @@
-//! What programs that measure or load the relay share: servers set up as for production, a backlog, a steady load, the
-//! relay and Kafka Connect as processes of their own, and what they use of the machine.
+//! Shared by `bench` and `acceptance`: servers with a production-like configuration, a backlog, a steady load, the relay and
+//! Kafka Connect as processes, and their resource usage.
 #![expect(
     missing_docs,
     reason = "shared by two programs of this workspace, not a library"
@@ -16,13 +16,13 @@ mod usage;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use devstack::{Home, Kafka, Postgres, Servers, Sql, step};
+use devstack::{Kafka, Postgres, Servers, Sql, WorkDir, step};
 use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection};
 use diesel_migrations::MigrationHarness as _;
 
 pub use self::{
     connect::{Connect, Installation, with_database},
-    load::{Change, Plan, Writers, Written, due_us, unix_us},
+    load::{Change, Plan, WriteStats, Writers, due_us, unix_us},
     machine::Machine,
     relay::{Configured, Relay},
     table::Table,
@@ -31,54 +31,53 @@ pub use self::{
 };
 
 const FILL: &str = include_str!("fill.sql");
-/// The default of 128 MB is that of the smallest machine, and checkpoints every gigabyte of WAL
-/// would come in the middle of a run.
+/// The default `shared_buffers` are for very small machines, and with the default `max_wal_size` checkpoints would happen
+/// during a run.
 const POSTGRES_SETTINGS: [&str; 2] = ["shared_buffers=512MB", "max_wal_size=4GB"];
-/// The tests' broker starts quickly and never compiles well; this one is as its own scripts run it.
+/// The options of Kafka's own scripts. Those of the tests start quickly but limit the JIT compiler.
 const KAFKA_JVM: [&str; 3] = ["-Xms256m", "-Xmx1g", "-XX:+UseG1GC"];
 
-/// The payload of most measurements.
+/// The payload size of most measurements.
 pub const PAYLOAD_BYTES: u32 = 200;
-/// Those that each record of a row with a trace has.
+/// The number of headers on every record of a row with a traceparent.
 pub const BASE_HEADERS: u32 = 8;
 
-/// The servers that everything is measured on, with a database that has an outbox, and a topic.
+/// Servers with an outbox database and a topic.
 pub struct Lab {
     pub servers: Servers,
     pub database_url: String,
     pub topic: Topic,
 }
 
-/// What the rows of a backlog are like.
+/// The size and shape of a backlog.
 #[derive(Clone, Debug)]
 pub struct Backlog {
     pub rows: u64,
     pub payload_bytes: u32,
-    /// Headers beside the eight that every record has.
+    /// Headers in addition to [`BASE_HEADERS`].
     pub further_headers: u32,
 }
 
-/// What Postgres writes into its log.
+/// Postgres' `wal_level`.
 #[derive(Clone, Copy, PartialEq)]
 pub enum WalLevel {
-    /// Postgres' default.
+    /// The default.
     Replica,
-    /// What Debezium decodes.
+    /// Required by Debezium.
     Logical,
 }
 
 impl Lab {
-    /// Starts the servers.
     pub async fn start(wal_level: WalLevel) -> Result<Self> {
         let mut settings = POSTGRES_SETTINGS.to_vec();
         if wal_level == WalLevel::Logical {
             settings.push("wal_level=logical");
         }
-        let home = Arc::new(Home::new()?);
+        let home = Arc::new(WorkDir::new()?);
         let starting = async {
             tokio::try_join!(
                 Postgres::start(&home, &settings),
-                Kafka::start_with(&home, &KAFKA_JVM)
+                Kafka::start_with_jvm(&home, &KAFKA_JVM)
             )
         };
         let (postgres, kafka) = step("starting Postgres and Apache Kafka", starting).await?;
@@ -105,27 +104,36 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Ends the servers.
     pub async fn stop(self) {
         self.servers.stop().await;
     }
 
-    /// A session with the database.
+    /// Opens a database session.
     pub async fn sql(&self) -> Result<Sql> {
         Sql::connect(&self.database_url).await
     }
 
-    /// The processes to look at while `publisher` publishes.
+    /// Returns the processes whose CPU is measured while `publisher` publishes.
     pub fn processes(&self, publisher: u32) -> Result<Processes> {
         Ok(Processes {
             publisher,
-            postgres: self.servers.postgres.process.pid().context("no Postgres")?,
-            broker: self.servers.kafka.process.pid().context("no broker")?,
+            postgres: self
+                .servers
+                .postgres
+                .process
+                .pid()
+                .context("Postgres is not running")?,
+            broker: self
+                .servers
+                .kafka
+                .process
+                .pid()
+                .context("the broker is not running")?,
         })
     }
 
-    /// Empties the outbox, and has everything written that was put off: half a minute later the kernel
-    /// writes back a gigabyte of Kafka's, and every commit that is measured then waits behind it.
+    /// Truncates the outbox and flushes all dirty pages. Otherwise the kernel would write back a gigabyte of Kafka's data
+    /// half a minute later and delay every measured commit.
     pub async fn empty(&self) -> Result<()> {
         let sql = self.sql().await?;
         sql.batch_execute("truncate outbox").await?;
@@ -134,7 +142,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Replaces what is in the outbox.
+    /// Replaces the rows of the outbox with a backlog.
     pub async fn fill(&self, backlog: &Backlog) -> Result<()> {
         let rows = i64::try_from(backlog.rows)?;
         let payload_bytes = i32::try_from(backlog.payload_bytes)?;
@@ -146,12 +154,14 @@ impl Lab {
             let topic = &self.topic.name;
             sql.execute(call, &[&rows, topic, &payload_bytes, &headers])
                 .await?;
-            // What vacuum and the checkpointer would do sooner or later must not come in the middle
-            // of a run.
+            // Vacuum and checkpoint now rather than during a run.
             sql.batch_execute("vacuum (analyze) outbox").await?;
             sql.batch_execute("checkpoint").await?;
             let found = sql.count("select count(*) from outbox").await?;
-            ensure!(found == rows, "{found} rows in the outbox");
+            ensure!(
+                found == rows,
+                "expected {rows} rows in the outbox, found {found}"
+            );
             Ok(())
         };
         step(
@@ -162,7 +172,7 @@ impl Lab {
     }
 }
 
-/// What the column `headers` says; null if there are none.
+/// Returns the value of the column `headers`; null if there are no headers.
 fn further_headers(count: u32) -> Option<String> {
     let header = |number| (format!("header-{number}"), "sixteen-letters-".into());
     let headers: serde_json::Map<_, _> = (1..=count).map(header).collect();

@@ -1,4 +1,4 @@
-//! Commits at a steady rate, whatever becomes of them: an open loop.
+//! Commits at a steady rate, independent of their latency: an open-loop load generator.
 
 use std::{
     sync::{
@@ -15,21 +15,20 @@ use tokio_postgres::Statement;
 
 use crate::Lab;
 
-/// Enough that one slow commit doesn't hold up those that are due after it.
+/// Enough that a slow commit does not delay later ones.
 const CONNECTIONS: usize = 16;
 const PAYLOAD_BYTES: usize = 200;
-/// How long commits that are due may still take at the end. What is left then was more than the
-/// machine can do, and is not written.
+/// The limit on overdue commits at the end. If commits are left after that, the machine cannot sustain the rate.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What a commit does.
+/// The kind of commit.
 #[derive(Clone, Copy, Debug)]
 pub enum Change {
-    /// Writes an event, and nothing else.
+    /// Inserts an event only.
     Event,
-    /// Writes the next version of an aggregate with its event, so that every record can be
-    /// accounted for. Keys get some versions in a row and then no more: a transaction that is held
-    /// open makes each version of a row cost more than the one before.
+    /// Writes the next version of an aggregate with its event, so that every record can be audited. A key gets a few
+    /// versions and is then not used again: with a long-running transaction, each version of a row is slower to update than
+    /// the one before.
     Version,
 }
 
@@ -57,7 +56,7 @@ impl Change {
         }
     }
 
-    /// Which key the commit with this number changes.
+    /// Returns the key of the commit with this number.
     fn key(self, number: u64) -> String {
         let key = match self {
             Self::Event => number % 10_000,
@@ -87,7 +86,7 @@ impl Change {
     }
 }
 
-/// When commits are due. The clock says so, and no commit waits for the one before.
+/// The schedule of the commits. A commit does not wait for the previous one.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub change: Change,
@@ -96,22 +95,22 @@ pub struct Plan {
     pub measured_for: Duration,
 }
 
-/// Open connections.
+/// Open sessions that run a plan.
 pub struct Writers {
     plan: Plan,
     topic: String,
     sessions: Vec<(Sql, Statement)>,
 }
 
-/// What was done.
+/// The number of commits.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Written {
+pub struct WriteStats {
     pub committed: u64,
     pub committed_while_measured: u64,
 }
 
 impl Plan {
-    /// Opens the connections.
+    /// Opens the sessions.
     pub async fn prepare(self, lab: &Lab) -> Result<Writers> {
         let mut sessions = Vec::new();
         for _ in 0..CONNECTIONS {
@@ -137,15 +136,14 @@ impl Plan {
 }
 
 impl Writers {
-    /// Commits one row at a time on each connection, each when it is due or, where all connections
-    /// are busy, as soon as one is free.
-    pub async fn write(self) -> Result<Written> {
+    /// Commits rows on schedule, or as soon as a session is free if all are busy.
+    pub async fn write(self) -> Result<WriteStats> {
         let plan = self.plan;
         let (due, next) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
         let start = (Instant::now(), SystemTime::now());
         let pace = {
             let due = Arc::clone(&due);
-            // A thread sleeps more exactly than the runtime, whose clock ticks in milliseconds.
+            // A thread sleeps more precisely than tokio's timer, which has millisecond resolution.
             tokio::task::spawn_blocking(move || {
                 for number in 0..plan.commits() {
                     let due_at = start.0 + plan.due_after(number);
@@ -158,7 +156,7 @@ impl Writers {
         for (sql, insert) in self.sessions {
             let (due, next, topic) = (Arc::clone(&due), Arc::clone(&next), self.topic.clone());
             sessions.spawn(async move {
-                let mut written = Written::default();
+                let mut written = WriteStats::default();
                 while let Ok(permit) = due.acquire().await {
                     permit.forget();
                     let number = next.fetch_add(1, Ordering::Relaxed);
@@ -178,7 +176,7 @@ impl Writers {
         pace.await?;
         tokio::time::sleep(GRACE).await;
         due.close();
-        let mut all = Written::default();
+        let mut all = WriteStats::default();
         while let Some(written) = sessions.join_next().await {
             let written = written?.context("a writer failed")?;
             all.committed += written.committed;
@@ -197,14 +195,14 @@ fn payload(due_us: u64) -> Vec<u8> {
     payload
 }
 
-/// When the commit of a row with this payload was due.
+/// Returns when the commit of a row with this payload was scheduled, in microseconds since the Unix epoch.
 pub fn due_us(payload: &[u8]) -> Option<u64> {
     let digits = payload.strip_prefix(DUE_FIELD)?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }
 
-/// Microseconds since 1970.
+/// Converts to microseconds since the Unix epoch.
 pub fn unix_us(time: SystemTime) -> u64 {
     let since = time
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -217,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_says_when_it_was_due() {
+    fn a_payload_contains_its_scheduled_time() {
         let payload = payload(1_767_323_045_678_901);
         assert_eq!(payload.len(), PAYLOAD_BYTES);
         assert_eq!(due_us(&payload), Some(1_767_323_045_678_901));

@@ -4,7 +4,7 @@ use anyhow::Result;
 use devstack::{Kafka, Sql};
 use serde::Serialize;
 
-/// What the figures were measured on.
+/// The hardware and software of a measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
     pub cores: usize,
@@ -35,7 +35,7 @@ impl Machine {
     }
 }
 
-/// The first value of this name in a file of lines `name: value`.
+/// Returns the first value of `name` in a file with lines `name: value`.
 fn field(path: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| {

@@ -7,9 +7,9 @@ use tokio::process::Command;
 
 use crate::Lab;
 
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The relay as it is built for use, as a process of its own.
+/// A running relay process.
 pub struct Relay {
     process: Process,
     pid: u32,
@@ -17,14 +17,14 @@ pub struct Relay {
     config: PathBuf,
 }
 
-/// One that can be started.
+/// A relay with a configuration file, not started yet.
 pub struct Configured {
     name: String,
     program: PathBuf,
     config: PathBuf,
 }
 
-/// What of its status is looked at.
+/// The used fields of `outbox-relay status`.
 #[derive(Deserialize)]
 struct Status {
     role: String,
@@ -34,7 +34,7 @@ struct Status {
 }
 
 impl Configured {
-    /// One of this name with this source.
+    /// Writes a configuration with this source.
     pub fn new(lab: &Lab, sink: &str, name: &str, source: &str) -> Result<Self> {
         let home = &lab.servers.home;
         let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
@@ -53,7 +53,7 @@ impl Configured {
         })
     }
 
-    /// Lets it look at everything, and fails if it finds something wrong.
+    /// Runs `outbox-relay check`, and fails if it reports a failure.
     pub async fn check(&self, lab: &Lab) -> Result<()> {
         Program::new(&format!("{}-check", self.name), &self.program)
             .args(["check"])
@@ -62,7 +62,6 @@ impl Configured {
             .await
     }
 
-    /// Starts it.
     pub async fn start(self, lab: &Lab) -> Result<Relay> {
         let run = Program::new(&self.name, &self.program)
             .args(["run"])
@@ -79,46 +78,45 @@ impl Configured {
 }
 
 impl Relay {
-    /// Starts it with no memory of what was published before.
+    /// Deletes the checkpoints and starts a relay.
     pub async fn start(lab: &Lab, sink: &str) -> Result<Self> {
-        let forget = "delete from relay_checkpoints";
-        lab.sql().await?.batch_execute(forget).await?;
+        let delete = "delete from relay_checkpoints";
+        lab.sql().await?.batch_execute(delete).await?;
         Self::start_beside(lab, sink, "outbox-relay").await
     }
 
-    /// Starts one of this name that goes on from where another is, or stands by for it.
+    /// Starts a relay that continues from the checkpoint, or is the standby of a running one.
     pub async fn start_beside(lab: &Lab, sink: &str, name: &str) -> Result<Self> {
         let database_url = &lab.database_url;
         let source = format!("[[source]]\nname = \"bench\"\ndatabase_url = \"{database_url}\"\n");
         Configured::new(lab, sink, name, &source)?.start(lab).await
     }
 
-    /// The id of its process.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Waits until it publishes.
+    /// Waits until it is the leader.
     pub async fn wait_ready(&self) -> Result<()> {
-        eventually("a relay that leads", async || {
+        eventually("the relay is the leader", async || {
             Ok(self.leads().await.then_some(()))
         })
         .await
     }
 
-    /// Whether it publishes. It may not answer yet.
+    /// Returns whether it is the leader; false if it does not respond.
     pub async fn leads(&self) -> bool {
         (self.status().await).is_ok_and(|status| status.role == "leader")
     }
 
-    /// Waits until it says itself that it has published so many, and nothing is on its way.
+    /// Waits until its status reports `rows` published rows and nothing in flight.
     pub async fn wait_published(&self, rows: u64) -> Result<()> {
         eventually(&format!("{rows} rows published"), async || {
             let status = self.status().await?;
             let published = status.published;
             ensure!(
                 published <= rows && status.error.is_none(),
-                "the relay has published {published} of {rows} rows, and says {:?}",
+                "the relay has published {published} of {rows} rows; its status: {:?}",
                 status.error
             );
             Ok((published == rows && status.in_flight == 0).then_some(()))
@@ -126,7 +124,7 @@ impl Relay {
         .await
     }
 
-    /// Ends it as nobody wants to end, and starts it again.
+    /// Kills the process and restarts it.
     pub async fn kill(&mut self) -> Result<()> {
         self.process.kill_and_hold().await;
         self.process.release().await;
@@ -134,24 +132,27 @@ impl Relay {
         Ok(())
     }
 
-    /// Ends it as it is meant to end.
+    /// Stops the process gracefully.
     pub async fn stop(self) -> Result<()> {
         let is_same = self.process.pid() == Some(self.pid);
         self.process.stop().await;
-        ensure!(is_same, "the relay ended in the middle of the measurement");
+        ensure!(is_same, "the relay exited during the measurement");
         Ok(())
     }
 
     async fn status(&self) -> Result<Status> {
-        let asking = Command::new(&self.program)
+        let output = Command::new(&self.program)
             .arg("status")
             .env("OUTBOX_RELAY_CONFIG", &self.config)
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(ASK_TIMEOUT, asking).await??;
-        ensure!(output.status.success(), "the relay doesn't answer");
+        let output = tokio::time::timeout(STATUS_TIMEOUT, output).await??;
+        ensure!(output.status.success(), "outbox-relay status failed");
         let statuses: Vec<Status> = serde_json::from_slice(&output.stdout)?;
-        statuses.into_iter().next().context("no source")
+        statuses
+            .into_iter()
+            .next()
+            .context("the status has no source")
     }
 }

@@ -1,4 +1,4 @@
-//! Tables on a terminal.
+//! Text tables.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use comfy_table::{CellAlignment, presets::NOTHING};
 /// A table with a heading; the first row names the columns.
 pub struct Table {
     pub heading: String,
-    /// What is counted, in a sentence.
+    /// Printed below the table.
     pub note: &'static str,
     pub rows: Vec<Vec<String>>,
 }
 
-/// As plain text, with columns that are in line.
+/// Plain text with aligned columns.
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.heading)?;

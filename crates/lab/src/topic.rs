@@ -14,7 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
 const ATTEMPTS: u32 = 200;
 
-/// The topic that all records go to.
+/// The topic of all records.
 #[derive(Clone, Debug)]
 pub struct Topic {
     pub brokers: String,
@@ -22,7 +22,7 @@ pub struct Topic {
 }
 
 impl Topic {
-    /// Deletes the topic and makes it anew, so that no run sees the records of another.
+    /// Deletes and recreates the topic, so that a run does not read the records of an earlier one.
     pub async fn recreate(&self) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> = self.client().create()?;
         let options = AdminOptions::new()
@@ -35,33 +35,40 @@ impl Topic {
                     _,
                     RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic,
                 )) => {}
-                Err((topic, code)) => bail!("can't delete topic {topic}: {code}"),
+                Err((topic, code)) => bail!("failed to delete topic {topic}: {code}"),
             }
         }
         let topic = NewTopic::new(&self.name, PARTITIONS, TopicReplication::Fixed(1));
-        // The broker answers before the deleted one has gone everywhere.
+        // The deletion completes some time after the broker's response.
         for _ in 0..ATTEMPTS {
             let results = admin.create_topics([&topic], &options).await?;
-            match results.into_iter().next().context("no answer")? {
+            match results
+                .into_iter()
+                .next()
+                .context("the broker returned no result")?
+            {
                 Ok(_) => return Ok(()),
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => tokio::time::sleep(PAUSE).await,
-                Err((topic, code)) => bail!("can't create topic {topic}: {code}"),
+                Err((topic, code)) => bail!("failed to create topic {topic}: {code}"),
             }
         }
-        bail!("topic {} doesn't go away", self.name)
+        bail!("timed out waiting for the deletion of topic {}", self.name)
     }
 
-    /// Looks at how far the topic goes. Blocks while it connects.
+    /// Opens a client that reads the end offsets. Blocks while it connects.
     pub fn ends(&self) -> Result<Ends> {
         let consumer: BaseConsumer = self.client().set("group.id", "bench").create()?;
-        let mut question = TopicPartitionList::new();
+        let mut partitions = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
-            question.add_partition_offset(&self.name, partition, Offset::End)?;
+            partitions.add_partition_offset(&self.name, partition, Offset::End)?;
         }
-        Ok(Ends { consumer, question })
+        Ok(Ends {
+            consumer,
+            partitions,
+        })
     }
 
-    /// A consumer of everything that comes from now on. Blocks while it connects.
+    /// Opens a consumer that starts at the current end. Blocks while it connects.
     pub fn consumer_from_now(&self) -> Result<BaseConsumer> {
         let ends = self.ends()?.offsets()?;
         let consumer: BaseConsumer = self
@@ -80,22 +87,21 @@ impl Topic {
     }
 }
 
-/// Tells how many acknowledged records the topic has: with one replica, the end of a partition is
-/// what the broker has acknowledged.
+/// Reads the end offsets of a topic. With one replica they count the acknowledged records.
 pub struct Ends {
     consumer: BaseConsumer,
-    question: TopicPartitionList,
+    partitions: TopicPartitionList,
 }
 
 impl Ends {
-    /// The number of records. Blocks for a round trip.
+    /// Returns the number of records. Blocks for a round trip.
     pub fn total(&self) -> Result<u64> {
         let mut total = 0;
         for element in self.offsets()?.elements() {
             match element.offset() {
                 Offset::Offset(offset) => total += u64::try_from(offset)?,
                 Offset::End => {}
-                other => bail!("{other:?} is no end of a partition"),
+                other => bail!("invalid end offset {other:?}"),
             }
         }
         Ok(total)
@@ -104,7 +110,7 @@ impl Ends {
     fn offsets(&self) -> Result<TopicPartitionList> {
         let offsets = self
             .consumer
-            .offsets_for_times(self.question.clone(), TIMEOUT);
-        offsets.context("the broker doesn't tell where the topic ends")
+            .offsets_for_times(self.partitions.clone(), TIMEOUT);
+        offsets.context("failed to read the end offsets of the topic")
     }
 }

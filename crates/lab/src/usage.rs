@@ -1,32 +1,31 @@
-//! What processes use, from /proc.
+//! CPU and memory usage of processes, from /proc.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-/// Whose CPU is counted.
+/// The processes whose CPU usage is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Processes {
-    /// The relay, or whatever publishes in its place.
+    /// The relay, or another publisher.
     pub publisher: u32,
-    /// The parent of all processes of Postgres.
+    /// The postmaster, the parent of all Postgres processes.
     pub postgres: u32,
-    /// The broker.
     pub broker: u32,
 }
 
-/// CPU seconds, of user and system together.
+/// CPU seconds, user and system.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Cpu {
     pub publisher: f64,
-    /// All its processes, those that ended included.
+    /// All Postgres processes, including exited ones.
     pub postgres: f64,
     pub broker: f64,
 }
 
 impl Processes {
-    /// What they have used since they were started.
+    /// Returns the usage since the processes started.
     pub fn cpu(&self) -> Result<Cpu> {
         Ok(Cpu {
             publisher: cpu_s(self.publisher)?,
@@ -37,7 +36,7 @@ impl Processes {
 }
 
 impl Cpu {
-    /// What was used since `earlier`.
+    /// Returns the usage since `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
             publisher: self.publisher - earlier.publisher,
@@ -47,16 +46,16 @@ impl Cpu {
     }
 }
 
-/// CPU seconds of a process.
+/// Returns the CPU seconds of a process.
 pub fn cpu_s(pid: u32) -> Result<f64> {
-    let stat = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
+    let stat = Stat::of(pid).with_context(|| format!("process {pid} does not exist"))?;
     Ok(stat.own_s(pid))
 }
 
-/// The most memory that a process has had resident, in MiB.
+/// Returns the peak resident memory of a process in MiB.
 pub fn peak_rss_mib(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
-        .with_context(|| format!("process {pid} is gone"))?;
+        .with_context(|| format!("process {pid} does not exist"))?;
     let kib = status.lines().find_map(|line| {
         let value = line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?;
         value.parse::<f64>().ok()
@@ -64,14 +63,14 @@ pub fn peak_rss_mib(pid: u32) -> Result<f64> {
     Ok(kib.context("no VmHWM in /proc")? / 1024.0)
 }
 
-/// CPU seconds of a process and its children, those that ended included.
+/// Returns the CPU seconds of a process and its children, including exited ones.
 pub fn family_cpu_s(pid: u32) -> Result<f64> {
-    let parent = Stat::of(pid).with_context(|| format!("process {pid} is gone"))?;
+    let parent = Stat::of(pid).with_context(|| format!("process {pid} does not exist"))?;
     let mut used = parent.own_s(pid) + seconds(parent.ended_children_ticks);
-    for entry in fs::read_dir("/proc").context("there is no /proc")? {
+    for entry in fs::read_dir("/proc").context("failed to read /proc")? {
         let name = entry?.file_name();
         let child = name.to_str().and_then(|name| name.parse().ok());
-        // One that ends in this moment is among its parent's the next time.
+        // A child that exits now is counted with its parent the next time.
         if let Some(stat) = child.and_then(Stat::of)
             && stat.parent == pid
         {
@@ -81,7 +80,7 @@ pub fn family_cpu_s(pid: u32) -> Result<f64> {
     Ok(used)
 }
 
-/// A part of /proc/PID/stat.
+/// The used fields of /proc/PID/stat.
 struct Stat {
     parent: u32,
     own_ticks: u64,
@@ -93,14 +92,13 @@ impl Stat {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// The ticks are hundredths of a second; the scheduler counts nanoseconds, of the threads that
-    /// are still there.
+    /// The larger of two sources: ticks are hundredths of a second, the scheduler's nanoseconds exclude exited threads.
     fn own_s(&self, pid: u32) -> f64 {
         seconds(self.own_ticks).max(threads_s(pid).unwrap_or_default())
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The name of the program, in brackets, can hold anything, brackets too.
+        // The program name in parentheses may itself contain parentheses.
         let (_, after_name) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = after_name.split(' ').collect();
         let field = |index: usize| fields.get(index)?.parse::<u64>().ok();
@@ -125,7 +123,7 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// A rate. The clock of /proc ticks in hundredths, so that less than one tick counts as one.
+/// Returns a rate. Less than one tick, a hundredth of a second, counts as one.
 pub fn per(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds.max(0.01)
 }
@@ -135,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_brackets_is_no_field() {
+    fn parentheses_in_a_program_name_are_not_fields() {
         let text = "7 (a ) b) S 3 1 1 0 -1 4194304 9 9 9 9 10 20 300 400 20 0 1 0 5 6 7";
         let stat = Stat::parse(text).unwrap();
         let found = (stat.parent, stat.own_ticks, stat.ended_children_ticks);

@@ -2,10 +2,10 @@ use std::process::{Command, Output};
 
 use anyhow::Result;
 
-/// Runs a program with no variables but these, to its end.
+/// Runs a program to completion, with only these environment variables.
 ///
 /// # Errors
-/// If it does not start.
+/// If it fails to start.
 pub fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
     Ok(Command::new(program)
         .args(arguments)
@@ -14,7 +14,7 @@ pub fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Res
         .output()?)
 }
 
-/// Checks that the program ended with the code for it, and told of these settings and of no others.
+/// Asserts that the program exited with code 64 and reported errors for exactly these settings.
 ///
 /// # Panics
 /// If it did not.
@@ -23,6 +23,6 @@ pub fn assert_told(output: &Output, names: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{text}");
     let lines = text.lines().filter_map(|line| line.strip_prefix("error: "));
-    let told: Vec<_> = lines.filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(told, names, "{text}");
+    let reported: Vec<_> = lines.filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(reported, names, "{text}");
 }

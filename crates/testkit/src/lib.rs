@@ -1,4 +1,5 @@
-//! What the tests of the services share. A dev-dependency, and of nothing else.
+//! Test helpers of the services. Used only as a dev-dependency.
+#![allow(missing_docs, reason = "a program, not a library")]
 
 mod calls;
 mod command;

@@ -5,14 +5,14 @@ use devstack::{Addresses, NewRecord, PATIENCE, Sql};
 
 use crate::RunningService;
 
-/// A header's name and value.
+/// The name and value of a header.
 pub type Header = (&'static str, &'static str);
 
-/// A record that can't be applied.
+/// A kind of poison record.
 pub struct Kind {
-    /// What is wrong with it.
+    /// The defect.
     pub what: &'static str,
-    /// None where it is passed over.
+    /// The error class of its dead letter; `None` if the record is skipped.
     pub class: Option<&'static str>,
     key: Option<Vec<u8>>,
     payload: Option<Vec<u8>>,
@@ -20,7 +20,6 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// A kind with this name and class; none where it is passed over.
     pub fn new(
         what: &'static str,
         class: Option<&'static str>,
@@ -37,7 +36,6 @@ impl Kind {
         }
     }
 
-    /// One of it.
     pub fn record(&self) -> NewRecord<'_> {
         NewRecord {
             key: self.key.as_deref(),
@@ -47,13 +45,13 @@ impl Kind {
         }
     }
 
-    /// Checks that it is set aside as it was, in the table and in the topic.
+    /// Asserts that the record is dead-lettered unchanged, in the table and in the topic.
     ///
     /// # Errors
-    /// If there is none, or Postgres does not answer.
+    /// If there is no dead letter, or the query fails.
     ///
     /// # Panics
-    /// If it is another one.
+    /// If the dead letter differs.
     pub async fn check(
         &self,
         sql: &Sql,
@@ -98,31 +96,30 @@ impl Kind {
     }
 }
 
-/// Writes records, and behind them `last`; returns how long it took until `heard` counted something.
+/// Writes the records `before` and `last`. Returns the time until the query `applied` selects a number other than 0.
 ///
 /// # Errors
-/// If it never did.
+/// If the query fails, or after a timeout.
 pub async fn time_to_hear(
     service: &RunningService,
     before: &[NewRecord<'_>],
     last: NewRecord<'_>,
-    heard: &str,
+    applied: &str,
 ) -> Result<Duration> {
     let records = [before, &[last]].concat();
     let started = Instant::now();
     let servers = Addresses::shared();
     servers.write_records(&service.name, &records).await?;
-    let hearing = async {
-        // Without a pause, which would be longer than what is measured.
-        while service.sql.count(heard).await? == 0 {}
+    let waiting = async {
+        // Without a pause, which would be longer than the measured time.
+        while service.sql.count(applied).await? == 0 {}
         anyhow::Ok(started.elapsed())
     };
-    tokio::time::timeout(PATIENCE, hearing)
+    tokio::time::timeout(PATIENCE, waiting)
         .await
-        .context("never heard")?
+        .context("the last record was not applied")?
 }
 
-/// The one in the middle.
 pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]

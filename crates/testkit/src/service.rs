@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-/// The command line of `serve`; what is given later wins.
+/// The command line of `serve`; later options override earlier ones.
 #[derive(Parser)]
 #[command(args_override_self = true)]
 struct Serve<Options: Args> {
@@ -16,17 +16,14 @@ struct Serve<Options: Args> {
     options: Options,
 }
 
-/// A service that runs in this process, and the session that looks into its database.
+/// A service running in the test's process, with a session on its database.
 pub struct RunningService {
-    /// Of the topic that it follows, and of its group.
+    /// The name of its consumer group and of the topic that it consumes.
     pub name: String,
-    /// Where its database is.
     pub database_url: String,
-    /// A session with it.
     pub sql: Sql,
-    /// Where it listens.
     pub addr: SocketAddr,
-    /// Ends it.
+    /// Stops the service.
     pub shutdown: CancellationToken,
     options: Vec<String>,
     channel: Channel,
@@ -34,10 +31,10 @@ pub struct RunningService {
 }
 
 impl RunningService {
-    /// Makes a database for the service, and returns its URL.
+    /// Creates and migrates a database for the service, and returns its URL.
     ///
     /// # Errors
-    /// If Postgres does not.
+    /// If Postgres returns an error.
     pub async fn create_database<A: Application>(name: &str) -> Result<String> {
         let url = Addresses::shared().create_database(name).await?;
         let migrated = migrate(&url.as_str().into(), A::migrations()).await;
@@ -45,10 +42,10 @@ impl RunningService {
         Ok(url)
     }
 
-    /// Starts the service on this database; `name` becomes the name of its group.
+    /// Starts the service on this database, with `name` as its consumer group.
     ///
     /// # Errors
-    /// If it does not start.
+    /// If the service fails to start.
     pub async fn start<A: Application>(
         name: &str,
         database_url: &str,
@@ -78,10 +75,10 @@ impl RunningService {
         })
     }
 
-    /// Ends it, and starts it again on the same database.
+    /// Stops the service and starts it on the same database.
     ///
     /// # Errors
-    /// If it does not end, or does not start.
+    /// If the service fails to stop or to start.
     pub async fn restart<A: Application>(self) -> Result<Self> {
         let (name, database_url) = (self.name.clone(), self.database_url.clone());
         let options = self.options.clone();
@@ -90,46 +87,46 @@ impl RunningService {
         Self::start::<A>(&name, &database_url, &options).await
     }
 
-    /// Ends it, which takes no longer than the calls in flight.
+    /// Stops the service after the calls in flight.
     ///
     /// # Errors
-    /// If it does not end, or with an error.
+    /// If the service does not stop, or returns an error.
     pub async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         self.ended().await
     }
 
-    /// Waits until it has ended.
+    /// Waits until the service has stopped.
     ///
     /// # Errors
-    /// If it does not end, or with an error.
+    /// If the service does not stop, or returns an error.
     pub async fn ended(self) -> Result<()> {
         let ended = tokio::time::timeout(PATIENCE, self.running).await;
-        ended.context("it does not end")??
+        ended.context("the service did not stop")??
     }
 
-    /// Whether it has ended; its process would be gone, and all calls with it.
+    /// Returns whether the service has stopped.
     pub fn has_ended(&self) -> bool {
         self.running.is_finished()
     }
 
-    /// A connection that all calls of the test share.
+    /// Returns the shared connection.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// A connection of one's own.
+    /// Returns an endpoint for a separate connection.
     ///
     /// # Errors
-    /// None: the address is one.
+    /// Never; the address is valid.
     pub fn endpoint(&self) -> Result<Endpoint> {
         Ok(Channel::from_shared(format!("http://{}", self.addr))?)
     }
 
-    /// Another session with its database, for a transaction that stays open for a while.
+    /// Opens another session on the database, for a long transaction.
     ///
     /// # Errors
-    /// If it can't be opened.
+    /// If the connection fails.
     pub async fn session(&self) -> Result<Sql> {
         Sql::connect(&self.database_url).await
     }

@@ -1,4 +1,4 @@
-//! Which records are acknowledged, without a gap, and where in the outbox that is.
+//! Tracks which records are acknowledged without a gap, and the outbox position this corresponds to.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -15,38 +15,34 @@ use tokio::sync::Notify;
 use super::{Histogram, Latency, SinkError};
 use crate::postgres::Cursor;
 
-/// The records of one sink: how many were sent, how many from the first on are acknowledged, and which cursor a
-/// checkpoint may take then. Shared by the task that sends, the one that stores checkpoints, and whoever
-/// learns of deliveries.
+/// The records of one sink: how many were sent, how many are acknowledged without a gap, and the cursor that may be
+/// stored as checkpoint. Shared by the task that sends, the checkpointer, and the task that receives acknowledgements.
 ///
-/// Records are numbered from 0 in the order in which they are sent. They are acknowledged by batches, which hold records
-/// of one partition. Partitions do not wait for each other, so that numbers of several batches interleave, and batches are
-/// acknowledged in any order.
+/// Records are numbered from 0 in send order. They are acknowledged in batches; a batch has records of one partition.
+/// Partitions are independent, so the numbers of several batches interleave, and batches are acknowledged in any order.
 #[derive(Clone, Debug)]
 pub struct Acknowledgements(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Records that may be in flight at once.
+    /// The limit on records in flight.
     capacity: AtomicU64,
     sent: AtomicU64,
     acknowledged: AtomicU64,
-    /// The batches that are not acknowledged, by the number of their first record: everything before the lowest is.
+    /// Unacknowledged batches, by the number of their first record. All records before the lowest are acknowledged.
     outstanding: Mutex<BTreeSet<u64>>,
-    /// Cursors, each with how many records were sent when it was reached. The first is that of the last checkpoint or
-    /// before.
+    /// Cursors, each with the number of records sent when it was reached. The first is not after the last checkpoint.
     cursors: Mutex<VecDeque<(u64, Cursor)>>,
     failure: Mutex<Option<SinkError>>,
-    /// How long records take, where somebody wants to know.
+    /// Set if latency is measured.
     latency: OnceLock<Latency>,
-    /// Told upon the first failure, when a good part of the room is free again, and when nothing is
-    /// in flight any more. Not upon every delivery: a sender that is woken for a single place is
-    /// asleep again at once.
+    /// Notified on the first failure, when half of the capacity is free again, and when nothing is in flight. Not on
+    /// every acknowledgement: a sender notified for a single free slot would wait again at once.
     changed: Notify,
 }
 
 impl Acknowledgements {
-    /// Room for `capacity` records behind `start`.
+    /// Allows `capacity` records in flight after `start`.
     pub fn new(capacity: usize, start: Cursor) -> Self {
         Self(Arc::new(Inner {
             capacity: AtomicU64::new(capacity.max(1) as u64),
@@ -60,57 +56,57 @@ impl Acknowledgements {
         }))
     }
 
-    /// How many records were sent.
+    /// The number of records sent.
     pub fn sent(&self) -> u64 {
         self.0.sent.load(Ordering::Acquire)
     }
 
-    /// How many records, from the first, are acknowledged without a gap.
+    /// The number of records acknowledged without a gap.
     pub fn acknowledged(&self) -> u64 {
         self.0.acknowledged.load(Ordering::Acquire)
     }
 
-    /// How many records are not acknowledged, or wait for one that isn't.
+    /// The number of records that are unacknowledged or after an unacknowledged one.
     pub fn in_flight(&self) -> u64 {
         self.sent().saturating_sub(self.acknowledged())
     }
 
-    /// Whether everything sent is acknowledged.
+    /// Returns whether all records are acknowledged.
     pub fn is_empty(&self) -> bool {
         self.in_flight() == 0
     }
 
-    /// Fails once the sink has failed and is unusable.
+    /// Returns the sink's failure, if it has failed.
     ///
     /// # Errors
-    /// The first failure of the sink.
+    /// The failure.
     pub fn ensure_usable(&self) -> Result<(), SinkError> {
         self.0.failure.lock().clone().map_or(Ok(()), Err)
     }
 
-    /// Whether no record more may be sent now.
+    /// Returns whether the limit on records in flight is reached.
     pub(super) fn is_full(&self) -> bool {
         self.in_flight() >= self.capacity()
     }
 
-    /// From now on so many records may be in flight, if that is more than until now.
+    /// Raises the limit on records in flight. A lower limit is ignored.
     pub(crate) fn allow(&self, capacity: usize) {
         self.0.capacity.fetch_max(capacity as u64, Ordering::AcqRel);
         self.0.changed.notify_waiters();
     }
 
-    /// Waits until a record more may be sent.
+    /// Waits until another record may be sent.
     ///
     /// # Errors
-    /// When the sink fails meanwhile.
-    pub(super) async fn wait_for_room(&self) -> Result<(), SinkError> {
+    /// If the sink fails meanwhile.
+    pub(super) async fn wait_for_capacity(&self) -> Result<(), SinkError> {
         self.wait_until(|| !self.is_full()).await
     }
 
-    /// Waits until everything sent is acknowledged.
+    /// Waits until all records are acknowledged.
     ///
     /// # Errors
-    /// When the sink fails meanwhile.
+    /// If the sink fails meanwhile.
     pub async fn wait_until_empty(&self) -> Result<(), SinkError> {
         self.wait_until(|| self.is_empty()).await
     }
@@ -124,47 +120,47 @@ impl Acknowledgements {
         }
     }
 
-    /// Counts in `histogram` how long the records take of which [`expect`](Self::expect) is told.
+    /// Measures in `histogram` the latency of the records registered with [`expect`](Self::expect).
     pub(crate) fn measure(&self, histogram: Arc<Histogram>) {
-        // Once for each sink.
+        // Called once per sink.
         let _ = self.0.latency.set(Latency::new(histogram));
     }
 
-    /// The next record was created then, and stands for so many when it is acknowledged.
+    /// Registers the creation time of the next record, which represents `weight` records.
     pub(crate) fn expect(&self, created_at_us: i64, weight: u64) {
         if let Some(latency) = self.0.latency.get() {
             latency.expect(self.sent(), created_at_us, weight);
         }
     }
 
-    /// That record was not taken.
+    /// Discards the registration of a record that was not sent.
     pub(crate) fn forget_expected(&self) {
         if let Some(latency) = self.0.latency.get() {
             latency.forget(self.sent());
         }
     }
 
-    /// Numbers the next record, which begins a batch.
+    /// Returns the number of the next record, the first of a batch.
     pub(super) fn begin_batch(&self) -> u64 {
-        // Both under the lock: who looks for the lowest number must not miss this one.
+        // Both under the lock: a concurrent acknowledgement must not miss this number.
         let mut outstanding = self.0.outstanding.lock();
         let number = self.0.sent.fetch_add(1, Ordering::AcqRel);
         outstanding.insert(number);
         number
     }
 
-    /// Numbers the next record, which belongs to a batch that was begun and is not acknowledged.
+    /// Returns the number of the next record, which joins an unacknowledged batch.
     pub(super) fn join_batch(&self) -> u64 {
         self.0.sent.fetch_add(1, Ordering::AcqRel)
     }
 
-    /// Gives the last number back, of a record that began a batch: it was not taken after all.
-    pub(super) fn take_back(&self, number: u64) {
+    /// Undoes the last [`begin_batch`](Self::begin_batch): the record was not sent.
+    pub(super) fn undo_begin(&self, number: u64) {
         self.0.outstanding.lock().remove(&number);
         self.0.sent.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// The batches that begin with these records are acknowledged.
+    /// Acknowledges the batches that begin with these records.
     pub(super) fn acknowledge(&self, firsts: impl IntoIterator<Item = u64>) {
         let mut outstanding = self.0.outstanding.lock();
         for first in firsts {
@@ -181,33 +177,33 @@ impl Acknowledgements {
             latency.acknowledge_up_to(acknowledged);
         }
         let sent = self.sent();
-        let (was, is) = (
+        let (in_flight_before, in_flight) = (
             sent.saturating_sub(before),
             sent.saturating_sub(acknowledged),
         );
         let low_water = self.capacity() / 2;
-        if is == 0 || (was > low_water && is <= low_water) {
+        if in_flight == 0 || (in_flight_before > low_water && in_flight <= low_water) {
             self.0.changed.notify_waiters();
         }
     }
 
-    /// The sink is of no use any more.
+    /// Marks the sink as failed. Only the first failure is kept.
     pub(super) fn fail(&self, err: SinkError) {
         self.0.failure.lock().get_or_insert(err);
         self.0.changed.notify_waiters();
     }
 
-    /// A checkpoint may take this cursor when the first `sent` records are acknowledged.
+    /// Registers a cursor that may be stored once the first `sent` records are acknowledged.
     pub(crate) fn mark(&self, sent: u64, cursor: &Cursor) {
         let mut cursors = self.0.cursors.lock();
-        // An idle source moves on in snapshots without a record.
+        // An idle source advances its snapshot without sending records.
         if cursors.len() > 1 && cursors.back().is_some_and(|(count, _)| *count == sent) {
             cursors.pop_back();
         }
         cursors.push_back((sent, cursor.clone()));
     }
 
-    /// The last cursor that a checkpoint may take, and how many records are before it.
+    /// Returns the last cursor that may be stored, and the number of records before it.
     pub(crate) fn reached(&self) -> (Cursor, u64) {
         let acknowledged = self.acknowledged();
         let mut cursors = self.0.cursors.lock();
@@ -226,13 +222,13 @@ impl Acknowledgements {
         loop {
             let changed = self.0.changed.notified();
             let mut changed = std::pin::pin!(changed);
-            // From here on no change is missed.
+            // From here on no notification is missed.
             changed.as_mut().enable();
             self.ensure_usable()?;
             if is_done() {
                 return Ok(());
             }
-            // The net under it: a byte bound of the client has no notice of its own.
+            // A fallback: the client's limit on bytes does not notify.
             let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
         }
     }
@@ -248,18 +244,18 @@ mod tests {
         Acknowledgements::new(capacity, cursor(0))
     }
 
-    /// A cursor that tells how many records are before it.
+    /// A cursor that encodes the number of records before it.
     fn cursor(records: u64) -> Cursor {
         Cursor::new("1:1:".parse().unwrap(), records.cast_signed(), None)
     }
 
-    /// What happens to a sink, with a number that says to which batch.
+    /// An operation; the number selects a batch.
     #[derive(Clone, Debug)]
     enum Step {
         Begin,
         Join(usize),
         Acknowledge(usize),
-        TakeBack,
+        Undo,
         Mark,
     }
 
@@ -268,16 +264,16 @@ mod tests {
             3 => Just(Step::Begin),
             4 => any::<usize>().prop_map(Step::Join),
             3 => any::<usize>().prop_map(Step::Acknowledge),
-            1 => Just(Step::TakeBack),
+            1 => Just(Step::Undo),
             2 => Just(Step::Mark),
         ];
         prop::collection::vec(step, 1..300)
     }
 
     proptest! {
-        /// Against the plainest model there is: for each record whether it is acknowledged.
+        /// Compares with a simple model: one flag per record.
         #[test]
-        fn what_is_acknowledged_ends_with_the_first_gap(steps in steps()) {
+        fn the_acknowledged_prefix_ends_at_the_first_gap(steps in steps()) {
             let tracker = new(1_000);
             let mut records: Vec<bool> = Vec::new();
             let mut batches: Vec<Vec<u64>> = Vec::new();
@@ -301,10 +297,10 @@ mod tests {
                         }
                         tracker.acknowledge([batch[0]]);
                     }
-                    Step::TakeBack => {
+                    Step::Undo => {
                         let number = tracker.begin_batch();
                         prop_assert_eq!(number, records.len() as u64);
-                        tracker.take_back(number);
+                        tracker.undo_begin(number);
                     }
                     Step::Mark => {
                         tracker.mark(records.len() as u64, &cursor(records.len() as u64));
@@ -315,7 +311,7 @@ mod tests {
                 let gap = records.iter().position(|is_acknowledged| !is_acknowledged);
                 let acknowledged = gap.unwrap_or(records.len()) as u64;
                 prop_assert_eq!(tracker.sent(), records.len() as u64);
-                // It moves when something is acknowledged.
+                // It advances only with an acknowledgement.
                 prop_assert!(tracker.acknowledged() <= acknowledged);
                 tracker.acknowledge([]);
                 prop_assert_eq!(tracker.acknowledged(), acknowledged);
@@ -337,14 +333,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn room_that_is_added_lets_a_sender_go_on() {
+    async fn raised_capacity_unblocks_a_sender() {
         let tracker = new(1);
         let first = tracker.begin_batch();
         assert!(tracker.is_full());
         tracker.allow(2);
-        tracker.wait_for_room().await.unwrap();
+        tracker.wait_for_capacity().await.unwrap();
         tracker.begin_batch();
-        // Less is no reason to stop what is on its way.
+        // A lower limit does not stop records in flight.
         tracker.allow(1);
         tracker.acknowledge([first]);
         assert!(!tracker.is_full());

@@ -1,12 +1,12 @@
-//! How long things take, counted so that it costs nanoseconds.
+//! A histogram of durations; an observation costs nanoseconds.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-/// The upper ends of the buckets, in microseconds: close together where a relay that is well has its
-/// times, and up to an hour for what has waited.
+/// The upper bounds of the buckets, in microseconds: fine-grained around the latency of a healthy relay, and up to an hour
+/// for backlogs.
 pub(crate) const BOUNDS_US: [u64; 22] = [
     1_000,
     2_000,
@@ -32,7 +32,7 @@ pub(crate) const BOUNDS_US: [u64; 22] = [
     3_600_000_000,
 ];
 
-/// How often each bucket was met, the one without an end last.
+/// The count of each bucket; the unbounded one is last.
 pub(crate) type Counts = [u64; BOUNDS_US.len() + 1];
 
 /// Counts durations by buckets.
@@ -43,7 +43,7 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    /// Counts a duration, for as many as it stands for.
+    /// Counts a duration `weight` times.
     pub(crate) fn observe(&self, took: Duration, weight: u64) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_US.partition_point(|bound| *bound < us);
@@ -56,15 +56,15 @@ impl Histogram {
         std::array::from_fn(|bucket| self.counts[bucket].load(Ordering::Relaxed))
     }
 
-    /// All durations together, in seconds.
+    /// The sum of all durations, in seconds.
     #[expect(clippy::cast_precision_loss)]
     pub(crate) fn sum_s(&self) -> f64 {
         self.sum_us.load(Ordering::Relaxed) as f64 / 1e6
     }
 }
 
-/// The duration, in seconds, that the part `quantile` of these is below: even within a bucket, as
-/// Prometheus takes it. None of none.
+/// Returns the quantile in seconds, interpolated linearly within a bucket as Prometheus' `histogram_quantile` does, or
+/// `None` if nothing was counted.
 #[expect(clippy::cast_precision_loss)]
 pub(crate) fn quantile_s(counts: &Counts, quantile: f64) -> Option<f64> {
     let total: u64 = counts.iter().sum();
@@ -80,7 +80,7 @@ pub(crate) fn quantile_s(counts: &Counts, quantile: f64) -> Option<f64> {
         }
         (below, low) = (below + count, bound);
     }
-    // Beyond the last end nothing more is known.
+    // The last bucket has no upper bound.
     Some(low)
 }
 
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_found_in_their_buckets() {
+    fn a_quantile_lies_in_its_bucket() {
         let histogram = Histogram::default();
         assert_eq!(quantile_s(&histogram.counts(), 0.5), None);
         histogram.observe(Duration::from_micros(1_500), 98);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_every_bound_is_counted() {
+    fn a_duration_above_every_bound_is_counted() {
         let histogram = Histogram::default();
         histogram.observe(Duration::MAX, 1);
         histogram.observe(Duration::ZERO, 1);

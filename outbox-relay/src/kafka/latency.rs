@@ -1,4 +1,4 @@
-//! The time from an event's row to Kafka's acknowledgement, taken from some of them.
+//! The latency from an event's insert to Kafka's acknowledgement, measured on a sample of the events.
 
 use std::{
     collections::VecDeque,
@@ -13,18 +13,16 @@ use parking_lot::Mutex;
 
 use super::histogram::Histogram;
 
-/// Rows of a page of which the time is taken; of a larger page every so manieth, which then stands
-/// for those up to the next. So a backlog costs nothing a row, and while events are few none is left
-/// out.
+/// The limit on samples per page. In a larger page one sample represents several consecutive rows. The cost per row of a
+/// backlog stays negligible, and at low rates every event is measured.
 const SAMPLES_PER_PAGE: usize = 64;
 
-/// Records on their way whose time is taken. There are never more than may be in flight.
+/// The sampled records in flight. Their number is bounded by the limit on records in flight.
 #[derive(Debug)]
 pub(crate) struct Latency {
     histogram: Arc<Histogram>,
     samples: Mutex<VecDeque<Sample>>,
-    /// The number of the first sample, or a number that no record has: most acknowledgements need no
-    /// lock to see that none of theirs is one.
+    /// The number of the first sample, or `u64::MAX`. Lets acknowledgements without a sample skip the lock.
     first: AtomicU64,
 }
 
@@ -44,7 +42,7 @@ impl Latency {
         }
     }
 
-    /// The record that gets this number next was created then. To be called before it is sent.
+    /// Registers the creation time of the record that will get this number. Call it before the record is sent.
     pub(crate) fn expect(&self, number: u64, created_at_us: i64, weight: u64) {
         let mut samples = self.samples.lock();
         samples.push_back(Sample {
@@ -52,19 +50,19 @@ impl Latency {
             created_at_us,
             weight,
         });
-        self.note_first(&samples);
+        self.update_first(&samples);
     }
 
-    /// The record that was to get this number was not taken.
+    /// Discards the sample of a record that was not sent.
     pub(crate) fn forget(&self, number: u64) {
         let mut samples = self.samples.lock();
         while samples.back().is_some_and(|last| last.number >= number) {
             samples.pop_back();
         }
-        self.note_first(&samples);
+        self.update_first(&samples);
     }
 
-    /// All records below this number are acknowledged.
+    /// Observes the samples below this number, all of which are acknowledged.
     pub(crate) fn acknowledge_up_to(&self, acknowledged: u64) {
         if self.first.load(Ordering::Acquire) >= acknowledged {
             return;
@@ -79,21 +77,21 @@ impl Latency {
             let Some(sample) = samples.pop_front() else {
                 break;
             };
-            // The database has a clock of its own, which may be ahead of ours.
+            // The database's clock may be ahead of ours.
             let us = now_us.saturating_sub(sample.created_at_us).max(0);
             let took = Duration::from_micros(us.unsigned_abs());
             self.histogram.observe(took, sample.weight);
         }
-        self.note_first(&samples);
+        self.update_first(&samples);
     }
 
-    fn note_first(&self, samples: &VecDeque<Sample>) {
+    fn update_first(&self, samples: &VecDeque<Sample>) {
         let first = samples.front().map_or(u64::MAX, |first| first.number);
         self.first.store(first, Ordering::Release);
     }
 }
 
-/// Which rows of a page are samples.
+/// Selects the sampled rows of a page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sampling {
     rows: usize,
@@ -108,7 +106,7 @@ impl Sampling {
         }
     }
 
-    /// How many rows this one stands for; none if it is no sample.
+    /// Returns how many rows this sample represents, or `None` if the row is not sampled.
     pub(crate) fn weight(self, index: usize) -> Option<u64> {
         let rest = self.rows.saturating_sub(index);
         (index.is_multiple_of(self.step)).then(|| self.step.min(rest) as u64)
@@ -120,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_stood_for_once() {
+    fn every_row_is_represented_once() {
         for rows in [1, 63, 64, 65, 1_000, 20_000] {
             let sampling = Sampling::of(rows);
             let weights: Vec<u64> = (0..rows).filter_map(|row| sampling.weight(row)).collect();
@@ -130,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_acknowledged_is_counted_once_and_what_was_not_taken_never() {
+    fn an_acknowledged_record_is_counted_once_and_an_unsent_one_never() {
         let histogram = Arc::new(Histogram::default());
         let latency = Latency::new(Arc::clone(&histogram));
         let counted = || histogram.counts().iter().sum::<u64>();

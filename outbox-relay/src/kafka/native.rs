@@ -1,25 +1,25 @@
-//! The sink that speaks Kafka's protocol itself: rows become record batches in one step, without a
-//! copy or an allocation a record.
+//! The sink that speaks Kafka's protocol itself: rows are encoded directly into record batches, without an allocation or
+//! an intermediate copy per record.
 //!
-//! - `record_batch` encodes, `partitioner` says where a key belongs.
-//! - `topics` knows the topics that records were for, with what each partition gathers.
-//! - `produce` sends batches to one broker, with `produce_request` around them; `connection` and
-//!   `cluster` ask for everything else. `response_layout` checks what comes back before it is decoded.
-//! - `login` says who asks, by `scram` or with the password itself.
+//! - `record_batch` encodes records, `partitioner` assigns keys to partitions.
+//! - `topics` holds the known topics and the open batch of each partition.
+//! - `produce` sends batches to one broker as `produce_request`s. `cluster` sends all other requests, over a `connection`
+//!   that `dial` opens. `response_layout` validates responses before they are decoded.
+//! - `sasl` authenticates with PLAIN or `scram`.
 //!
-//! **Invariant:** batches bear the producer id and epoch that belong to the source's name. A
-//! successor gets a higher epoch, and from its first record on a partition the broker rejects there
-//! whatever its predecessor still sends. No transaction is ever begun.
+//! **Invariant:** batches carry the producer id and epoch of the source's transactional id (KIP-98). A successor gets a
+//! higher epoch, and once it has written to a partition, the broker rejects its predecessor there. No transaction is ever
+//! started.
 
 mod cluster;
 mod connection;
 mod dial;
-mod login;
 mod partitioner;
 mod produce;
 mod produce_request;
 mod record_batch;
 mod response_layout;
+mod sasl;
 mod scram;
 mod topics;
 
@@ -36,26 +36,25 @@ use self::{
     cluster::{Cluster, Registration},
     partitioner::partition_of,
     produce::{InFlight, ProduceConnection},
-    produce_request::Part,
+    produce_request::PartitionBatch,
     record_batch::{Producer, RecordBatch},
-    topics::{Place, Topic, Topics},
+    topics::{PartitionIndex, Topic, Topics},
 };
 use super::{Acknowledgements, Sink, SinkError, SinkOptions};
 use crate::{config::KafkaConfig, kafka::record::Record, postgres::lease::Lease};
 
-/// Batches are sent when together they have this size, or when their page ends. Larger ones cost the
-/// broker less, and make acknowledgements wait.
+/// Buffered batches are sent when they reach this total size, or at the end of a page. Larger requests cost the broker
+/// less but delay acknowledgements.
 const REQUEST_BYTES: usize = 512 * 1024;
-/// Why a record is rejected whose topic nobody made.
-const NO_SUCH_TOPIC: &str = "there is no such topic";
-/// Memory that the batches of all partitions keep for the next ones, together.
+const TOPIC_MISSING: &str = "the topic does not exist";
+/// The memory that all batches together keep for reuse.
 const KEPT_BYTES: usize = 2 * 1024 * 1024;
-/// Brokers forget a name that was not used for a week, and whom it fences; this uses it. They
-/// forget after a day how far a producer has come in a partition (`producer.id.expiration.ms`), and
-/// would take its next batch whatever its sequence is.
+/// The interval between renewals of the epoch. Brokers expire an unused transactional id, and its fencing, after a week
+/// (`transactional.id.expiration.ms`). They expire a producer's sequence in a partition after a day
+/// (`producer.id.expiration.ms`), and then accept any sequence.
 const RENEWAL_INTERVAL: Duration = Duration::from_hours(12);
 
-/// Sends record batches of its own making.
+/// Publishes with the native client.
 pub struct KafkaSink {
     options: SinkOptions,
     lease: Lease,
@@ -63,32 +62,36 @@ pub struct KafkaSink {
     producer: Producer,
     is_fenced: bool,
     registered_at: Instant,
-    tended_at: Instant,
+    maintained_at: Instant,
     topics: Topics,
     connections: HashMap<i32, ProduceConnection>,
     acknowledgements: Acknowledgements,
-    /// Partitions with records that were not sent yet, and how large these are together.
-    gathered: Vec<Place>,
-    gathered_bytes: usize,
+    /// Partitions with unsent records.
+    buffered: Vec<PartitionIndex>,
+    /// The total size of their batches.
+    buffered_bytes: usize,
 }
 
 impl KafkaSink {
-    /// Connects, and takes the source's name: from here on the broker rejects whoever had it.
+    /// Connects and registers the source's transactional id, which fences the previous producer.
     ///
     /// # Errors
-    /// If no broker answers, or none of them is new enough.
+    /// If no broker responds, or the brokers are too old.
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
         let mut cluster = Cluster::connect(&options.kafka).await?;
-        let (producer, is_fenced) = match cluster.register(&options.producer_name, None).await? {
-            Registration::Fenced(producer) => (producer, true),
-            Registration::NotAllowed => {
+        let (producer, is_fenced) = match cluster
+            .register_producer(&options.producer_name, None)
+            .await?
+        {
+            Registration::Registered(producer) => (producer, true),
+            Registration::Denied => {
                 let name = &options.producer_name;
                 tracing::warn!(
                     transactional_id = name,
-                    "not allowed by the cluster's ACLs: a paused relay is kept from sending by its \
-                     lease alone, and a failover takes longer; allow Write on it"
+                    "transactional id denied by the cluster's ACLs, fencing is off: only the lease \
+                     stops a paused relay, and a failover takes longer; allow Write on the id"
                 );
-                (cluster.anonymous_producer().await?, false)
+                (cluster.unfenced_producer().await?, false)
             }
         };
         Ok(Self {
@@ -99,16 +102,16 @@ impl KafkaSink {
             producer,
             is_fenced,
             registered_at: Instant::now(),
-            tended_at: Instant::now(),
+            maintained_at: Instant::now(),
             topics: Topics::default(),
             connections: HashMap::new(),
-            gathered: Vec::new(),
-            gathered_bytes: 0,
+            buffered: Vec::new(),
+            buffered_bytes: 0,
         })
     }
 
-    /// The topic's place in the list; asks for it when it comes for the first time.
-    async fn topic(&mut self, name: &str) -> Result<usize, SinkError> {
+    /// Returns the topic's index; fetches its metadata on first use.
+    async fn topic_index(&mut self, name: &str) -> Result<usize, SinkError> {
         if let Some(index) = self.topics.find(name) {
             return Ok(index);
         }
@@ -118,68 +121,67 @@ impl KafkaSink {
 
     async fn fetch_topic(&mut self, name: &str) -> Result<Topic, SinkError> {
         if !is_topic_name(name) {
-            let shown: String = name.chars().take(MAX_TOPIC_NAME_CHARS).collect();
-            return Err(SinkError::rejected(&shown, "no topic can have this name"));
+            let truncated: String = name.chars().take(MAX_TOPIC_NAME_CHARS).collect();
+            return Err(SinkError::rejected(&truncated, "invalid topic name"));
         }
         let layout = self.cluster.layouts(&[name]).await?.remove(name);
         let Some(layout) = layout.filter(|layout| !layout.leaders.is_empty()) else {
-            return Err(SinkError::rejected(name, NO_SUCH_TOPIC));
+            return Err(SinkError::rejected(name, TOPIC_MISSING));
         };
-        let max_batch_bytes = self.fetch_limit(name).await?;
+        let max_batch_bytes = self.fetch_max_batch_bytes(name).await?;
         Ok(Topic::new(name, max_batch_bytes, layout.leaders))
     }
 
-    /// How large a batch for this topic, and a record with it, may be.
-    async fn fetch_limit(&mut self, topic: &str) -> Result<usize, SinkError> {
+    /// Fetches the limit on the size of a batch for this topic.
+    async fn fetch_max_batch_bytes(&mut self, topic: &str) -> Result<usize, SinkError> {
         let own = self.options.kafka.max_record_bytes;
         let limit = self.cluster.max_message_bytes(topic).await?;
         Ok(limit.map_or(own, |limit| limit.min(own)))
     }
 
-    /// Sends what was gathered. The sink is of no use any more when that fails: what was gathered
-    /// has its numbers already.
-    async fn send_gathered(&mut self) -> Result<(), SinkError> {
-        let sent = self.try_send_gathered().await;
+    /// Sends the buffered batches. An error fails the sink, because the buffered records already have sequence numbers.
+    async fn send_buffered(&mut self) -> Result<(), SinkError> {
+        let sent = self.try_send_buffered().await;
         if let Err(err) = &sent {
             self.acknowledgements.fail(err.clone());
         }
         sent
     }
 
-    /// A request to each broker that leads a part of it.
-    async fn try_send_gathered(&mut self) -> Result<(), SinkError> {
-        if self.gathered.is_empty() {
+    /// Sends one request to each leader.
+    async fn try_send_buffered(&mut self) -> Result<(), SinkError> {
+        if self.buffered.is_empty() {
             return Ok(());
         }
         self.acknowledgements.ensure_usable()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ms = i64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
-        let mut gathered = std::mem::take(&mut self.gathered);
-        gathered.sort_unstable();
-        for place in &gathered {
-            let partition = self.topics.at_mut(*place);
+        let mut buffered = std::mem::take(&mut self.buffered);
+        buffered.sort_unstable();
+        for index in &buffered {
+            let partition = self.topics.partition_mut(*index);
             let (batch, sequence) = (&mut partition.batch, partition.next_sequence);
-            // Sequences go round: after the highest comes 0.
+            // Sequences wrap around to 0 after `i32::MAX`.
             partition.next_sequence = sequence.wrapping_add(batch.records()) & i32::MAX;
             batch.seal(self.producer, sequence, now_ms);
         }
-        for places in gathered.chunk_by(|a, b| a.leader == b.leader) {
-            self.send_request(places).await?;
+        for partitions in buffered.chunk_by(|a, b| a.leader == b.leader) {
+            self.send_request(partitions).await?;
         }
-        let kept_bytes = KEPT_BYTES / self.topics.partitions().max(1);
-        for place in gathered.drain(..) {
-            let partition = self.topics.at_mut(place);
+        let kept_bytes = KEPT_BYTES / self.topics.partition_count().max(1);
+        for index in buffered.drain(..) {
+            let partition = self.topics.partition_mut(index);
             partition.is_known = true;
             partition.batch.clear(kept_bytes);
         }
-        self.gathered = gathered;
-        self.gathered_bytes = 0;
+        self.buffered = buffered;
+        self.buffered_bytes = 0;
         Ok(())
     }
 
-    /// Sends the batches of these partitions, which one broker leads.
-    async fn send_request(&mut self, places: &[Place]) -> Result<(), SinkError> {
-        let leader = places[0].leader;
+    /// Sends the batches of these partitions, which have the same leader.
+    async fn send_request(&mut self, partitions: &[PartitionIndex]) -> Result<(), SinkError> {
+        let leader = partitions[0].leader;
         if let Some(connection) = self.connections.get(&leader) {
             let is_stale = connection.is_stale();
             if is_stale {
@@ -198,46 +200,46 @@ impl KafkaSink {
                 entry.insert(ProduceConnection::open(address, kafka, acknowledgements).await?)
             }
         };
-        let part = |place: &Place| {
-            let partition = self.topics.at(*place);
-            Part {
-                topic: &self.topics.get(place.topic).name,
-                // As many as a topic can have.
-                partition: i32::try_from(place.partition).unwrap_or(i32::MAX),
-                batch: partition.batch.sealed(),
+        let batch = |index: &PartitionIndex| {
+            let partition = self.topics.partition(*index);
+            PartitionBatch {
+                topic: &self.topics.get(index.topic).name,
+                // A partition number always fits.
+                partition: i32::try_from(index.partition).unwrap_or(i32::MAX),
+                bytes: partition.batch.sealed(),
                 first: partition.first,
             }
         };
-        let parts: Vec<Part<'_>> = places.iter().map(part).collect();
-        let is_known = |place: &Place| self.topics.at(*place).is_known;
-        let in_flight = if places.iter().all(is_known) {
+        let batches: Vec<PartitionBatch<'_>> = partitions.iter().map(batch).collect();
+        let is_known = |index: &PartitionIndex| self.topics.partition(*index).is_known;
+        let in_flight = if partitions.iter().all(is_known) {
             InFlight::Pipelined
         } else {
             InFlight::Alone
         };
-        connection.send(&parts, in_flight, &self.lease).await
+        connection.send(&batches, in_flight, &self.lease).await
     }
 
-    /// Takes the name once more, with nothing on its way. Fails if somebody else has it by now.
-    async fn renew(&mut self) -> Result<(), SinkError> {
+    /// Renews the producer epoch while nothing is in flight. Fails if another producer took over.
+    async fn renew_epoch(&mut self) -> Result<(), SinkError> {
         self.acknowledgements.wait_until_empty().await?;
         let (name, current) = (&self.options.producer_name, Some(self.producer));
-        match self.cluster.register(name, current).await? {
-            Registration::Fenced(producer) => self.producer = producer,
-            Registration::NotAllowed => return Err(SinkError::Fenced),
+        match self.cluster.register_producer(name, current).await? {
+            Registration::Registered(producer) => self.producer = producer,
+            Registration::Denied => return Err(SinkError::Fenced),
         }
-        self.topics.restart();
+        self.topics.reset_sequences();
         self.registered_at = Instant::now();
         Ok(())
     }
 }
 
-/// What is in the way to the brokers; none if nothing is.
-pub(super) async fn why_unreachable(kafka: &KafkaConfig) -> Option<SinkError> {
+/// Connects with the native client to find out why librdkafka cannot; `None` if this works.
+pub(super) async fn diagnose_connection(kafka: &KafkaConfig) -> Option<SinkError> {
     Cluster::connect(kafka).await.err()
 }
 
-/// What a broker holds against a topic's `max.message.bytes`: a batch with this record alone.
+/// Returns the size of a batch with this record alone, which brokers compare with `max.message.bytes`.
 pub(super) fn batch_bytes(record: &Record<'_>) -> usize {
     RecordBatch::len_of(record)
 }
@@ -246,14 +248,14 @@ impl Sink for KafkaSink {
     async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
         let topic_index = match self.topics.find(record.topic) {
             Some(index) => index,
-            None => self.topic(record.topic).await?,
+            None => self.topic_index(record.topic).await?,
         };
         let topic = self.topics.get(topic_index);
         let index = partition_of(record.key, topic.partitions.len());
         let alone = batch_bytes(record);
         if alone > topic.max_batch_bytes {
-            // Somebody may have raised it since.
-            let limit = self.fetch_limit(record.topic).await?;
+            // The limit may have been raised since.
+            let limit = self.fetch_max_batch_bytes(record.topic).await?;
             self.topics.get_mut(topic_index).max_batch_bytes = limit;
         }
         let topic = self.topics.get(topic_index);
@@ -267,22 +269,22 @@ impl Sink for KafkaSink {
             ));
         }
         let is_full = topic.partitions[index].batch.len() + alone > topic.max_batch_bytes;
-        if is_full || self.gathered_bytes + alone > REQUEST_BYTES {
-            self.send_gathered().await?;
+        if is_full || self.buffered_bytes + alone > REQUEST_BYTES {
+            self.send_buffered().await?;
         }
         if self.acknowledgements.is_full() {
-            self.send_gathered().await?;
-            self.acknowledgements.wait_for_room().await?;
+            self.send_buffered().await?;
+            self.acknowledgements.wait_for_capacity().await?;
         }
         let partition = &mut self.topics.get_mut(topic_index).partitions[index];
         let before = partition.batch.len();
         let is_first = before == 0;
         if is_first {
             let Some(leader) = partition.leader else {
-                let reason = format!("{}-{index} has no leader", record.topic);
+                let reason = format!("partition {}-{index} has no leader", record.topic);
                 return Err(SinkError::Unavailable(reason));
             };
-            self.gathered.push(Place {
+            self.buffered.push(PartitionIndex {
                 leader: leader.0,
                 topic: topic_index,
                 partition: index,
@@ -294,12 +296,12 @@ impl Sink for KafkaSink {
             self.acknowledgements.join_batch();
         }
         partition.batch.push(record);
-        self.gathered_bytes += partition.batch.len() - before;
+        self.buffered_bytes += partition.batch.len() - before;
         Ok(())
     }
 
     async fn validate_topic(&mut self, topic: &str) -> Result<(), SinkError> {
-        // As it is now: what is known of it may be old.
+        // Not from the cache, which may be outdated.
         let found = self.fetch_topic(topic).await?;
         if self.topics.find(topic).is_none() {
             self.topics.add(found);
@@ -308,15 +310,15 @@ impl Sink for KafkaSink {
     }
 
     async fn flush(&mut self) -> Result<(), SinkError> {
-        self.send_gathered().await
+        self.send_buffered().await
     }
 
     async fn run_maintenance(&mut self) -> Result<(), SinkError> {
-        if self.tended_at.elapsed() < self.options.maintenance_interval {
+        if self.maintained_at.elapsed() < self.options.maintenance_interval {
             return Ok(());
         }
         if self.is_fenced && self.registered_at.elapsed() > RENEWAL_INTERVAL {
-            self.renew().await?;
+            self.renew_epoch().await?;
         }
         let names: Vec<&str> = self.topics.iter().map(|topic| &*topic.name).collect();
         let layouts = self.cluster.layouts(&names).await?;
@@ -325,13 +327,13 @@ impl Sink for KafkaSink {
             let partitions = layout.map_or(0, |layout| layout.leaders.len());
             if partitions != topic.partitions.len() {
                 return Err(SinkError::Unavailable(format!(
-                    "topic {} has {partitions} partitions now, and had {}",
+                    "partition count of topic {} changed from {} to {partitions}",
                     topic.name,
                     topic.partitions.len()
                 )));
             }
         }
-        self.tended_at = Instant::now();
+        self.maintained_at = Instant::now();
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The sink over librdkafka: the conservative choice.
+//! The sink based on librdkafka: widely used, slower than the native client.
 
 mod access;
 
@@ -26,43 +26,41 @@ use tokio::{task::JoinHandle, time::Instant};
 use self::access::client_config;
 use super::{
     Acknowledgements, Sink, SinkError, SinkOptions,
-    native::{batch_bytes, why_unreachable},
+    native::{batch_bytes, diagnose_connection},
 };
 use crate::{kafka::record::Record, postgres::lease::Lease};
 
-/// librdkafka waits so long for more records before it sends a batch. At 0 batches stay small
-/// under load (half the throughput, measured); this much does not show in the latency.
+/// `linger.ms`. At 0 batches stay small under load, with half the throughput; 0.2 ms does not measurably add latency.
 const LINGER_MS: &str = "0.2";
-/// Larger batches are not made of more than one record.
+/// `batch.size`. Only a batch with a single record may be larger.
 pub(crate) const MAX_BATCH_BYTES: usize = 1_000_000;
-/// Pause before another try when librdkafka's queue is full, by its bound on bytes.
+/// The pause before a retry while librdkafka's queue has reached its limit on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
-/// Why a record is rejected whose topic is not among those that the brokers show.
-const NOT_SEEN: &str = "there is no such topic, or it may not be seen";
-/// How exactly the age of what is on its way is known.
+const TOPIC_MISSING: &str = "the topic does not exist, or the relay may not describe it";
+/// The resolution of the age of records in flight.
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a new producer may look for the brokers before its first record.
+/// The limit on connecting, and on metadata requests.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked meanwhile whether that is in vain.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// The interval between checks for a failure while connecting.
+const CONNECT_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Sends through librdkafka's idempotent producer.
+/// Publishes with librdkafka's idempotent producer.
 pub struct RdKafkaSink {
-    /// Taken only when the sink is dropped.
-    producer: Option<Arc<ThreadedProducer<Deliveries>>>,
-    watching: JoinHandle<()>,
+    /// `None` only during the drop.
+    producer: Option<Arc<ThreadedProducer<DeliveryReports>>>,
+    watchdog: JoinHandle<()>,
     acknowledgements: Acknowledgements,
     lease: Lease,
-    /// How large a record of a topic may be; only of topics that are there.
+    /// The limit on the size of a record, for each known topic.
     limits: HashMap<String, usize>,
     options: SinkOptions,
 }
 
 impl RdKafkaSink {
-    /// Connects, and waits until a broker answers.
+    /// Connects, and waits until a broker responds.
     ///
     /// # Errors
-    /// If none does, or the configuration can't be used.
+    /// If no broker responds, or the configuration is invalid.
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
         let kafka = &options.kafka;
         let acknowledgements = Acknowledgements::new(options.max_in_flight, options.start.clone());
@@ -71,12 +69,12 @@ impl RdKafkaSink {
             &[
                 ("enable.idempotence", "true"),
                 ("acks", "all"),
-                // As Java clients do, so that all producers of a topic agree on the partition of a key.
+                // Like Java clients: all producers of a topic must assign a key to the same partition.
                 ("partitioner", "murmur2_random"),
                 ("linger.ms", LINGER_MS),
                 ("batch.size", &MAX_BATCH_BYTES.to_string()),
-                // A record that is given up makes a gap that later records of its key would fill, so
-                // the whole producer is given up with it. Short, because a successor waits for as long.
+                // An expired record leaves a gap that later records of its key would follow, so the whole
+                // producer is dropped. Short, because a successor waits this long.
                 (
                     "message.timeout.ms",
                     &kafka.delivery_timeout.as_millis().to_string(),
@@ -89,7 +87,7 @@ impl RdKafkaSink {
                 ("message.max.bytes", &kafka.max_record_bytes.to_string()),
             ],
         )?;
-        let context = Deliveries {
+        let context = DeliveryReports {
             acknowledgements: acknowledgements.clone(),
         };
         let failed = acknowledgements.clone();
@@ -98,18 +96,17 @@ impl RdKafkaSink {
             .map_err(|err| SinkError::Unavailable(err.to_string()))?;
         let producer = match producer {
             Ok(producer) => producer,
-            // librdkafka says of most mistakes that all brokers are down.
+            // librdkafka reports most configuration errors as "all brokers are down".
             Err(err) if kafka.properties.has_login() => return Err(err),
-            Err(err) => return Err(why_unreachable(kafka).await.unwrap_or(err)),
+            Err(err) => return Err(diagnose_connection(kafka).await.unwrap_or(err)),
         };
         let producer = Arc::new(producer);
-        // Well before librdkafka does so record by record.
+        // Before librdkafka expires single records.
         let limit = kafka.delivery_timeout * 3 / 4;
-        let watching =
-            give_up_as_a_whole(Arc::downgrade(&producer), acknowledgements.clone(), limit);
+        let watchdog = purge_on_failure(Arc::downgrade(&producer), acknowledgements.clone(), limit);
         Ok(Self {
             producer: Some(producer),
-            watching: tokio::spawn(watching),
+            watchdog: tokio::spawn(watchdog),
             acknowledgements,
             lease,
             limits: HashMap::new(),
@@ -117,9 +114,9 @@ impl RdKafkaSink {
         })
     }
 
-    /// Rejects what librdkafka would only let time out, a topic that is not there, and what the
-    /// broker would reject when records behind it are on their way already.
-    async fn check(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
+    /// Rejects a record for a missing topic, which librdkafka would let time out, and a record that is too large, which
+    /// the broker would reject after later records were sent.
+    async fn validate_record(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
         let bytes = batch_bytes(record);
         if self
             .limits
@@ -128,8 +125,8 @@ impl RdKafkaSink {
         {
             return Ok(());
         }
-        // New, or somebody may have raised its limit since.
-        let limit = self.fetch_limit(record.topic).await?;
+        // Unknown topic, or its limit may have been raised.
+        let limit = self.fetch_max_batch_bytes(record.topic).await?;
         self.limits.insert(record.topic.to_owned(), limit);
         if bytes > limit {
             return Err(SinkError::too_large(
@@ -142,30 +139,30 @@ impl RdKafkaSink {
         Ok(())
     }
 
-    /// How large a batch for this topic, and a record with it, may be.
-    async fn fetch_limit(&self, topic: &str) -> Result<usize, SinkError> {
+    /// Fetches the limit on the size of a batch for this topic.
+    async fn fetch_max_batch_bytes(&self, topic: &str) -> Result<usize, SinkError> {
         const LIMIT: &str = "max.message.bytes";
         let own = self.options.kafka.max_record_bytes;
         let admin: AdminClient<DefaultClientContext> = client_config(&self.options.kafka, &[])?
             .create()
             .map_err(unavailable)?;
-        // Of all topics, because asking for one would make it where brokers are set to do so.
-        let asking = move || {
+        // For all topics: a request for one topic would create it if the brokers allow that.
+        let fetch = move || {
             let metadata = admin.inner().fetch_metadata(None, METADATA_TIMEOUT);
             metadata.map(|metadata| (admin, metadata))
         };
-        let (admin, metadata) = tokio::task::spawn_blocking(asking)
+        let (admin, metadata) = tokio::task::spawn_blocking(fetch)
             .await
             .map_err(|err| SinkError::Unavailable(err.to_string()))?
             .map_err(unavailable)?;
         if metadata.topics().iter().all(|known| known.name() != topic) {
-            return Err(SinkError::rejected(topic, NOT_SEEN));
+            return Err(SinkError::rejected(topic, TOPIC_MISSING));
         }
         let options = AdminOptions::new().request_timeout(Some(METADATA_TIMEOUT));
         let resource = [ResourceSpecifier::Topic(topic)];
         let results = admin.describe_configs(&resource, &options).await;
         let config = results.map_err(unavailable)?.pop().and_then(Result::ok);
-        // Not allowed to ask: the broker will say.
+        // Without the permission to describe configurations the broker enforces the limit.
         let limit = config
             .as_ref()
             .and_then(|config| config.get(LIMIT)?.value.as_ref()?.parse::<usize>().ok());
@@ -179,7 +176,7 @@ fn unavailable(err: KafkaError) -> SinkError {
 
 impl Sink for RdKafkaSink {
     async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
-        self.check(record).await?;
+        self.validate_record(record).await?;
         let Some(producer) = &self.producer else {
             return Err(SinkError::Unavailable("closed".into()));
         };
@@ -190,7 +187,7 @@ impl Sink for RdKafkaSink {
                 value: Some(value),
             });
         }
-        self.acknowledgements.wait_for_room().await?;
+        self.acknowledgements.wait_for_capacity().await?;
         // librdkafka acknowledges the records of a batch one by one.
         let number = self.acknowledgements.begin_batch();
         let opaque = usize::try_from(number).unwrap_or(usize::MAX);
@@ -202,13 +199,13 @@ impl Sink for RdKafkaSink {
             self.lease.wait_until_valid().await;
             match producer.send(base_record) {
                 Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
-                    base_record = again;
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
+                    base_record = returned;
                     self.acknowledgements.ensure_usable()?;
                     tokio::time::sleep(QUEUE_FULL_PAUSE).await;
                 }
                 Err((err, _)) => {
-                    self.acknowledgements.take_back(number);
+                    self.acknowledgements.undo_begin(number);
                     return Err(classify(&err, record.topic));
                 }
             }
@@ -216,13 +213,13 @@ impl Sink for RdKafkaSink {
     }
 
     async fn validate_topic(&mut self, topic: &str) -> Result<(), SinkError> {
-        let limit = self.fetch_limit(topic).await?;
+        let limit = self.fetch_max_batch_bytes(topic).await?;
         self.limits.insert(topic.to_owned(), limit);
         Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), SinkError> {
-        // librdkafka sends by itself.
+        // librdkafka sends on its own thread.
         Ok(())
     }
 
@@ -241,8 +238,8 @@ impl Sink for RdKafkaSink {
 
 impl Drop for RdKafkaSink {
     fn drop(&mut self) {
-        self.watching.abort();
-        // Dropping it joins its thread, which blocks for a moment; until then it would go on sending.
+        self.watchdog.abort();
+        // Purged first because librdkafka sends until it is dropped. The drop blocks on joining its thread.
         if let Some(producer) = self.producer.take() {
             producer.purge(PurgeConfig::default().queue().inflight());
             std::thread::spawn(move || drop(producer));
@@ -250,17 +247,20 @@ impl Drop for RdKafkaSink {
     }
 }
 
-/// Waits until a broker answers, or until it is known that none will.
+/// Creates a producer, and waits until a broker responds or the connection fails.
 fn connect(
     config: &ClientConfig,
-    context: Deliveries,
+    context: DeliveryReports,
     acknowledgements: &Acknowledgements,
-) -> Result<ThreadedProducer<Deliveries>, SinkError> {
-    let producer: ThreadedProducer<Deliveries> =
+) -> Result<ThreadedProducer<DeliveryReports>, SinkError> {
+    let producer: ThreadedProducer<DeliveryReports> =
         config.create_with_context(context).map_err(unavailable)?;
     let deadline = Instant::now() + METADATA_TIMEOUT;
     loop {
-        match producer.client().fetch_metadata(None, LOOK_INTERVAL) {
+        match producer
+            .client()
+            .fetch_metadata(None, CONNECT_POLL_INTERVAL)
+        {
             Ok(_) => return Ok(producer),
             Err(err) if Instant::now() > deadline => return Err(unavailable(err)),
             Err(_) => acknowledgements.ensure_usable()?,
@@ -268,15 +268,14 @@ fn connect(
     }
 }
 
-/// Gives up everything at once when something fails, or the oldest record on its way is older than
-/// `limit`. By itself librdkafka gives up one record after the other and sends what is younger
-/// meanwhile, behind the gap.
-async fn give_up_as_a_whole(
-    producer: Weak<ThreadedProducer<Deliveries>>,
+/// Purges all records when one fails, or when the oldest in flight exceeds the age `limit`. librdkafka itself expires
+/// records one by one and would send younger records after the gap.
+async fn purge_on_failure(
+    producer: Weak<ThreadedProducer<DeliveryReports>>,
     acknowledgements: Acknowledgements,
     limit: Duration,
 ) {
-    // How many were sent by when.
+    // The number of records sent, by time.
     let mut sent: VecDeque<(u64, Instant)> = VecDeque::new();
     loop {
         tokio::select! {
@@ -295,7 +294,7 @@ async fn give_up_as_a_whole(
             sent.pop_front();
         }
         if sent.front().is_some_and(|(_, at)| now - *at > limit) {
-            let reason = format!("no acknowledgement within {limit:?}");
+            let reason = format!("no acknowledgement within {} s", limit.as_secs_f64());
             acknowledgements.fail(SinkError::Unavailable(reason));
             break;
         }
@@ -305,13 +304,13 @@ async fn give_up_as_a_whole(
     }
 }
 
-/// Hears of deliveries, on librdkafka's thread.
-struct Deliveries {
+/// Receives delivery reports, on librdkafka's thread.
+struct DeliveryReports {
     acknowledgements: Acknowledgements,
 }
 
-impl ClientContext for Deliveries {
-    /// Once a second and more often while a broker is away: what matters of it is said elsewhere.
+impl ClientContext for DeliveryReports {
+    /// At debug level: librdkafka logs every second while a broker is unreachable, and failures are reported elsewhere.
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "librdkafka");
     }
@@ -319,7 +318,7 @@ impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
         use RDKafkaErrorCode as Code;
         tracing::debug!(%error, reason, "librdkafka");
-        // An idle relay would not notice by itself that nobody is there to publish to.
+        // An idle relay would not notice otherwise that the brokers are unreachable.
         if let Some(Code::Fatal | Code::AllBrokersDown | Code::SSL | Code::Authentication) =
             error.rdkafka_error_code()
         {
@@ -329,7 +328,7 @@ impl ClientContext for Deliveries {
     }
 }
 
-impl ProducerContext<NoCustomPartitioner> for Deliveries {
+impl ProducerContext<NoCustomPartitioner> for DeliveryReports {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
@@ -340,7 +339,7 @@ impl ProducerContext<NoCustomPartitioner> for Deliveries {
     }
 }
 
-/// Tells what will never be taken from what a new producer may get through.
+/// Distinguishes rejections from errors after which a new producer may succeed.
 fn classify(err: &KafkaError, topic: &str) -> SinkError {
     use RDKafkaErrorCode as Code;
     match err.rdkafka_error_code() {

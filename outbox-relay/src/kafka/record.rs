@@ -1,22 +1,22 @@
-//! What a sink is given: a record of Kafka.
+//! Kafka records, the input of a sink.
 
 use crate::kafka::varint::{put_bytes, take_bytes};
 
-/// A record, ready to be sent. Everything is borrowed: nothing is copied before the sink does.
+/// A record to publish. All fields are borrowed; the sink makes the only copy.
 #[derive(Debug)]
 pub struct Record<'a> {
-    /// Where to.
+    /// The topic.
     pub topic: &'a str,
-    /// Records of one key go to one partition, in the order in which they are sent.
+    /// Records with the same key go to the same partition, in send order.
     pub key: &'a [u8],
-    /// The value; none is a tombstone.
+    /// The value; `None` is a tombstone.
     pub payload: Option<&'a [u8]>,
-    /// What comes beside it.
+    /// The headers.
     pub headers: &'a Headers,
 }
 
-/// The headers of one record, in the form that they have in a record batch: the name and the value of
-/// each, with their lengths before them. The next record uses the buffer again.
+/// The headers of one record, already encoded as in a record batch: length-prefixed names and values.
+/// The buffer is reused for the next record.
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
     encoded: Vec<u8>,
@@ -24,12 +24,12 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// How many there are.
+    /// The number of headers.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Name and value of each header, in order.
+    /// Iterates over names and values, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let mut rest = &self.encoded[..];
         std::iter::from_fn(move || {

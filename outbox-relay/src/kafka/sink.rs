@@ -1,92 +1,91 @@
-//! Where records go. The table is the retry buffer: a sink never tries again and keeps no more
-//! than its bound; on any error it is dropped, and a new one goes on from the checkpoint.
+//! The interface of Kafka producers. The outbox table is the retry buffer: a sink never retries and buffers no more
+//! than its limit. On any error it is dropped, and a new sink continues from the checkpoint.
 
 use std::{fmt::Display, time::Duration};
 
 use super::{Acknowledgements, Record};
 use crate::{config::KafkaConfig, postgres::Cursor};
 
-/// Takes records in order, and tells which are acknowledged.
+/// Publishes records in order and tracks their acknowledgements.
 pub trait Sink: Send {
-    /// Takes a record; waits for room while as much is in flight as may be. It may stay here until
-    /// [`flush`](Self::flush).
+    /// Sends a record, or buffers it until [`flush`](Self::flush). Waits while the limit on records in flight is
+    /// reached.
     ///
     /// # Errors
-    /// When this record will not be taken, or the sink is of no use any more. What was not
-    /// acknowledged may or may not arrive.
+    /// If the record is rejected, or the sink has failed. Unacknowledged records may or may not arrive.
     fn send(&mut self, record: &Record<'_>) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// Finds out whether records of this topic can be taken.
+    /// Checks that the topic exists and accepts records.
     ///
     /// # Errors
-    /// When there is no such topic, or the sink is of no use any more.
+    /// If the topic does not exist, or the sink has failed.
     fn validate_topic(&mut self, topic: &str)
     -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// Sends what is still here.
+    /// Sends the buffered records.
     ///
     /// # Errors
-    /// When the sink is of no use any more.
+    /// If the sink has failed.
     fn flush(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// Looks after itself; to be called between pages, and often while there is nothing to send.
+    /// Does periodic work. Call it between pages, and often while idle.
     ///
     /// # Errors
-    /// When the sink is of no use any more.
+    /// If the sink has failed.
     fn run_maintenance(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// What became of the records; stays valid beside [`send`](Self::send).
+    /// The state of the records sent so far.
     fn acknowledgements(&self) -> &Acknowledgements;
 
-    /// Whether the broker itself rejects what a predecessor of this sink still sends.
+    /// Returns whether the broker rejects records that a predecessor of this sink still sends.
     fn is_fenced(&self) -> bool;
 }
 
-/// How often a relay's sink asks its cluster whether anything has changed.
+/// The interval between metadata refreshes of a relay's sink.
 pub(crate) const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a sink is made with.
+/// The parameters of a sink.
 #[derive(Clone, Debug)]
 pub struct SinkOptions {
-    /// The brokers, and how long and how much may be on its way.
+    /// The brokers, timeouts and size limits.
     pub kafka: KafkaConfig,
-    /// Records in flight at most; up to the configured number.
+    /// The limit on records in flight; at most the configured number.
     pub max_in_flight: usize,
-    /// Where the source stands.
+    /// The source's checkpoint.
     pub start: Cursor,
-    /// How often the cluster is asked whether anything has changed, while nothing fails.
+    /// The interval between metadata refreshes.
     pub maintenance_interval: Duration,
-    /// Names the source towards the brokers, the same for all relays that could publish it. Kafka
-    /// calls it a transactional id.
+    /// The transactional id: identifies the source to the brokers, the same for all relays that could publish it.
     pub producer_name: String,
 }
 
-/// Why records don't get through.
+/// A failure to publish.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
-    /// Trying again with a new sink can help: the broker is away, slow, or not the leader.
-    #[error("Kafka doesn't take records: {0}")]
+    /// A new sink may succeed: the broker is unreachable, slow, or not the leader.
+    #[error("failed to produce to Kafka: {0}")]
     Unavailable(String),
-    /// A record will not be taken, however often it is tried.
-    #[error("a record of topic {topic} is rejected: {reason}")]
+    /// Kafka will never accept the record.
+    #[error("failed to produce to topic {topic}: {reason}")]
     Rejected {
-        /// Where the record was to go.
+        /// The record's topic.
         topic: String,
-        /// What the broker says.
+        /// The broker's reason.
         reason: String,
     },
-    /// Another relay has become the leader, and the broker rejects this one.
-    #[error("Kafka rejects this relay: another one publishes this source now")]
+    /// Another relay became the leader, and the broker rejects this one.
+    #[error("fenced: another relay publishes this source now")]
     Fenced,
 }
 
 impl SinkError {
     pub(super) fn too_large(topic: &str, bytes: usize, limit: usize, kafka: &KafkaConfig) -> Self {
-        let whose = match limit == kafka.max_record_bytes {
+        let setting = match limit == kafka.max_record_bytes {
             true => "kafka.max_record_bytes",
             false => "the topic's max.message.bytes",
         };
-        let reason = format!("it takes {bytes} bytes, and the limit is {limit}, by {whose}");
+        let reason =
+            format!("the record takes {bytes} bytes, which exceeds {setting} ({limit} bytes)");
         Self::rejected(topic, reason)
     }
 

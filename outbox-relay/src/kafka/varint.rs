@@ -1,16 +1,18 @@
-//! Numbers and lengths inside of Kafka's record batches: base 128, the lowest seven bits first, and
-//! signed so that small numbers of either sign are short. See
-//! <https://protobuf.dev/programming-guides/encoding/#signed-ints>, where Kafka has it from.
+//! Variable-length integers as in Kafka's record batches: base 128, least significant group first, signed with zigzag
+//! encoding. The same as in Protocol Buffers: <https://protobuf.dev/programming-guides/encoding/#signed-ints>.
 
-/// Appends a number.
+/// Appends a signed number.
 pub(crate) fn put_varint(out: &mut Vec<u8>, value: i64) {
     put_unsigned_varint(out, zigzag(value));
 }
 
-/// Appends a number without a sign, as lengths in the newer messages are encoded.
+/// Appends an unsigned number, as lengths in flexible message versions (KIP-482) are encoded.
 pub(crate) fn put_unsigned_varint(out: &mut Vec<u8>, mut rest: u64) {
     while rest >= 0x80 {
-        #[expect(clippy::cast_possible_truncation, reason = "seven bits and the mark")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "seven bits and the continuation bit"
+        )]
         out.push(rest as u8 | 0x80);
         rest >>= 7;
     }
@@ -18,32 +20,32 @@ pub(crate) fn put_unsigned_varint(out: &mut Vec<u8>, mut rest: u64) {
     out.push(rest as u8);
 }
 
-/// How many bytes a number takes.
+/// Returns the encoded length of a signed number, in bytes.
 pub(crate) fn varint_length(value: i64) -> usize {
     let bits = 64 - (zigzag(value) | 1).leading_zeros() as usize;
     bits.div_ceil(7)
 }
 
-/// Appends bytes, with their length before them.
+/// Appends length-prefixed bytes.
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, as_length(bytes.len()));
     out.extend_from_slice(bytes);
 }
 
-/// How many bytes such bytes take.
+/// Returns the encoded length of length-prefixed bytes.
 pub(crate) fn bytes_length(length: usize) -> usize {
     varint_length(as_length(length)) + length
 }
 
-/// Takes bytes off the front that [`put_bytes`] has put there.
+/// Removes and returns bytes that [`put_bytes`] wrote at the front.
 pub(crate) fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(take_varint(rest)?).ok()?;
-    let (bytes, behind) = rest.split_at_checked(length)?;
-    *rest = behind;
+    let (bytes, tail) = rest.split_at_checked(length)?;
+    *rest = tail;
     Some(bytes)
 }
 
-/// Lengths of what is in memory always fit.
+/// Converts a length. Lengths in memory always fit.
 pub(crate) fn as_length(length: usize) -> i64 {
     i64::try_from(length).unwrap_or(i64::MAX)
 }
@@ -51,8 +53,8 @@ pub(crate) fn as_length(length: usize) -> i64 {
 fn take_varint(rest: &mut &[u8]) -> Option<i64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
-        let (byte, behind) = rest.split_first()?;
-        *rest = behind;
+        let (byte, tail) = rest.split_first()?;
+        *rest = tail;
         value |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
@@ -73,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_number_is_as_long_as_said_and_survives(value: i64) {
+        fn a_number_round_trips_and_has_the_computed_length(value: i64) {
             let mut out = Vec::new();
             put_varint(&mut out, value);
             prop_assert_eq!(out.len(), varint_length(value));
@@ -83,13 +85,13 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
             let _ = take_bytes(&mut &bytes[..]);
         }
     }
 
     #[test]
-    fn small_numbers_of_either_sign_are_short() {
+    fn small_numbers_of_either_sign_take_few_bytes() {
         for (value, bytes) in [
             (0, vec![0]),
             (-1, vec![1]),

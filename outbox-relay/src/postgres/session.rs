@@ -247,7 +247,7 @@ fn connection_hint(err: &tokio_postgres::Error) -> Option<String> {
     let mut cause: &(dyn Error + 'static) = err;
     while let Some(next) = cause.source() {
         cause = next;
-        if let Some(way_out) = tls::way_out(cause, &SETTINGS) {
+        if let Some(way_out) = tls::hint_for(cause, &SETTINGS) {
             return Some(way_out);
         }
     }

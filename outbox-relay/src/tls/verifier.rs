@@ -14,11 +14,11 @@ use rustls::{
 
 use super::Verification;
 
-/// Looks at a server's certificate as closely as it is asked to. That the server has the key which
-/// belongs to it is checked in any case.
+/// Verifies a server's certificate as strictly as [`Verification`] says. The server must always prove that it
+/// has the certificate's key.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    /// None where any certificate will do.
+    /// `None` accepts any certificate.
     authorities: Option<Arc<WebPkiServerVerifier>>,
     any_name: bool,
     algorithms: WebPkiSupportedAlgorithms,
@@ -54,7 +54,7 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         };
         match authorities.verify_server_cert(certificate, intermediates, name, ocsp_response, now) {
-            // The name is looked at last, when all else is right.
+            // The name is checked last, after everything else.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.any_name => Ok(ServerCertVerified::assertion()),

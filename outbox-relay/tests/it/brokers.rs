@@ -1,10 +1,9 @@
-//! What becomes of the stream when brokers are killed, suspended, or lose the lead of partitions
-//! while rows are published.
+//! Brokers are killed, suspended, or lose leadership while rows are published.
 
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Kafka, KafkaCluster};
+use devstack::{Addresses, Kafka, KafkaCluster, WorkDir};
 use outbox_relay::{Level, check, config::SinkKind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -18,17 +17,17 @@ use crate::{
 };
 
 for_each_sink! {
-    a_stalled_broker_is_noticed_and_nothing_is_lost_in_it,
+    a_stalled_broker_is_detected_and_loses_nothing,
 }
 
 const STALLS: usize = 2;
-/// Several times as many rows as may be in flight.
+/// Several times the limit on rows in flight.
 const BACKLOG: usize = 6 * MAX_IN_FLIGHT_RECORDS;
 
-/// Both sinks at once: a cluster takes long to start, and each of its brokers to come back.
+/// Tests both sinks at once because starting a cluster and restarting its brokers is slow.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_while_brokers_go_in_turn() -> Result<()> {
-    let home = Arc::new(Home::new()?);
+async fn nothing_is_lost_during_a_rolling_failure_of_brokers() -> Result<()> {
+    let home = Arc::new(WorkDir::new()?);
     let mut cluster = KafkaCluster::start(&home).await?;
     let mut relays = Vec::new();
     for sink in [SinkKind::Kafka, SinkKind::RdKafka] {
@@ -40,18 +39,18 @@ async fn nothing_is_lost_while_brokers_go_in_turn() -> Result<()> {
         publish(&relays, 300).await?;
         cluster.process(id)?.kill_and_hold().await;
         cluster.wait_until_without(id).await?;
-        // The two that are left are enough, while the third starts.
+        // Two brokers suffice while the third restarts.
         cluster.process(id)?.release().await;
         publish(&relays, 300).await?;
         cluster.wait_until_in_sync().await?;
     }
-    // One that sleeps through the loss of its lead wakes with old requests in its hands.
+    // A broker suspended through the loss of its leadership resumes with old requests in its buffers.
     publish(&relays, 300).await?;
-    let sleeper = cluster.leader(&relays[0].topic).await?;
-    cluster.process(sleeper)?.suspend();
-    cluster.wait_until_without(sleeper).await?;
+    let suspended = cluster.leader(&relays[0].topic).await?;
+    cluster.process(suspended)?.suspend();
+    cluster.wait_until_without(suspended).await?;
     publish(&relays, 300).await?;
-    cluster.process(sleeper)?.resume();
+    cluster.process(suspended)?.resume();
     cluster.wait_until_in_sync().await?;
     publish(&relays, 300).await?;
     for relay in relays {
@@ -63,9 +62,9 @@ async fn nothing_is_lost_while_brokers_go_in_turn() -> Result<()> {
     Ok(())
 }
 
-/// Whoever answers at a broker's address may be no broker. Nothing that it says ends the process, before a login either.
+/// The peer at a broker's address may not be a broker. No response may abort the process, even before authentication.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_announces_four_billion_elements_is_rejected() -> Result<()> {
+async fn a_response_that_announces_four_billion_elements_is_an_error() -> Result<()> {
     let mut setup = Setup::new("announces", SinkKind::Kafka).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     setup.brokers = listener.local_addr()?.to_string();
@@ -73,7 +72,7 @@ async fn a_broker_that_announces_four_billion_elements_is_rejected() -> Result<(
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 12];
             stream.read_exact(&mut request).await?;
-            // Its length, the call's number, no error, and an array.
+            // Length, correlation id, error code 0, and an array.
             let answer = [
                 &[0, 0, 0, 11][..],
                 &request[8..12],
@@ -98,8 +97,8 @@ async fn publish(relays: &[Running], more: usize) -> Result<()> {
     Ok(())
 }
 
-async fn a_stalled_broker_is_noticed_and_nothing_is_lost_in_it(sink: SinkKind) -> Result<()> {
-    let home = Arc::new(Home::new()?);
+async fn a_stalled_broker_is_detected_and_loses_nothing(sink: SinkKind) -> Result<()> {
+    let home = Arc::new(WorkDir::new()?);
     let kafka = Kafka::start(&home).await?;
     let topic = Addresses::unique_name("stalled");
     kafka.create_topic(&topic, 3, &[COMPACTED]).await?;
@@ -111,7 +110,7 @@ async fn a_stalled_broker_is_noticed_and_nothing_is_lost_in_it(sink: SinkKind) -
             .write_at_once(BACKLOG, &format!("backlog-{stall}"))
             .await?;
         let text = running.wait_for_readiness(503).await?;
-        assert!(text.contains("Kafka doesn't take records: "), "{text}");
+        assert!(text.contains("failed to produce to Kafka: "), "{text}");
         kafka.process.resume();
         running.wait_for_readiness(200).await?;
         running.publish(BACKLOG).await?;
@@ -119,8 +118,8 @@ async fn a_stalled_broker_is_noticed_and_nothing_is_lost_in_it(sink: SinkKind) -
     let audit = running.end().await?;
     let wrong = (audit.lost, audit.phantom, audit.inverted);
     assert_eq!(wrong, (0, 0, 0), "{audit}");
-    // A broker that wakes may still work on what it held, behind what the next producer sent. Only
-    // the `kafka` sink has it reject that (decision 4).
+    // A resumed broker may still process old requests after those of the next producer. Only the `kafka` sink makes the
+    // broker reject them (ADR 4).
     if sink == SinkKind::Kafka {
         assert_eq!(audit.stale, 0, "{audit}");
     }

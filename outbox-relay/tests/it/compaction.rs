@@ -1,9 +1,9 @@
-//! What Kafka's own compaction leaves of what was published.
+//! Kafka's log compaction of published records.
 
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Kafka, Record, eventually};
+use devstack::{Addresses, Kafka, Record, WorkDir, eventually};
 use outbox_relay::config::SinkKind;
 
 use crate::{
@@ -11,19 +11,19 @@ use crate::{
     running::{COMPACTED, Running},
 };
 
-/// Segments end after a moment, and the cleaner looks at every one that did.
+/// Small segments, compacted soon after they are closed.
 const EAGER: [(&str, &str); 4] = [
     COMPACTED,
     ("segment.ms", "100"),
     ("max.compaction.lag.ms", "100"),
     ("min.cleanable.dirty.ratio", "0.01"),
 ];
-/// The segment that is written to is never cleaned; a record of this key begins the next one.
+/// The active segment is never compacted; a record with this key rolls it.
 const FILLER: &str = "filler";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn compaction_leaves_the_newest_version_of_every_key_as_it_was() -> Result<()> {
-    let home = Arc::new(Home::new()?);
+async fn compaction_keeps_the_newest_version_of_every_key_unchanged() -> Result<()> {
+    let home = Arc::new(WorkDir::new()?);
     let settings = ["log.cleaner.backoff.ms=100"];
     let kafka = Kafka::start_with_settings(&home, &settings).await?;
     let topic = Addresses::unique_name("compacted");
@@ -45,7 +45,10 @@ async fn compaction_leaves_the_newest_version_of_every_key_as_it_was() -> Result
 
     let records = eventually("one record of each key", async || {
         session.write(&topic, FILLER).await?;
-        let mut records = running.records().await.context("a broker that answers")?;
+        let mut records = running
+            .records()
+            .await
+            .context("the broker did not respond")?;
         records.retain(|record| record.key != FILLER);
         Ok((records.len() == newest.len()).then_some(records))
     })

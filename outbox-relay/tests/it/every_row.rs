@@ -238,7 +238,7 @@ async fn a_relay_is_ready_only_after_it_has_read_a_page(sink: SinkKind) -> Resul
         let relay = setup.start().await?;
         let is_page = word.starts_with("copy");
         never_ready_while(&relay, async || {
-            proxy.has_fallen_silent().await?;
+            proxy.wait_until_triggered().await?;
             match is_page {
                 // A page may take longer than a test.
                 true => tokio::time::sleep(Duration::from_secs(2)).await,
@@ -249,7 +249,7 @@ async fn a_relay_is_ready_only_after_it_has_read_a_page(sink: SinkKind) -> Resul
         .await
         .context(word)?;
         if !is_page {
-            proxy.speak();
+            proxy.make_transparent();
             relay.wait_for_readiness(200).await?;
         }
         relay.stop().await?;

@@ -161,15 +161,15 @@ mistakes! {
     };
     a_port_that_speaks_something_else_than_kafka: Mistake {
         change: |parts| parts.brokers = parts.server.clone(),
-        check: &["Kafka doesn't take records", "a Kafka listener"],
-        run: Run::NotReady(&["Kafka doesn't take records", "Check that the brokers are running"]),
+        check: &["failed to produce to Kafka", "a Kafka listener"],
+        run: Run::NotReady(&["failed to produce to Kafka", "Check that the brokers are running"]),
         ..MISTAKE
     };
     missing_topic: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version)
               values ('missing.v1', 'a', 'made', 1)",
         check: &["topic missing.v1 does not exist. Hint: Create it"],
-        run: Run::NotReady(&["missing.v1 is rejected: there is no such topic", "Create the topic"]),
+        run: Run::NotReady(&["failed to produce to topic missing.v1: the topic does not exist", "Create the topic"]),
         ..MISTAKE
     };
     missing_dead_letter_topic: Mistake {

@@ -1,4 +1,4 @@
-//! Connections that nobody listens in on, on both sides of the relay, and who is let in.
+//! TLS and authentication, to Kafka and to Postgres.
 
 pub(crate) mod broker;
 pub(crate) mod certificates;

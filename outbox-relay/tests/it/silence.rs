@@ -1,4 +1,4 @@
-//! A way to Postgres on which everything falls silent once a certain statement is sent.
+//! A Postgres proxy that silently drops all traffic of a connection after a certain statement.
 
 use std::{
     io,
@@ -22,57 +22,58 @@ use tokio::{
 /// A proxy in front of a Postgres.
 pub(crate) struct SilentProxy {
     url: String,
-    speaks: Arc<AtomicBool>,
-    has_fallen_silent: Arc<AtomicBool>,
+    is_transparent: Arc<AtomicBool>,
+    has_triggered: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
 impl SilentProxy {
-    /// Leads to this database. A connection on which `word` is sent passes on nothing more, in either direction.
-    pub(crate) async fn start(database_url: &str, word: &'static str) -> Result<Self> {
+    /// Starts a proxy for this database. After a client sends `trigger`, nothing is forwarded on its connection, in
+    /// either direction.
+    pub(crate) async fn start(database_url: &str, trigger: &'static str) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (user, place) = database_url.rsplit_once('@').context("a URL with a user")?;
         let (server, name) = place.split_once('/').context("a URL with a database")?;
         let url = format!("{user}@{}/{name}", listener.local_addr()?);
-        let speaks = Arc::new(AtomicBool::new(false));
-        let has_fallen_silent = Arc::new(AtomicBool::new(false));
-        let (server, always, fell) = (
+        let is_transparent = Arc::new(AtomicBool::new(false));
+        let has_triggered = Arc::new(AtomicBool::new(false));
+        let (server, transparent, triggered) = (
             server.to_owned(),
-            Arc::clone(&speaks),
-            Arc::clone(&has_fallen_silent),
+            Arc::clone(&is_transparent),
+            Arc::clone(&has_triggered),
         );
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = server.clone();
-                let word = (!always.load(Ordering::Acquire)).then_some(word.as_bytes());
-                let fell = Arc::clone(&fell);
+                let trigger = (!transparent.load(Ordering::Acquire)).then_some(trigger.as_bytes());
+                let triggered = Arc::clone(&triggered);
                 tokio::spawn(async move {
-                    // A side that has gone ends the connection.
-                    let _ = pass(client, &server, word, &fell).await;
+                    // An error means that one side closed the connection.
+                    let _ = forward(client, &server, trigger, &triggered).await;
                 });
             }
         });
         Ok(Self {
             url,
-            speaks,
-            has_fallen_silent,
+            is_transparent,
+            has_triggered,
             accepting,
         })
     }
 
-    /// Waits until the word was sent.
-    pub(crate) async fn has_fallen_silent(&self) -> Result<()> {
-        let fell = async || Ok(self.has_fallen_silent.load(Ordering::Acquire).then_some(()));
-        eventually("silence", fell).await
+    /// Waits until a client has sent the trigger.
+    pub(crate) async fn wait_until_triggered(&self) -> Result<()> {
+        let triggered = async || Ok(self.has_triggered.load(Ordering::Acquire).then_some(()));
+        eventually("the trigger was sent", triggered).await
     }
 
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Lets new connections pass everything.
-    pub(crate) fn speak(&self) {
-        self.speaks.store(true, Ordering::Release);
+    /// Forwards everything on new connections.
+    pub(crate) fn make_transparent(&self) {
+        self.is_transparent.store(true, Ordering::Release);
     }
 }
 
@@ -82,11 +83,11 @@ impl Drop for SilentProxy {
     }
 }
 
-async fn pass(
+async fn forward(
     client: TcpStream,
     server: &str,
-    word: Option<&[u8]>,
-    fell: &AtomicBool,
+    trigger: Option<&[u8]>,
+    triggered: &AtomicBool,
 ) -> io::Result<()> {
     let server = TcpStream::connect(server).await?;
     client.set_nodelay(true)?;
@@ -95,8 +96,8 @@ async fn pass(
         (client.into_split(), server.into_split());
     let is_silent = AtomicBool::new(false);
     tokio::try_join!(
-        copy(from_client, to_server, &is_silent, word, fell),
-        copy(from_server, to_client, &is_silent, None, fell),
+        copy(from_client, to_server, &is_silent, trigger, triggered),
+        copy(from_server, to_client, &is_silent, None, triggered),
     )?;
     Ok(())
 }
@@ -105,25 +106,25 @@ async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     is_silent: &AtomicBool,
-    word: Option<&[u8]>,
-    fell: &AtomicBool,
+    trigger: Option<&[u8]>,
+    triggered: &AtomicBool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = from.read(&mut buffer).await?;
         if length == 0 {
             if is_silent.load(Ordering::Acquire) {
-                // Nor does it pass on that the other side has gone.
+                // The close is not forwarded either.
                 std::future::pending::<()>().await;
             }
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let sent = &buffer[..length];
-        let has_word =
-            word.is_some_and(|word| sent.windows(word.len()).any(|window| window == word));
-        if has_word {
+        let has_trigger = trigger
+            .is_some_and(|trigger| sent.windows(trigger.len()).any(|window| window == trigger));
+        if has_trigger {
             is_silent.store(true, Ordering::Release);
-            fell.store(true, Ordering::Release);
+            triggered.store(true, Ordering::Release);
         }
         if !is_silent.load(Ordering::Acquire) {
             to.write_all(sent).await?;

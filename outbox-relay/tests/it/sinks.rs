@@ -1,9 +1,9 @@
-//! The contract of a sink, which each of them has to keep.
+//! The contract that every sink must fulfill.
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Kafka, PATIENCE, Record as Stored};
+use devstack::{Addresses, Kafka, PATIENCE, Record as Stored, WorkDir};
 use outbox_relay::{
     config::{KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind},
     kafka::{
@@ -15,50 +15,50 @@ use outbox_relay::{
 use crate::{for_each_sink, secure::broker::SecureBroker};
 
 for_each_sink! {
-    a_sink_that_failed_sends_nothing_behind_what_it_gave_up,
+    a_failed_sink_sends_no_record_after_one_it_dropped,
 }
 
-/// A test for each of these functions, each sink, and each way to a broker.
-macro_rules! for_each_way {
+/// Generates a test for every function, sink, and kind of connection.
+macro_rules! for_each_variant {
     ($($test:ident,)*) => {
-        for_each_way!(@way plain_kafka, Way::plain(SinkKind::Kafka), $($test,)*);
-        for_each_way!(@way plain_rdkafka, Way::plain(SinkKind::RdKafka), $($test,)*);
-        for_each_way!(@way secure_kafka, Way::secure(SinkKind::Kafka), $($test,)*);
-        for_each_way!(@way secure_rdkafka, Way::secure(SinkKind::RdKafka), $($test,)*);
+        for_each_variant!(@variant plain_kafka, Variant::plain(SinkKind::Kafka), $($test,)*);
+        for_each_variant!(@variant plain_rdkafka, Variant::plain(SinkKind::RdKafka), $($test,)*);
+        for_each_variant!(@variant secure_kafka, Variant::secure(SinkKind::Kafka), $($test,)*);
+        for_each_variant!(@variant secure_rdkafka, Variant::secure(SinkKind::RdKafka), $($test,)*);
     };
-    (@way $name:ident, $way:expr, $($test:ident,)*) => {
+    (@variant $name:ident, $variant:expr, $($test:ident,)*) => {
         mod $name {
-            use super::{SinkKind, Way};
+            use super::{SinkKind, Variant};
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $test() -> anyhow::Result<()> {
-                super::$test($way).await
+                super::$test($variant).await
             })*
         }
     };
 }
 
-for_each_way! {
-    records_arrive_as_they_are_and_in_order,
+for_each_variant! {
+    records_arrive_unchanged_and_in_order,
     both_sinks_agree_on_the_partition_of_a_key,
-    large_records_go_out_beside_small_ones,
-    a_topic_that_is_not_there_is_rejected_by_name,
+    large_and_small_records_are_published_together,
+    a_missing_topic_is_rejected_by_name,
     nothing_is_sent_without_the_lease,
 }
 
-/// Leaders that are replaced while they hold a record.
+/// The number of leaders replaced while they hold a record.
 const ZOMBIES: u32 = 100;
-/// Of one key, while a broker is suspended.
+/// The versions of one key sent while a broker is suspended.
 const VERSIONS: u32 = 40;
 
-/// A sink, and the way by which it reaches a broker.
+/// A sink, and the security of its connection.
 #[derive(Clone, Copy)]
-struct Way {
+struct Variant {
     sink: SinkKind,
-    /// By TLS, with a login by SCRAM.
+    /// With TLS and SCRAM.
     is_secure: bool,
 }
 
-impl Way {
+impl Variant {
     const fn plain(sink: SinkKind) -> Self {
         Self {
             sink,
@@ -74,26 +74,26 @@ impl Way {
     }
 }
 
-/// What a test needs to open sinks that write to a topic of its own.
+/// Opens sinks that write to the test's own topic.
 struct Setup {
     kind: SinkKind,
     topic: String,
-    /// Where tests make topics, and read them.
+    /// Used to create and read topics.
     plain_brokers: String,
     options: SinkOptions,
 }
 
 impl Setup {
     async fn new(test: &str, kind: SinkKind) -> Result<Self> {
-        Self::by(test, Way::plain(kind)).await
+        Self::for_variant(test, Variant::plain(kind)).await
     }
 
-    async fn by(test: &str, way: Way) -> Result<Self> {
-        let (kind, topic) = (way.sink, Addresses::unique_name(test));
-        let (brokers, plain_brokers, security) = if way.is_secure {
+    async fn for_variant(test: &str, variant: Variant) -> Result<Self> {
+        let (kind, topic) = (variant.sink, Addresses::unique_name(test));
+        let (brokers, plain_brokers, security) = if variant.is_secure {
             let broker = SecureBroker::shared();
             broker.kafka.create_topic(&topic, 4, &[]).await?;
-            (&*broker.ports.login, broker.kafka.brokers(), broker.login())
+            (&*broker.ports.sasl, broker.kafka.brokers(), broker.scram())
         } else {
             let shared = Addresses::shared();
             shared.create_topic(&topic, 4).await?;
@@ -132,7 +132,7 @@ impl Setup {
         })
     }
 
-    /// Sends so many records of each key, and waits for the acknowledgements.
+    /// Sends `each` records per key, and waits for the acknowledgements.
     async fn send(&self, keys: &[&str], each: i64) -> Result<Vec<Stored>> {
         let mut sink = self.open(unlimited()).await?;
         for version in 1..=each {
@@ -145,13 +145,13 @@ impl Setup {
         self.read().await
     }
 
-    /// Everything that stands in the topic now.
+    /// Reads all records of the topic.
     async fn read(&self) -> Result<Vec<Stored>> {
         devstack::read_topic(&self.plain_brokers, &self.topic).await
     }
 }
 
-/// A lease that does not run out within a test.
+/// A lease that does not expire during a test.
 fn unlimited() -> Lease {
     Lease::new(Duration::MAX)
 }
@@ -194,7 +194,7 @@ impl AnySink {
         }
     }
 
-    /// Sends what is still in the sink, and waits until all is acknowledged.
+    /// Flushes the sink, and waits for all acknowledgements.
     async fn deliver(&mut self) -> Result<(), SinkError> {
         self.flush().await?;
         let in_flight = self.acknowledgements();
@@ -204,11 +204,11 @@ impl AnySink {
     }
 }
 
-async fn records_arrive_as_they_are_and_in_order(way: Way) -> Result<()> {
-    let setup = Setup::by("ordered", way).await?;
+async fn records_arrive_unchanged_and_in_order(variant: Variant) -> Result<()> {
+    let setup = Setup::for_variant("ordered", variant).await?;
     let keys: Vec<String> = (0..40).map(|key| format!("key-{key}")).collect();
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    // More than may be in flight at once.
+    // More than the limit on records in flight.
     let stored = setup.send(&keys, 200).await?;
     assert_eq!(stored.len(), 8_000);
     let mut newest = HashMap::new();
@@ -233,12 +233,12 @@ async fn records_arrive_as_they_are_and_in_order(way: Way) -> Result<()> {
     Ok(())
 }
 
-async fn both_sinks_agree_on_the_partition_of_a_key(way: Way) -> Result<()> {
-    let other = match way.sink {
+async fn both_sinks_agree_on_the_partition_of_a_key(variant: Variant) -> Result<()> {
+    let other = match variant.sink {
         SinkKind::Kafka => SinkKind::RdKafka,
         SinkKind::RdKafka => SinkKind::Kafka,
     };
-    let mut setup = Setup::by("partitions", way).await?;
+    let mut setup = Setup::for_variant("partitions", variant).await?;
     let keys: Vec<String> = (0..200)
         .map(|key| "k".repeat(key % 9) + &key.to_string())
         .collect();
@@ -254,8 +254,8 @@ async fn both_sinks_agree_on_the_partition_of_a_key(way: Way) -> Result<()> {
     Ok(())
 }
 
-async fn large_records_go_out_beside_small_ones(way: Way) -> Result<()> {
-    let setup = Setup::by("large", way).await?;
+async fn large_and_small_records_are_published_together(variant: Variant) -> Result<()> {
+    let setup = Setup::for_variant("large", variant).await?;
     let mut sink = setup.open(unlimited()).await?;
     let lengths = [10, 900_000, 20, 400_000, 400_000, 400_000, 30];
     for (index, length) in lengths.into_iter().enumerate() {
@@ -276,24 +276,24 @@ async fn large_records_go_out_beside_small_ones(way: Way) -> Result<()> {
     Ok(())
 }
 
-async fn a_topic_that_is_not_there_is_rejected_by_name(way: Way) -> Result<()> {
-    let setup = Setup::by("missing", way).await?;
+async fn a_missing_topic_is_rejected_by_name(variant: Variant) -> Result<()> {
+    let setup = Setup::for_variant("missing", variant).await?;
     let mut sink = setup.open(unlimited()).await?;
-    let sent = sink.send("nobody.made.this", "a", Some(b"1")).await;
+    let sent = sink.send("missing.topic", "a", Some(b"1")).await;
     let rejected = match sent {
         Ok(()) => sink.deliver().await,
         rejected => rejected,
     };
-    let err = rejected.err().context("it was taken")?;
+    let err = rejected.err().context("the record was accepted")?;
     assert!(
-        matches!(&err, SinkError::Rejected { topic, .. } if topic == "nobody.made.this"),
+        matches!(&err, SinkError::Rejected { topic, .. } if topic == "missing.topic"),
         "{err}"
     );
     Ok(())
 }
 
-async fn nothing_is_sent_without_the_lease(way: Way) -> Result<()> {
-    let setup = Setup::by("lease", way).await?;
+async fn nothing_is_sent_without_the_lease(variant: Variant) -> Result<()> {
+    let setup = Setup::for_variant("lease", variant).await?;
     let mut sink = setup.open(Lease::new(Duration::ZERO)).await?;
     let sending = async {
         sink.send(&setup.topic, "a", Some(b"1")).await?;
@@ -305,10 +305,10 @@ async fn nothing_is_sent_without_the_lease(way: Way) -> Result<()> {
     Ok(())
 }
 
-/// When a record was given up, what was to follow it stays away: else its successor, who sends all of
-/// them once more, would put the first ones behind the last.
-async fn a_sink_that_failed_sends_nothing_behind_what_it_gave_up(kind: SinkKind) -> Result<()> {
-    let home = Arc::new(Home::new()?);
+/// After a sink drops a record, it must not send later ones: its successor sends all of them again, and old versions would
+/// follow new ones.
+async fn a_failed_sink_sends_no_record_after_one_it_dropped(kind: SinkKind) -> Result<()> {
+    let home = Arc::new(WorkDir::new()?);
     let kafka = Kafka::start(&home).await?;
     let mut setup = Setup::new("given_up", kind).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
@@ -320,7 +320,7 @@ async fn a_sink_that_failed_sends_nothing_behind_what_it_gave_up(kind: SinkKind)
     kafka.process.suspend();
     let in_flight = sink.acknowledgements().clone();
     let sending = async {
-        // Over almost as long as a record may take, so that some are given up before others.
+        // Spread over almost the delivery timeout, so that some records expire before others.
         for version in 1..=VERSIONS {
             let payload = version.to_string();
             sink.send(&setup.topic, "a", Some(payload.as_bytes()))
@@ -350,7 +350,7 @@ async fn a_sink_that_failed_sends_nothing_behind_what_it_gave_up(kind: SinkKind)
     for record in devstack::read_topic(kafka.brokers(), &setup.topic).await? {
         let text = String::from_utf8(record.payload.context("a payload")?)?;
         let version: u32 = text.parse()?;
-        assert!(version <= newest + 1, "{version} came behind {newest}");
+        assert!(version <= newest + 1, "{version} follows {newest}");
         newest = newest.max(version);
     }
     assert_eq!(newest, VERSIONS);
@@ -358,16 +358,15 @@ async fn a_sink_that_failed_sends_nothing_behind_what_it_gave_up(kind: SinkKind)
     Ok(())
 }
 
-/// A paused leader must not put an old version behind a newer one. Once a successor has written to
-/// a partition, the broker rejects the predecessor there.
+/// A paused leader must not write an old version after a newer one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_predecessor_is_fenced_off_by_the_broker() -> Result<()> {
+async fn the_broker_fences_a_predecessor() -> Result<()> {
     let setup = Setup::new("fenced", SinkKind::Kafka).await?;
     let mut old = setup.open(unlimited()).await?;
     old.send(&setup.topic, "a", Some(b"1")).await?;
     old.deliver().await?;
     let mut new = setup.open(unlimited()).await?;
-    // Where the successor has not written yet it is no harm: it will send the same, and more.
+    // Harmless where the successor has not written yet: it will send the same records again.
     old.send(&setup.topic, "a", Some(b"2")).await?;
     old.deliver().await?;
     new.send(&setup.topic, "a", Some(b"2")).await?;
@@ -386,15 +385,14 @@ async fn a_predecessor_is_fenced_off_by_the_broker() -> Result<()> {
     Ok(())
 }
 
-/// The same, many times: what a paused leader still holds is rejected, each time and whatever it is.
-/// Without its lease, which would keep it from trying.
+/// Repeats the takeover many times. The predecessor keeps its lease, which would otherwise stop it.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_predecessor_ever_gets_behind_its_successor() -> Result<()> {
+async fn a_predecessor_never_writes_after_its_successor() -> Result<()> {
     let setup = Setup::new("zombies", SinkKind::Kafka).await?;
     let mut sink = setup.open(unlimited()).await?;
     let mut rejected = 0;
     for round in 0..ZOMBIES {
-        // Over all partitions in turn.
+        // Cycles through all partitions.
         let key = format!("key-{}", round % 7);
         let versions = |turn: u32| (2 * round + turn).to_string().into_bytes();
         let mut zombie = sink;
@@ -420,7 +418,7 @@ async fn no_predecessor_ever_gets_behind_its_successor() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
+async fn an_idle_sink_detects_a_dead_broker() -> Result<()> {
     let servers = devstack::Servers::start(&[]).await?;
     let mut setup = Setup::new("idle", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = servers.addresses().brokers().to_owned();
@@ -435,9 +433,9 @@ async fn a_broker_that_goes_is_noticed_by_an_idle_sink() -> Result<()> {
     Ok(())
 }
 
-/// A broker answers for several topics in an order of its own.
+/// A broker lists several topics in any order.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_topics_that_have_not_changed_are_no_change() -> Result<()> {
+async fn many_unchanged_topics_are_not_reported_as_changed() -> Result<()> {
     let mut setup = Setup::new("many", SinkKind::Kafka).await?;
     setup.options.maintenance_interval = Duration::ZERO;
     let AnySink::Kafka(mut sink) = setup.open(unlimited()).await? else {
@@ -459,11 +457,11 @@ async fn many_topics_that_have_not_changed_are_no_change() -> Result<()> {
     Ok(())
 }
 
-/// A broker that knows nothing of a producer takes a batch of any sequence: the second one, too, if
-/// it could not take the first. So nothing follows a partition's first batch before its answer.
+/// A broker without state of a producer accepts any sequence, also that of the second batch after a failure of the first.
+/// Therefore nothing may follow a partition's first batch before its response.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_batch_of_a_partition_travels_alone() -> Result<()> {
-    let home = Arc::new(Home::new()?);
+async fn the_first_batch_of_a_partition_is_sent_alone() -> Result<()> {
+    let home = Arc::new(WorkDir::new()?);
     let kafka = Kafka::start(&home).await?;
     let mut setup = Setup::new("alone", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
@@ -473,7 +471,7 @@ async fn the_first_batch_of_a_partition_travels_alone() -> Result<()> {
         kafka.create_topic(topic, 1, &[]).await?;
     }
     let mut sink = setup.open(unlimited()).await?;
-    // It connects for the first batch of all, and asks for a topic with its first record.
+    // The first batch opens the connection, and the first record of a topic fetches its metadata.
     sink.send(known, "a", Some(b"1")).await?;
     sink.deliver().await?;
     sink.send(new, "a", Some(b"1")).await?;
@@ -484,7 +482,10 @@ async fn the_first_batch_of_a_partition_travels_alone() -> Result<()> {
     {
         let mut flushing = pin!(sink.flush());
         let second = tokio::time::timeout(Duration::from_secs(1), &mut flushing).await;
-        assert!(second.is_err(), "it went out behind the first one");
+        assert!(
+            second.is_err(),
+            "the second batch was sent before the response to the first"
+        );
         kafka.process.resume();
         flushing.await?;
     }
@@ -501,12 +502,12 @@ async fn the_first_batch_of_a_partition_travels_alone() -> Result<()> {
     Ok(())
 }
 
-/// Brokers close what was idle for long, after ten minutes by default. That is no failure, above all
-/// not of the partitions that other brokers lead.
+/// Brokers close idle connections, after ten minutes by default. This must not fail the sink, which may have other
+/// brokers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_was_idle_for_long_is_recreated() -> Result<()> {
-    let home = Arc::new(Home::new()?);
-    // Longer than a busy machine takes between two calls.
+async fn a_connection_closed_while_idle_is_reopened() -> Result<()> {
+    let home = Arc::new(WorkDir::new()?);
+    // Longer than the pause between two requests on a busy machine.
     let kafka = Kafka::start_with_settings(&home, &["connections.max.idle.ms=2000"]).await?;
     let mut setup = Setup::new("idle_long", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
@@ -523,9 +524,9 @@ async fn a_connection_that_was_idle_for_long_is_recreated() -> Result<()> {
     Ok(())
 }
 
-/// A key may belong to another partition then. The relay opens a new sink, which knows.
+/// Keys may then belong to other partitions. The relay opens a new sink.
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_that_are_added_are_noticed() -> Result<()> {
+async fn added_partitions_are_detected() -> Result<()> {
     let setup = Setup::new("grown", SinkKind::Kafka).await?;
     let mut sink = setup.open(unlimited()).await?;
     sink.send(&setup.topic, "a", Some(b"1")).await?;
@@ -534,7 +535,7 @@ async fn partitions_that_are_added_are_noticed() -> Result<()> {
     let AnySink::Kafka(mut sink) = sink else {
         unreachable!("opened as such")
     };
-    let tending = async {
+    let maintaining = async {
         loop {
             if let Err(err) = sink.run_maintenance().await {
                 break err;
@@ -542,10 +543,13 @@ async fn partitions_that_are_added_are_noticed() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let noticed = tokio::time::timeout(PATIENCE, tending).await?;
-    let text = format!("topic {} has 6 partitions now, and had 4", setup.topic);
-    assert_eq!(noticed, SinkError::Unavailable(text));
-    // The next one knows them all.
+    let failure = tokio::time::timeout(PATIENCE, maintaining).await?;
+    let text = format!(
+        "partition count of topic {} changed from 4 to 6",
+        setup.topic
+    );
+    assert_eq!(failure, SinkError::Unavailable(text));
+    // A new sink uses all partitions.
     let keys: Vec<String> = (0..60).map(|key| key.to_string()).collect();
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let stored = setup.send(&keys, 1).await?;

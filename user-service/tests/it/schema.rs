@@ -8,6 +8,6 @@ use crate::harness::TestService;
 async fn the_declared_schema_matches_the_migrated_database() -> Result<()> {
     let service = TestService::start("schema").await?;
     let declared = include_str!("../../src/schema.rs");
-    service.sql.check_schema(declared).await?;
+    service.sql.validate_schema(declared).await?;
     service.stop().await
 }

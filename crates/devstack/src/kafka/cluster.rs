@@ -9,51 +9,50 @@ use rdkafka::{
 use rustix::process::Signal;
 
 use super::{LIGHT_JVM, node::Node, topics};
-use crate::{home::Home, processes::Process, progress::step, waiting::eventually};
+use crate::{processes::Process, progress::step, waiting::eventually, work_dir::WorkDir};
 
 const SETTINGS: &str = include_str!("../../kafka/cluster.properties");
 const NODES: usize = 3;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
-/// A broker that says nothing for so long is asked no more: another one knows as well.
-const SILENCE_LIMIT_MS: &str = "1000";
+/// The client's timeout for a suspended broker, after which it asks another one.
+const SOCKET_TIMEOUT_MS: &str = "1000";
 
-/// Three Apache Kafka brokers that are the controllers too: any one of them can be killed, and
-/// everything goes on after an election. One that was killed comes back by itself.
+/// Three Apache Kafka brokers that are also controllers. The cluster tolerates the loss of one; a killed broker is
+/// restarted.
 pub struct KafkaCluster {
     processes: [Process; NODES],
     brokers: String,
     client: Arc<BaseProducer>,
 }
 
-/// A partition of a topic, as a broker knows it: a moment late perhaps.
+/// The state of a partition from a broker's metadata, which may be slightly outdated.
 struct Partition {
     topic: String,
-    /// -1 while nobody leads it.
+    /// -1 during an election.
     leader: i32,
-    /// The brokers that have all of it.
+    /// The in-sync replicas.
     in_sync: Vec<i32>,
 }
 
 impl KafkaCluster {
-    /// The ids of the brokers.
     pub const IDS: [i32; NODES] = [1, 2, 3];
 
-    /// Starts the brokers in `home`, all at once.
+    /// Starts the brokers in `home`.
     ///
     /// # Errors
-    /// As of [`Kafka::start`](super::Kafka::start).
-    pub async fn start(home: &Arc<Home>) -> Result<Self> {
-        // At the end nothing of them is needed, and without each other they end slowly.
+    /// As [`Kafka::start`](super::Kafka::start).
+    pub async fn start(home: &Arc<WorkDir>) -> Result<Self> {
+        // Killed because their data is not needed, and a graceful stop without a quorum is slow.
         let node = |id: usize| {
             let node = Node::new(id, &format!("kafka-{id}"))?;
-            anyhow::Ok(node.stopped_by(Signal::KILL))
+            anyhow::Ok(node.stop_signal(Signal::KILL))
         };
         let nodes = [node(1)?, node(2)?, node(3)?];
         let voters = nodes.each_ref().map(Node::voter).join(",");
         let brokers = nodes.each_ref().map(Node::address).join(",");
         let client = ClientConfig::new()
             .set("bootstrap.servers", &brokers)
-            .set("socket.timeout.ms", SILENCE_LIMIT_MS)
+            .set("socket.timeout.ms", SOCKET_TIMEOUT_MS)
             .set("log_level", "0")
             .create()?;
         let [first, second, third] = &nodes;
@@ -69,7 +68,7 @@ impl KafkaCluster {
             brokers,
             client: Arc::new(client),
         };
-        eventually("three brokers that know each other", async || {
+        eventually("a cluster of three brokers", async || {
             let known = cluster.metadata().await.ok();
             let known = known.map_or(0, |metadata| metadata.brokers().len());
             Ok((known == NODES).then_some(()))
@@ -78,26 +77,25 @@ impl KafkaCluster {
         Ok(cluster)
     }
 
-    /// The addresses of the brokers, as clients want them.
+    /// The bootstrap servers.
     pub fn brokers(&self) -> &str {
         &self.brokers
     }
 
-    /// The process of a broker.
+    /// Returns the process of a broker.
     ///
     /// # Errors
-    /// If there is no broker of this id.
+    /// If no broker has this id.
     pub fn process(&mut self, id: i32) -> Result<&mut Process> {
         let index = Self::IDS.iter().position(|known| *known == id);
-        let index = index.with_context(|| format!("there is no broker {id}"))?;
+        let index = index.with_context(|| format!("no broker has id {id}"))?;
         Ok(&mut self.processes[index])
     }
 
-    /// Makes a topic of which every broker has a copy, and two must have a record before it is
-    /// acknowledged.
+    /// Creates a topic with three replicas and `min.insync.replicas=2`.
     ///
     /// # Errors
-    /// If the brokers reject.
+    /// If the brokers return an error.
     pub async fn create_topic(
         &self,
         name: &str,
@@ -110,52 +108,52 @@ impl KafkaCluster {
         self.wait_until_in_sync().await
     }
 
-    /// The broker that leads the first partition of a topic.
+    /// Returns the leader of a topic's first partition.
     ///
     /// # Errors
-    /// If no broker answers, or there is no such topic, or nobody leads it.
+    /// If no broker responds, the topic does not exist, or it has no leader.
     pub async fn leader(&self, topic: &str) -> Result<i32> {
         let partitions = self.partitions().await?;
         let first = partitions.into_iter().find(|found| found.topic == topic);
         let leader = first.map(|partition| partition.leader);
         leader
             .filter(|leader| *leader >= 0)
-            .with_context(|| format!("nobody leads {topic}"))
+            .with_context(|| format!("topic {topic} has no leader"))
     }
 
-    /// Waits until every broker has all of every topic.
+    /// Waits until all replicas are in sync.
     ///
     /// # Errors
-    /// If that never comes.
+    /// After a timeout.
     pub async fn wait_until_in_sync(&self) -> Result<()> {
-        let is_whole = |partition: &Partition| partition.in_sync.len() == NODES;
-        self.wait_until("every broker in sync", is_whole).await
+        let is_in_sync = |partition: &Partition| partition.in_sync.len() == NODES;
+        self.wait_until("all replicas in sync", is_in_sync).await
     }
 
-    /// Waits until the others go on without a broker, in every topic.
+    /// Waits until every partition has another leader, and this broker is not in sync.
     ///
     /// # Errors
-    /// If they never do.
+    /// After a timeout.
     pub async fn wait_until_without(&self, id: i32) -> Result<()> {
         let is_without = |partition: &Partition| {
             partition.leader >= 0 && partition.leader != id && !partition.in_sync.contains(&id)
         };
-        let what = format!("nothing depends on broker {id}");
+        let what = format!("no partition depends on broker {id}");
         self.wait_until(&what, is_without).await
     }
 
-    /// Ends the brokers.
+    /// Stops the brokers.
     pub async fn stop(self) {
         let [first, second, third] = self.processes;
         tokio::join!(first.stop(), second.stop(), third.stop());
     }
 
-    async fn wait_until(&self, what: &str, is_so: impl Fn(&Partition) -> bool) -> Result<()> {
+    async fn wait_until(&self, what: &str, condition: impl Fn(&Partition) -> bool) -> Result<()> {
         eventually(what, async || {
-            // The one that is asked may be the one that goes.
+            // An error is retried: the queried broker may be the one that is down.
             let partitions = self.partitions().await.ok();
             Ok(partitions
-                .is_some_and(|all| all.iter().all(&is_so))
+                .is_some_and(|all| all.iter().all(&condition))
                 .then_some(()))
         })
         .await

@@ -9,10 +9,10 @@ use rustix::process::Signal;
 
 use super::Kafka;
 use crate::{
-    home::Home,
     maven::fetch_jars,
     ports::free_port,
     processes::{Process, Program},
+    work_dir::WorkDir,
 };
 
 const POM: &str = include_str!("../../kafka/pom.xml");
@@ -20,11 +20,11 @@ const PROPERTIES: &str = include_str!("../../kafka/server.properties");
 const CLUSTER_ID: &str = "devstack-cluster-id-00";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A broker that is a controller too, by itself or as one of several.
+/// A broker that is also a controller, alone or in a cluster.
 #[derive(Debug)]
 pub(super) struct Node {
     id: usize,
-    /// Of its log and its folder.
+    /// The name of its log and its data directory.
     name: String,
     port: u16,
     controller_port: u16,
@@ -33,7 +33,6 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// A node on ports of its own.
     pub(super) fn new(id: usize, name: &str) -> Result<Self> {
         Ok(Self {
             id,
@@ -45,7 +44,7 @@ impl Node {
         })
     }
 
-    /// Has users that log in by SCRAM.
+    /// Adds SCRAM users.
     pub(super) fn with_users(mut self, users: &[&str]) -> Self {
         self.users = users
             .iter()
@@ -54,27 +53,26 @@ impl Node {
         self
     }
 
-    /// Asks with another signal than SIGTERM for its end.
-    pub(super) fn stopped_by(mut self, signal: Signal) -> Self {
+    /// Sets the signal that stops the broker, instead of SIGTERM.
+    pub(super) fn stop_signal(mut self, signal: Signal) -> Self {
         self.stop_signal = signal;
         self
     }
 
-    /// Where clients find it.
     pub(super) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// How the controllers are told of it.
+    /// Its entry in `controller.quorum.voters`.
     pub(super) fn voter(&self) -> String {
         format!("{}@127.0.0.1:{}", self.id, self.controller_port)
     }
 
-    /// Fetches Kafka where it was not fetched before, starts the node, and waits until it answers.
-    /// `settings` are lines for its configuration, the last one of a name counts.
+    /// Downloads Kafka unless cached, starts the node, and waits until it responds. `settings` are lines of its
+    /// configuration; the last value of a name wins.
     pub(super) async fn start(
         &self,
-        home: &Arc<Home>,
+        home: &Arc<WorkDir>,
         jvm_options: &[&str],
         voters: &str,
         settings: &[&str],
@@ -96,7 +94,7 @@ impl Node {
             .replace("@DATA@", &data.display().to_string());
         let properties = home.write(&format!("{}.properties", self.name), &properties)?;
         let java = |name: &str| {
-            // So that arguments, such as passwords of users, are read as UTF-8.
+            // Reads arguments, such as passwords, as UTF-8.
             let program = Program::new(name, "java").env("LC_ALL", "C.UTF-8");
             program.args(jvm_options).args([
                 "-Xshare:auto",
@@ -114,17 +112,17 @@ impl Node {
         let program = java(&self.name)
             .args(["kafka.Kafka"])
             .args([&properties])
-            .stopped_by(self.stop_signal);
+            .stop_signal(self.stop_signal);
         let process = Process::start(home, program);
         let address = self.address();
         process
-            .wait_ready(START_TIMEOUT, async || ask_for_metadata(&address).await)
+            .wait_ready(START_TIMEOUT, async || fetch_metadata(&address).await)
             .await?;
         Ok(process)
     }
 }
 
-async fn ask_for_metadata(brokers: &str) -> Result<()> {
+async fn fetch_metadata(brokers: &str) -> Result<()> {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("log_level", "0")
@@ -136,5 +134,5 @@ async fn ask_for_metadata(brokers: &str) -> Result<()> {
             .map(drop)
     })
     .await?
-    .context("no answer")
+    .context("failed to fetch metadata")
 }

@@ -16,7 +16,7 @@ use crate::eventually;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Makes a topic with `replicas` of each partition. One that exists is left as it is.
+/// Creates a topic unless it exists.
 pub(crate) async fn create_topic(
     brokers: &str,
     topic: &str,
@@ -34,15 +34,14 @@ pub(crate) async fn create_topic(
     for result in results {
         match result {
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((topic, code)) => return Err(anyhow!("can't create topic {topic}: {code}")),
+            Err((topic, code)) => return Err(anyhow!("failed to create topic {topic}: {code}")),
         }
     }
-    wait_until_led(brokers, topic, partitions).await
+    wait_for_leaders(brokers, topic, partitions).await
 }
 
-/// A broker tells of new partitions a moment before it can be asked about them, and rejects what is
-/// written to them until then.
-async fn wait_until_led(brokers: &str, topic: &str, partitions: i32) -> Result<()> {
+/// Waits until the leaders of new partitions accept requests, which is shortly after they appear in the metadata.
+async fn wait_for_leaders(brokers: &str, topic: &str, partitions: i32) -> Result<()> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "devstack-topics")
@@ -50,7 +49,7 @@ async fn wait_until_led(brokers: &str, topic: &str, partitions: i32) -> Result<(
     let consumer = Arc::new(consumer);
     eventually(&format!("leaders of {topic}"), async || {
         let (consumer, topic) = (Arc::clone(&consumer), topic.to_owned());
-        let are_led = tokio::task::spawn_blocking(move || {
+        let all_led = tokio::task::spawn_blocking(move || {
             let is_led = |partition| {
                 consumer
                     .fetch_watermarks(&topic, partition, TIMEOUT)
@@ -58,32 +57,33 @@ async fn wait_until_led(brokers: &str, topic: &str, partitions: i32) -> Result<(
             };
             (0..partitions).all(is_led)
         });
-        Ok(are_led.await?.then_some(()))
+        Ok(all_led.await?.then_some(()))
     })
     .await
 }
 
-/// Gives a topic more partitions, so many in all.
-pub(crate) async fn add_partitions(brokers: &str, topic: &str, in_all: usize) -> Result<()> {
+/// Increases the partition count of a topic to `total`.
+pub(crate) async fn add_partitions(brokers: &str, topic: &str, total: usize) -> Result<()> {
     let results = admin(brokers)?
-        .create_partitions([&NewPartitions::new(topic, in_all)], &options())
+        .create_partitions([&NewPartitions::new(topic, total)], &options())
         .await?;
     for result in results {
-        result
-            .map_err(|(topic, code)| anyhow!("can't give {topic} {in_all} partitions: {code}"))?;
+        result.map_err(|(topic, code)| {
+            anyhow!("failed to increase topic {topic} to {total} partitions: {code}")
+        })?;
     }
-    wait_until_led(brokers, topic, i32::try_from(in_all)?).await
+    wait_for_leaders(brokers, topic, i32::try_from(total)?).await
 }
 
-/// Deletes a topic. It is gone some time after this returns.
+/// Deletes a topic. The deletion completes some time after this returns.
 pub(crate) async fn delete_topic(brokers: &str, topic: &str) -> Result<()> {
     for result in admin(brokers)?.delete_topics(&[topic], &options()).await? {
-        result.map_err(|(_, code)| anyhow!("can't delete topic {topic}: {code}"))?;
+        result.map_err(|(_, code)| anyhow!("failed to delete topic {topic}: {code}"))?;
     }
     Ok(())
 }
 
-/// Gives a topic these configs, and no others.
+/// Replaces the configuration of a topic.
 pub(crate) async fn alter_topic(
     brokers: &str,
     topic: &str,
@@ -97,12 +97,12 @@ pub(crate) async fn alter_topic(
         .alter_configs([&alteration], &options())
         .await?;
     for result in results {
-        result.map_err(|(_, code)| anyhow!("can't configure topic {topic}: {code}"))?;
+        result.map_err(|(_, code)| anyhow!("failed to configure topic {topic}: {code}"))?;
     }
     Ok(())
 }
 
-/// How many partitions a topic has, and its configs.
+/// Returns the number of partitions and the configuration of a topic.
 pub(crate) async fn describe_topic(
     brokers: &str,
     topic: &str,
@@ -110,31 +110,35 @@ pub(crate) async fn describe_topic(
     let (admin, name) = (admin(brokers)?, topic.to_owned());
     let resource = ResourceSpecifier::Topic(topic);
     let described = admin.describe_configs([&resource], &options()).await?;
-    let described = described.into_iter().next().context("no answer")?;
-    let described = described.map_err(|code| anyhow!("can't describe topic {topic}: {code}"))?;
+    let described = described
+        .into_iter()
+        .next()
+        .context("the broker returned no configuration")?;
+    let described =
+        described.map_err(|code| anyhow!("failed to describe topic {topic}: {code}"))?;
     let configs = described.entries.into_iter();
     let configs = configs.filter_map(|entry| Some((entry.name, entry.value?)));
-    let asking = move || {
+    let fetch = move || {
         admin.inner().fetch_metadata(Some(&name), TIMEOUT).map(|m| {
             m.topics()
                 .first()
                 .map_or(0, |found| found.partitions().len())
         })
     };
-    let partitions = tokio::task::spawn_blocking(asking).await??;
+    let partitions = tokio::task::spawn_blocking(fetch).await??;
     Ok((partitions, configs.collect()))
 }
 
-/// The names of all topics, those of Kafka itself included.
+/// Returns the names of all topics, including internal ones.
 pub(crate) async fn topic_names(brokers: &str) -> Result<Vec<String>> {
     let admin = admin(brokers)?;
-    let asking = move || admin.inner().fetch_metadata(None, TIMEOUT);
-    let metadata = tokio::task::spawn_blocking(asking).await??;
+    let fetch = move || admin.inner().fetch_metadata(None, TIMEOUT);
+    let metadata = tokio::task::spawn_blocking(fetch).await??;
     let topics = metadata.topics().iter();
     Ok(topics.map(|topic| topic.name().to_owned()).collect())
 }
 
-/// Forgets the records of a partition before an offset, as a retention does.
+/// Deletes the records of a partition before an offset, as retention does.
 pub(crate) async fn delete_records_before(
     brokers: &str,
     topic: &str,

@@ -1,5 +1,4 @@
-//! What is asked of the cluster before records flow: who leads which partition, how large a record
-//! may be, and under which number to send.
+//! Requests other than Produce: partition leaders, topic limits, and producer ids.
 
 mod inspect;
 
@@ -31,8 +30,7 @@ use super::{
 };
 use crate::{config::KafkaConfig, kafka::SinkError};
 
-/// The versions that are spoken, each the first with what is needed here; Kafka has had all of them
-/// since 2.8 and still has them in 4.
+// The request versions, each the oldest with the features used here. Kafka 2.8 to 4 support all of them.
 pub(super) const PRODUCE_VERSION: i16 = 9;
 const API_VERSIONS_VERSION: i16 = 3;
 const METADATA_VERSION: i16 = 9;
@@ -42,37 +40,37 @@ const DESCRIBE_CONFIGS_VERSION: i16 = 4;
 
 const COORDINATOR_OF_TRANSACTIONS: i8 = 1;
 const RESOURCE_TOPIC: i8 = 2;
-/// How long a coordinator may take to be found and ready; right after a broker's start it loads.
+/// The limit on waiting for a transaction coordinator, which loads its state after a broker's start.
 const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(15);
-/// The shortest pause; chance makes it up to twice as long.
+/// The minimum pause between attempts; jitter at most doubles it.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// No transaction is ever begun, so this is only a number that brokers accept.
+/// Irrelevant because no transaction is started, but brokers require a valid value.
 const TRANSACTION_TIMEOUT_MS: i32 = 60_000;
 
-/// A cluster, through one of its brokers.
+/// A client of a cluster, connected to one broker.
 pub(super) struct Cluster {
     connection: Connection,
     kafka: KafkaConfig,
     brokers: HashMap<BrokerId, String>,
 }
 
-/// A topic as the cluster has it.
+/// The partitions of a topic.
 #[derive(Debug)]
 pub(super) struct TopicLayout {
-    /// Who leads each partition; none while there is no leader.
+    /// The leader of each partition; `None` during an election.
     pub(super) leaders: Vec<Option<BrokerId>>,
 }
 
-/// What became of asking for a producer id under a name.
+/// The result of registering a transactional id.
 pub(super) enum Registration {
-    /// Whoever had the name before is rejected from now on.
-    Fenced(Producer),
-    /// This client may not use the name.
-    NotAllowed,
+    /// The producer to use; all earlier producers with this id are fenced.
+    Registered(Producer),
+    /// The ACLs do not allow this client to use the id.
+    Denied,
 }
 
 impl Cluster {
-    /// Connects to the first of the brokers, `host:port` with commas between, that answers.
+    /// Connects to the first broker in `kafka.brokers` that responds.
     pub(super) async fn connect(kafka: &KafkaConfig) -> Result<Self, SinkError> {
         let mut last = SinkError::Unavailable("no brokers are configured".into());
         for address in kafka.brokers.split(',').map(str::trim) {
@@ -86,7 +84,7 @@ impl Cluster {
 
     async fn connect_to(address: &str, kafka: &KafkaConfig) -> Result<Self, SinkError> {
         let mut connection = dial(address, kafka).await?;
-        check_versions(&mut connection, kafka.delivery_timeout).await?;
+        verify_api_versions(&mut connection, kafka.delivery_timeout).await?;
         let mut cluster = Self {
             connection,
             kafka: kafka.clone(),
@@ -96,25 +94,26 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The address of a broker that metadata has named.
+    /// Returns the address of a broker from the last metadata.
     pub(super) fn address(&self, broker: BrokerId) -> Result<&str, SinkError> {
         let address = self.brokers.get(&broker).map(String::as_str);
-        address.ok_or_else(|| SinkError::Unavailable(format!("broker {} is unknown", broker.0)))
+        address.ok_or_else(|| {
+            SinkError::Unavailable(format!("broker {} is not in the metadata", broker.0))
+        })
     }
 
-    /// Asks about topics; those that do not exist are not in the answer. Brokers answer in an order
-    /// of their own.
+    /// Fetches the layouts of topics. Missing topics are left out of the result.
     pub(super) async fn layouts(
         &mut self,
         topics: &[&str],
     ) -> Result<HashMap<String, TopicLayout>, SinkError> {
         let metadata = self.metadata(topics).await?;
         let mut layouts = HashMap::new();
-        let mut missing: HashSet<&str> = topics.iter().copied().collect();
+        let mut expected: HashSet<&str> = topics.iter().copied().collect();
         for topic in metadata.topics {
             let name = topic.name.map(|name| name.to_string()).unwrap_or_default();
-            if !missing.remove(&*name) {
-                return Err(self.malformed(&format!("metadata of topic {name:?} twice or unasked")));
+            if !expected.remove(&*name) {
+                return Err(self.malformed(&format!("duplicate or unrequested topic {name:?}")));
             }
             match topic.error_code.err() {
                 None => {}
@@ -126,14 +125,16 @@ impl Cluster {
                 Some(err) => return Err(unavailable(&self.connection.address, err)),
             }
             let Some(leaders) = leaders(&topic.partitions) else {
-                return Err(self.malformed(&format!("partitions of topic {name} with gaps")));
+                return Err(
+                    self.malformed(&format!("missing or duplicate partitions of topic {name}"))
+                );
             };
             layouts.insert(name, TopicLayout { leaders });
         }
-        match missing.into_iter().next() {
+        match expected.into_iter().next() {
             None => Ok(layouts),
-            // One that doesn't exist is in it, with an error.
-            Some(name) => Err(self.malformed(&format!("metadata without topic {name}"))),
+            // A topic that does not exist is in the response with an error.
+            Some(name) => Err(self.malformed(&format!("no metadata of topic {name}"))),
         }
     }
 
@@ -159,7 +160,7 @@ impl Cluster {
         Ok(metadata)
     }
 
-    /// The topic's `max.message.bytes`; none where this client may not ask.
+    /// Returns the topic's `max.message.bytes`, or `None` if this client may not describe the topic's configuration.
     pub(super) async fn max_message_bytes(
         &mut self,
         topic: &str,
@@ -170,8 +171,8 @@ impl Cluster {
             .with_resource_name(owned(topic))
             .with_configuration_keys(Some(vec![StrBytes::from_static_str(NAME)]));
         let request = DescribeConfigsRequest::default().with_resources(vec![resource]);
-        let answer = self.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
-        let results = answer.results.into_iter();
+        let response = self.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
+        let results = response.results.into_iter();
         let configs = results
             .filter(|result| &*result.resource_name == topic)
             .flat_map(|result| result.configs);
@@ -181,28 +182,28 @@ impl Cluster {
         Ok(value.and_then(|value| value.parse().ok()))
     }
 
-    /// A number to send under, with which nobody else is fenced.
-    pub(super) async fn anonymous_producer(&mut self) -> Result<Producer, SinkError> {
+    /// Requests a producer id without a transactional id: idempotent, but without fencing.
+    pub(super) async fn unfenced_producer(&mut self) -> Result<Producer, SinkError> {
         let request = init_producer_id(None, None);
-        let answer = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
-        match answer.error_code.err() {
-            None => self.producer(&answer),
+        let response = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
+        match response.error_code.err() {
+            None => self.producer(&response),
             Some(err) => Err(unavailable(&self.connection.address, err)),
         }
     }
 
-    /// The producer that a response without an error names.
-    fn producer(&self, answer: &InitProducerIdResponse) -> Result<Producer, SinkError> {
-        let (id, epoch) = (answer.producer_id.0, answer.producer_epoch);
+    /// Returns the producer of a successful response.
+    fn producer(&self, response: &InitProducerIdResponse) -> Result<Producer, SinkError> {
+        let (id, epoch) = (response.producer_id.0, response.producer_epoch);
         if id < 0 || epoch < 0 {
             return Err(self.malformed(&format!("producer id {id} with epoch {epoch}")));
         }
         Ok(Producer { id, epoch })
     }
 
-    /// The number that belongs to `name`, with a higher epoch than anybody had before. With
-    /// `current` only if nobody has taken the name since.
-    pub(super) async fn register(
+    /// Registers a transactional id: returns its producer id with a new, higher epoch. With `current` it fails if another
+    /// producer registered since (KIP-360).
+    pub(super) async fn register_producer(
         &mut self,
         name: &str,
         current: Option<Producer>,
@@ -211,10 +212,10 @@ impl Cluster {
         let pauses = ConstantBuilder::new().with_delay(RETRY_PAUSE);
         let mut pauses = pauses.without_max_times().with_jitter().build();
         loop {
-            let result = self.try_register(name, current).await;
+            let result = self.try_register_producer(name, current).await;
             match result {
                 Ok(Err(err)) if Instant::now() < deadline => {
-                    tracing::debug!(%err, "the coordinator isn't ready");
+                    tracing::debug!(%err, "transaction coordinator is not ready");
                     tokio::time::sleep(pauses.next().unwrap_or(RETRY_PAUSE)).await;
                 }
                 Ok(Err(err)) => return Err(unavailable(&self.connection.address, err)),
@@ -224,8 +225,8 @@ impl Cluster {
         }
     }
 
-    /// The inner error is one that passes.
-    async fn try_register(
+    /// Makes one attempt. The inner error is retriable.
+    async fn try_register_producer(
         &mut self,
         name: &str,
         current: Option<Producer>,
@@ -240,9 +241,9 @@ impl Cluster {
                 let mut coordinator = dial(&address, &self.kafka).await?;
                 let request = init_producer_id(Some(name), current);
                 let (version, timeout) = (INIT_PRODUCER_ID_VERSION, self.kafka.delivery_timeout);
-                let answer = coordinator.call(&request, version, timeout).await?;
-                match answer.error_code.err() {
-                    None => return Ok(Ok(Registration::Fenced(self.producer(&answer)?))),
+                let response = coordinator.call(&request, version, timeout).await?;
+                match response.error_code.err() {
+                    None => return Ok(Ok(Registration::Registered(self.producer(&response)?))),
                     Some(err) => err,
                 }
             }
@@ -254,7 +255,7 @@ impl Cluster {
             | E::NotCoordinator
             | E::CoordinatorLoadInProgress
             | E::ConcurrentTransactions => Ok(Err(error)),
-            E::TransactionalIdAuthorizationFailed => Ok(Ok(Registration::NotAllowed)),
+            E::TransactionalIdAuthorizationFailed => Ok(Ok(Registration::Denied)),
             E::InvalidProducerEpoch | E::ProducerFenced => Err(SinkError::Fenced),
             _ => Err(unavailable(&self.connection.address, error)),
         }
@@ -273,15 +274,15 @@ impl Cluster {
     }
 }
 
-/// Rejects a broker that is too old, by its name, before anything fails without one.
-pub(super) async fn check_versions(
+/// Fails with a clear error if the broker is too old.
+pub(super) async fn verify_api_versions(
     connection: &mut Connection,
     timeout: Duration,
 ) -> Result<(), SinkError> {
     let request = ApiVersionsRequest::default()
         .with_client_software_name(StrBytes::from_static_str(super::connection::CLIENT_ID))
         .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
-    let answer = connection
+    let response = connection
         .call(&request, API_VERSIONS_VERSION, timeout)
         .await?;
     for (key, version) in [
@@ -291,13 +292,13 @@ pub(super) async fn check_versions(
         (InitProducerIdRequest::KEY, INIT_PRODUCER_ID_VERSION),
         (DescribeConfigsRequest::KEY, DESCRIBE_CONFIGS_VERSION),
     ] {
-        let speaks = answer.api_keys.iter().any(|api| {
+        let is_supported = response.api_keys.iter().any(|api| {
             api.api_key == key && (api.min_version..=api.max_version).contains(&version)
         });
-        if !speaks {
+        if !is_supported {
             let reason = format!(
-                "doesn't speak version {version} of Kafka's API {key}; Kafka 2.8 or newer is \
-                 needed, or `sink = \"rdkafka\"`"
+                "version {version} of API key {key} is not supported; use Kafka 2.8 or newer, or \
+                 set `sink = \"rdkafka\"`"
             );
             return Err(unavailable(&connection.address, reason));
         }
@@ -305,8 +306,8 @@ pub(super) async fn check_versions(
     Ok(())
 }
 
-/// Who leads each partition; none if a partition is missing or there twice, because a key's partition is chosen by how many
-/// there are.
+/// Returns the leader of each partition, or `None` if a partition is missing or duplicate: a wrong count would assign keys
+/// to wrong partitions.
 fn leaders(partitions: &[MetadataResponsePartition]) -> Option<Vec<Option<BrokerId>>> {
     let mut leaders = vec![None; partitions.len()];
     for partition in partitions {
@@ -337,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn partitions_with_gaps_are_no_layout() {
+    fn missing_or_duplicate_partitions_are_invalid() {
         let partitions = |numbers: &[(i32, i32)]| -> Vec<MetadataResponsePartition> {
             let partition = |(index, leader): &(i32, i32)| {
                 MetadataResponsePartition::default()

@@ -1,4 +1,4 @@
-//! A connection to a broker: frames, and calls that are answered one after the other.
+//! A connection to a broker: frames, and one request at a time.
 
 use std::{io, time::Duration};
 
@@ -15,40 +15,38 @@ use tokio::{
 use super::response_layout;
 use crate::{kafka::SinkError, tls};
 
-/// How brokers know us, in their logs and quotas.
+/// The client id in the brokers' logs and quotas.
 pub(super) const CLIENT_ID: &str = "outbox-relay";
-/// Longer answers than this are not Kafka's: one of this length names 400,000 partitions.
+/// The limit on the length of a response: enough for the metadata of 400,000 partitions.
 const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
-/// The same while nobody has shown who answers.
-const MAX_LOGIN_FRAME_BYTES: usize = 64 * 1024;
+/// The limit before authentication.
+const MAX_UNAUTHENTICATED_FRAME_BYTES: usize = 64 * 1024;
 
-/// Calls at which a broker that wants to be reached in another way ends the connection.
-const FIRST_CALLS: i32 = 2;
+/// If a broker closes the connection within this many requests, its listener probably has another security protocol.
+const FIRST_REQUESTS: i32 = 2;
 const SETTINGS: tls::Settings = tls::Settings {
     ca: "kafka.tls.ca_file",
-    address: "each of kafka.brokers, and of the brokers' advertised.listeners,",
+    address: "each host in kafka.brokers and the brokers' advertised.listeners",
     identity: "kafka.tls.certificate_file and key_file",
 };
 
-/// What comes from a broker.
 pub(super) type Reader = BufReader<Box<dyn AsyncRead + Send + Sync + Unpin>>;
-/// What goes to it.
 pub(super) type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 
-/// A broker, on the other end.
+/// An open connection to a broker.
 pub(super) struct Connection {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
     pub(super) address: String,
-    /// From when on there has to be another connection, because the login runs out.
+    /// The time to replace the connection because its SASL session expires (KIP-368).
     pub(super) stale_at: Option<Instant>,
     last_correlation_id: i32,
-    /// The longest answer that is read.
+    /// The limit on the length of a response.
     max_frame_bytes: usize,
 }
 
 impl Connection {
-    /// A connection over an open stream to `address`, whose halves these are.
+    /// Wraps the halves of an open stream to `address`.
     pub(super) fn new(
         address: &str,
         reader: impl AsyncRead + Send + Sync + Unpin + 'static,
@@ -60,21 +58,21 @@ impl Connection {
             address: address.to_owned(),
             stale_at: None,
             last_correlation_id: 0,
-            max_frame_bytes: MAX_LOGIN_FRAME_BYTES,
+            max_frame_bytes: MAX_UNAUTHENTICATED_FRAME_BYTES,
         }
     }
 
-    /// The login is done, or none is asked for.
-    pub(super) fn logged_in(&mut self) {
+    /// Raises the frame limit after authentication.
+    pub(super) fn set_authenticated(&mut self) {
         self.max_frame_bytes = MAX_FRAME_BYTES;
     }
 
-    /// Whether there has to be another one, because the login runs out.
+    /// Returns whether the connection must be replaced before its SASL session expires.
     pub(super) fn is_stale(&self) -> bool {
         is_stale(self.stale_at)
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a request and waits for the response.
     pub(super) async fn call<R: Request>(
         &mut self,
         request: &R,
@@ -87,61 +85,65 @@ impl Connection {
         let frame = encode(request, version, id).map_err(malformed)?;
         let (reader, writer) = (&mut self.reader, &mut self.writer);
         let max_frame_bytes = self.max_frame_bytes;
-        let asking = async {
+        let exchange = async {
             writer.write_all(&frame).await?;
             writer.flush().await?;
             read_frame_up_to(max_frame_bytes, reader).await
         };
-        let asking = async {
-            let answer = asking.await;
-            answer.map_err(|err| {
-                if id <= FIRST_CALLS {
-                    ended_early(err)
+        let exchange = async {
+            let frame = exchange.await;
+            frame.map_err(|err| {
+                if id <= FIRST_REQUESTS {
+                    explain_early_close(err)
                 } else {
                     err
                 }
             })
         };
-        let mut answer = within(timeout, &self.address, asking).await?;
+        let mut response = with_timeout(timeout, &self.address, exchange).await?;
         let header_version = R::Response::header_version(version);
-        let header = ResponseHeader::decode(&mut answer, header_version).map_err(malformed)?;
+        let header = ResponseHeader::decode(&mut response, header_version).map_err(malformed)?;
         if header.correlation_id != id {
-            let reason = format!("answered call {}, not {id}", header.correlation_id);
+            let reason = format!(
+                "malformed response: correlation id {}, expected {id}",
+                header.correlation_id
+            );
             return Err(unavailable(&self.address, reason));
         }
-        response_layout::check(R::KEY, &answer).map_err(|err| malformed(err.into()))?;
-        R::Response::decode(&mut answer, version).map_err(malformed)
+        response_layout::validate(R::KEY, &response).map_err(|err| malformed(err.into()))?;
+        R::Response::decode(&mut response, version).map_err(malformed)
     }
 }
 
-/// Whether it is time for another connection.
+/// Returns whether `stale_at` has passed.
 pub(super) fn is_stale(stale_at: Option<Instant>) -> bool {
     stale_at.is_some_and(|at| at <= Instant::now())
 }
 
-/// The error, with what to do about it.
-pub(super) fn explained(err: io::Error) -> io::Error {
-    match tls::way_out(&err, &SETTINGS) {
-        Some(way_out) => with_way_out(err, &way_out),
+/// Adds a hint to a TLS error.
+pub(super) fn with_tls_hint(err: io::Error) -> io::Error {
+    match tls::hint_for(&err, &SETTINGS) {
+        Some(hint) => with_hint(err, &hint),
         None => err,
     }
 }
 
-fn ended_early(err: io::Error) -> io::Error {
+fn explain_early_close(err: io::Error) -> io::Error {
     use io::ErrorKind as Kind;
     match err.kind() {
-        Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe => {
-            with_way_out(err, "does this port ask for [kafka.tls] or [kafka.sasl]?")
-        }
-        _ => explained(err),
+        Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe => with_hint(
+            err,
+            "check whether this port requires [kafka.tls] or [kafka.sasl]",
+        ),
+        _ => with_tls_hint(err),
     }
 }
 
-pub(super) fn with_way_out(err: io::Error, way_out: &str) -> io::Error {
-    io::Error::new(err.kind(), format!("{err}; {way_out}"))
+pub(super) fn with_hint(err: io::Error, hint: &str) -> io::Error {
+    io::Error::new(err.kind(), format!("{err}; {hint}"))
 }
 
-/// A request with its length and its header before it.
+/// Encodes a request with its length and header.
 fn encode<R: Request>(request: &R, version: i16, id: i32) -> anyhow::Result<BytesMut> {
     let mut frame = BytesMut::new();
     frame.put_i32(0);
@@ -160,7 +162,7 @@ fn encode<R: Request>(request: &R, version: i16, id: i32) -> anyhow::Result<Byte
     Ok(frame)
 }
 
-/// The next answer, without its length, on a connection whose login is done.
+/// Reads the next response, without its length, on an authenticated connection.
 pub(super) async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     read_frame_up_to(MAX_FRAME_BYTES, stream).await
 }
@@ -173,10 +175,10 @@ async fn read_frame_up_to(
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     if length > max_bytes {
         let message =
-            "the answer is none of Kafka's; does this port ask for TLS? Then add [kafka.tls]";
+            "the response is not in Kafka's protocol; if this port uses TLS, add [kafka.tls]";
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    // Grows with what comes: a length alone reserves nothing.
+    // Grows with the received bytes: an announced length alone reserves at most 64 KiB.
     let mut frame = BytesMut::with_capacity(length.min(64 * 1024));
     while frame.len() < length {
         let missing = length - frame.len();
@@ -187,29 +189,29 @@ async fn read_frame_up_to(
     Ok(frame.freeze())
 }
 
-/// Bounds something that is asked of a broker.
-pub(super) async fn within<T>(
+/// Limits the time of an operation on a broker.
+pub(super) async fn with_timeout<T>(
     timeout: Duration,
     address: &str,
-    asking: impl Future<Output = io::Result<T>>,
+    operation: impl Future<Output = io::Result<T>>,
 ) -> Result<T, SinkError> {
-    within_since(Instant::now(), timeout, address, asking).await
+    with_timeout_since(Instant::now(), timeout, address, operation).await
 }
 
-/// The same, for something that was asked before.
-pub(super) async fn within_since<T>(
-    asked_at: Instant,
+/// Limits the time of an operation that started earlier.
+pub(super) async fn with_timeout_since<T>(
+    started_at: Instant,
     timeout: Duration,
     address: &str,
-    asking: impl Future<Output = io::Result<T>>,
+    operation: impl Future<Output = io::Result<T>>,
 ) -> Result<T, SinkError> {
-    match tokio::time::timeout_at(asked_at + timeout, asking).await {
+    match tokio::time::timeout_at(started_at + timeout, operation).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(err)) => Err(unavailable(address, err)),
-        Err(_) => Err(unavailable(
-            address,
-            format!("no answer within {timeout:?}"),
-        )),
+        Err(_) => Err(SinkError::Unavailable(format!(
+            "broker {address} did not respond within {} s",
+            timeout.as_secs_f64()
+        ))),
     }
 }
 

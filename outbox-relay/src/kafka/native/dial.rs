@@ -1,4 +1,4 @@
-//! The way to a broker: TCP, TLS, and the login, each where it is asked for.
+//! Opens connections to brokers: TCP, then TLS and SASL if configured.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -10,8 +10,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
 use super::{
-    connection::{Connection, explained, unavailable, with_way_out, within},
-    login::log_in,
+    connection::{Connection, unavailable, with_hint, with_timeout, with_tls_hint},
+    sasl::authenticate,
 };
 use crate::{
     config::KafkaConfig,
@@ -19,10 +19,10 @@ use crate::{
     tls::{TlsFiles, Verification},
 };
 
-/// A login is used for so many hundredths of its lifetime. The rest is for what is on its way by then.
-const USED_PERCENT: u32 = 80;
+/// The part of a SASL session's lifetime after which the connection is replaced. The rest is for requests in flight.
+const USED_LIFETIME_PERCENT: u32 = 80;
 
-/// Connects to `host:port`, speaks TLS and logs in, as `kafka` says.
+/// Connects to `host:port`, with TLS and SASL as configured.
 pub(super) async fn dial(address: &str, kafka: &KafkaConfig) -> Result<Connection, SinkError> {
     let timeout = kafka.delivery_timeout;
     let connecting = async {
@@ -30,7 +30,7 @@ pub(super) async fn dial(address: &str, kafka: &KafkaConfig) -> Result<Connectio
         stream.set_nodelay(true)?;
         Ok(stream)
     };
-    let stream = within(timeout, address, connecting).await?;
+    let stream = with_timeout(timeout, address, connecting).await?;
     let mut connection = match &kafka.security.tls {
         None => {
             let (reader, writer) = stream.into_split();
@@ -43,14 +43,14 @@ pub(super) async fn dial(address: &str, kafka: &KafkaConfig) -> Result<Connectio
     };
     if let Some(sasl) = &kafka.security.sasl {
         let now = Instant::now();
-        let ends_at = log_in(&mut connection, sasl, timeout).await?;
-        connection.stale_at = ends_at.map(|end| now + (end - now) * USED_PERCENT / 100);
+        let expires_at = authenticate(&mut connection, sasl, timeout).await?;
+        connection.stale_at = expires_at.map(|end| now + (end - now) * USED_LIFETIME_PERCENT / 100);
     }
-    connection.logged_in();
+    connection.set_authenticated();
     Ok(connection)
 }
 
-/// Speaks TLS from here on, with the files as they are now.
+/// Starts TLS. The files are read now.
 async fn encrypt(
     stream: TcpStream,
     files: &TlsFiles,
@@ -66,16 +66,16 @@ async fn encrypt(
         .to_owned();
     let name = ServerName::try_from(host).map_err(|err| unavailable(address, err))?;
     let connecting = async {
-        // On the heap, because a handshake needs more room than everything that waits for it.
+        // Boxed because the handshake's future is much larger than the futures that await it.
         let connecting = Box::pin(TlsConnector::from(Arc::new(config)).connect(name, stream));
         connecting.await.map_err(|err| {
             if err.kind() == io::ErrorKind::UnexpectedEof {
-                return with_way_out(err, "does this port speak TLS? If not, remove [kafka.tls]");
+                return with_hint(err, "if this port does not use TLS, remove [kafka.tls]");
             }
-            explained(err)
+            with_tls_hint(err)
         })
     };
     Ok(tokio::io::split(
-        within(timeout, address, connecting).await?,
+        with_timeout(timeout, address, connecting).await?,
     ))
 }

@@ -1,7 +1,7 @@
-//! Which partition a key belongs to, as Java's clients and librdkafka's `murmur2` have it: all
-//! producers of a topic must agree, or a key's records are in two places.
+//! Assigns keys to partitions like Kafka's Java client and librdkafka's `murmur2`. All producers of a topic must agree, or
+//! a key's records end up in two partitions.
 
-/// The partition of `key` among `partitions`, which must not be 0.
+/// Returns the partition of `key`. `partitions` must not be 0.
 pub(super) fn partition_of(key: &[u8], partitions: usize) -> usize {
     (murmur2(key) & 0x7fff_ffff) as usize % partitions
 }
@@ -11,7 +11,7 @@ fn murmur2(data: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "as in Java, whose lengths are 32 bits"
+        reason = "as in Java, where lengths have 32 bits"
     )]
     let mut hash = 0x9747_b28c ^ data.len() as u32;
     let mut words = data.chunks_exact(4);
@@ -40,7 +40,7 @@ mod tests {
 
     /// The cases of Kafka's own `UtilsTest.testMurmur2`.
     #[test]
-    fn hashes_are_those_of_kafka() {
+    fn hashes_equal_those_of_kafka() {
         for (key, hash) in [
             ("21", -973_932_308),
             ("foobar", -790_332_482),

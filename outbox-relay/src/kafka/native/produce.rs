@@ -1,4 +1,4 @@
-//! Produce requests: several on their way at once, answered in order.
+//! Produce requests, pipelined on one connection; responses arrive in request order.
 
 use std::{io::IoSlice, sync::Arc, time::Duration};
 
@@ -18,12 +18,13 @@ use tokio::{
 };
 
 use super::{
-    cluster::{PRODUCE_VERSION, check_versions},
+    cluster::{PRODUCE_VERSION, verify_api_versions},
     connection::{
-        Connection, Reader, Writer, is_stale, read_frame, unavailable, within, within_since,
+        Connection, Reader, Writer, is_stale, read_frame, unavailable, with_timeout,
+        with_timeout_since,
     },
     dial::dial,
-    produce_request::{Part, ProduceRequestFrame},
+    produce_request::{PartitionBatch, ProduceRequestFrame},
     response_layout,
 };
 use crate::{
@@ -32,31 +33,31 @@ use crate::{
     postgres::lease::Lease,
 };
 
-/// Requests on their way on one connection. With more the broker could no longer tell a repetition
-/// from what is new: it remembers the last five batches of a producer.
+/// The limit on requests in flight per connection. Brokers detect duplicates only among the last five batches of a producer
+/// (KIP-98), the reason for `max.in.flight.requests.per.connection=5` in Kafka's own client.
 const MAX_REQUESTS: u32 = 5;
 
-/// The way to one broker, for records only.
+/// A connection to one broker, used only for Produce requests.
 pub(super) struct ProduceConnection {
     writer: Writer,
     address: String,
     timeout: Duration,
     last_correlation_id: i32,
-    room: Arc<Semaphore>,
+    /// A permit per request in flight.
+    slots: Arc<Semaphore>,
     acknowledgements: Acknowledgements,
-    requests: mpsc::UnboundedSender<Pending>,
+    sent_requests: mpsc::UnboundedSender<SentRequest>,
     stale_at: Option<Instant>,
-    /// Reads the answers, and ends with the connection.
-    answers: JoinHandle<()>,
+    reader_task: JoinHandle<()>,
 }
 
-/// A request that was sent.
+/// A request in flight.
 #[derive(Debug)]
-struct Pending {
+struct SentRequest {
     correlation_id: i32,
     batches: Vec<SentBatch>,
     sent_at: Instant,
-    _room: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 /// A batch of a request.
@@ -69,7 +70,7 @@ struct SentBatch {
 }
 
 impl ProduceConnection {
-    /// Connects; what is answered, or goes wrong, is told to `acknowledgements`.
+    /// Connects. Acknowledgements and failures are reported to `acknowledgements`.
     pub(super) async fn open(
         address: &str,
         kafka: &KafkaConfig,
@@ -81,11 +82,11 @@ impl ProduceConnection {
             stale_at,
             ..
         } = dial(address, kafka).await?;
-        // Never more than there is room for.
-        let (requests, pending) = mpsc::unbounded_channel();
-        let answers = Answers {
+        // Bounded by `slots`.
+        let (sent_requests, sent) = mpsc::unbounded_channel();
+        let responses = ResponseReader {
             reader,
-            pending,
+            sent,
             acknowledgements: acknowledgements.clone(),
             address: address.to_owned(),
             kafka: kafka.clone(),
@@ -96,93 +97,91 @@ impl ProduceConnection {
             address: address.to_owned(),
             timeout: kafka.delivery_timeout,
             last_correlation_id: 0,
-            room: Arc::new(Semaphore::new(MAX_REQUESTS as usize)),
-            requests,
+            slots: Arc::new(Semaphore::new(MAX_REQUESTS as usize)),
+            sent_requests,
             stale_at,
-            answers: tokio::spawn(answers.run()),
+            reader_task: tokio::spawn(responses.run()),
         })
     }
 
-    /// Whether the broker has closed it while nothing was on its way.
+    /// Returns whether the broker closed the connection while it was idle.
     pub(super) fn is_closed(&self) -> bool {
-        self.requests.is_closed()
+        self.sent_requests.is_closed()
     }
 
-    /// Whether there has to be another one, because the login runs out.
+    /// Returns whether the connection must be replaced before its SASL session expires.
     pub(super) fn is_stale(&self) -> bool {
         is_stale(self.stale_at)
     }
 
-    /// Waits until everything that is on its way here is answered, and what follows can go another
-    /// way without getting past it.
+    /// Waits for the responses to all requests in flight, so that requests on another connection cannot overtake them.
     pub(super) async fn drain(&self) -> Result<(), SinkError> {
-        drop(self.room(MAX_REQUESTS).await?);
+        drop(self.acquire_slots(MAX_REQUESTS).await?);
         self.acknowledgements.ensure_usable()
     }
 
-    /// Room for so many requests.
-    async fn room(&self, places: u32) -> Result<OwnedSemaphorePermit, SinkError> {
-        let room = Arc::clone(&self.room).acquire_many_owned(places);
-        within(self.timeout, &self.address, async {
-            room.await.map_err(std::io::Error::other)
+    async fn acquire_slots(&self, count: u32) -> Result<OwnedSemaphorePermit, SinkError> {
+        let slots = Arc::clone(&self.slots).acquire_many_owned(count);
+        with_timeout(self.timeout, &self.address, async {
+            slots.await.map_err(std::io::Error::other)
         })
         .await
     }
 
-    /// Sends a request; waits while as many are on their way as may be.
+    /// Sends a request; waits while the limit on requests in flight is reached.
     ///
-    /// The bytes go to the socket from where they are. When this returns they are needed no more:
-    /// what is not acknowledged is read from the outbox once more.
+    /// The batches are written to the socket without a copy. They are not needed afterwards: unacknowledged rows are read
+    /// from the outbox again.
     pub(super) async fn send(
         &mut self,
-        parts: &[Part<'_>],
+        batches: &[PartitionBatch<'_>],
         in_flight: InFlight,
         lease: &Lease,
     ) -> Result<(), SinkError> {
-        let room = self.room(in_flight as u32).await?;
-        // The last wait before the bytes go: a successor knows how long these may take.
+        let slot = self.acquire_slots(in_flight as u32).await?;
+        // The last wait before the write: a successor relies on how long the write may take.
         lease.wait_until_valid().await;
-        // It may be a failure that has made room.
+        // A failure releases slots, too.
         self.acknowledgements.ensure_usable()?;
         self.last_correlation_id = self.last_correlation_id.wrapping_add(1);
         let timeout_ms = i32::try_from(self.timeout.as_millis()).unwrap_or(i32::MAX);
-        let frame = ProduceRequestFrame::new(parts, self.last_correlation_id, timeout_ms);
-        let pending = Pending {
+        let frame = ProduceRequestFrame::new(batches, self.last_correlation_id, timeout_ms);
+        let request = SentRequest {
             correlation_id: self.last_correlation_id,
-            batches: parts.iter().map(SentBatch::of).collect(),
+            batches: batches.iter().map(SentBatch::of).collect(),
             sent_at: Instant::now(),
-            _room: room,
+            _slot: slot,
         };
-        // Before the bytes: the answer may be faster than this task.
-        let closed = |_| unavailable(&self.address, "the connection was closed");
-        self.requests.send(pending).map_err(closed)?;
-        let writing = write_all(&mut self.writer, frame.slices(parts));
-        within(self.timeout, &self.address, writing).await
+        // Before the write: the response may arrive before this task continues.
+        let closed = |_| unavailable(&self.address, "connection closed");
+        self.sent_requests.send(request).map_err(closed)?;
+        let writing = write_all(&mut self.writer, frame.slices(batches));
+        with_timeout(self.timeout, &self.address, writing).await
     }
 }
 
-/// How much of the [`MAX_REQUESTS`] a request takes.
+/// The number of slots that a request takes.
 #[derive(Clone, Copy)]
 pub(super) enum InFlight {
-    /// Others go before its answer comes.
+    /// Other requests may be in flight at the same time.
     Pipelined = 1,
-    /// It waits until all before it are answered, and those behind it wait until it is.
+    /// No other request is in flight at the same time.
     Alone = MAX_REQUESTS as isize,
 }
 
 impl SentBatch {
-    fn of(part: &Part<'_>) -> Self {
+    fn of(batch: &PartitionBatch<'_>) -> Self {
         Self {
-            topic: Arc::clone(part.topic),
-            partition: part.partition,
-            first: part.first,
+            topic: Arc::clone(batch.topic),
+            partition: batch.partition,
+            first: batch.first,
         }
     }
 }
 
 impl Drop for ProduceConnection {
     fn drop(&mut self) {
-        self.answers.abort();
+        self.reader_task.abort();
     }
 }
 
@@ -195,50 +194,50 @@ async fn write_all(writer: &mut Writer, mut slices: Vec<IoSlice<'_>>) -> std::io
         }
         IoSlice::advance_slices(&mut rest, written);
     }
-    // TLS keeps what the socket did not take.
+    // TLS buffers what the socket did not accept.
     writer.flush().await
 }
 
-/// Reads the answers of one connection.
-struct Answers {
+/// Reads the responses of one connection.
+struct ResponseReader {
     reader: Reader,
-    pending: mpsc::UnboundedReceiver<Pending>,
+    sent: mpsc::UnboundedReceiver<SentRequest>,
     acknowledgements: Acknowledgements,
     address: String,
     kafka: KafkaConfig,
 }
 
-impl Answers {
-    /// Ends upon an error, or when the sink is gone.
+impl ResponseReader {
+    /// Runs until an error, or until the sink is dropped.
     async fn run(mut self) {
         loop {
-            let pending = match self.next_pending().await {
-                Ok(Some(pending)) => pending,
+            let request = match self.next_request().await {
+                Ok(Some(request)) => request,
                 Ok(None) => return,
                 Err(err) => return self.acknowledgements.fail(err),
             };
-            match self.answer_to(&pending).await {
+            match self.read_response(&request).await {
                 Ok(()) => {
-                    let firsts = pending.batches.iter().map(|batch| batch.first);
+                    let firsts = request.batches.iter().map(|batch| batch.first);
                     self.acknowledgements.acknowledge(firsts);
                 }
-                // Before the request gives up its place: who gets it must know.
+                // Before the request's slot is released: the next sender must see the failure.
                 Err(err) => return self.acknowledgements.fail(err),
             }
         }
     }
 
-    async fn answer_to(&mut self, pending: &Pending) -> Result<(), SinkError> {
+    async fn read_response(&mut self, request: &SentRequest) -> Result<(), SinkError> {
         let frame = read_frame(&mut self.reader);
         let timeout = self.kafka.delivery_timeout;
-        let answer = within_since(pending.sent_at, timeout, &self.address, frame).await?;
-        let answer = decode(answer, pending.correlation_id);
-        let answer = answer.map_err(|reason| unavailable(&self.address, reason))?;
-        if !answers_all(&answer, &pending.batches) {
-            let reason = "the response is for other partitions than the request";
+        let frame = with_timeout_since(request.sent_at, timeout, &self.address, frame).await?;
+        let response = decode(frame, request.correlation_id);
+        let response = response.map_err(|reason| unavailable(&self.address, reason))?;
+        if !covers_batches(&response, &request.batches) {
+            let reason = "malformed response: its partitions differ from those of the request";
             return Err(unavailable(&self.address, reason));
         }
-        for topic in &answer.responses {
+        for topic in &response.responses {
             for partition in &topic.partition_responses {
                 if let Some(err) = partition.error_code.err() {
                     return Err(classify(err, &topic.name, partition, &self.address));
@@ -248,71 +247,75 @@ impl Answers {
         Ok(())
     }
 
-    /// The next request to be answered; none when the sink is gone.
-    async fn next_pending(&mut self) -> Result<Option<Pending>, SinkError> {
-        let unasked = tokio::select! {
+    /// Returns the next request in flight, or `None` when the connection is no longer used.
+    async fn next_request(&mut self) -> Result<Option<SentRequest>, SinkError> {
+        let has_data = tokio::select! {
             biased;
-            pending = self.pending.recv() => return Ok(pending),
-            // While nothing is on its way a broker says nothing, unless it goes.
-            unasked = self.reader.fill_buf() => unasked.map(|bytes| !bytes.is_empty()),
+            request = self.sent.recv() => return Ok(request),
+            // Without a request in flight a broker sends nothing, except that it closes the connection.
+            data = self.reader.fill_buf() => data.map(|bytes| !bytes.is_empty()),
         };
-        // It may have been both at once: requests are noted before they are sent.
-        if let Ok(pending) = self.pending.try_recv() {
-            return Ok(Some(pending));
+        // Both may happen at once: a request is registered before it is sent.
+        if let Ok(request) = self.sent.try_recv() {
+            return Ok(Some(request));
         }
-        if matches!(unasked, Ok(false)) {
-            return self.end_idle().await;
+        if matches!(has_data, Ok(false)) {
+            return self.close_idle().await;
         }
-        Err(match unasked {
-            Ok(_) => unavailable(&self.address, "spoke unasked"),
+        Err(match has_data {
+            Ok(_) => unavailable(&self.address, "unexpected data without a request in flight"),
             Err(err) => unavailable(&self.address, err),
         })
     }
 
-    /// Brokers close a connection that was idle for long, by default for ten minutes. That is no
-    /// failure as long as they answer on another one; a broker that dies may still take one.
-    async fn end_idle(&mut self) -> Result<Option<Pending>, SinkError> {
-        // From here on nothing can be sent on it.
-        self.pending.close();
-        if self.pending.try_recv().is_ok() {
-            return Err(unavailable(&self.address, "closed the connection"));
+    /// Handles the end of an idle connection. Brokers close idle connections (`connections.max.idle.ms`, ten minutes by
+    /// default), which is not a failure if they respond on a new one. A dying broker may still accept connections, so
+    /// a request is sent.
+    async fn close_idle(&mut self) -> Result<Option<SentRequest>, SinkError> {
+        // From here on nothing can be sent on this connection.
+        self.sent.close();
+        if self.sent.try_recv().is_ok() {
+            return Err(unavailable(
+                &self.address,
+                "connection closed by the broker",
+            ));
         }
-        let mut another = dial(&self.address, &self.kafka).await?;
-        check_versions(&mut another, self.kafka.delivery_timeout).await?;
+        let mut probe = dial(&self.address, &self.kafka).await?;
+        verify_api_versions(&mut probe, self.kafka.delivery_timeout).await?;
         Ok(None)
     }
 }
 
-fn decode(mut answer: Bytes, correlation_id: i32) -> anyhow::Result<ProduceResponse> {
+fn decode(mut frame: Bytes, correlation_id: i32) -> anyhow::Result<ProduceResponse> {
     let version = ProduceResponse::header_version(PRODUCE_VERSION);
-    let header = ResponseHeader::decode(&mut answer, version)?;
+    let header = ResponseHeader::decode(&mut frame, version)?;
     anyhow::ensure!(
         header.correlation_id == correlation_id,
-        "answered request {}, not {correlation_id}",
+        "malformed response: correlation id {}, expected {correlation_id}",
         header.correlation_id
     );
-    response_layout::check(ProduceRequest::KEY, &answer)?;
-    ProduceResponse::decode(&mut answer, PRODUCE_VERSION)
+    response_layout::validate(ProduceRequest::KEY, &frame)?;
+    ProduceResponse::decode(&mut frame, PRODUCE_VERSION)
 }
 
-/// Whether the response has each partition of the request once, and no other. A batch that is not in it is not
-/// acknowledged, whatever it says of the others.
-fn answers_all(response: &ProduceResponse, batches: &[SentBatch]) -> bool {
+/// Returns whether the response has each partition of the request exactly once and no others. A batch missing from the
+/// response must not count as acknowledged.
+fn covers_batches(response: &ProduceResponse, batches: &[SentBatch]) -> bool {
     let mut sent: Vec<(&str, i32)> = (batches.iter())
         .map(|batch| (&*batch.topic, batch.partition))
         .collect();
-    let mut answered: Vec<(&str, i32)> = (response.responses.iter())
+    let mut acknowledged: Vec<(&str, i32)> = (response.responses.iter())
         .flat_map(|topic| {
             let partitions = topic.partition_responses.iter();
             partitions.map(|partition| (topic.name.as_str(), partition.index))
         })
         .collect();
     sent.sort_unstable();
-    answered.sort_unstable();
-    sent == answered
+    acknowledged.sort_unstable();
+    sent == acknowledged
 }
 
-/// Tells what will never be taken from what a new sink may get through.
+/// Distinguishes rejections from errors after which a new sink may succeed.
 fn classify(
     err: ResponseError,
     topic: &str,
@@ -332,7 +335,10 @@ fn classify(
         | E::InvalidTopicException
         | E::TopicAuthorizationFailed
         | E::PolicyViolation => SinkError::rejected(topic, reason),
-        _ => unavailable(address, format!("{topic}-{}: {reason}", partition.index)),
+        _ => unavailable(
+            address,
+            format!("partition {topic}-{}: {reason}", partition.index),
+        ),
     }
 }
 
@@ -362,7 +368,7 @@ mod tests {
             partition,
             first: 0,
         });
-        // Brokers answer in an order of their own.
+        // A response may list partitions in any order.
         for (topics, is_complete) in [
             (&[("b", &[0][..]), ("a", &[1, 0][..])][..], true),
             (&[("a", &[0, 1][..])][..], false),
@@ -373,7 +379,7 @@ mod tests {
             (&[][..], false),
         ] {
             assert_eq!(
-                answers_all(&response(topics), &batches),
+                covers_batches(&response(topics), &batches),
                 is_complete,
                 "{topics:?}"
             );

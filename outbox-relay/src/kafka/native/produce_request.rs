@@ -1,4 +1,4 @@
-//! The bytes of a Produce request around its record batches.
+//! Encodes Produce requests (version 9) around existing record batches.
 
 use std::{io::IoSlice, sync::Arc};
 
@@ -10,78 +10,85 @@ use crate::kafka::varint::put_unsigned_varint;
 
 const ACKS_ALL: i16 = -1;
 
-/// One partition's part of a request.
-pub(super) struct Part<'a> {
+/// A record batch for one partition.
+pub(super) struct PartitionBatch<'a> {
     pub(super) topic: &'a Arc<str>,
     pub(super) partition: i32,
-    /// A record batch.
-    pub(super) batch: &'a [u8],
-    /// The number of its first record, by which its acknowledgement is counted.
+    /// The encoded record batch.
+    pub(super) bytes: &'a [u8],
+    /// The number of its first record; identifies the batch in [`Acknowledgements`](crate::kafka::Acknowledgements).
     pub(super) first: u64,
 }
 
-/// What stands between the batches of a request. Encoded by hand, because an encoder of whole
-/// messages would copy the batches into it; a test compares it with such a one.
+/// All bytes of a request except its batches. Encoded by hand because a message encoder would copy the batches; a test
+/// compares the result with one.
 pub(super) struct ProduceRequestFrame {
     bytes: Vec<u8>,
-    /// Where in `bytes` each batch belongs.
-    batches_at: Vec<usize>,
+    /// The offset in `bytes` at which each batch is inserted.
+    batch_offsets: Vec<usize>,
 }
 
 impl ProduceRequestFrame {
-    /// `parts` have to be in the order of their topics.
-    pub(super) fn new(parts: &[Part<'_>], correlation_id: i32, timeout_ms: i32) -> Self {
-        let mut bytes = Vec::with_capacity(64 + parts.len() * 32);
-        let mut batches_at = Vec::with_capacity(parts.len());
+    /// Encodes a request. `batches` must be grouped by topic.
+    pub(super) fn new(
+        batches: &[PartitionBatch<'_>],
+        correlation_id: i32,
+        timeout_ms: i32,
+    ) -> Self {
+        let mut bytes = Vec::with_capacity(64 + batches.len() * 32);
+        let mut batch_offsets = Vec::with_capacity(batches.len());
         let out = &mut bytes;
         out.put_i32(0);
-        // The header, version 2; its client id is of the old, fixed form.
+        // Request header version 2. Its client id is not a compact string (KIP-482).
         out.put_i16(ProduceRequest::KEY);
         out.put_i16(PRODUCE_VERSION);
         out.put_i32(correlation_id);
         out.put_i16(i16::try_from(CLIENT_ID.len()).unwrap_or_default());
         out.put_slice(CLIENT_ID.as_bytes());
         put_no_tags(out);
-        // No transactional id: none of this is a transaction.
+        // No transactional id: the batches are not part of a transaction.
         put_compact_length(out, None);
         out.put_i16(ACKS_ALL);
         out.put_i32(timeout_ms);
-        let topics = || parts.chunk_by(|a, b| a.topic == b.topic);
+        let topics = || batches.chunk_by(|a, b| a.topic == b.topic);
         put_compact_length(out, Some(topics().count()));
-        for parts in topics() {
-            put_compact_length(out, Some(parts[0].topic.len()));
-            out.put_slice(parts[0].topic.as_bytes());
-            put_compact_length(out, Some(parts.len()));
-            for part in parts {
-                out.put_i32(part.partition);
-                put_compact_length(out, Some(part.batch.len()));
-                batches_at.push(out.len());
+        for batches in topics() {
+            put_compact_length(out, Some(batches[0].topic.len()));
+            out.put_slice(batches[0].topic.as_bytes());
+            put_compact_length(out, Some(batches.len()));
+            for batch in batches {
+                out.put_i32(batch.partition);
+                put_compact_length(out, Some(batch.bytes.len()));
+                batch_offsets.push(out.len());
                 put_no_tags(out);
             }
             put_no_tags(out);
         }
         put_no_tags(out);
-        let batches: usize = parts.iter().map(|part| part.batch.len()).sum();
-        let length = i32::try_from(bytes.len() + batches - 4).unwrap_or(i32::MAX);
+        let batch_bytes: usize = batches.iter().map(|batch| batch.bytes.len()).sum();
+        let length = i32::try_from(bytes.len() + batch_bytes - 4).unwrap_or(i32::MAX);
         bytes[..4].copy_from_slice(&length.to_be_bytes());
-        Self { bytes, batches_at }
+        Self {
+            bytes,
+            batch_offsets,
+        }
     }
 
-    /// The whole request, in pieces.
-    pub(super) fn slices<'a>(&'a self, parts: &[Part<'a>]) -> Vec<IoSlice<'a>> {
-        let mut slices = Vec::with_capacity(2 * parts.len() + 1);
+    /// Returns the whole request as slices for a vectored write.
+    pub(super) fn slices<'a>(&'a self, batches: &[PartitionBatch<'a>]) -> Vec<IoSlice<'a>> {
+        let mut slices = Vec::with_capacity(2 * batches.len() + 1);
         let mut written = 0;
-        for (part, &at) in parts.iter().zip(&self.batches_at) {
-            slices.push(IoSlice::new(&self.bytes[written..at]));
-            slices.push(IoSlice::new(part.batch));
-            written = at;
+        for (batch, &offset) in batches.iter().zip(&self.batch_offsets) {
+            slices.push(IoSlice::new(&self.bytes[written..offset]));
+            slices.push(IoSlice::new(batch.bytes));
+            written = offset;
         }
         slices.push(IoSlice::new(&self.bytes[written..]));
         slices
     }
 }
 
-/// Lengths in the newer messages are one more than they are, as base-128 numbers; 0 is null.
+/// Appends a compact length (KIP-482): a varint of the length plus one; 0 is null.
 fn put_compact_length(out: &mut Vec<u8>, length: Option<usize>) {
     put_unsigned_varint(out, length.map_or(0, |length| length as u64 + 1));
 }
@@ -103,17 +110,19 @@ mod tests {
 
     use super::*;
 
-    /// The same request, by the encoder of a crate that others wrote.
-    fn reference(parts: &[Part<'_>]) -> BytesMut {
-        let topics = parts.chunk_by(|a, b| a.topic == b.topic).map(|parts| {
-            let partition = |part: &Part<'_>| {
+    /// Encodes the same request with kafka-protocol.
+    fn reference(batches: &[PartitionBatch<'_>]) -> BytesMut {
+        let topics = batches.chunk_by(|a, b| a.topic == b.topic).map(|batches| {
+            let partition = |batch: &PartitionBatch<'_>| {
                 PartitionProduceData::default()
-                    .with_index(part.partition)
-                    .with_records(Some(Bytes::copy_from_slice(part.batch)))
+                    .with_index(batch.partition)
+                    .with_records(Some(Bytes::copy_from_slice(batch.bytes)))
             };
             TopicProduceData::default()
-                .with_name(TopicName(StrBytes::from_string(parts[0].topic.to_string())))
-                .with_partition_data(parts.iter().map(partition).collect())
+                .with_name(TopicName(StrBytes::from_string(
+                    batches[0].topic.to_string(),
+                )))
+                .with_partition_data(batches.iter().map(partition).collect())
         });
         let mut frame = BytesMut::new();
         frame.put_i32(0);
@@ -136,30 +145,30 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_what_others_make_of_it() {
+    fn a_request_equals_that_of_kafka_protocol() {
         let (small, large) = (vec![1; 100], vec![2; 70_000]);
         let [orders, a, long_name] = ["orders.v1", "a", &"t".repeat(200)].map(Arc::<str>::from);
-        let part = |topic, partition, batch| Part {
+        let batch = |topic, partition, bytes| PartitionBatch {
             topic,
             partition,
-            batch,
+            bytes,
             first: 0,
         };
-        for parts in [
-            vec![part(&orders, 3, &small)],
+        for batches in [
+            vec![batch(&orders, 3, &small)],
             vec![
-                part(&a, 0, &small),
-                part(&a, 1, &large),
-                part(&long_name, 200, &small),
+                batch(&a, 0, &small),
+                batch(&a, 1, &large),
+                batch(&long_name, 200, &small),
             ],
         ] {
-            let frame = ProduceRequestFrame::new(&parts, 77, 2_000);
-            let pieces = frame.slices(&parts);
+            let frame = ProduceRequestFrame::new(&batches, 77, 2_000);
+            let pieces = frame.slices(&batches);
             let whole: Vec<u8> = pieces
                 .iter()
                 .flat_map(|piece| piece.iter().copied())
                 .collect();
-            assert_eq!(whole, reference(&parts));
+            assert_eq!(whole, reference(&batches));
         }
     }
 }

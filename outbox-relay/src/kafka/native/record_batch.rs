@@ -1,32 +1,33 @@
-//! Record batches in Kafka's format, version 2: what a broker stores is what is encoded here. See
-//! "Record Batch" in <https://kafka.apache.org/documentation/#recordbatch>.
+//! Record batches in Kafka's message format version 2 (KIP-98), which brokers store as they are. See "Record Batch" in
+//! <https://kafka.apache.org/documentation/#recordbatch>.
 
 use crate::kafka::{
     record::Record,
     varint::{as_length, bytes_length, put_bytes, put_varint, varint_length},
 };
 
-/// Everything before the records.
+/// The length of the batch header.
 const HEADER_BYTES: usize = 61;
-/// Where the parts of the header stand that are known only when the batch is complete.
+// The offsets of the header fields that are known only when the batch is complete.
 const LENGTH_AT: usize = 8;
 const CRC_AT: usize = 17;
-const CHECKED_FROM: usize = 21;
+/// The CRC covers everything from here.
+const CRC_START: usize = 21;
 const LAST_OFFSET_DELTA_AT: usize = 23;
 const TIMESTAMPS_AT: usize = 27;
 const PRODUCER_AT: usize = 43;
 const COUNT_AT: usize = 57;
 const MAGIC: u8 = 2;
 
-/// Who sends a batch, and which it is: with these the broker rejects what comes twice, out of
-/// order, or from a producer that has been replaced.
+/// The identity of an idempotent producer (KIP-98). With the sequence it lets the broker reject duplicate, out-of-order
+/// and fenced batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Producer {
     pub(super) id: i64,
     pub(super) epoch: i16,
 }
 
-/// Records for one partition, encoded as they come. The buffer is used again and again.
+/// A batch for one partition. Records are encoded as they are added; the buffer is reused.
 #[derive(Debug)]
 pub(super) struct RecordBatch {
     buffer: Vec<u8>,
@@ -45,12 +46,12 @@ impl RecordBatch {
         self.records
     }
 
-    /// How large the batch is, in bytes.
+    /// The size of the batch, in bytes.
     pub(super) fn len(&self) -> usize {
         self.buffer.len()
     }
 
-    /// How large a batch with this record alone would be, in bytes.
+    /// Returns the size of a batch with this record alone, in bytes.
     pub(super) fn len_of(record: &Record<'_>) -> usize {
         let body = body_length(record, 0);
         HEADER_BYTES + varint_length(as_length(body)) + body
@@ -65,7 +66,7 @@ impl RecordBatch {
         self.buffer.reserve(body + 10);
         let out = &mut self.buffer;
         put_varint(out, as_length(body));
-        // No attributes, and no difference to the batch's time.
+        // No attributes; timestamp delta 0.
         out.extend_from_slice(&[0, 0]);
         put_varint(out, i64::from(self.records));
         put_bytes(out, record.key);
@@ -78,11 +79,10 @@ impl RecordBatch {
         self.records += 1;
     }
 
-    /// Completes the batch. `sequence` is that of its first record, `unix_ms` the time of all.
+    /// Completes the header. `sequence` is that of the first record, `unix_ms` the timestamp of all records.
     pub(super) fn seal(&mut self, producer: Producer, sequence: i32, unix_ms: i64) {
         let length = i32::try_from(self.buffer.len() - LENGTH_AT - 4).unwrap_or(i32::MAX);
-        // The base offset and the attributes stay 0: uncompressed, no transaction, the time is the
-        // producer's. The broker puts the offset in.
+        // The attributes stay 0: uncompressed, not transactional, CreateTime. The broker assigns the base offset.
         self.put(LENGTH_AT, &length.to_be_bytes());
         self.put(LENGTH_AT + 4, &(-1_i32).to_be_bytes());
         self.put(CRC_AT - 1, &[MAGIC]);
@@ -93,16 +93,16 @@ impl RecordBatch {
         self.put(PRODUCER_AT + 8, &producer.epoch.to_be_bytes());
         self.put(PRODUCER_AT + 10, &sequence.to_be_bytes());
         self.put(COUNT_AT, &self.records.to_be_bytes());
-        let crc = crc32c::crc32c(&self.buffer[CHECKED_FROM..]);
+        let crc = crc32c::crc32c(&self.buffer[CRC_START..]);
         self.put(CRC_AT, &crc.to_be_bytes());
     }
 
-    /// The bytes of a completed batch.
+    /// Returns the bytes of a completed batch.
     pub(super) fn sealed(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// Empties the batch; its memory is kept, up to `max_kept` bytes.
+    /// Clears the batch and keeps at most `max_kept` bytes of its memory.
     pub(super) fn clear(&mut self, max_kept: usize) {
         self.buffer.clear();
         self.buffer.shrink_to(max_kept);
@@ -114,7 +114,7 @@ impl RecordBatch {
     }
 }
 
-/// How many bytes a record has behind its length.
+/// Returns the length of a record without its length prefix.
 fn body_length(record: &Record<'_>, offset_delta: i32) -> usize {
     let count = varint_length(as_length(record.headers.count()));
     let headers = record.headers.encoded().len();
@@ -137,29 +137,29 @@ mod tests {
     const PRODUCER: Producer = Producer { id: 7, epoch: 3 };
 
     #[derive(Clone, Debug)]
-    struct Given {
+    struct Input {
         key: Vec<u8>,
         payload: Option<Vec<u8>>,
         headers: Vec<(String, Vec<u8>)>,
     }
 
-    fn encode(given: &[Given], sequence: i32) -> Vec<u8> {
+    fn encode(inputs: &[Input], sequence: i32) -> Vec<u8> {
         let mut batch = RecordBatch::new();
         let mut headers = Headers::default();
-        for given in given {
+        for input in inputs {
             headers.clear();
-            for (name, value) in &given.headers {
+            for (name, value) in &input.headers {
                 headers.push(name, value);
             }
             let record = Record {
                 topic: "t",
-                key: &given.key,
-                payload: given.payload.as_deref(),
+                key: &input.key,
+                payload: input.payload.as_deref(),
                 headers: &headers,
             };
             let (before, alone) = (batch.len(), RecordBatch::len_of(&record));
             batch.push(&record);
-            // The place in the batch is a part of the record, and takes a byte more from 64 on.
+            // The offset delta is part of the record and takes more bytes from 64 on.
             assert!(batch.len() - before.max(HEADER_BYTES) >= alone - HEADER_BYTES);
             assert!(batch.len() - before.max(HEADER_BYTES) <= alone - HEADER_BYTES + 4);
         }
@@ -167,13 +167,13 @@ mod tests {
         batch.sealed().to_vec()
     }
 
-    fn given() -> impl Strategy<Value = Given> {
-        // A name is decoded into a map: no two the same.
+    fn input() -> impl Strategy<Value = Input> {
+        // The decoder returns a map, so names must be unique.
         let headers =
             proptest::collection::btree_map("[a-z_]{1,12}", vec(any::<u8>(), 0..80), 0..9);
         let payload =
             option::of(prop_oneof![9 => vec(any::<u8>(), 0..100), 1 => vec(any::<u8>(), 0..9_000)]);
-        (vec(any::<u8>(), 0..70), payload, headers).prop_map(|(key, payload, headers)| Given {
+        (vec(any::<u8>(), 0..70), payload, headers).prop_map(|(key, payload, headers)| Input {
             key,
             payload,
             headers: headers.into_iter().collect(),
@@ -181,18 +181,18 @@ mod tests {
     }
 
     proptest! {
-        /// Through the decoder of a crate that others wrote, which checks the CRC, too.
+        /// Decoded by kafka-protocol, which also checks the CRC.
         #[test]
-        fn what_is_encoded_is_decoded(records in vec(given(), 1..70), sequence in 0..i32::MAX) {
+        fn encoded_records_are_decoded_unchanged(records in vec(input(), 1..70), sequence in 0..i32::MAX) {
             let mut bytes = Bytes::from(encode(&records, sequence));
             let decoded = RecordBatchDecoder::decode(&mut bytes).unwrap().records;
             prop_assert_eq!(bytes.len(), 0);
             prop_assert_eq!(decoded.len(), records.len());
-            for (index, (given, found)) in records.iter().zip(decoded).enumerate() {
-                prop_assert_eq!(found.key.as_deref(), Some(&given.key[..]));
-                prop_assert_eq!(found.value.as_deref(), given.payload.as_deref());
-                prop_assert_eq!(found.headers.len(), given.headers.len());
-                for (name, value) in &given.headers {
+            for (index, (input, found)) in records.iter().zip(decoded).enumerate() {
+                prop_assert_eq!(found.key.as_deref(), Some(&input.key[..]));
+                prop_assert_eq!(found.value.as_deref(), input.payload.as_deref());
+                prop_assert_eq!(found.headers.len(), input.headers.len());
+                for (name, value) in &input.headers {
                     let header = found.headers.get(&StrBytes::from_string(name.clone()));
                     prop_assert_eq!(header.unwrap().as_deref(), Some(&value[..]));
                 }
@@ -205,18 +205,18 @@ mod tests {
         }
     }
 
-    /// As Kafka's own producer encodes the same record.
+    /// Compares with the bytes of Kafka's Java producer.
     #[test]
-    fn the_bytes_are_those_of_the_format() {
-        let given = Given {
+    fn a_batch_has_the_bytes_of_the_documented_format() {
+        let input = Input {
             key: b"k".to_vec(),
             payload: Some(b"v".to_vec()),
             headers: vec![("h".into(), b"x".to_vec())],
         };
-        let bytes = encode(&[given], 5);
+        let bytes = encode(&[input], 5);
         let (head, body) = bytes.split_at(HEADER_BYTES);
         assert_eq!(&head[..8], [0; 8], "base offset");
-        assert_eq!(&head[8..12], 62_u32.to_be_bytes(), "length behind itself");
+        assert_eq!(&head[8..12], 62_u32.to_be_bytes(), "length of the rest");
         assert_eq!(
             &head[12..17],
             [255, 255, 255, 255, 2],
@@ -225,13 +225,13 @@ mod tests {
         assert_eq!(&head[21..27], [0; 6], "attributes, last offset delta");
         assert_eq!(&head[43..57], [0, 0, 0, 0, 0, 0, 0, 7, 0, 3, 0, 0, 0, 5]);
         assert_eq!(&head[57..61], 1_u32.to_be_bytes());
-        // 12 bytes: attributes, time, place, key, value, one header.
+        // 12 bytes: attributes, timestamp delta, offset delta, key, value, one header.
         assert_eq!(body, [24, 0, 0, 0, 2, b'k', 2, b'v', 2, 2, b'h', 2, b'x']);
     }
 
     #[test]
-    fn a_batch_is_used_again_as_if_new() {
-        let record = Given {
+    fn a_cleared_batch_encodes_like_a_new_one() {
+        let record = Input {
             key: b"k".to_vec(),
             payload: None,
             headers: Vec::new(),

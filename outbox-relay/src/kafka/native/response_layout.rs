@@ -1,24 +1,24 @@
-//! Checks every length in a response against the bytes that came, before it is decoded.
+//! Validates every length in a response against the received bytes before the response is decoded.
 //!
-//! `kafka-protocol` reserves memory for as many elements as an array says that it has, and a few bytes can say four
-//! billion: the process would abort. Whoever answers may be no broker at all, and may answer before any login. The layouts
-//! are those of <https://kafka.apache.org/protocol>, of the versions that are asked for.
+//! `kafka-protocol` reserves memory for the number of elements that an array announces. A few bytes can announce four
+//! billion, and the process would abort. The peer may not be a broker, and responds before authentication. The layouts
+//! are those of <https://kafka.apache.org/protocol>, for the requested versions.
 
 use kafka_protocol::messages::ApiKey;
 
 /// A field of a response, or of an element of an array in it.
 enum Field {
-    /// A number or a boolean of so many bytes.
+    /// A fixed number of bytes.
     Fixed(usize),
-    /// A string or bytes, with a length of 16 bits before it: -1 for null.
+    /// A string with a 16-bit length; -1 is null.
     String,
-    /// The same with a varint that is one more than the length: 0 for null.
+    /// A string or bytes with a varint of the length plus one; 0 is null (KIP-482).
     CompactString,
-    /// Elements, with a count of 32 bits before them.
+    /// Elements with a 32-bit count.
     Array(&'static [Self]),
-    /// Elements, with a varint before them that is one more than their count.
+    /// Elements with a varint of the count plus one (KIP-482).
     CompactArray(&'static [Self]),
-    /// Optional fields, each with its tag and its size. The decoder knows the layout of some, and looks at no size of these.
+    /// Tagged fields (KIP-482), each with tag and size. Those listed are decoded regardless of their size.
     Tags(&'static [(u32, &'static [Self])]),
 }
 
@@ -26,7 +26,7 @@ use Field::{Array, CompactArray, CompactString, Fixed, String, Tags};
 
 const NO_TAGS: Field = Tags(&[]);
 
-/// Version 3.
+/// ApiVersions, version 3.
 const API_VERSIONS: &[Field] = &[
     Fixed(2),
     CompactArray(&[Fixed(2 + 2 + 2), NO_TAGS]),
@@ -39,7 +39,7 @@ const API_VERSIONS: &[Field] = &[
     ]),
 ];
 const FEATURE: &[Field] = &[CompactString, Fixed(2 + 2), NO_TAGS];
-/// Version 9.
+/// Metadata, version 9.
 const METADATA: &[Field] = &[
     Fixed(4),
     CompactArray(&[Fixed(4), CompactString, Fixed(4), CompactString, NO_TAGS]),
@@ -62,7 +62,7 @@ const METADATA: &[Field] = &[
     Fixed(4),
     NO_TAGS,
 ];
-/// Version 3.
+/// FindCoordinator, version 3.
 const FIND_COORDINATOR: &[Field] = &[
     Fixed(4 + 2),
     CompactString,
@@ -71,9 +71,9 @@ const FIND_COORDINATOR: &[Field] = &[
     Fixed(4),
     NO_TAGS,
 ];
-/// Version 4.
+/// InitProducerId, version 4.
 const INIT_PRODUCER_ID: &[Field] = &[Fixed(4 + 2 + 8 + 2), NO_TAGS];
-/// Version 4.
+/// DescribeConfigs, version 4.
 const DESCRIBE_CONFIGS: &[Field] = &[
     Fixed(4),
     CompactArray(&[
@@ -94,18 +94,18 @@ const DESCRIBE_CONFIGS: &[Field] = &[
     ]),
     NO_TAGS,
 ];
-/// Version 1.
+/// SaslHandshake, version 1.
 const SASL_HANDSHAKE: &[Field] = &[Fixed(2), Array(&[String])];
-/// Version 2.
+/// SaslAuthenticate, version 2.
 const SASL_AUTHENTICATE: &[Field] = &[
     Fixed(2),
     CompactString,
-    // Bytes, which look the same.
+    // Bytes, which are encoded like a string.
     CompactString,
     Fixed(8),
     NO_TAGS,
 ];
-/// Version 9.
+/// Produce, version 9.
 const PRODUCE: &[Field] = &[
     CompactArray(&[
         CompactString,
@@ -121,16 +121,16 @@ const PRODUCE: &[Field] = &[
     NO_TAGS,
 ];
 
-/// The response is not laid out as it should be.
+/// A response with an invalid layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed response: a length in it exceeds the bytes that came")]
+#[error("malformed response: a length exceeds the received bytes")]
 pub(super) struct MalformedResponse;
 
-/// Checks the body of a response to the API with this key.
+/// Validates the body of a response to the API with this key.
 ///
 /// # Errors
-/// If a length in it exceeds what came, or if nothing of this API is ever decoded.
-pub(super) fn check(api_key: i16, body: &[u8]) -> Result<(), MalformedResponse> {
+/// If a length exceeds the received bytes, or responses of this API are never decoded.
+pub(super) fn validate(api_key: i16, body: &[u8]) -> Result<(), MalformedResponse> {
     let layout = match ApiKey::try_from(api_key) {
         Ok(ApiKey::ApiVersions) => API_VERSIONS,
         Ok(ApiKey::Metadata) => METADATA,
@@ -145,7 +145,7 @@ pub(super) fn check(api_key: i16, body: &[u8]) -> Result<(), MalformedResponse> 
     Rest(body).skip_all(layout)
 }
 
-/// What of a response was not looked at yet.
+/// The rest of a response.
 struct Rest<'a>(&'a [u8]);
 
 impl Rest<'_> {
@@ -186,7 +186,7 @@ impl Rest<'_> {
     }
 
     fn skip_elements(&mut self, count: u32, element: &[Field]) -> Result<(), MalformedResponse> {
-        // No element takes no bytes, so that a count beyond what came is noticed soon.
+        // Every element takes at least one byte, so an excessive count fails early.
         (0..count).try_for_each(|_| self.skip_all(element))
     }
 
@@ -202,7 +202,7 @@ impl Rest<'_> {
         Ok(array)
     }
 
-    /// A number in base 128, the lowest seven bits first. Bits beyond 32 are dropped, as the decoder does.
+    /// Reads a base-128 varint, least significant group first. Bits beyond 32 are dropped, as in the decoder.
     fn varint(&mut self) -> Result<u32, MalformedResponse> {
         let mut value = 0;
         for shift in (0..).step_by(7).take(5) {
@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    /// A response as a broker would send it, and what decodes such a one.
+    /// An encoded response and its decoder.
     struct Case {
         key: i16,
         body: Vec<u8>,
@@ -275,7 +275,7 @@ mod tests {
         };
     }
 
-    /// Every response that is ever decoded, with something in each of its arrays.
+    /// One response of every decoded API, with elements in each array.
     fn cases() -> Vec<Case> {
         let topic = || TopicName(text("users.v1"));
         vec![
@@ -372,19 +372,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_broker_sends_passes_and_is_decoded() {
+    fn a_valid_response_passes_and_is_decoded() {
         for Case { key, body, decode } in cases() {
-            assert_eq!(check(key, &body), Ok(()), "{key}");
+            assert_eq!(validate(key, &body), Ok(()), "{key}");
             assert!(decode(body.into()), "{key}");
         }
     }
 
     #[test]
-    fn what_was_cut_off_does_not_pass() {
+    fn a_truncated_response_does_not_pass() {
         for Case { key, body, .. } in cases() {
             for length in 0..body.len() {
                 assert_eq!(
-                    check(key, &body[..length]),
+                    validate(key, &body[..length]),
                     Err(MalformedResponse),
                     "{key} {length}"
                 );
@@ -392,7 +392,7 @@ mod tests {
         }
     }
 
-    /// A decoder that reserves memory for it ends the process.
+    /// The decoder would reserve memory for it and abort the process.
     #[test]
     fn an_array_of_four_billion_elements_does_not_pass() {
         const MAX: [u8; 5] = [0xff, 0xff, 0xff, 0xff, 0x0f];
@@ -405,22 +405,22 @@ mod tests {
                 SaslHandshakeRequest::KEY,
                 vec![0, 0, 0x7f, 0xff, 0xff, 0xff],
             ),
-            // In a field that has a tag.
+            // In a tagged field.
             (
                 ApiVersionsRequest::KEY,
                 [&[0, 0, 1, 0, 0, 0, 0, 1, 0, 5][..], &MAX].concat(),
             ),
         ];
         for (key, body) in arrays {
-            assert_eq!(check(key, &body), Err(MalformedResponse), "{key}");
+            assert_eq!(validate(key, &body), Err(MalformedResponse), "{key}");
         }
     }
 
-    /// Some of the bytes of a response, replaced.
+    /// Replacements of some bytes of a response.
     fn mutations() -> impl Strategy<Value = Vec<(prop::sample::Index, Vec<u8>)>> {
         let bytes = prop_oneof![
             vec(any::<u8>(), 1..6),
-            // Numbers that are large, as varints and as they are.
+            // Large numbers, as varints and as fixed-size integers.
             vec(Just(0xff_u8), 1..6),
             Just(vec![0xff, 0xff, 0xff, 0x7f]),
             Just(vec![0x7f, 0xff, 0xff, 0xff]),
@@ -431,30 +431,30 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-        /// Neither the check nor the decoder behind it panics or ends the process.
+        /// Neither validation nor decoding panics or aborts the process.
         #[test]
-        fn no_response_does_harm(which in 0..8_usize, mutations in mutations()) {
+        fn a_corrupt_response_does_not_panic(which in 0..8_usize, mutations in mutations()) {
             let Case { key, mut body, decode } = cases().swap_remove(which);
             for (at, bytes) in mutations {
                 let at = at.index(body.len());
                 let end = body.len().min(at + bytes.len());
                 body.splice(at..end, bytes);
             }
-            if check(key, &body).is_ok() {
+            if validate(key, &body).is_ok() {
                 decode(body.into());
             }
         }
 
         #[test]
-        fn no_bytes_do_harm(which in 0..8_usize, body in vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_do_not_panic(which in 0..8_usize, body in vec(any::<u8>(), 0..300)) {
             let Case { key, decode, .. } = cases().swap_remove(which);
-            if check(key, &body).is_ok() {
+            if validate(key, &body).is_ok() {
                 decode(body.into());
             }
         }
 
         #[test]
-        fn no_header_does_harm(bytes in vec(any::<u8>(), 0..50), version in 0..2_i16) {
+        fn an_arbitrary_header_does_not_panic(bytes in vec(any::<u8>(), 0..50), version in 0..2_i16) {
             let _ = ResponseHeader::decode(&mut Bytes::from(bytes), version);
         }
     }

@@ -1,7 +1,7 @@
-//! The client's part of SCRAM, of RFC 5802 and RFC 7677, with SHA-256 and with SHA-512. Neither
-//! side shows the password to the other, and each proves that it knows it.
+//! The client side of SCRAM-SHA-256 and SCRAM-SHA-512 (RFC 5802, RFC 7677). Both sides prove that they know the
+//! password without sending it.
 //!
-//! Only the exchange is our own: `docs/adr/0017-own-code-and-libraries.md`.
+//! Only the message exchange is implemented here: `docs/adr/0017-own-code-and-libraries.md`.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use hmac::{
@@ -13,30 +13,30 @@ use sha2::{Sha256, Sha512};
 
 use crate::config::Mechanism;
 
-/// No channel binding: Kafka has none.
+/// No channel binding: Kafka does not support it.
 const GS2_HEADER: &str = "n,,";
 /// [`GS2_HEADER`] in Base64.
 const CHANNEL_BINDING: &str = "biws";
-/// Fewer make a password easy to guess for whoever has listened; the RFC asks for as many.
+/// The minimum that RFC 7677 recommends. Fewer iterations make offline guessing of the password cheaper.
 const MIN_ITERATIONS: u32 = 4_096;
-/// More would keep us busy for as long as the other side likes.
+/// Limits the CPU time that a server can make the client spend.
 const MAX_ITERATIONS: u32 = 1_000_000;
 
-/// A login that has begun.
+/// An exchange in progress.
 pub(super) struct Scram {
     mechanism: Mechanism,
     nonce: String,
     first_bare: String,
 }
 
-/// What comes next, and what the server has to answer.
-pub(super) struct Proof {
+/// The client-final-message, and the expected server-final-message.
+pub(super) struct ClientFinal {
     pub(super) message: String,
     server_final: String,
 }
 
 impl Scram {
-    pub(super) fn begin(mechanism: Mechanism, username: &str) -> Self {
+    pub(super) fn new(mechanism: Mechanism, username: &str) -> Self {
         let nonce = uuid::Uuid::new_v4().simple().to_string();
         Self::with_nonce(mechanism, username, nonce)
     }
@@ -50,28 +50,35 @@ impl Scram {
         }
     }
 
-    /// The first message.
-    pub(super) fn message(&self) -> String {
+    /// Returns the client-first-message.
+    pub(super) fn client_first(&self) -> String {
         format!("{GS2_HEADER}{}", self.first_bare)
     }
 
-    /// The answer to the server's first message; the error says what is wrong with that.
-    pub(super) fn prove(&self, password: &str, server_first: &str) -> Result<Proof, &'static str> {
+    /// Returns the reply to the server-first-message.
+    ///
+    /// # Errors
+    /// If the server's message is invalid.
+    pub(super) fn client_final(
+        &self,
+        password: &str,
+        server_first: &str,
+    ) -> Result<ClientFinal, &'static str> {
         let mut parts = server_first.split(',');
         let mut part = |name| parts.next().and_then(|part| part.strip_prefix(name));
         let (Some(nonce), Some(salt), Some(iterations)) = (part("r="), part("s="), part("i="))
         else {
-            return Err("its message is none of SCRAM's");
+            return Err("the server's message is not a SCRAM message");
         };
         if !nonce.starts_with(&self.nonce) {
-            return Err("it answers somebody else");
+            return Err("the server's nonce does not match");
         }
         let salt = BASE64
             .decode(salt)
-            .map_err(|_| "its salt isn't in Base64")?;
+            .map_err(|_| "the server's salt is not valid Base64")?;
         let iterations = iterations.parse().unwrap_or(0);
         if !(MIN_ITERATIONS..=MAX_ITERATIONS).contains(&iterations) {
-            return Err("its number of iterations isn't from 4096 to 1000000");
+            return Err("the server's iteration count is not between 4096 and 1000000");
         }
         let without_proof = format!("c={CHANNEL_BINDING},r={nonce}");
         let signed = format!("{},{server_first},{without_proof}", self.first_bare);
@@ -81,21 +88,21 @@ impl Scram {
                 sign::<Sha256>(password, &salt, iterations, &signed)
             }
         };
-        Ok(Proof {
+        Ok(ClientFinal {
             message: format!("{without_proof},p={proof}"),
             server_final: format!("v={server}"),
         })
     }
 }
 
-impl Proof {
-    /// Whether the server, by its last message, knows the password too.
-    pub(super) fn is_answered_by(&self, server_final: &str) -> bool {
+impl ClientFinal {
+    /// Returns whether the server-final-message proves that the server knows the password.
+    pub(super) fn verify(&self, server_final: &str) -> bool {
         server_final.split(',').next() == Some(&self.server_final)
     }
 }
 
-/// The client's proof and the server's signature, in Base64.
+/// Returns the ClientProof and the ServerSignature in Base64 (RFC 5802, section 3).
 fn sign<D: Digest + EagerHash>(
     password: &str,
     salt: &[u8],
@@ -103,7 +110,7 @@ fn sign<D: Digest + EagerHash>(
     signed: &str,
 ) -> (String, String) {
     let mut salted = Output::<D>::default();
-    // Not prepared by SASLprep, as the RFC asks: Kafka hashes the password as it is.
+    // Deviates from the RFC: Kafka does not normalize passwords with SASLprep.
     pbkdf2_hmac::<D>(password.as_bytes(), salt, iterations, &mut salted);
     let client_key = hmac::<D>(&salted, b"Client Key");
     let stored_key = D::digest(&client_key);
@@ -117,9 +124,9 @@ fn sign<D: Digest + EagerHash>(
 }
 
 fn hmac<D: EagerHash>(key: &[u8], text: &[u8]) -> Output<Hmac<D>> {
-    // A key may have any length.
+    // HMAC accepts keys of any length.
     #[expect(clippy::expect_used)]
-    let mut mac = Hmac::<D>::new_from_slice(key).expect("any key will do");
+    let mut mac = Hmac::<D>::new_from_slice(key).expect("HMAC accepts any key length");
     mac.update(text);
     mac.finalize().into_bytes()
 }
@@ -130,53 +137,56 @@ mod tests {
 
     /// The example of RFC 7677, section 3.
     #[test]
-    fn sha_256_is_as_in_the_rfc() {
+    fn scram_sha_256_matches_the_example_of_the_rfc() {
         let nonce = "rOprNGfwEbeRWgbNEkqO".to_owned();
         let scram = Scram::with_nonce(Mechanism::ScramSha256, "user", nonce);
-        assert_eq!(scram.message(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
+        assert_eq!(scram.client_first(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
         let server_first = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
                             s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
-        let proof = scram.prove("pencil", server_first).unwrap();
+        let client_final = scram.client_final("pencil", server_first).unwrap();
         assert_eq!(
-            proof.message,
+            client_final.message,
             "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
              p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
         );
-        assert!(proof.is_answered_by("v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="));
-        assert!(!proof.is_answered_by("v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="));
+        assert!(client_final.verify("v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="));
+        assert!(!client_final.verify("v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="));
     }
 
-    /// There is no such example for SHA-512: these values are Python's, of `hashlib` and `hmac`.
+    /// The RFCs have no example for SHA-512. The values come from Python's `hashlib` and `hmac`.
     #[test]
-    fn sha_512_is_as_others_have_it() {
+    fn scram_sha_512_matches_an_independent_implementation() {
         let nonce = "rOprNGfwEbeRWgbNEkqO".to_owned();
         let scram = Scram::with_nonce(Mechanism::ScramSha512, "us=e,r", nonce);
-        assert_eq!(scram.message(), "n,,n=us=3De=2Cr,r=rOprNGfwEbeRWgbNEkqO");
-        let server_first = "r=rOprNGfwEbeRWgbNEkqOserver,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=8192";
-        let proof = scram.prove("pencil", server_first).unwrap();
         assert_eq!(
-            proof.message,
+            scram.client_first(),
+            "n,,n=us=3De=2Cr,r=rOprNGfwEbeRWgbNEkqO"
+        );
+        let server_first = "r=rOprNGfwEbeRWgbNEkqOserver,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=8192";
+        let client_final = scram.client_final("pencil", server_first).unwrap();
+        assert_eq!(
+            client_final.message,
             "c=biws,r=rOprNGfwEbeRWgbNEkqOserver,\
              p=BwMhiRP9WA5xeqKFs3cISVhIAPTNunTSTd9tFrgDuihew4hiM5FC2GW9iI8t\
              bUU4Md65vV4rv0kl1HfQ2aroOw=="
         );
-        assert!(proof.is_answered_by(
+        assert!(client_final.verify(
             "v=If9t4g53Lcg+15arxeboxadHi7fBWprsFKliD7tHWbeAu590P5F83+Z0SpPt\
              mucPWKxjRk91yrmoVZM1WLKbcA=="
         ));
     }
 
     #[test]
-    fn a_server_that_cheats_gets_no_proof() {
+    fn an_invalid_server_message_gets_no_proof() {
         let scram = Scram::with_nonce(Mechanism::ScramSha256, "user", "abc".to_owned());
         for (server_first, reason) in [
-            ("r=xyz,s=AAAA,i=4096", "somebody else"),
-            ("r=abcd,s=AAAA,i=1", "iterations"),
-            ("r=abcd,s=AAAA,i=4000000000", "iterations"),
+            ("r=xyz,s=AAAA,i=4096", "nonce"),
+            ("r=abcd,s=AAAA,i=1", "iteration count"),
+            ("r=abcd,s=AAAA,i=4000000000", "iteration count"),
             ("r=abcd,s=?,i=4096", "Base64"),
-            ("e=other-error", "none of SCRAM's"),
+            ("e=other-error", "not a SCRAM message"),
         ] {
-            let rejected = scram.prove("pencil", server_first).err();
+            let rejected = scram.client_final("pencil", server_first).err();
             assert!(
                 rejected.is_some_and(|found| found.contains(reason)),
                 "{server_first}"

@@ -1,4 +1,4 @@
-//! The topics that records were for, and what each of their partitions gathers.
+//! The known topics, with the open batch and the sequence of each partition.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,18 +6,18 @@ use kafka_protocol::messages::BrokerId;
 
 use super::record_batch::RecordBatch;
 
-/// The sequence of a partition's first batch, by a new name or epoch.
+/// The first sequence in a partition after a new producer id or epoch.
 const FIRST_SEQUENCE: i32 = 0;
 
-/// Every topic that a record was for, each with a place in the list.
+/// The topics that records were sent to, addressed by index.
 #[derive(Debug, Default)]
 pub(super) struct Topics {
     list: Vec<Topic>,
-    places: HashMap<Arc<str>, usize>,
-    /// Of the last record: the next is mostly for the same.
+    indexes: HashMap<Arc<str>, usize>,
+    /// The index of the last record's topic; the next record usually has the same.
     last: usize,
     /// Of all topics.
-    partitions: usize,
+    partition_count: usize,
 }
 
 #[derive(Debug)]
@@ -29,20 +29,21 @@ pub(super) struct Topic {
 
 #[derive(Debug)]
 pub(super) struct Partition {
-    /// None while the partition has none.
+    /// `None` during a leader election.
     pub(super) leader: Option<BrokerId>,
-    /// Of the next batch's first record, by which the broker notices repetitions and gaps.
+    /// The sequence of the next record, by which the broker detects duplicates and gaps (KIP-98).
     pub(super) next_sequence: i32,
-    /// Whether the broker has had a batch of this producer. Until then it takes one of any
-    /// sequence: the second, too, when it has rejected the first.
+    /// Set once a batch was sent to this partition. A broker accepts any sequence as a producer's first: also the second
+    /// batch after it rejected the first.
     pub(super) is_known: bool,
     pub(super) batch: RecordBatch,
+    /// The number of the batch's first record.
     pub(super) first: u64,
 }
 
-/// A partition: the broker that leads it, and its places in the lists.
+/// A partition's leader and indexes, ordered by leader and topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct PartitionIndex {
     pub(super) leader: i32,
     pub(super) topic: usize,
     pub(super) partition: usize,
@@ -70,54 +71,54 @@ impl Topic {
 }
 
 impl Topics {
-    /// The place of the topic with this name.
+    /// Returns the index of the topic with this name.
     pub(super) fn find(&mut self, name: &str) -> Option<usize> {
         let is_last = self
             .list
             .get(self.last)
             .is_some_and(|topic| &*topic.name == name);
         if !is_last {
-            self.last = *self.places.get(name)?;
+            self.last = *self.indexes.get(name)?;
         }
         Some(self.last)
     }
 
-    /// Adds a topic that is not there; returns its place.
+    /// Adds a new topic and returns its index.
     pub(super) fn add(&mut self, topic: Topic) -> usize {
         self.last = self.list.len();
-        self.partitions += topic.partitions.len();
-        self.places.insert(Arc::clone(&topic.name), self.last);
+        self.partition_count += topic.partitions.len();
+        self.indexes.insert(Arc::clone(&topic.name), self.last);
         self.list.push(topic);
         self.last
     }
 
-    pub(super) fn get(&self, place: usize) -> &Topic {
-        &self.list[place]
+    pub(super) fn get(&self, index: usize) -> &Topic {
+        &self.list[index]
     }
 
-    pub(super) fn get_mut(&mut self, place: usize) -> &mut Topic {
-        &mut self.list[place]
+    pub(super) fn get_mut(&mut self, index: usize) -> &mut Topic {
+        &mut self.list[index]
     }
 
-    pub(super) fn at(&self, place: Place) -> &Partition {
-        &self.list[place.topic].partitions[place.partition]
+    pub(super) fn partition(&self, index: PartitionIndex) -> &Partition {
+        &self.list[index.topic].partitions[index.partition]
     }
 
-    pub(super) fn at_mut(&mut self, place: Place) -> &mut Partition {
-        &mut self.list[place.topic].partitions[place.partition]
+    pub(super) fn partition_mut(&mut self, index: PartitionIndex) -> &mut Partition {
+        &mut self.list[index.topic].partitions[index.partition]
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Topic> {
         self.list.iter()
     }
 
-    /// How many partitions all topics have together.
-    pub(super) fn partitions(&self) -> usize {
-        self.partitions
+    /// The number of partitions of all topics.
+    pub(super) fn partition_count(&self) -> usize {
+        self.partition_count
     }
 
-    /// As for a producer of whom the brokers know nothing.
-    pub(super) fn restart(&mut self) {
+    /// Resets all sequences, for a new producer epoch.
+    pub(super) fn reset_sequences(&mut self) {
         for topic in &mut self.list {
             for partition in &mut topic.partitions {
                 partition.next_sequence = FIRST_SEQUENCE;

@@ -1,4 +1,4 @@
-//! What librdkafka is told of the brokers.
+//! librdkafka's connection settings.
 
 use std::path::Path;
 
@@ -7,7 +7,8 @@ use secrecy::ExposeSecret as _;
 
 use crate::{config::KafkaConfig, kafka::SinkError};
 
-/// A client of these brokers with these settings. The files are read now: one that is replaced counts for the next client.
+/// Builds a client configuration. Secrets and certificates are read per client, so a replaced file takes effect with the
+/// next client.
 pub(super) fn client_config(
     kafka: &KafkaConfig,
     settings: &[(&str, &str)],
@@ -26,7 +27,7 @@ pub(super) fn client_config(
     };
     config.set("security.protocol", protocol);
     if let Some(files) = &security.tls {
-        // Without a file, where systems have their certificates.
+        // "probe" searches the operating system's certificate locations.
         let ca = files.ca.as_deref().unwrap_or(Path::new("probe"));
         config.set("ssl.ca.location", ca.to_string_lossy());
         if let Some(identity) = &files.identity {
@@ -49,7 +50,7 @@ pub(super) fn client_config(
     for (name, value) in settings {
         config.set(*name, *value);
     }
-    // Last, because they may replace what was chosen above.
+    // Last, because they may override the settings above.
     kafka.properties.apply(&mut config);
     Ok(config)
 }

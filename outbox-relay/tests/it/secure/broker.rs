@@ -1,4 +1,4 @@
-//! A broker with ports of every kind, which allows nobody what its ACLs don't.
+//! A broker with listeners of every security protocol, and ACLs.
 
 use std::{
     path::PathBuf,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use devstack::{Home, Kafka, free_port};
+use devstack::{Kafka, WorkDir, free_port};
 use outbox_relay::{
     Identity, TlsFiles,
     config::{KafkaSecurity, Mechanism, Sasl},
@@ -16,21 +16,21 @@ use outbox_relay::{
 use super::certificates::Authority;
 use crate::acl::{self, Allowed};
 
-/// Who may do what a relay needs; also by the certificate of this name.
+/// Has all permissions of a relay; also the name in the client certificate.
 pub(crate) const USER: &str = "relay";
-/// Who may do nothing until a test allows it.
+/// Has no permissions until a test grants them.
 pub(crate) const NEWCOMER: &str = "newcomer";
-/// The passwords; that of PLAIN is another one, because a broker keeps it elsewhere. SASLprep would change that of
-/// SCRAM; Kafka's own clients hash it as it is.
+/// The SCRAM password. SASLprep would change it, but Kafka's clients do not apply SASLprep.
 pub(crate) const PASSWORD: &str = "correct-horse-\u{2168}\u{ad}9d1f";
+/// The PLAIN password, which the broker stores separately.
 pub(crate) const PLAIN_PASSWORD: &str = "battery-staple-77aa";
-/// How long a login on the port [`Ports::brief`] holds. Brokers reject a second one on a connection, as
-/// librdkafka asks for, within a second of the first.
-pub(crate) const BRIEF_LOGIN_MS: u32 = 4_000;
+/// The lifetime of a SASL session on [`Ports::short_session`]. Brokers reject a re-authentication, which librdkafka does,
+/// within a second of the last one.
+pub(crate) const SHORT_SESSION_MS: u32 = 4_000;
 
-/// A broker and what it takes to reach it.
+/// A broker and its certificates.
 pub(crate) struct SecureBroker {
-    pub(crate) home: Arc<Home>,
+    pub(crate) home: Arc<WorkDir>,
     pub(crate) kafka: Kafka,
     pub(crate) ports: Ports,
     pub(crate) ca: PathBuf,
@@ -38,27 +38,27 @@ pub(crate) struct SecureBroker {
     pub(crate) authority: Authority,
 }
 
-/// Where it listens beside its plain port, each `host:port`.
+/// The addresses of the listeners, `host:port`.
 pub(crate) struct Ports {
-    /// By TLS, with a login.
-    pub(crate) login: String,
-    /// The same, and a login does not hold for long.
-    pub(crate) brief: String,
-    /// By TLS, with a client's certificate.
+    /// TLS with SASL.
+    pub(crate) sasl: String,
+    /// TLS with SASL, where sessions expire after [`SHORT_SESSION_MS`].
+    pub(crate) short_session: String,
+    /// TLS with a client certificate.
     pub(crate) certificate: String,
-    /// By TLS, with a certificate for another name.
+    /// TLS with a server certificate for another name.
     pub(crate) misnamed: String,
-    /// By TLS, with a certificate that has run out.
+    /// TLS with an expired server certificate.
     pub(crate) expired: String,
 }
 
 impl SecureBroker {
-    /// One for all tests that leave its certificates as they are. It lives as long as this process.
+    /// Returns the broker for all tests that do not change its certificates. It runs as long as this process.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<SecureBroker> = OnceLock::new();
         SHARED.get_or_init(|| {
             let (sender, receiver) = std::sync::mpsc::channel();
-            // On a thread of its own, because every test has a runtime that ends with it.
+            // On a separate thread: the runtime of a test ends with the test.
             thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -71,20 +71,19 @@ impl SecureBroker {
             });
             match receiver.recv().map_err(|err| anyhow!(err)).flatten() {
                 Ok(broker) => broker,
-                Err(err) => panic!("no broker to test with: {err:#}"),
+                Err(err) => panic!("failed to start the secure broker: {err:#}"),
             }
         })
     }
 
-    /// Starts one.
     pub(crate) async fn start() -> Result<Self> {
-        let home = Arc::new(Home::new()?);
-        let authority = Authority::new("the authority")?;
+        let home = Arc::new(WorkDir::new()?);
+        let authority = Authority::new("test CA")?;
         let ca = home.write("ca.crt", &authority.pem)?;
         let address = || anyhow::Ok(format!("localhost:{}", free_port()?));
         let ports = Ports {
-            login: address()?,
-            brief: address()?,
+            sasl: address()?,
+            short_session: address()?,
             certificate: address()?,
             misnamed: address()?,
             expired: address()?,
@@ -93,18 +92,18 @@ impl SecureBroker {
         let mut settings = vec![
             listeners(&ports),
             "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".into(),
-            // Whoever comes by the plain port; here that is the administrator.
+            // Clients of the plaintext listener are administrators.
             "super.users=User:ANONYMOUS".into(),
             format!("ssl.truststore.type=PEM\nssl.truststore.location={truststore}"),
         ];
         for (listener, issued) in [
-            ("login", authority.issue("localhost")?),
-            ("brief", authority.issue("localhost")?),
+            ("sasl", authority.issue("localhost")?),
+            ("short", authority.issue("localhost")?),
             ("certificate", authority.issue("localhost")?),
             ("misnamed", authority.issue("kafka.example")?),
             ("expired", authority.issue_expired("localhost")?),
         ] {
-            let keystore = issued.write_together(&home, listener)?;
+            let keystore = issued.write_combined(&home, listener)?;
             let keystore = keystore.display();
             settings.push(format!(
                 "listener.name.{listener}.ssl.keystore.type=PEM\n\
@@ -112,9 +111,9 @@ impl SecureBroker {
             ));
         }
         settings.push("listener.name.certificate.ssl.client.auth=required".into());
-        settings.extend(["login", "brief"].map(logins));
+        settings.extend(["sasl", "short"].map(sasl_settings));
         settings.push(format!(
-            "listener.name.brief.connections.max.reauth.ms={BRIEF_LOGIN_MS}"
+            "listener.name.short.connections.max.reauth.ms={SHORT_SESSION_MS}"
         ));
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
         let users = [USER, NEWCOMER].map(|user| {
@@ -138,12 +137,12 @@ impl SecureBroker {
         })
     }
 
-    /// TLS with this broker's authority, and a login by SCRAM.
-    pub(crate) fn login(&self) -> KafkaSecurity {
-        self.login_by(Mechanism::ScramSha512, PASSWORD)
+    /// Client settings for TLS and SCRAM.
+    pub(crate) fn scram(&self) -> KafkaSecurity {
+        self.sasl(Mechanism::ScramSha512, PASSWORD)
     }
 
-    pub(crate) fn login_by(&self, mechanism: Mechanism, password: &str) -> KafkaSecurity {
+    pub(crate) fn sasl(&self, mechanism: Mechanism, password: &str) -> KafkaSecurity {
         KafkaSecurity {
             tls: self.tls().tls,
             sasl: Some(Sasl {
@@ -154,7 +153,7 @@ impl SecureBroker {
         }
     }
 
-    /// TLS with this broker's authority alone.
+    /// Client settings for TLS only.
     pub(crate) fn tls(&self) -> KafkaSecurity {
         let files = TlsFiles {
             ca: Some(self.ca.clone()),
@@ -166,7 +165,7 @@ impl SecureBroker {
         }
     }
 
-    /// TLS with a certificate of our own.
+    /// Client settings for TLS with a client certificate.
     pub(crate) fn certificate(&self) -> KafkaSecurity {
         let files = TlsFiles {
             ca: Some(self.ca.clone()),
@@ -181,8 +180,8 @@ impl SecureBroker {
 
 fn listeners(ports: &Ports) -> String {
     let secure = [
-        ("LOGIN", &ports.login, "SASL_SSL"),
-        ("BRIEF", &ports.brief, "SASL_SSL"),
+        ("SASL", &ports.sasl, "SASL_SSL"),
+        ("SHORT", &ports.short_session, "SASL_SSL"),
         ("CERTIFICATE", &ports.certificate, "SSL"),
         ("MISNAMED", &ports.misnamed, "SSL"),
         ("EXPIRED", &ports.expired, "SSL"),
@@ -199,8 +198,8 @@ fn listeners(ports: &Ports) -> String {
     )
 }
 
-/// Lets users log in at a listener.
-fn logins(listener: &str) -> String {
+/// Enables SASL on a listener.
+fn sasl_settings(listener: &str) -> String {
     let modules = "org.apache.kafka.common.security";
     let scram = format!("{modules}.scram.ScramLoginModule required;");
     format!(

@@ -1,9 +1,9 @@
-//! An authority, and what it signs.
+//! A certificate authority for tests.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::Result;
-use devstack::Home;
+use devstack::WorkDir;
 use outbox_relay::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -13,7 +13,7 @@ use rcgen::{
 /// Signs certificates.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its own certificate, in PEM.
+    /// The CA certificate in PEM.
     pub(crate) pem: String,
 }
 
@@ -38,12 +38,12 @@ impl Authority {
         })
     }
 
-    /// A certificate for a server by this name, or for a client that is called so.
+    /// Issues a certificate for a server or client with this name.
     pub(crate) fn issue(&self, name: &str) -> Result<Issued> {
         self.sign(Self::params(name)?)
     }
 
-    /// One that has run out long ago.
+    /// Issues an expired certificate.
     pub(crate) fn issue_expired(&self, name: &str) -> Result<Issued> {
         let mut params = Self::params(name)?;
         params.not_before = date_time_ymd(2020, 1, 1);
@@ -68,17 +68,17 @@ impl Authority {
 }
 
 impl Issued {
-    /// Writes both into `home`, over what was there by this name.
-    pub(crate) fn write(&self, home: &Home, name: &str) -> Result<Identity> {
+    /// Writes both files into `home`, replacing earlier ones with this name.
+    pub(crate) fn write(&self, home: &WorkDir, name: &str) -> Result<Identity> {
         let certificate = home.write(&format!("{name}.crt"), &self.certificate)?;
         let key = home.write(&format!("{name}.key"), &self.key)?;
-        // Postgres takes no key that others can read.
+        // Postgres rejects a key that others can read.
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
         Ok(Identity { certificate, key })
     }
 
-    /// Writes both into one file, as Kafka wants them.
-    pub(crate) fn write_together(&self, home: &Home, name: &str) -> Result<PathBuf> {
+    /// Writes both into one file, as Kafka requires.
+    pub(crate) fn write_combined(&self, home: &WorkDir, name: &str) -> Result<PathBuf> {
         let both = format!("{}{}", self.key, self.certificate);
         home.write(&format!("{name}.pem"), &both)
     }

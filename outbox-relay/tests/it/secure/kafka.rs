@@ -1,7 +1,7 @@
-//! Every way into a broker.
+//! Every authentication mechanism of a broker.
 
 use anyhow::Result;
-use devstack::{Home, Record, eventually, read_topic};
+use devstack::{Record, WorkDir, eventually, read_topic};
 use outbox_relay::{
     Level, check,
     config::{Config, KafkaProperties, KafkaSecurity, Mechanism, SinkKind},
@@ -16,9 +16,9 @@ use crate::{
 };
 
 for_each_sink! {
-    records_get_in_by_every_mechanism,
-    records_get_in_by_a_certificate,
-    what_the_readme_asks_for_is_all_that_a_relay_needs,
+    every_sasl_mechanism_authenticates,
+    a_client_certificate_authenticates,
+    the_documented_acls_are_sufficient,
 }
 
 /// A source that publishes to a secure broker.
@@ -36,7 +36,7 @@ pub(super) async fn setup(
     Ok(setup)
 }
 
-/// What stands in the topic, read by the plain port, once there is so much.
+/// Waits for this many records in the topic, read through the plaintext listener.
 pub(super) async fn records(
     broker: &SecureBroker,
     setup: &Setup,
@@ -63,26 +63,26 @@ async fn publish_one(setup: &Setup) -> Result<()> {
     Ok(())
 }
 
-async fn records_get_in_by_every_mechanism(sink: SinkKind) -> Result<()> {
+async fn every_sasl_mechanism_authenticates(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
     for (mechanism, password) in [
         (Mechanism::Plain, PLAIN_PASSWORD),
         (Mechanism::ScramSha256, PASSWORD),
         (Mechanism::ScramSha512, PASSWORD),
     ] {
-        let security = broker.login_by(mechanism, password);
-        let setup = setup(broker, &broker.ports.login, sink, security).await?;
+        let security = broker.sasl(mechanism, password);
+        let setup = setup(broker, &broker.ports.sasl, sink, security).await?;
         publish_one(&setup).await?;
     }
     Ok(())
 }
 
-/// The sink `kafka` has no such login: `kafka.properties` has what librdkafka can do and we don't.
+/// `kafka.properties` enables mechanisms that only librdkafka supports.
 #[tokio::test(flavor = "multi_thread")]
-async fn records_get_in_by_a_login_of_librdkafka() -> Result<()> {
+async fn a_mechanism_of_librdkafka_authenticates() -> Result<()> {
     let broker = SecureBroker::shared();
     let security = broker.tls();
-    let mut setup = setup(broker, &broker.ports.login, SinkKind::RdKafka, security).await?;
+    let mut setup = setup(broker, &broker.ports.sasl, SinkKind::RdKafka, security).await?;
     setup.properties = properties(&format!(
         "sasl.mechanisms = 'OAUTHBEARER'
          sasl.oauthbearer.config = 'principal={USER}'
@@ -95,7 +95,7 @@ async fn records_get_in_by_a_login_of_librdkafka() -> Result<()> {
     assert_eq!(records.len(), 1, "{records:?}");
     relay.wait_for_readiness(200).await?;
     relay.stop().await?;
-    // Our own client can't log in, and says so instead of naming a mistake.
+    // `check` uses the native client, which does not support the mechanism and must not report a failure.
     let found = check(&setup.config()?).await;
     let of_kafka = found.iter().filter(|found| found.subject == "kafka");
     let levels: Vec<_> = of_kafka.map(|found| found.level).collect();
@@ -108,30 +108,31 @@ fn properties(lines: &str) -> Result<KafkaProperties> {
         "[[source]]\nname = 'test'\ndatabase_url = 'postgres://localhost/test'\n\
          [kafka]\nbrokers = 'localhost:9092'\nsink = 'rdkafka'\n[kafka.properties]\n{lines}"
     );
-    let home = Home::new()?;
+    let home = WorkDir::new()?;
     let path = home.write("outbox-relay.toml", &config)?;
     Ok(Config::load(&path)?.kafka.properties)
 }
 
-async fn records_get_in_by_a_certificate(sink: SinkKind) -> Result<()> {
+async fn a_client_certificate_authenticates(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
     let security = broker.certificate();
     let setup = setup(broker, &broker.ports.certificate, sink, security).await?;
     publish_one(&setup).await
 }
 
-async fn what_the_readme_asks_for_is_all_that_a_relay_needs(sink: SinkKind) -> Result<()> {
+async fn the_documented_acls_are_sufficient(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
-    let mut security = broker.login();
+    let mut security = broker.scram();
     if let Some(sasl) = &mut security.sasl {
         sasl.username = NEWCOMER.into();
     }
-    let setup = setup(broker, &broker.ports.login, sink, security).await?;
+    let setup = setup(broker, &broker.ports.sasl, sink, security).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
     let text = relay.wait_for_state(503, &setup.topic).await?;
-    assert!(text.contains("is rejected"), "{text}");
+    let words = format!("failed to produce to topic {}: ", setup.topic);
+    assert!(text.contains(&words), "{text}");
     let allowed = [
         Allowed::topic(&setup.topic),
         Allowed::transactional_id("outbox-relay."),

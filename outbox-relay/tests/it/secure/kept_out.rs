@@ -1,4 +1,4 @@
-//! What is said when a broker, or the relay, finds that the other is not whom it wants.
+//! Error messages of failed TLS handshakes and authentication.
 
 use anyhow::{Context as _, Result};
 use outbox_relay::{
@@ -14,22 +14,20 @@ use super::{
 use crate::for_each_sink;
 
 for_each_sink! {
-    what_keeps_the_relay_out_is_said_in_a_line_that_names_the_way_out,
+    a_connection_failure_is_one_line_with_its_cause_and_a_hint,
 }
 
-async fn what_keeps_the_relay_out_is_said_in_a_line_that_names_the_way_out(
-    sink: SinkKind,
-) -> Result<()> {
+async fn a_connection_failure_is_one_line_with_its_cause_and_a_hint(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
     let ports = &broker.ports;
     let plain = KafkaSecurity::default();
-    let stranger = Authority::new("another authority")?;
-    let strange_ca = broker.home.write("strange-ca.crt", &stranger.pem)?;
+    let other_authority = Authority::new("other CA")?;
+    let other_ca = broker.home.write("other-ca.crt", &other_authority.pem)?;
     let trusting = |ca| KafkaSecurity {
         tls: Some(TlsFiles { ca, identity: None }),
-        sasl: broker.login().sasl,
+        sasl: broker.scram().sasl,
     };
-    let showing = |issued: Issued, name: &str| {
+    let presenting = |issued: Issued, name: &str| {
         let mut security = broker.tls();
         security.tls = Some(TlsFiles {
             ca: Some(broker.ca.clone()),
@@ -37,135 +35,135 @@ async fn what_keeps_the_relay_out_is_said_in_a_line_that_names_the_way_out(
         });
         anyhow::Ok(security)
     };
-    let expired = showing(broker.authority.issue_expired(USER)?, "expired-client")?;
-    let strange = showing(stranger.issue(USER)?, "strange-client")?;
-    let wrong = |mechanism| broker.login_by(mechanism, "wrong-password");
-    let mut login_without_tls = broker.login();
-    login_without_tls.tls = None;
+    let expired = presenting(broker.authority.issue_expired(USER)?, "expired-client")?;
+    let untrusted = presenting(other_authority.issue(USER)?, "untrusted-client")?;
+    let wrong = |mechanism| broker.sasl(mechanism, "wrong-password");
+    let mut sasl_without_tls = broker.scram();
+    sasl_without_tls.tls = None;
     let plain_port = broker.kafka.brokers().to_owned();
-    let mut setup = setup(broker, &ports.login, sink, plain.clone()).await?;
+    let mut setup = setup(broker, &ports.sasl, sink, plain.clone()).await?;
     for (what, brokers, security, words) in [
         (
             "a wrong password",
-            &ports.login,
+            &ports.sasl,
             wrong(Mechanism::Plain),
             "check kafka.sasl.username and its password",
         ),
         (
             "a wrong password",
-            &ports.login,
+            &ports.sasl,
             wrong(Mechanism::ScramSha256),
             "check kafka.sasl.username and its password",
         ),
         (
             "a wrong password",
-            &ports.login,
+            &ports.sasl,
             wrong(Mechanism::ScramSha512),
             "check kafka.sasl.username and its password",
         ),
         (
-            "another authority",
-            &ports.login,
-            trusting(Some(strange_ca)),
-            "UnknownIssuer; kafka.tls.ca_file has to hold the CA",
+            "a CA that did not sign the certificate",
+            &ports.sasl,
+            trusting(Some(other_ca)),
+            "UnknownIssuer; set kafka.tls.ca_file to the CA that signed",
         ),
         (
-            "the system's authorities",
-            &ports.login,
+            "the operating system's CAs",
+            &ports.sasl,
             trusting(None),
-            "UnknownIssuer; kafka.tls.ca_file has to hold the CA",
+            "UnknownIssuer; set kafka.tls.ca_file to the CA that signed",
         ),
         (
-            "a certificate that has run out",
+            "an expired server certificate",
             &ports.expired,
             broker.tls(),
             "expired",
         ),
         (
-            "a certificate of another name",
+            "a server certificate for another name",
             &ports.misnamed,
             broker.tls(),
             "not valid for name",
         ),
         (
-            "plain text at a port for TLS",
+            "plaintext on a TLS port",
             &ports.certificate,
             plain.clone(),
-            "Then add [kafka.tls]",
+            "if this port uses TLS, add [kafka.tls]",
         ),
         (
-            "plain text at a port for logins",
-            &ports.login,
+            "plaintext on a SASL_SSL port",
+            &ports.sasl,
             plain.clone(),
-            "Then add [kafka.tls]",
+            "if this port uses TLS, add [kafka.tls]",
         ),
         (
-            "a login in plain text at a port for TLS",
-            &ports.login,
-            login_without_tls.clone(),
-            "Then add [kafka.tls]",
+            "SASL without TLS on a SASL_SSL port",
+            &ports.sasl,
+            sasl_without_tls.clone(),
+            "if this port uses TLS, add [kafka.tls]",
         ),
         (
-            "TLS without a login at a port for logins",
-            &ports.login,
+            "TLS without SASL on a SASL_SSL port",
+            &ports.sasl,
             broker.tls(),
-            "or [kafka.sasl]?",
+            "requires [kafka.tls] or [kafka.sasl]",
         ),
         (
-            "TLS at a plain port",
+            "TLS on a plaintext port",
             &plain_port,
             broker.tls(),
-            "If not, remove [kafka.tls]",
+            "if this port does not use TLS, remove [kafka.tls]",
         ),
         (
-            "TLS and a login at a plain port",
+            "TLS and SASL on a plaintext port",
             &plain_port,
-            broker.login(),
-            "If not, remove [kafka.tls]",
+            broker.scram(),
+            "if this port does not use TLS, remove [kafka.tls]",
         ),
         (
-            "a login at a plain port",
+            "SASL on a plaintext port",
             &plain_port,
-            login_without_tls,
+            sasl_without_tls,
             "remove [kafka.sasl]",
         ),
         (
-            "no certificate",
+            "no client certificate",
             &ports.certificate,
             broker.tls(),
-            "certificate_file and key_file have to be",
+            "certificate_file and key_file to a valid certificate",
         ),
         (
-            "an expired certificate of our own",
+            "an expired client certificate",
             &ports.certificate,
             expired,
-            "certificate_file and key_file have to be",
+            "certificate_file and key_file to a valid certificate",
         ),
         (
-            "a strange certificate of our own",
+            "an untrusted client certificate",
             &ports.certificate,
-            strange,
-            "certificate_file and key_file have to be",
+            untrusted,
+            "certificate_file and key_file to a valid certificate",
         ),
         (
-            "a login where certificates are asked for",
+            "SASL on a port that requires a client certificate",
             &ports.certificate,
-            broker.login(),
-            "certificate_file and key_file have to be",
+            broker.scram(),
+            "certificate_file and key_file to a valid certificate",
         ),
     ] {
         setup.brokers = brokers.clone();
         setup.security = security;
         let relay = setup.start().await?;
         let text = relay
-            .wait_for_state(503, "Kafka doesn't take records: ")
+            .wait_for_state(503, "failed to produce to Kafka: ")
             .await?;
         assert!(text.contains(words), "{what}: {text}");
         assert_eq!(text.trim_end().lines().count(), 1, "{what}: {text}");
         relay.stop().await?;
         let found = check(&setup.config()?).await;
         let wrong = found.iter().find(|found| found.level == Level::Fail);
-        let line = wrong.context("nothing is wrong")?.to_string();
+        let line = wrong.context("check reports no failure")?.to_string();
         assert!(line.contains(words), "{what}: {line}");
         assert!(line.contains("kafka: "), "{what}: {line}");
     }

@@ -1,4 +1,4 @@
-//! What changes while a relay runs: logins run out, certificates and passwords are replaced.
+//! Expiring sessions, and rotation of certificates and passwords while a relay runs.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use outbox_relay::{
 };
 
 use super::{
-    broker::{BRIEF_LOGIN_MS, PASSWORD, SecureBroker, USER},
+    broker::{PASSWORD, SHORT_SESSION_MS, SecureBroker, USER},
     certificates::Authority,
     kafka::{records, setup},
 };
@@ -20,21 +20,21 @@ use crate::{
 };
 
 for_each_sink! {
-    logins_that_run_out_are_renewed_while_records_flow,
-    a_broker_with_another_authority_is_believed_when_the_file_has_it,
-    a_certificate_of_our_own_that_is_replaced_is_shown_from_then_on,
-    a_password_that_is_replaced_is_used_from_then_on,
+    an_expiring_sasl_session_is_renewed_while_records_flow,
+    a_replaced_ca_file_takes_effect_without_a_restart,
+    a_replaced_client_certificate_takes_effect_without_a_restart,
+    a_replaced_password_takes_effect_without_a_restart,
 }
 
-const LOGINS: u32 = 3;
+const SESSIONS: u32 = 3;
 
-async fn logins_that_run_out_are_renewed_while_records_flow(sink: SinkKind) -> Result<()> {
+async fn an_expiring_sasl_session_is_renewed_while_records_flow(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
-    let setup = setup(broker, &broker.ports.brief, sink, broker.login()).await?;
+    let setup = setup(broker, &broker.ports.short_session, sink, broker.scram()).await?;
     let mut writers = Writers::start(&setup.database, &setup.topic).await?;
     let relay = setup.start().await?;
-    // It is time itself that is tested: so many logins run out.
-    tokio::time::sleep(LOGINS * Duration::from_millis(BRIEF_LOGIN_MS.into())).await;
+    // Session lifetimes cannot be shortened: this many sessions expire.
+    tokio::time::sleep(SESSIONS * Duration::from_millis(SHORT_SESSION_MS.into())).await;
     writers.end().await?;
     let newest = setup.database.newest().await?;
     let audit = eventually("all rows in the topic", async || {
@@ -44,26 +44,24 @@ async fn logins_that_run_out_are_renewed_while_records_flow(sink: SinkKind) -> R
     })
     .await?;
     assert!(audit.is_clean(), "{audit}");
-    // It is still the first leadership: no connection was ended by the broker.
+    // Epoch 1: the broker closed no connection.
     let (_, text) = outbox_relay::ask(relay.admin_addr, "/status").await?;
     assert!(text.contains(r#""epoch":1,"#), "{text}");
     relay.stop().await
 }
 
-async fn a_broker_with_another_authority_is_believed_when_the_file_has_it(
-    sink: SinkKind,
-) -> Result<()> {
+async fn a_replaced_ca_file_takes_effect_without_a_restart(sink: SinkKind) -> Result<()> {
     let mut broker = SecureBroker::start().await?;
-    let setup = setup(&broker, &broker.ports.login, sink, broker.login()).await?;
+    let setup = setup(&broker, &broker.ports.sasl, sink, broker.scram()).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
     records(&broker, &setup, 1).await?;
 
     broker.kafka.process.stop_and_hold().await;
-    let successor = Authority::new("the next authority")?;
+    let successor = Authority::new("next CA")?;
     let issued = successor.issue("localhost")?;
-    issued.write_together(&broker.home, "login")?;
+    issued.write_combined(&broker.home, "sasl")?;
     broker.kafka.process.release().await;
     setup.write(&session, "a").await?;
     relay.wait_for_state(503, "UnknownIssuer").await?;
@@ -75,7 +73,7 @@ async fn a_broker_with_another_authority_is_believed_when_the_file_has_it(
     Ok(())
 }
 
-async fn a_certificate_of_our_own_that_is_replaced_is_shown_from_then_on(
+async fn a_replaced_client_certificate_takes_effect_without_a_restart(
     sink: SinkKind,
 ) -> Result<()> {
     let broker = SecureBroker::shared();
@@ -102,13 +100,13 @@ async fn a_certificate_of_our_own_that_is_replaced_is_shown_from_then_on(
     relay.stop().await
 }
 
-async fn a_password_that_is_replaced_is_used_from_then_on(sink: SinkKind) -> Result<()> {
+async fn a_replaced_password_takes_effect_without_a_restart(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
     let name = format!("password-{sink:?}");
-    let mut security = broker.login();
-    let sasl = security.sasl.as_mut().context("a login")?;
-    sasl.password = Secret::File(broker.home.write(&name, "an old one")?);
-    let setup = setup(broker, &broker.ports.login, sink, security).await?;
+    let mut security = broker.scram();
+    let sasl = security.sasl.as_mut().context("no SASL settings")?;
+    sasl.password = Secret::File(broker.home.write(&name, "old-password")?);
+    let setup = setup(broker, &broker.ports.sasl, sink, security).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;

@@ -1,9 +1,9 @@
-//! A Postgres that lets the relay in by TLS alone, with a password or with a certificate.
+//! A Postgres that requires TLS, with a password or a client certificate.
 
 use std::sync::Arc;
 
 use anyhow::Result;
-use devstack::{Home, Postgres, Sql};
+use devstack::{Postgres, Sql, WorkDir};
 use outbox_relay::config::SinkKind;
 
 use super::{
@@ -15,12 +15,13 @@ use crate::{
     publishing::Setup,
 };
 
-/// Who logs in with a password, and who with a certificate.
+/// Authenticates with a password.
 const ROLE: &str = "relay";
+/// Authenticates with a client certificate.
 const CERTIFIED: &str = "certified_relay";
 const PASSWORD: &str = "publishing-forecast-31c0";
 
-/// The administrator alone may come in plain text.
+/// Only the administrator may connect without TLS.
 const HBA: &str = "
 host    all postgres        127.0.0.1/32 scram-sha-256
 hostssl all relay           127.0.0.1/32 scram-sha-256
@@ -28,7 +29,7 @@ hostssl all certified_relay 127.0.0.1/32 cert
 ";
 
 struct SecurePostgres {
-    home: Arc<Home>,
+    home: Arc<WorkDir>,
     postgres: Postgres,
     authority: Authority,
     setup: Setup,
@@ -36,9 +37,9 @@ struct SecurePostgres {
 }
 
 impl SecurePostgres {
-    /// Starts one whose certificate is for `name`, and a source there.
+    /// Starts a server with this certificate, and a source on it.
     async fn start(authority: Authority, issued: &Issued) -> Result<Self> {
-        let home = Arc::new(Home::new()?);
+        let home = Arc::new(WorkDir::new()?);
         let ca = home.write("ca.crt", &authority.pem)?;
         let server = issued.write(&home, "server")?;
         let hba = home.write("pg_hba.conf", HBA)?;
@@ -69,25 +70,25 @@ impl SecurePostgres {
     }
 
     async fn start_as_localhost() -> Result<Self> {
-        let authority = Authority::new("the authority")?;
+        let authority = Authority::new("test CA")?;
         let issued = authority.issue("localhost")?;
         Self::start(authority, &issued).await
     }
 
-    /// The relay's database from now on: this role's, by this host, with further settings.
-    fn reach(&mut self, role: &str, host: &str, settings: &str) -> Result<()> {
+    /// Changes role, host and parameters of the relay's database URL.
+    fn set_url(&mut self, role: &str, host: &str, settings: &str) -> Result<()> {
         let url = role::url_for(self.postgres.admin_url(), role, PASSWORD)?;
         let url = url.replace("@127.0.0.1:", &format!("@{host}:"));
         self.setup.database.url = format!("{url}?{settings}");
         Ok(())
     }
 
-    /// `sslrootcert` for this server.
+    /// The `sslrootcert` parameter for this server.
     fn ca(&self) -> String {
         format!("sslrootcert={}/ca.crt", self.home.path().display())
     }
 
-    /// Publishes one more row; there are `count` then.
+    /// Publishes another row, the `count`th.
     async fn publish(&self, count: usize) -> Result<()> {
         self.setup.write(&self.session, "a").await?;
         let relay = self.setup.start().await?;
@@ -103,7 +104,7 @@ impl SecurePostgres {
         relay.stop().await
     }
 
-    async fn is_kept_out(&self, words: &str) -> Result<()> {
+    async fn assert_denied(&self, words: &str) -> Result<()> {
         let relay = self.setup.start().await?;
         let text = relay
             .wait_for_state(503, "failed to connect to the database")
@@ -116,7 +117,7 @@ impl SecurePostgres {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_are_published_from_a_postgres_that_refuses_plain_connections() -> Result<()> {
+async fn rows_are_published_from_a_postgres_that_requires_tls() -> Result<()> {
     let mut secure = SecurePostgres::start_as_localhost().await?;
     let ca = secure.ca();
     for (count, settings) in [
@@ -128,7 +129,7 @@ async fn rows_are_published_from_a_postgres_that_refuses_plain_connections() -> 
     .iter()
     .enumerate()
     {
-        secure.reach(ROLE, "localhost", settings)?;
+        secure.set_url(ROLE, "localhost", settings)?;
         secure.publish(count + 1).await?;
     }
     secure.postgres.process.stop().await;
@@ -136,16 +137,16 @@ async fn rows_are_published_from_a_postgres_that_refuses_plain_connections() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_are_published_by_who_shows_a_certificate() -> Result<()> {
+async fn a_client_certificate_authenticates() -> Result<()> {
     let mut secure = SecurePostgres::start_as_localhost().await?;
     let own = secure.authority.issue(CERTIFIED)?;
     let own = own.write(&secure.home, "client")?;
     let (certificate, key) = (own.certificate.display(), own.key.display());
     let own = format!("sslcert={certificate}&sslkey={key}");
     let ca = secure.ca();
-    secure.reach(CERTIFIED, "localhost", &format!("sslmode=verify-full&{ca}"))?;
-    secure.is_kept_out("set sslcert and sslkey").await?;
-    secure.reach(
+    secure.set_url(CERTIFIED, "localhost", &format!("sslmode=verify-full&{ca}"))?;
+    secure.assert_denied("set sslcert and sslkey").await?;
+    secure.set_url(
         CERTIFIED,
         "localhost",
         &format!("sslmode=verify-full&{ca}&{own}"),
@@ -156,12 +157,12 @@ async fn rows_are_published_by_who_shows_a_certificate() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_keeps_the_relay_out_of_the_database_is_said_with_the_way_out() -> Result<()> {
+async fn a_connection_failure_is_reported_with_a_hint() -> Result<()> {
     let mut secure = SecurePostgres::start_as_localhost().await?;
     let ca = secure.ca();
-    let stranger = Authority::new("another authority")?;
-    let strange = secure.home.write("strange.crt", &stranger.pem)?;
-    let strange = format!("sslmode=verify-full&sslrootcert={}", strange.display());
+    let other_authority = Authority::new("other CA")?;
+    let other_ca = secure.home.write("other-ca.crt", &other_authority.pem)?;
+    let other_ca = format!("sslmode=verify-full&sslrootcert={}", other_ca.display());
     for (host, settings, words) in [
         (
             "localhost",
@@ -170,46 +171,50 @@ async fn what_keeps_the_relay_out_of_the_database_is_said_with_the_way_out() -> 
         ),
         (
             "localhost",
-            &*strange,
-            "sslrootcert in the database's URL has to hold the CA",
+            &*other_ca,
+            "set sslrootcert in the database's URL to the CA that signed",
         ),
         (
             "localhost",
             "sslmode=verify-full",
-            "sslrootcert in the database's URL has to hold the CA",
+            "set sslrootcert in the database's URL to the CA that signed",
         ),
         (
             "127.0.0.1",
             &format!("sslmode=verify-full&{ca}"),
-            "the host in the database's URL has to be a name that is in",
+            "set the host in the database's URL to a name in",
         ),
     ] {
-        secure.reach(ROLE, host, settings)?;
-        secure.is_kept_out(words).await?;
+        secure.set_url(ROLE, host, settings)?;
+        secure.assert_denied(words).await?;
     }
-    // An authority is asked for less than the name.
-    secure.reach(ROLE, "127.0.0.1", &format!("sslmode=verify-ca&{ca}"))?;
+    // verify-ca does not check the name.
+    secure.set_url(ROLE, "127.0.0.1", &format!("sslmode=verify-ca&{ca}"))?;
     secure.publish(1).await?;
     secure.setup.database.url = secure.setup.database.url.replace(PASSWORD, "wrong");
-    secure.is_kept_out("password authentication failed").await?;
+    secure
+        .assert_denied("password authentication failed")
+        .await?;
     secure.postgres.process.stop().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_has_run_out_is_not_believed() -> Result<()> {
-    let authority = Authority::new("the authority")?;
+async fn an_expired_server_certificate_is_not_trusted() -> Result<()> {
+    let authority = Authority::new("test CA")?;
     let issued = authority.issue_expired("localhost")?;
     let mut secure = SecurePostgres::start(authority, &issued).await?;
     let settings = format!("sslmode=verify-full&{}", secure.ca());
-    secure.reach(ROLE, "localhost", &settings)?;
-    secure.is_kept_out("renew the server's certificate").await?;
+    secure.set_url(ROLE, "localhost", &settings)?;
+    secure
+        .assert_denied("renew the server's certificate")
+        .await?;
 
-    // A new one is there for whoever connects next, at both ends.
+    // Both sides use the renewed certificate for the next connection.
     secure.setup.write(&secure.session, "a").await?;
     let relay = secure.setup.start().await?;
     relay.wait_for_state(503, "renew the server's").await?;
-    let successor = Authority::new("the next authority")?;
+    let successor = Authority::new("next CA")?;
     successor
         .issue("localhost")?
         .write(&secure.home, "server")?;
@@ -224,9 +229,9 @@ async fn a_certificate_that_has_run_out_is_not_believed() -> Result<()> {
     Ok(())
 }
 
-/// Never in plain text where TLS was asked for.
+/// There is no fallback to plaintext.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_postgres_without_tls_is_not_spoken_to_where_tls_is_asked_for() -> Result<()> {
+async fn a_postgres_without_tls_is_an_error_if_tls_is_required() -> Result<()> {
     let mut setup = Setup::new("no_tls", SinkKind::Kafka).await?;
     let plain = setup.database.url.clone();
     for mode in ["require", "verify-full"] {

@@ -1,4 +1,4 @@
-//! The role of `sql/role.sql` can do what the relay does, and nothing else.
+//! The role of `sql/role.sql` has exactly the privileges that the relay needs.
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Sql};
@@ -18,7 +18,7 @@ use crate::{
 const SQL: &str = include_str!("../../../sql/role.sql");
 const WRITER_SQL: &str = include_str!("../../../sql/role-writer.sql");
 
-/// Makes the role under a name of its own, because a cluster has a role only once.
+/// Creates the role with a unique name, because all databases of a cluster share their roles.
 pub(super) async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
     let sql = SQL.replace("outbox_relay", name);
     admin.batch_execute(&sql).await?;
@@ -26,15 +26,14 @@ pub(super) async fn create(admin: &Sql, name: &str, password: &str) -> Result<()
     Ok(admin.batch_execute(&sql).await?)
 }
 
-/// The URL of the same database, for another role.
+/// Returns the URL of the same database for another role.
 pub(super) fn url_for(url: &str, name: &str, password: &str) -> Result<String> {
     let (_, place) = url.split_once('@').context("a URL with a password")?;
     Ok(format!("postgres://{name}:{password}@{place}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_publishes_parks_empties_and_begins_again_with_the_role_of_the_readme() -> Result<()>
-{
+async fn the_documented_role_can_publish_park_truncate_and_reset() -> Result<()> {
     let mut setup = Setup::new("role", SinkKind::Kafka).await?;
     setup.on_rejection = OnRejection::ParkKey;
     let session = Session::new(&setup.database).await?;
@@ -46,7 +45,7 @@ async fn a_relay_publishes_parks_empties_and_begins_again_with_the_role_of_the_r
     session.client.batch_execute(&insert(&setup, 3, 10)).await?;
     setup.write(&session, "a").await?;
     let version = session.change("b").await?;
-    session.enqueue("nobody.made.this", "b", version).await?;
+    session.enqueue("missing.topic", "b", version).await?;
     let relay = setup.start().await?;
     setup.records(11).await?;
     session.client.wait_for(&rows(3), 0).await?;
@@ -61,8 +60,8 @@ async fn a_relay_publishes_parks_empties_and_begins_again_with_the_role_of_the_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_role_of_the_readme_is_rejected_everything_else() -> Result<()> {
-    let database = Database::new("role_rejected").await?;
+async fn the_documented_role_is_denied_everything_else() -> Result<()> {
+    let database = Database::new("role_denied").await?;
     let admin = database.connect().await?;
     let name = Addresses::unique_name("relay_role");
     create(&admin, &name, "secret").await?;
@@ -85,15 +84,15 @@ async fn the_role_of_the_readme_is_rejected_everything_else() -> Result<()> {
         "create schema more",
         "create role more",
     ] {
-        let rejected = relay.batch_execute(statement).await.err();
-        let code = rejected.as_ref().and_then(|err| err.code());
+        let denied = relay.batch_execute(statement).await.err();
+        let code = denied.as_ref().and_then(|err| err.code());
         assert_eq!(code, Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_can_write_events_and_not_say_when() -> Result<()> {
+async fn a_writer_can_insert_events_but_not_set_their_position() -> Result<()> {
     let database = Database::new("role_writer").await?;
     let admin = database.connect().await?;
     let name = Addresses::unique_name("writer_role");
@@ -116,8 +115,8 @@ async fn a_writer_can_write_events_and_not_say_when() -> Result<()> {
         ("created_at", "'infinity'"),
     ] {
         let statement = format!("{insert}{column}) values ('t', 'k', 'e', 3, {value})");
-        let rejected = writer.batch_execute(&statement).await.err();
-        let code = rejected.as_ref().and_then(|err| err.code());
+        let denied = writer.batch_execute(&statement).await.err();
+        let code = denied.as_ref().and_then(|err| err.code());
         assert_eq!(code, Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}");
     }
     assert_eq!(admin.count("select count(*) from outbox").await?, 2);

@@ -1,5 +1,4 @@
-//! What the cluster has and allows, for whoever wants to know before records flow. Nothing is
-//! changed by asking.
+//! Read-only inspection of a cluster, for `outbox-relay check`.
 
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
@@ -16,68 +15,67 @@ use super::{
 };
 use crate::{config::KafkaConfig, kafka::SinkError};
 
-/// Bit of the operation Write in the answer about what is allowed; see "ACL" in
-/// <https://kafka.apache.org/protocol>.
+/// The bit of the ACL operation Write in `topic_authorized_operations` (KIP-430).
 const WRITE_BIT: i32 = 1 << 4;
 
-/// What is sent for operations by a broker that does not tell.
+/// The value of `topic_authorized_operations` if the broker does not report it.
 const OPERATIONS_UNKNOWN: i32 = i32::MIN;
 
-/// Whether this client may do something.
+/// The permission of this client for an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Permission {
     Granted,
     Denied,
-    /// The broker did not tell, for this reason.
+    /// The broker did not report it, for this reason.
     Unknown(String),
 }
 
-/// A cluster that is only looked at.
+/// A read-only client.
 pub(crate) struct Inspector(Cluster);
 
-/// A topic.
+/// The properties of a topic.
 #[derive(Debug)]
 pub(crate) struct TopicFacts {
     pub(crate) partitions: usize,
-    /// Partitions that no broker leads.
+    /// The number of partitions without a leader.
     pub(crate) leaderless: usize,
     pub(crate) may_write: Permission,
-    /// None where this client may not ask.
+    /// `None` if this client may not describe the configuration.
     pub(crate) max_message_bytes: Option<usize>,
-    /// None where this client may not ask.
+    /// `None` if this client may not describe the configuration.
     pub(crate) cleanup_policy: Option<String>,
 }
 
 impl Inspector {
-    /// Connects to the first broker that answers.
+    /// Connects to the first broker that responds.
     ///
     /// # Errors
-    /// If none does.
+    /// If no broker responds.
     pub(crate) async fn connect(kafka: &KafkaConfig) -> Result<Self, SinkError> {
         let cluster = Cluster::connect(kafka).await?;
         Ok(Self(cluster))
     }
 
-    /// How many brokers there are.
+    /// The number of brokers.
     pub(crate) fn brokers(&self) -> usize {
         self.0.brokers.len()
     }
 
-    /// The topic; none if it does not exist.
+    /// Describes a topic, or returns `None` if it does not exist.
     ///
     /// # Errors
-    /// If the broker does not answer, or this client may not know of the topic.
+    /// If the broker does not respond, or this client may not describe the topic.
     pub(crate) async fn topic(&mut self, name: &str) -> Result<Option<TopicFacts>, SinkError> {
         let topic = MetadataRequestTopic::default().with_name(Some(TopicName(owned(name))));
         let request = MetadataRequest::default()
             .with_topics(Some(vec![topic]))
             .with_allow_auto_topic_creation(false)
             .with_include_topic_authorized_operations(true);
-        let answer = self.0.call(&request, METADATA_VERSION).await?;
-        let is_asked_for = |found: &TopicName| found.as_str() == name;
-        let topic = (answer.topics.into_iter())
-            .find(|topic| topic.name.as_ref().is_some_and(is_asked_for))
-            .ok_or_else(|| self.0.malformed(&format!("metadata without topic {name}")))?;
+        let response = self.0.call(&request, METADATA_VERSION).await?;
+        let is_requested = |found: &TopicName| found.as_str() == name;
+        let topic = (response.topics.into_iter())
+            .find(|topic| topic.name.as_ref().is_some_and(is_requested))
+            .ok_or_else(|| self.0.malformed(&format!("no metadata of topic {name}")))?;
         match topic.error_code.err() {
             None => {}
             Some(ResponseError::UnknownTopicOrPartition) => return Ok(None),
@@ -88,13 +86,15 @@ impl Inspector {
         }
         let leaderless = topic.partitions.iter().filter(|p| p.leader_id.0 < 0);
         let [max_message_bytes, cleanup_policy] = self
-            .settings(name, ["max.message.bytes", "cleanup.policy"])
+            .topic_configs(name, ["max.message.bytes", "cleanup.policy"])
             .await?;
         Ok(Some(TopicFacts {
             partitions: topic.partitions.len(),
             leaderless: leaderless.count(),
             may_write: match topic.topic_authorized_operations {
-                OPERATIONS_UNKNOWN => Permission::Unknown("the broker does not tell".to_owned()),
+                OPERATIONS_UNKNOWN => {
+                    Permission::Unknown("the broker does not report it".to_owned())
+                }
                 operations if operations & WRITE_BIT != 0 => Permission::Granted,
                 _ => Permission::Denied,
             },
@@ -103,8 +103,8 @@ impl Inspector {
         }))
     }
 
-    /// The topic's settings; none of them where this client may not ask.
-    async fn settings<const N: usize>(
+    /// Returns configuration values of a topic; all are `None` if this client may not describe the configuration.
+    async fn topic_configs<const N: usize>(
         &mut self,
         topic: &str,
         names: [&'static str; N],
@@ -114,28 +114,32 @@ impl Inspector {
             .with_resource_name(owned(topic))
             .with_configuration_keys(Some(names.map(StrBytes::from_static_str).into()));
         let request = DescribeConfigsRequest::default().with_resources(vec![resource]);
-        let answer = self.0.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
-        let configs: Vec<_> = answer.results.into_iter().flat_map(|r| r.configs).collect();
+        let response = self.0.call(&request, DESCRIBE_CONFIGS_VERSION).await?;
+        let configs: Vec<_> = response
+            .results
+            .into_iter()
+            .flat_map(|r| r.configs)
+            .collect();
         Ok(names.map(|name| {
             let config = configs.iter().find(|config| &*config.name == name)?;
             config.value.as_ref().map(ToString::to_string)
         }))
     }
 
-    /// Whether this client may send under the name.
+    /// Returns whether this client may use the transactional id.
     ///
     /// # Errors
-    /// If the broker does not answer.
+    /// If the broker does not respond.
     pub(crate) async fn may_use_name(&mut self, name: &str) -> Result<Permission, SinkError> {
-        // A broker looks whether the client may, and then whether the timeout makes sense. With one
-        // that does not it goes no further: nobody who has the name is fenced off by asking.
+        // Brokers check the ACLs first and the timeout second. The invalid timeout makes them stop there, so the current
+        // producer is not fenced.
         let request = init_producer_id(Some(name), None).with_transaction_timeout_ms(0);
-        let answer = self.0.call(&request, INIT_PRODUCER_ID_VERSION).await?;
-        Ok(match answer.error_code.err() {
+        let response = self.0.call(&request, INIT_PRODUCER_ID_VERSION).await?;
+        Ok(match response.error_code.err() {
             Some(ResponseError::InvalidTransactionTimeout) => Permission::Granted,
             Some(ResponseError::TransactionalIdAuthorizationFailed) => Permission::Denied,
             Some(err) => Permission::Unknown(err.to_string()),
-            None => Permission::Unknown("without an error".to_owned()),
+            None => Permission::Unknown("no error for an invalid timeout".to_owned()),
         })
     }
 }

@@ -10,27 +10,26 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::sync::Notify;
 
-/// The folder in which a set of servers lives, and the guard that clears it away.
+/// The temporary working directory of a set of servers, and the guard process that cleans up after them.
 ///
-/// The guard is a small process of its own that waits for the end of this one, however that comes
-/// about (it reads a pipe that only this process holds open), then ends what still runs and deletes
-/// the folder.
+/// The guard reads a pipe that only this process holds open, and thus notices when this process ends, even by SIGKILL. It
+/// then stops the remaining servers and deletes the directory.
 #[derive(Debug)]
-pub struct Home {
+pub struct WorkDir {
     path: PathBuf,
-    user: Option<PlainUser>,
+    user: Option<UnprivilegedUser>,
     guard: Child,
     changed: Arc<Notify>,
 }
 
-/// Who runs the servers when this process is root: Postgres refuses to.
+/// The user that runs the servers if this process is root, which Postgres does not allow.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PlainUser {
+pub(crate) struct UnprivilegedUser {
     uid: u32,
     gid: u32,
 }
 
-/// Ends only processes whose command line names the folder: a number may be in use again.
+/// Stops only processes whose command line contains the directory: a process id may have been reused.
 const GUARD: &str = r#"
 trap '' INT TERM HUP
 cat > /dev/null
@@ -49,17 +48,17 @@ for _ in $(seq 50); do [ "$left" = 0 ] && break; sleep 0.1; end_all "$1" 0; done
 for _ in 1 2 3 4 5; do rm -rf "$1" && break; sleep 0.2; done
 "#;
 
-impl Home {
-    /// A new folder in the system's folder for temporary files.
+impl WorkDir {
+    /// Creates a directory in the system's temporary directory.
     ///
     /// # Errors
-    /// If the folder can't be made, or this is root and the system has no plain user to step down to.
+    /// If the directory cannot be created, or this process is root and there is no unprivileged user for the servers.
     pub fn new() -> Result<Self> {
-        let user = PlainUser::to_step_down_to()?;
+        let user = UnprivilegedUser::for_servers()?;
         let path = tempfile::Builder::new()
             .prefix("devstack-")
             .tempdir()
-            .context("no folder for the servers")?
+            .context("failed to create a directory for the servers")?
             .keep();
         for folder in [
             path.clone(),
@@ -79,10 +78,10 @@ impl Home {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Out of the reach of a Ctrl-C at the terminal, which is meant for this process.
+            // Does not receive the terminal's Ctrl-C.
             .process_group(0)
             .spawn()
-            .context("can't run sh, which clears up after the servers")?;
+            .context("failed to run sh, which cleans up after the servers")?;
         Ok(Self {
             path,
             user,
@@ -91,97 +90,96 @@ impl Home {
         })
     }
 
-    /// Where the folder is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder of what the programs have written to their standard output and error.
+    /// The directory of the logs: standard output and standard error of each program.
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")
     }
 
-    /// What the program of this name has written to its standard output and error.
+    /// The log of a program.
     pub fn log(&self, name: &str) -> PathBuf {
         self.logs().join(format!("{name}.log"))
     }
 
-    /// Where the id of the running process of this name stands, with the signal that ends it.
+    /// The file with the process id of a running program and the signal that stops it.
     pub(crate) fn pid_file(&self, name: &str) -> PathBuf {
         self.path.join("run").join(format!("{name}.pid"))
     }
 
-    /// Told whenever a process has started or ended.
+    /// Notified whenever a process starts or exits.
     pub fn changed(&self) -> &Arc<Notify> {
         &self.changed
     }
 
-    /// Copies an executable into this folder, once: the copy stays as it is while the original is rebuilt, and the
-    /// plain user can reach it.
+    /// Copies an executable into the directory once. The copy does not change during a rebuild, and the unprivileged user
+    /// can run it.
     ///
     /// # Errors
-    /// If there is no such file, or no room.
+    /// If the file does not exist or cannot be copied.
     pub fn stage(&self, executable: &Path) -> Result<PathBuf> {
         let name = executable.file_name().context("an executable has a name")?;
         let copy = self.path.join("bin").join(name);
-        // It may be running, and then it can't be written to.
+        // A running executable cannot be overwritten.
         if copy.exists() {
             return Ok(copy);
         }
         fs::copy(executable, &copy).with_context(|| {
             format!(
-                "can't copy {}: run `cargo build --workspace` first",
+                "failed to copy {}; run `cargo build --workspace`",
                 executable.display()
             )
         })?;
         Ok(copy)
     }
 
-    /// Writes a file that the servers can read and write.
+    /// Writes a file owned by the servers' user.
     ///
     /// # Errors
-    /// If it can't be written.
+    /// If the file cannot be written.
     pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
-        fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
+        fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
         if let Some(user) = self.user {
             chown(&path, Some(user.uid), Some(user.gid))?;
         }
         Ok(path)
     }
 
-    /// Makes `command` run as the plain user, out of reach of the terminal's signals.
+    /// Configures `command` to run as the unprivileged user, outside the terminal's process group.
     pub(crate) fn confine(&self, command: &mut tokio::process::Command) {
         command
             .current_dir(&self.path)
             .env("HOME", &self.path)
             .process_group(0);
-        if let Some(PlainUser { uid, gid }) = self.user {
+        if let Some(UnprivilegedUser { uid, gid }) = self.user {
             command.uid(uid).gid(gid);
         }
     }
 }
 
-impl Drop for Home {
+impl Drop for WorkDir {
     fn drop(&mut self) {
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
 }
 
-impl PlainUser {
-    fn to_step_down_to() -> Result<Option<Self>> {
+impl UnprivilegedUser {
+    fn for_servers() -> Result<Option<Self>> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
-        let users = fs::read_to_string("/etc/passwd").context("can't read /etc/passwd")?;
+        let users = fs::read_to_string("/etc/passwd").context("failed to read /etc/passwd")?;
         ["postgres", "nobody"]
             .iter()
             .find_map(|name| {
                 Self::parse(users.lines().find(|l| l.starts_with(&format!("{name}:")))?)
             })
             .map(Some)
-            .context("the servers don't run as root, and there is no user postgres or nobody")
+            .context("the servers cannot run as root; create a user named postgres or nobody")
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -198,8 +196,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_that_runs_can_be_staged_again() -> Result<()> {
-        let home = Home::new()?;
+    fn a_running_program_can_be_staged_again() -> Result<()> {
+        let home = WorkDir::new()?;
         let staged = home.stage(Path::new("/bin/sleep"))?;
         let mut running = Command::new(&staged).arg("60").spawn()?;
         let again = home.stage(Path::new("/bin/sleep"));
