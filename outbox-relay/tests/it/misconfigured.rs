@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use self::setting::{Parts, Setting};
 use crate::{
     acl::{AUTHORIZER, Allowed, allow},
-    rejections::set_timeout,
+    rejections::set_limit,
 };
 
 /// A mistake, and what is said of it.
@@ -228,7 +228,7 @@ mistakes! {
 
 async fn prove(test: &str, mistake: Mistake) -> Result<()> {
     let mut setting = Setting::new(test).await?;
-    set_timeout(&setting.topic, 20_000).await?;
+    set_limit(&setting.topic, 20_000).await?;
     setting.administer(mistake.sql).await?;
     (mistake.change)(&mut setting.parts);
     let (code, lines) = setting.complaints("check").await?;

@@ -62,7 +62,7 @@ async fn write_large(session: &Session, topic: &str, key: &str, length: usize) -
     Ok(row.get(0))
 }
 
-pub(crate) async fn set_timeout(topic: &str, bytes: usize) -> Result<()> {
+pub(crate) async fn set_limit(topic: &str, bytes: usize) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", Addresses::shared().brokers())
         .create()?;
@@ -90,7 +90,7 @@ async fn halt_lets_nothing_pass(sink: SinkKind) -> Result<()> {
     relay.wait_for_state(503, "is in the way").await?;
     assert_eq!(setup.records(1).await?.len(), 1);
     // The way out: the topic takes it from now on.
-    set_timeout(&setup.topic, 4_000_000).await?;
+    set_limit(&setup.topic, 4_000_000).await?;
     let records = setup.records(3).await?;
     assert_eq!(versions_of(&records, "a"), [1, 2]);
     relay.wait_for_readiness(200).await?;
@@ -134,7 +134,7 @@ async fn a_parked_key_waits_and_others_go_on(sink: SinkKind) -> Result<()> {
     // ... and survives a restart. Without the reason, everything follows in order, and what comes
     // later goes its usual way.
     let relay = setup.start().await?;
-    set_timeout(&setup.topic, 4_000_000).await?;
+    set_limit(&setup.topic, 4_000_000).await?;
     setup.write(&session, "a").await?;
     assert_eq!(parked.retry(None).await?, 1);
     let records = setup.records(7).await?;
@@ -209,7 +209,7 @@ async fn a_rejection_by_the_broker_is_narrowed_down_to_its_record(sink: SinkKind
     let relay = setup.start().await?;
     setup.records(1).await?;
     // The sink has asked for the limit, and does not know that it is another now.
-    set_timeout(&setup.topic, 10_000).await?;
+    set_limit(&setup.topic, 10_000).await?;
     session.client.batch_execute("begin").await?;
     for key in ["a", "b", "c"] {
         let version = session.change(key).await?;
@@ -250,7 +250,7 @@ async fn a_batch_that_is_rejected_takes_no_other_row_along(sink: SinkKind) -> Re
         setup.write(&session, "warm").await?;
         let relay = setup.start().await?;
         setup.records(1).await?;
-        set_timeout(&setup.topic, 100_000).await?;
+        set_limit(&setup.topic, 100_000).await?;
         let sql = format!(
             "insert into outbox (topic, key, event_type, aggregate_version, payload)
              select '{}', 'key-' || n % 10, 'made', n, convert_to(repeat('x', 10000), 'UTF8')
