@@ -240,7 +240,7 @@ impl Observer<'_> {
 async fn find_leader(relays: &mut [Relay]) -> &mut Relay {
     let mut leader = 0;
     for (index, relay) in relays.iter().enumerate() {
-        if relay.leads().await {
+        if relay.is_leader().await {
             leader = index;
         }
     }

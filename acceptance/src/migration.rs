@@ -13,7 +13,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use devstack::step;
-use lab::{Configured, Connect, Installation, Lab, Machine, Relay, WalLevel};
+use lab::{ConfiguredRelay, Connect, Installation, Lab, Machine, Relay, WalLevel};
 use serde::Serialize;
 
 use self::{
@@ -95,7 +95,7 @@ pub(crate) async fn run(options: &MigrationOptions) -> Result<()> {
 
 async fn migrate(lab: &Lab, options: &MigrationOptions) -> Result<Report> {
     let shop = Shop::create(lab).await?;
-    let installation = Installation::fetch(&lab.servers.home, &lab.topic.brokers).await?;
+    let installation = Installation::fetch(&lab.servers.work_dir, &lab.topic.brokers).await?;
     let starting = shop.start_debezium(&installation);
     let debezium = step("starting Debezium", starting).await?;
     let filling = shop.publish_backlog(options.rows);
@@ -197,7 +197,7 @@ impl Migration<'_> {
     }
 
     /// Switches from Debezium to the relay.
-    async fn hand_over(&mut self, relay: Configured, lsn: &str) -> Result<Relay> {
+    async fn hand_over(&mut self, relay: ConfiguredRelay, lsn: &str) -> Result<Relay> {
         let mistake = self.options.mistake;
         // A stopped Debezium never confirms.
         if mistake != Some(Mistake::StopEarly) {
@@ -229,7 +229,7 @@ impl Migration<'_> {
         self.stages.run(STOP, stopping).await
     }
 
-    async fn start_relay(&mut self, relay: Configured) -> Result<Relay> {
+    async fn start_relay(&mut self, relay: ConfiguredRelay) -> Result<Relay> {
         let starting = async {
             let relay = relay.start(self.shop.lab).await?;
             relay.wait_ready().await?;

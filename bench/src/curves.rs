@@ -101,7 +101,7 @@ async fn run(lab: &Lab, sink: &str, what: &'static str, backlog: Backlog) -> Res
 
 /// Drains a backlog as often as one round requires.
 async fn drain(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<Drain>> {
-    lab.fill(backlog).await?;
+    lab.write_backlog(backlog).await?;
     let mut drains = Vec::new();
     for _ in 0..(ROWS_PER_ROUND / backlog.rows).clamp(1, MAX_RUNS_PER_ROUND) {
         drains.push(drain::by_relay(lab, backlog.rows, sink).await?);
@@ -116,7 +116,7 @@ async fn measure_starts(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<
         rows: START_ROWS,
         ..backlog.clone()
     };
-    lab.fill(&first).await?;
+    lab.write_backlog(&first).await?;
     let mut starts = Vec::new();
     for _ in 0..STARTS {
         starts.push(drain::by_relay(lab, START_ROWS, sink).await?);

@@ -64,7 +64,7 @@ impl Tuning {
 impl Connector {
     /// Installs Debezium and publishes one row, so that its position before the backlog can be restored.
     pub(crate) async fn prepare(lab: &Lab) -> Result<Self> {
-        let installation = Installation::fetch(&lab.servers.home, &lab.topic.brokers).await?;
+        let installation = Installation::fetch(&lab.servers.work_dir, &lab.topic.brokers).await?;
         let connector = Self { installation };
         let preparing = async {
             let sql = lab.sql().await?;
@@ -77,7 +77,7 @@ impl Connector {
             let keep = "select pg_create_logical_replication_slot($1, 'pgoutput')";
             sql.query(keep, &[&KEPT_SLOT]).await?;
             connector.restart(lab, Tuning::Drain).await?.stop().await?;
-            let kept = lab.servers.home.path().join(KEPT_OFFSETS);
+            let kept = lab.servers.work_dir.path().join(KEPT_OFFSETS);
             fs::copy(connector.installation.offsets(), kept)
                 .context("Connect stored no offsets")?;
             Ok::<_, anyhow::Error>(())
@@ -93,7 +93,7 @@ impl Connector {
             drop_slots(lab, &[SLOT]).await?;
             let copy = "select pg_copy_logical_replication_slot($1, $2)";
             lab.sql().await?.query(copy, &[&KEPT_SLOT, &SLOT]).await?;
-            let kept = lab.servers.home.path().join(KEPT_OFFSETS);
+            let kept = lab.servers.work_dir.path().join(KEPT_OFFSETS);
             // Overwrites the file that Connect created, which keeps its owner.
             fs::copy(kept, self.installation.offsets())?;
             let ends = drain::open_ends(lab).await?;

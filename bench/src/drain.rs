@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use devstack::step;
-use lab::{Cpu, Ends, Lab, Processes, Relay, peak_rss_mib};
+use lab::{Cpu, EndOffsets, Lab, Processes, Relay, peak_rss_mib};
 
 /// Interval between polls of the topic, which is the error of a run's duration.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -48,7 +48,7 @@ pub(crate) async fn by_relay(lab: &Lab, rows: u64, sink: &str) -> Result<Drain> 
 }
 
 /// Connects to the topic. Call it before starting a publisher, so that no record is missed.
-pub(crate) async fn open_ends(lab: &Lab) -> Result<Ends> {
+pub(crate) async fn open_ends(lab: &Lab) -> Result<EndOffsets> {
     let topic = lab.topic.clone();
     tokio::task::spawn_blocking(move || topic.ends()).await?
 }
@@ -56,7 +56,7 @@ pub(crate) async fn open_ends(lab: &Lab) -> Result<Ends> {
 /// Polls the topic until all rows are published.
 pub(crate) async fn watch(
     lab: &Lab,
-    ends: Ends,
+    ends: EndOffsets,
     rows: u64,
     publisher: u32,
     cpu_from: CpuFrom,
@@ -67,7 +67,7 @@ pub(crate) async fn watch(
 }
 
 fn watch_blocking(
-    ends: &Ends,
+    ends: &EndOffsets,
     rows: u64,
     processes: Processes,
     cpu_from: CpuFrom,

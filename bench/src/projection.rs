@@ -246,7 +246,7 @@ impl Program {
 
 /// Measures the lag at a steady rate of users on an otherwise idle system.
 async fn measure_lag(servers: &Servers, options: &ProjectionOptions) -> Result<Lag> {
-    let stack = Stack::start(&servers.home, &servers.addresses(), "", &[]).await?;
+    let stack = Stack::start(&servers.work_dir, &servers.addresses(), "", &[]).await?;
     let names = stack.names();
     let sql = Sql::connect(&names.orders_database_url).await?;
     let (brokers, topic) = (names.brokers.clone(), names.users_topic.clone());

@@ -45,7 +45,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
         true => Some(Connector::prepare(lab).await?),
         false => None,
     };
-    lab.fill(&Backlog {
+    lab.write_backlog(&Backlog {
         rows: options.rows,
         payload_bytes: PAYLOAD_BYTES,
         further_headers: 0,
@@ -145,7 +145,7 @@ async fn relay_latency(
     sink: &str,
     options: &RelayOptions,
 ) -> Result<(Vec<Latency>, f64)> {
-    lab.empty().await?;
+    lab.truncate_outbox().await?;
     lab.topic.recreate().await?;
     let relay = Relay::start(lab, sink).await?;
     relay.wait_ready().await?;
@@ -160,7 +160,7 @@ async fn debezium_latency(
     connector: &Connector,
     options: &RelayOptions,
 ) -> Result<Vec<Latency>> {
-    lab.empty().await?;
+    lab.truncate_outbox().await?;
     let running = connector.restart(lab, Tuning::Latency).await?;
     let latency = latency_at_rates(lab, running.pid(), options).await?;
     running.stop().await?;

@@ -1,7 +1,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, Audit, Home, Servers, Sql, Stack, read_topic};
+use devstack::{Addresses, Audit, Servers, Sql, Stack, WorkDir, read_topic};
 use proto::{
     money::v1::Money,
     order::v1::{
@@ -50,7 +50,7 @@ impl System {
     /// # Errors
     /// Fails if a server or program does not start.
     pub async fn start_on(servers: Servers, variables: &[(&str, &str)]) -> Result<Self> {
-        let stack = Stack::start(&servers.home, &servers.addresses(), "", variables).await?;
+        let stack = Stack::start(&servers.work_dir, &servers.addresses(), "", variables).await?;
         Self::connect(Some(servers), stack)
     }
 
@@ -72,8 +72,8 @@ impl System {
         variables: &[(&str, &str)],
     ) -> Result<Self> {
         let prefix = format!("{}_", Addresses::unique_name(test));
-        let home = Arc::new(Home::new()?);
-        let stack = Stack::start(&home, Addresses::shared(), &prefix, variables).await?;
+        let work_dir = Arc::new(WorkDir::new()?);
+        let stack = Stack::start(&work_dir, Addresses::shared(), &prefix, variables).await?;
         Self::connect(None, stack)
     }
 

@@ -4,7 +4,7 @@
 use std::{env, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use devstack::{Addresses, Home, Sql, eventually, read_topic};
+use devstack::{Addresses, Sql, WorkDir, eventually, read_topic};
 use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection};
 use diesel_migrations::MigrationHarness as _;
 use outbox_relay::{Relay, config::Config};
@@ -74,13 +74,13 @@ async fn committed_events_of_other_languages_arrive_and_no_others() -> Result<()
     Sql::connect(&url).await?.batch_execute(customers).await?;
     addresses.create_topic(TOPIC, 1).await?;
 
-    let home = Home::new()?;
+    let work_dir = WorkDir::new()?;
     let config = format!(
         "admin_addr = '127.0.0.1:0'\nkafka.brokers = {:?}\n\
          [[source]]\nname = 'writers'\ndatabase_url = {url:?}\n",
         addresses.brokers()
     );
-    let config = Config::load(&home.write("outbox-relay.toml", &config)?)?;
+    let config = Config::load(&work_dir.write("outbox-relay.toml", &config)?)?;
     let shutdown = CancellationToken::new();
     let relay = tokio::spawn(Relay::bind(config).await?.run(shutdown.clone()));
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use devstack::{Addresses, Record, Sql, eventually};
-use lab::{Configured, Connect, Ends, Installation, Lab, PARTITIONS, with_database};
+use lab::{ConfiguredRelay, Connect, EndOffsets, Installation, Lab, PARTITIONS, with_database};
 
 const TABLES: &str = include_str!("shop.sql");
 const RELAY_TABLES: &str = include_str!("../../../outbox-relay/sql/relay.sql");
@@ -142,7 +142,7 @@ impl<'a> Shop<'a> {
     }
 
     /// Returns a relay with the documented configuration.
-    pub(super) fn configure_relay(&self) -> Result<Configured> {
+    pub(super) fn configure_relay(&self) -> Result<ConfiguredRelay> {
         let (_, section) = PAGE
             .split_once(SECTION)
             .context("the page has no section on Debezium")?;
@@ -157,7 +157,7 @@ impl<'a> Shop<'a> {
             "{EXAMPLE_URL} not found in {block}"
         );
         let source = block.replace(EXAMPLE_URL, &self.database_url);
-        Configured::new(self.lab, "kafka", "outbox-relay", &source)
+        ConfiguredRelay::new(self.lab, "kafka", "outbox-relay", &source)
     }
 
     /// Waits until no more records arrive, and reads the topic.
@@ -176,7 +176,7 @@ impl<'a> Shop<'a> {
         bail!("topic {topic} still grows after {QUIET_POLLS_LIMIT} polls")
     }
 
-    async fn ends(&self) -> Result<Ends> {
+    async fn ends(&self) -> Result<EndOffsets> {
         let mut topic = self.lab.topic.clone();
         TOPIC.clone_into(&mut topic.name);
         tokio::task::spawn_blocking(move || topic.ends()).await?

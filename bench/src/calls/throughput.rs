@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use demo::System;
-use devstack::{Home, Sql, postgres_program, step};
+use devstack::{Sql, WorkDir, postgres_program, step};
 use hdrhistogram::Histogram;
 use lab::{Machine, cpu_s, family_cpu_s, peak_rss_mib};
 use proto::{
@@ -152,7 +152,7 @@ struct Lab<'a> {
     duration: Duration,
     /// The next number for a unique e-mail address.
     emails: Arc<AtomicU64>,
-    home: Home,
+    work_dir: WorkDir,
 }
 
 impl<'a> Lab<'a> {
@@ -193,7 +193,7 @@ impl<'a> Lab<'a> {
                 .collect(),
             duration: Duration::from_secs(options.seconds),
             emails: Arc::default(),
-            home: Home::new()?,
+            work_dir: WorkDir::new()?,
         })
     }
 
@@ -337,7 +337,7 @@ impl<'a> Lab<'a> {
 
     /// Runs pgbench with this number of clients on one thread. Returns its transactions per second.
     async fn pgbench(&self, reference: &Reference<'_>, clients: usize) -> Result<f64> {
-        let script = self.home.write("pgbench.sql", reference.sql)?;
+        let script = self.work_dir.write("pgbench.sql", reference.sql)?;
         let seconds = self.duration.as_secs().max(1);
         let output = Command::new(postgres_program("pgbench")?)
             .args(["--no-vacuum", "--protocol=prepared", "--jobs=1"])

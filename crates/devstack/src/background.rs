@@ -127,7 +127,7 @@ async fn run_system(folder: &Path) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let starting = async {
         let servers = Servers::start(&[]).await?;
-        let stack = Stack::start(&servers.home, &servers.addresses(), "", &[]).await?;
+        let stack = Stack::start(&servers.work_dir, &servers.addresses(), "", &[]).await?;
         Ok::<_, anyhow::Error>((servers, stack))
     };
     let (servers, stack) = tokio::select! {
@@ -135,7 +135,7 @@ async fn run_system(folder: &Path) -> Result<ExitCode> {
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
     };
     loop {
-        let changed = servers.home.changed().notified();
+        let changed = servers.work_dir.changed().notified();
         write_endpoints(folder, &servers, &stack)?;
         tokio::select! {
             () = changed => {}
@@ -154,7 +154,7 @@ fn write_endpoints(folder: &Path, servers: &Servers, stack: &Stack) -> Result<()
     let mut lines = stack.endpoints();
     lines.push(("KAFKA_PID", pid(&servers.kafka.process)));
     lines.push(("POSTGRES_PID", pid(&servers.postgres.process)));
-    lines.push(("LOGS", servers.home.logs().display().to_string()));
+    lines.push(("LOGS", servers.work_dir.logs().display().to_string()));
     let text: String = lines
         .iter()
         .map(|(name, value)| format!("{name}={value}\n"))

@@ -28,20 +28,20 @@ impl Kafka {
     /// The version in the POM; part of the name in the cache.
     pub const VERSION: &str = "4.3.1";
 
-    /// Downloads Kafka unless cached, and starts a broker in `home`.
+    /// Downloads Kafka unless cached, and starts a broker in `work_dir`.
     ///
     /// # Errors
     /// If Java 17 or Maven is not installed, or the broker fails to start.
-    pub async fn start(home: &Arc<WorkDir>) -> Result<Self> {
-        Self::launch(home, &LIGHT_JVM, &[], &[]).await
+    pub async fn start(work_dir: &Arc<WorkDir>) -> Result<Self> {
+        Self::launch(work_dir, &LIGHT_JVM, &[], &[]).await
     }
 
     /// Like [`start`](Self::start), with other JVM options.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub async fn start_with_jvm(home: &Arc<WorkDir>, jvm_options: &[&str]) -> Result<Self> {
-        Self::launch(home, jvm_options, &[], &[]).await
+    pub async fn start_with_jvm(work_dir: &Arc<WorkDir>, jvm_options: &[&str]) -> Result<Self> {
+        Self::launch(work_dir, jvm_options, &[], &[]).await
     }
 
     /// Like [`start`](Self::start), with lines for the broker's configuration. `@PORT@` and `@CONTROLLER_PORT@` are replaced
@@ -49,8 +49,8 @@ impl Kafka {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub async fn start_with_settings(home: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
-        Self::launch(home, &LIGHT_JVM, settings, &[]).await
+    pub async fn start_with_settings(work_dir: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
+        Self::launch(work_dir, &LIGHT_JVM, settings, &[]).await
     }
 
     /// Like [`start_with_settings`](Self::start_with_settings), with SCRAM users in the format of
@@ -59,22 +59,22 @@ impl Kafka {
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_with_users(
-        home: &Arc<WorkDir>,
+        work_dir: &Arc<WorkDir>,
         settings: &[&str],
         users: &[&str],
     ) -> Result<Self> {
-        Self::launch(home, &LIGHT_JVM, settings, users).await
+        Self::launch(work_dir, &LIGHT_JVM, settings, users).await
     }
 
     async fn launch(
-        home: &Arc<WorkDir>,
+        work_dir: &Arc<WorkDir>,
         jvm_options: &[&str],
         settings: &[&str],
         users: &[&str],
     ) -> Result<Self> {
         let node = Node::new(1, "kafka")?.with_users(users);
         let process = node
-            .start(home, jvm_options, &node.voter(), settings)
+            .start(work_dir, jvm_options, &node.voter(), settings)
             .await?;
         let brokers = node.address();
         Ok(Self { process, brokers })

@@ -32,5 +32,3 @@ pub use sql::{Sql, split_statements};
 pub use stack::{Names, Stack, built_programs};
 pub use waiting::{PATIENCE, eventually};
 pub use work_dir::WorkDir;
-/// The former name of [`WorkDir`].
-pub use work_dir::WorkDir as Home;

@@ -27,14 +27,17 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Creates a cluster in `home` and starts it; `settings` are `name=value` configuration parameters.
+    /// Creates a cluster in `work_dir` and starts it; `settings` are `name=value` configuration parameters.
     ///
     /// # Errors
     /// If Postgres is not installed, or fails to start.
-    pub async fn start(home: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
+    pub async fn start(work_dir: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
         let bin = find_binaries()?;
         let (port, password) = (free_port()?, uuid::Uuid::new_v4().simple().to_string());
-        let (data, password_file) = (home.path().join("postgres"), home.write("pw", &password)?);
+        let (data, password_file) = (
+            work_dir.path().join("postgres"),
+            work_dir.write("pw", &password)?,
+        );
         Program::new("initdb", bin.join("initdb"))
             .args([
                 "--username=postgres",
@@ -44,7 +47,7 @@ impl Postgres {
             .args(["--locale=C", "--no-sync"])
             .args([format!("--pgdata={}", data.display())])
             .args([format!("--pwfile={}", password_file.display())])
-            .run_once(home)
+            .run_once(work_dir)
             .await?;
         fs::remove_file(password_file)?;
         let mut program = Program::new("postgres", bin.join("postgres"))
@@ -58,7 +61,7 @@ impl Postgres {
         for setting in settings {
             program = program.args([format!("-c{setting}")]);
         }
-        let process = Process::start(home, program);
+        let process = Process::start(work_dir, program);
         let admin_url = format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres");
         process
             .wait_ready(START_TIMEOUT, async || {

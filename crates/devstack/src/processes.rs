@@ -72,23 +72,23 @@ impl Program {
     ///
     /// # Errors
     /// If its exit code is not 0; the error contains the end of its log.
-    pub async fn run_once(&self, home: &WorkDir) -> Result<()> {
-        let status = self.spawn(home)?.wait().await?;
+    pub async fn run_once(&self, work_dir: &WorkDir) -> Result<()> {
+        let status = self.spawn(work_dir)?.wait().await?;
         if !status.success() {
             bail!(
                 "{} failed with {status}:\n{}",
                 self.name,
-                tail(&home.log(&self.name))
+                tail(&work_dir.log(&self.name))
             );
         }
         Ok(())
     }
 
-    fn spawn(&self, home: &WorkDir) -> Result<Child> {
+    fn spawn(&self, work_dir: &WorkDir) -> Result<Child> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(home.log(&self.name))?;
+            .open(work_dir.log(&self.name))?;
         let mut command = Command::new(&self.executable);
         command
             .args(&self.args)
@@ -96,13 +96,13 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        home.confine(&mut command);
+        work_dir.confine(&mut command);
         let child = command
             .spawn()
             .with_context(|| format!("failed to start {}", self.executable.display()))?;
         if let Some(pid) = child.id() {
             let line = format!("{pid} {}\n", self.stop_signal.as_raw());
-            fs::write(home.pid_file(&self.name), line)?;
+            fs::write(work_dir.pid_file(&self.name), line)?;
         }
         Ok(child)
     }
@@ -127,11 +127,11 @@ enum TargetState {
 
 impl Process {
     /// Starts `program` and restarts it whenever it exits.
-    pub fn start(home: &Arc<WorkDir>, program: Program) -> Self {
+    pub fn start(work_dir: &Arc<WorkDir>, program: Program) -> Self {
         let (target, mut target_now) = watch::channel(TargetState::Running);
         let (pid_now, pid) = watch::channel(None);
-        let (name, log) = (program.name.clone(), home.log(&program.name));
-        let home = Arc::clone(home);
+        let (name, log) = (program.name.clone(), work_dir.log(&program.name));
+        let work_dir = Arc::clone(work_dir);
         let supervisor = tokio::spawn(async move {
             loop {
                 let now = *target_now.borrow_and_update();
@@ -145,17 +145,17 @@ impl Process {
                     }
                     TargetState::Stopped => return,
                 }
-                match program.spawn(&home) {
+                match program.spawn(&work_dir) {
                     Ok(child) => {
                         pid_now.send_replace(child.id());
-                        home.changed().notify_waiters();
+                        work_dir.changed().notify_waiters();
                         run_until_stopped(&program, child, &mut target_now).await;
-                        let _ = fs::remove_file(home.pid_file(&program.name));
+                        let _ = fs::remove_file(work_dir.pid_file(&program.name));
                         pid_now.send_replace(None);
                     }
                     Err(err) => tracing::warn!("{err:#}"),
                 }
-                home.changed().notify_waiters();
+                work_dir.changed().notify_waiters();
                 let now = *target_now.borrow();
                 if now == TargetState::Running {
                     tokio::time::sleep(RESTART_DELAY).await;

@@ -40,7 +40,7 @@ const DEAD_LETTERS: [(&str, &str); 3] = [
 /// A temporary Postgres and Kafka.
 #[derive(Debug)]
 pub struct Servers {
-    pub home: Arc<WorkDir>,
+    pub work_dir: Arc<WorkDir>,
     pub postgres: Postgres,
     pub kafka: Kafka,
 }
@@ -59,14 +59,14 @@ impl Servers {
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_with(settings: &[&str], broker_settings: &[&str]) -> Result<Self> {
-        let home = Arc::new(WorkDir::new()?);
+        let work_dir = Arc::new(WorkDir::new()?);
         let starting = async {
-            let kafka = Kafka::start_with_settings(&home, broker_settings);
-            tokio::try_join!(Postgres::start(&home, settings), kafka)
+            let kafka = Kafka::start_with_settings(&work_dir, broker_settings);
+            tokio::try_join!(Postgres::start(&work_dir, settings), kafka)
         };
         let (postgres, kafka) = step("starting Postgres and Apache Kafka", starting).await?;
         Ok(Self {
-            home,
+            work_dir,
             postgres,
             kafka,
         })

@@ -26,7 +26,7 @@ pub struct Stack {
     pub order_service: Process,
     pub outbox_relay: Process,
     names: Names,
-    home: Arc<WorkDir>,
+    work_dir: Arc<WorkDir>,
 }
 
 /// The addresses, databases and topics of a [`Stack`].
@@ -49,13 +49,13 @@ impl Stack {
     /// # Errors
     /// If a program is not built, or is not healthy in time.
     pub async fn start(
-        home: &Arc<WorkDir>,
+        work_dir: &Arc<WorkDir>,
         servers: &Addresses,
         prefix: &str,
         variables: &[(&str, &str)],
     ) -> Result<Self> {
         let names = Names::create(servers, prefix).await?;
-        let bin = Executables::stage(home)?;
+        let bin = Executables::stage(work_dir)?;
         let migrate = |service: &str, url: &str| {
             Program::new(&format!("{service}-migrate"), bin.of(service))
                 .args(["migrate"])
@@ -63,8 +63,8 @@ impl Stack {
         };
         let (users, orders) = (&names.users_database_url, &names.orders_database_url);
         step("migrating both databases", async {
-            migrate("user-service", users).run_once(home).await?;
-            migrate("order-service", orders).run_once(home).await
+            migrate("user-service", users).run_once(work_dir).await?;
+            migrate("order-service", orders).run_once(work_dir).await
         })
         .await?;
 
@@ -91,16 +91,16 @@ impl Stack {
         };
         let stack = Self {
             user_service: Process::start(
-                home,
+                work_dir,
                 serve("user-service", &names.user_service_addr, users),
             ),
             order_service: Process::start(
-                home,
+                work_dir,
                 serve("order-service", &names.order_service_addr, orders),
             ),
-            outbox_relay: Process::start(home, names.relay(home, &bin)?),
+            outbox_relay: Process::start(work_dir, names.relay(work_dir, &bin)?),
             names,
-            home: Arc::clone(home),
+            work_dir: Arc::clone(work_dir),
         };
         step(
             "starting user-service, order-service and outbox-relay",
@@ -147,13 +147,15 @@ impl Stack {
                 .env("LISTEN_ADDR", addr)
                 .env(
                     "OUTBOX_RELAY_CONFIG",
-                    self.home.path().join(RELAY_CONFIG).display(),
+                    self.work_dir.path().join(RELAY_CONFIG).display(),
                 )
         };
         let wait = async |process: &Process, name: &str, addr: &str| {
             let program = healthcheck(name, addr);
             process
-                .wait_ready(START_TIMEOUT, async || program.run_once(&self.home).await)
+                .wait_ready(START_TIMEOUT, async || {
+                    program.run_once(&self.work_dir).await
+                })
                 .await
         };
         let Names {
@@ -210,7 +212,7 @@ impl Names {
         format!("{followed}.dlq.{service}")
     }
 
-    fn relay(&self, home: &WorkDir, bin: &Executables) -> Result<Program> {
+    fn relay(&self, work_dir: &WorkDir, bin: &Executables) -> Result<Program> {
         // Secrets are passed as environment variables, as in compose.yaml.
         let config = format!(
             "admin_addr = \"{}\"\n[kafka]\nbrokers = \"{}\"\n\
@@ -218,7 +220,7 @@ impl Names {
              [[source]]\nname = \"orders\"\nce_source = \"/order-service\"\n",
             self.relay_admin_addr, self.brokers,
         );
-        let config = home.write(RELAY_CONFIG, &config)?;
+        let config = work_dir.write(RELAY_CONFIG, &config)?;
         Ok(Program::new("outbox-relay", bin.of("outbox-relay"))
             .args(["run"])
             .env("OUTBOX_RELAY_CONFIG", config.display())
@@ -234,11 +236,11 @@ impl Names {
 struct Executables(PathBuf);
 
 impl Executables {
-    fn stage(home: &WorkDir) -> Result<Self> {
+    fn stage(work_dir: &WorkDir) -> Result<Self> {
         let built = built_programs()?;
         let mut folder = None;
         for program in ["user-service", "order-service", "outbox-relay"] {
-            folder = home
+            folder = work_dir
                 .stage(&built.join(program))?
                 .parent()
                 .map(Path::to_owned);

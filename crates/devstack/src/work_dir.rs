@@ -197,10 +197,10 @@ mod tests {
 
     #[test]
     fn a_running_program_can_be_staged_again() -> Result<()> {
-        let home = WorkDir::new()?;
-        let staged = home.stage(Path::new("/bin/sleep"))?;
+        let work_dir = WorkDir::new()?;
+        let staged = work_dir.stage(Path::new("/bin/sleep"))?;
         let mut running = Command::new(&staged).arg("60").spawn()?;
-        let again = home.stage(Path::new("/bin/sleep"));
+        let again = work_dir.stage(Path::new("/bin/sleep"));
         running.kill()?;
         running.wait()?;
         assert_eq!(again?, staged);

@@ -29,7 +29,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The JARs of Kafka Connect and Debezium, and the offsets file.
 pub struct Installation {
-    home: Arc<WorkDir>,
+    work_dir: Arc<WorkDir>,
     jars: PathBuf,
     brokers: String,
 }
@@ -46,11 +46,11 @@ impl Installation {
     pub const VERSION: &str = "3.7.0.Final";
 
     /// Downloads the JARs unless cached.
-    pub async fn fetch(home: &Arc<WorkDir>, brokers: &str) -> Result<Self> {
+    pub async fn fetch(work_dir: &Arc<WorkDir>, brokers: &str) -> Result<Self> {
         debug_assert!(POM.contains(Self::VERSION));
         let cached = format!("debezium-{}-connect-4.3.1", Self::VERSION);
         Ok(Self {
-            home: Arc::clone(home),
+            work_dir: Arc::clone(work_dir),
             jars: fetch_jars("Kafka Connect and Debezium", &cached, POM).await?,
             brokers: brokers.to_owned(),
         })
@@ -58,23 +58,23 @@ impl Installation {
 
     /// The path of `offset.storage.file.filename`.
     pub fn offsets(&self) -> PathBuf {
-        self.home.path().join(OFFSETS)
+        self.work_dir.path().join(OFFSETS)
     }
 
     pub fn log(&self) -> PathBuf {
-        self.home.log(LOG_NAME)
+        self.work_dir.log(LOG_NAME)
     }
 
     /// Starts Connect with a connector configuration and additional lines for the worker configuration.
     pub async fn start(&self, connector: &str, worker: &str, heap: &str) -> Result<Connect> {
-        let (home, rest_port) = (&self.home, free_port()?);
+        let (work_dir, rest_port) = (&self.work_dir, free_port()?);
         let always = WORKER
             .replace("@BROKERS@", &self.brokers)
             .replace("@PORT@", &rest_port.to_string())
             .replace("@OFFSETS@", &self.offsets().display().to_string());
-        let worker = home.write("connect-worker.properties", &format!("{always}{worker}"))?;
-        let connector = home.write("connector.properties", connector)?;
-        let log = home.write("connect-log4j2.properties", LOG)?;
+        let worker = work_dir.write("connect-worker.properties", &format!("{always}{worker}"))?;
+        let connector = work_dir.write("connector.properties", connector)?;
+        let log = work_dir.write("connect-log4j2.properties", LOG)?;
         let class_path = format!("{}/*", self.jars.display());
         let connect = Program::new(LOG_NAME, "java")
             .args(JVM)
@@ -83,7 +83,7 @@ impl Installation {
             .args(["-cp", &class_path])
             .args(["org.apache.kafka.connect.cli.ConnectStandalone"])
             .args([worker, connector]);
-        let mut process = Process::start(home, connect);
+        let mut process = Process::start(work_dir, connect);
         let pid = process.started().await?;
         Ok(Connect {
             process,

@@ -24,9 +24,9 @@ pub use self::{
     connect::{Connect, Installation, with_database},
     load::{Change, Plan, WriteStats, Writers, due_us, unix_us},
     machine::Machine,
-    relay::{Configured, Relay},
+    relay::{ConfiguredRelay, Relay},
     table::Table,
-    topic::{Ends, PARTITIONS, Topic},
+    topic::{EndOffsets, PARTITIONS, Topic},
     usage::{Cpu, Processes, cpu_s, family_cpu_s, peak_rss_mib, per},
 };
 
@@ -73,16 +73,16 @@ impl Lab {
         if wal_level == WalLevel::Logical {
             settings.push("wal_level=logical");
         }
-        let home = Arc::new(WorkDir::new()?);
+        let work_dir = Arc::new(WorkDir::new()?);
         let starting = async {
             tokio::try_join!(
-                Postgres::start(&home, &settings),
-                Kafka::start_with_jvm(&home, &KAFKA_JVM)
+                Postgres::start(&work_dir, &settings),
+                Kafka::start_with_jvm(&work_dir, &KAFKA_JVM)
             )
         };
         let (postgres, kafka) = step("starting Postgres and Apache Kafka", starting).await?;
         let servers = Servers {
-            home,
+            work_dir,
             postgres,
             kafka,
         };
@@ -134,7 +134,7 @@ impl Lab {
 
     /// Truncates the outbox and flushes all dirty pages. Otherwise the kernel would write back a gigabyte of Kafka's data
     /// half a minute later and delay every measured commit.
-    pub async fn empty(&self) -> Result<()> {
+    pub async fn truncate_outbox(&self) -> Result<()> {
         let sql = self.sql().await?;
         sql.batch_execute("truncate outbox").await?;
         sql.batch_execute("checkpoint").await?;
@@ -143,12 +143,12 @@ impl Lab {
     }
 
     /// Replaces the rows of the outbox with a backlog.
-    pub async fn fill(&self, backlog: &Backlog) -> Result<()> {
+    pub async fn write_backlog(&self, backlog: &Backlog) -> Result<()> {
         let rows = i64::try_from(backlog.rows)?;
         let payload_bytes = i32::try_from(backlog.payload_bytes)?;
         let headers = further_headers(backlog.further_headers);
         let filling = async {
-            self.empty().await?;
+            self.truncate_outbox().await?;
             let sql = self.sql().await?;
             let call = "call fill_outbox($1, $2, $3, $4::text::jsonb)";
             let topic = &self.topic.name;

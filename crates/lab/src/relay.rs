@@ -18,7 +18,7 @@ pub struct Relay {
 }
 
 /// A relay with a configuration file, not started yet.
-pub struct Configured {
+pub struct ConfiguredRelay {
     name: String,
     program: PathBuf,
     config: PathBuf,
@@ -33,13 +33,13 @@ struct Status {
     error: Option<String>,
 }
 
-impl Configured {
+impl ConfiguredRelay {
     /// Writes a configuration with this source.
     pub fn new(lab: &Lab, sink: &str, name: &str, source: &str) -> Result<Self> {
-        let home = &lab.servers.home;
+        let work_dir = &lab.servers.work_dir;
         let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let brokers = &lab.topic.brokers;
-        let config = home.write(
+        let config = work_dir.write(
             &format!("{name}.toml"),
             &format!(
                 "admin_addr = \"{admin_addr}\"\n\
@@ -48,7 +48,7 @@ impl Configured {
         )?;
         Ok(Self {
             name: name.to_owned(),
-            program: home.stage(&built_programs()?.join("outbox-relay"))?,
+            program: work_dir.stage(&built_programs()?.join("outbox-relay"))?,
             config,
         })
     }
@@ -58,7 +58,7 @@ impl Configured {
         Program::new(&format!("{}-check", self.name), &self.program)
             .args(["check"])
             .env("OUTBOX_RELAY_CONFIG", self.config.display())
-            .run_once(&lab.servers.home)
+            .run_once(&lab.servers.work_dir)
             .await
     }
 
@@ -66,7 +66,7 @@ impl Configured {
         let run = Program::new(&self.name, &self.program)
             .args(["run"])
             .env("OUTBOX_RELAY_CONFIG", self.config.display());
-        let mut process = Process::start(&lab.servers.home, run);
+        let mut process = Process::start(&lab.servers.work_dir, run);
         let pid = process.started().await?;
         Ok(Relay {
             process,
@@ -89,7 +89,9 @@ impl Relay {
     pub async fn start_beside(lab: &Lab, sink: &str, name: &str) -> Result<Self> {
         let database_url = &lab.database_url;
         let source = format!("[[source]]\nname = \"bench\"\ndatabase_url = \"{database_url}\"\n");
-        Configured::new(lab, sink, name, &source)?.start(lab).await
+        ConfiguredRelay::new(lab, sink, name, &source)?
+            .start(lab)
+            .await
     }
 
     pub fn pid(&self) -> u32 {
@@ -99,13 +101,13 @@ impl Relay {
     /// Waits until it is the leader.
     pub async fn wait_ready(&self) -> Result<()> {
         eventually("the relay is the leader", async || {
-            Ok(self.leads().await.then_some(()))
+            Ok(self.is_leader().await.then_some(()))
         })
         .await
     }
 
     /// Returns whether it is the leader; false if it does not respond.
-    pub async fn leads(&self) -> bool {
+    pub async fn is_leader(&self) -> bool {
         (self.status().await).is_ok_and(|status| status.role == "leader")
     }
 

@@ -56,13 +56,13 @@ impl Topic {
     }
 
     /// Opens a client that reads the end offsets. Blocks while it connects.
-    pub fn ends(&self) -> Result<Ends> {
+    pub fn ends(&self) -> Result<EndOffsets> {
         let consumer: BaseConsumer = self.client().set("group.id", "bench").create()?;
         let mut partitions = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
             partitions.add_partition_offset(&self.name, partition, Offset::End)?;
         }
-        Ok(Ends {
+        Ok(EndOffsets {
             consumer,
             partitions,
         })
@@ -88,12 +88,12 @@ impl Topic {
 }
 
 /// Reads the end offsets of a topic. With one replica they count the acknowledged records.
-pub struct Ends {
+pub struct EndOffsets {
     consumer: BaseConsumer,
     partitions: TopicPartitionList,
 }
 
-impl Ends {
+impl EndOffsets {
     /// Returns the number of records. Blocks for a round trip.
     pub fn total(&self) -> Result<u64> {
         let mut total = 0;

@@ -7,7 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 ///
 /// # Errors
 /// The first error without a RetryInfo.
-pub async fn at_last<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+pub async fn retry_call<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
     let attempt = async || match call().await {
         Err(status) if status.get_details_retry_info().is_some() => Ok(None),
         result => Ok(Some(result)),

@@ -19,7 +19,7 @@ pub fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Res
 /// # Panics
 /// If it did not.
 #[track_caller]
-pub fn assert_told(output: &Output, names: &[&str]) {
+pub fn assert_config_errors(output: &Output, names: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{text}");
     let lines = text.lines().filter_map(|line| line.strip_prefix("error: "));

@@ -7,8 +7,8 @@ mod poison;
 mod service;
 
 pub use self::{
-    calls::{assert_rejection, at_last},
-    command::{assert_told, run},
-    poison::{Header, Kind, median, time_to_hear},
+    calls::{assert_rejection, retry_call},
+    command::{assert_config_errors, run},
+    poison::{Header, PoisonRecord, median, time_to_apply},
     service::RunningService,
 };

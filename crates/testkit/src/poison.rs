@@ -9,7 +9,7 @@ use crate::RunningService;
 pub type Header = (&'static str, &'static str);
 
 /// A kind of poison record.
-pub struct Kind {
+pub struct PoisonRecord {
     /// The defect.
     pub what: &'static str,
     /// The error class of its dead letter; `None` if the record is skipped.
@@ -19,7 +19,7 @@ pub struct Kind {
     headers: Vec<Header>,
 }
 
-impl Kind {
+impl PoisonRecord {
     pub fn new(
         what: &'static str,
         class: Option<&'static str>,
@@ -52,7 +52,7 @@ impl Kind {
     ///
     /// # Panics
     /// If the dead letter differs.
-    pub async fn check(
+    pub async fn assert_dead_lettered(
         &self,
         sql: &Sql,
         class: &str,
@@ -100,7 +100,7 @@ impl Kind {
 ///
 /// # Errors
 /// If the query fails, or after a timeout.
-pub async fn time_to_hear(
+pub async fn time_to_apply(
     service: &RunningService,
     before: &[NewRecord<'_>],
     last: NewRecord<'_>,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use demo::System;
-use devstack::{Home, Sql};
+use devstack::{Sql, WorkDir};
 use uuid::Uuid;
 
 use crate::compacting::addresses;
@@ -51,8 +51,8 @@ impl Person {
                 }
             }
         }
-        let home = &system.servers.as_ref().context("servers")?.home;
-        traces.extend(self.search_files(home)?);
+        let work_dir = &system.servers.as_ref().context("servers")?.work_dir;
+        traces.extend(self.search_files(work_dir)?);
         traces.sort();
         traces.dedup();
         Ok(traces)
@@ -83,16 +83,19 @@ impl Person {
     }
 
     /// Searches the files of every partition and the logs of every process.
-    fn search_files(&self, home: &Home) -> Result<Vec<String>> {
+    fn search_files(&self, work_dir: &WorkDir) -> Result<Vec<String>> {
         let mut traces = Vec::new();
-        for partition in entries(&home.path().join("kafka"))? {
+        for partition in entries(&work_dir.path().join("kafka"))? {
             let name = partition.file_name().unwrap_or_default().to_string_lossy();
             let topic = name.rsplit_once('-').map_or(&*name, |(topic, _)| topic);
             if partition.is_dir() && entries(&partition)?.iter().any(|file| self.is_in(file)) {
                 traces.push(format!("segment {topic}"));
             }
         }
-        for log in entries(&home.logs())?.iter().filter(|log| self.is_in(log)) {
+        for log in entries(&work_dir.logs())?
+            .iter()
+            .filter(|log| self.is_in(log))
+        {
             traces.push(format!("log {}", log.display()));
         }
         Ok(traces)

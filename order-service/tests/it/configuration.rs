@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use anyhow::Result;
-use testkit::assert_told;
+use testkit::assert_config_errors;
 
 /// Runs the program to its end with only these environment variables.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
@@ -14,8 +14,8 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
 #[test]
 fn all_missing_settings_are_reported_at_once() -> Result<()> {
     let output = run(&["serve"], &[])?;
-    assert_told(&output, &["LISTEN_ADDR", "DATABASE_URL", "KAFKA_BROKERS"]);
-    assert_told(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
+    assert_config_errors(&output, &["LISTEN_ADDR", "DATABASE_URL", "KAFKA_BROKERS"]);
+    assert_config_errors(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
     Ok(())
 }
 
@@ -45,7 +45,7 @@ fn all_invalid_settings_are_reported_at_once() -> Result<()> {
         ("CONSUMER_GROUP", " "),
         ("INSTANCE_ID", "a b"),
     ];
-    assert_told(&run(&["serve"], &wrong)?, &wrong.map(|(name, _)| name));
+    assert_config_errors(&run(&["serve"], &wrong)?, &wrong.map(|(name, _)| name));
     Ok(())
 }
 
@@ -61,13 +61,13 @@ fn remote_validation_requires_the_address_of_user_service() -> Result<()> {
             let mut variables = COMPLETE.to_vec();
             variables.push(("VALIDATION", mode));
             variables.extend(addr.map(|addr| ("USER_SERVICE_ADDR", addr)));
-            assert_told(&run(&["serve"], &variables)?, &["USER_SERVICE_ADDR"]);
+            assert_config_errors(&run(&["serve"], &variables)?, &["USER_SERVICE_ADDR"]);
         }
     }
     for mode in ["", "Remote", "remote-then-local"] {
         let mut variables = COMPLETE.to_vec();
         variables.push(("VALIDATION", mode));
-        assert_told(&run(&["serve"], &variables)?, &["VALIDATION"]);
+        assert_config_errors(&run(&["serve"], &variables)?, &["VALIDATION"]);
     }
     Ok(())
 }

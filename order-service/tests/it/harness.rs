@@ -19,7 +19,7 @@ use service_kit::{
     TokenKey,
     database::{self, connect_once},
 };
-use testkit::{RunningService, at_last};
+use testkit::{RunningService, retry_call};
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::ErrorDetails;
 use uuid::Uuid;
@@ -127,7 +127,7 @@ impl TestService {
         &self,
         request: &CreateOrderRequest,
     ) -> Result<CreateOrderResponse, Status> {
-        at_last(async || self.create(request.clone()).await).await
+        retry_call(async || self.create(request.clone()).await).await
     }
 
     /// Does the same for a cancellation.
@@ -135,7 +135,7 @@ impl TestService {
         &self,
         request: &CancelOrderRequest,
     ) -> Result<CancelOrderResponse, Status> {
-        at_last(async || self.cancel(request.clone()).await).await
+        retry_call(async || self.cancel(request.clone()).await).await
     }
 
     pub(crate) async fn cancel(

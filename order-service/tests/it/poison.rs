@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, NewRecord};
 use proto::events::{USER_DELETED, USER_UPDATED, User, header};
-use testkit::{Header, Kind, median};
+use testkit::{Header, PoisonRecord, median};
 use uuid::Uuid;
 
 use crate::harness::{TestService, user};
@@ -17,7 +17,7 @@ const DELETED: Header = (header::TYPE, USER_DELETED);
 /// The maximum number of records in a batch.
 const MANY: usize = 1_000;
 
-fn kinds() -> Result<Vec<Kind>> {
+fn kinds() -> Result<Vec<PoisonRecord>> {
     let good = user();
     let key = || Some(good.user_id.to_string().into_bytes());
     let named = |name: &str| {
@@ -28,7 +28,7 @@ fn kinds() -> Result<Vec<Kind>> {
         })
     };
     let payload = || named(&good.name);
-    let kind = Kind::new;
+    let kind = PoisonRecord::new;
     let usual = [SPEC, UPDATED];
     let random: Vec<u8> = (0..99_u8).map(|n| n.wrapping_mul(151) ^ 0xa5).collect();
     Ok(vec![
@@ -122,7 +122,7 @@ async fn time_to_apply(service: &TestService, before: &[NewRecord<'_>]) -> Resul
         ..NewRecord::default()
     };
     let applied = format!("select count(*) from users_cache where user_id = '{key}'");
-    testkit::time_to_hear(service, before, last, &applied).await
+    testkit::time_to_apply(service, before, last, &applied).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +170,9 @@ async fn each_kind_is_dead_lettered_unchanged_and_the_next_user_applied() -> Res
             .find(|copy| copy.header("dlq_offset") == Some(&of_offset));
         if let Some(class) = kind.class {
             let copy = copy.with_context(|| format!("no copy of {}", kind.what))?;
-            let checked = kind.check(&service.sql, class, offset, copy).await;
+            let checked = kind
+                .assert_dead_lettered(&service.sql, class, offset, copy)
+                .await;
             checked.context(kind.what)?;
         }
     }

@@ -90,7 +90,7 @@ impl Acknowledgements {
     }
 
     /// Raises the limit on records in flight. A lower limit is ignored.
-    pub(crate) fn allow(&self, capacity: usize) {
+    pub(crate) fn raise_capacity(&self, capacity: usize) {
         self.0.capacity.fetch_max(capacity as u64, Ordering::AcqRel);
         self.0.changed.notify_waiters();
     }
@@ -194,7 +194,7 @@ impl Acknowledgements {
     }
 
     /// Registers a cursor that may be stored once the first `sent` records are acknowledged.
-    pub(crate) fn mark(&self, sent: u64, cursor: &Cursor) {
+    pub(crate) fn register_cursor(&self, sent: u64, cursor: &Cursor) {
         let mut cursors = self.0.cursors.lock();
         // An idle source advances its snapshot without sending records.
         if cursors.len() > 1 && cursors.back().is_some_and(|(count, _)| *count == sent) {
@@ -204,7 +204,7 @@ impl Acknowledgements {
     }
 
     /// Returns the last cursor that may be stored, and the number of records before it.
-    pub(crate) fn reached(&self) -> (Cursor, u64) {
+    pub(crate) fn acknowledged_cursor(&self) -> (Cursor, u64) {
         let acknowledged = self.acknowledged();
         let mut cursors = self.0.cursors.lock();
         while cursors.len() > 1 && cursors[1].0 <= acknowledged {
@@ -303,7 +303,7 @@ mod tests {
                         tracker.undo_begin(number);
                     }
                     Step::Mark => {
-                        tracker.mark(records.len() as u64, &cursor(records.len() as u64));
+                        tracker.register_cursor(records.len() as u64, &cursor(records.len() as u64));
                         marks.push(records.len() as u64);
                     }
                     Step::Join(_) | Step::Acknowledge(_) => {}
@@ -317,7 +317,7 @@ mod tests {
                 prop_assert_eq!(tracker.acknowledged(), acknowledged);
                 let reached = marks.iter().copied().filter(|mark| *mark <= acknowledged).max();
                 let reached = reached.unwrap_or(0);
-                prop_assert_eq!(tracker.reached(), (cursor(reached), reached));
+                prop_assert_eq!(tracker.acknowledged_cursor(), (cursor(reached), reached));
             }
         }
     }
@@ -326,10 +326,10 @@ mod tests {
     fn an_idle_source_keeps_a_bounded_number_of_cursors() {
         let tracker = new(10);
         for seq in 0..1_000 {
-            tracker.mark(0, &cursor(seq));
+            tracker.register_cursor(0, &cursor(seq));
         }
         assert!(tracker.0.cursors.lock().len() <= 2);
-        assert_eq!(tracker.reached(), (cursor(999), 0));
+        assert_eq!(tracker.acknowledged_cursor(), (cursor(999), 0));
     }
 
     #[tokio::test]
@@ -337,11 +337,11 @@ mod tests {
         let tracker = new(1);
         let first = tracker.begin_batch();
         assert!(tracker.is_full());
-        tracker.allow(2);
+        tracker.raise_capacity(2);
         tracker.wait_for_capacity().await.unwrap();
         tracker.begin_batch();
         // A lower limit does not stop records in flight.
-        tracker.allow(1);
+        tracker.raise_capacity(1);
         tracker.acknowledge([first]);
         assert!(!tracker.is_full());
     }

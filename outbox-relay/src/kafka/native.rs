@@ -60,7 +60,7 @@ pub struct KafkaSink {
     lease: Lease,
     cluster: Cluster,
     producer: Producer,
-    is_fenced: bool,
+    has_fencing: bool,
     registered_at: Instant,
     maintained_at: Instant,
     topics: Topics,
@@ -79,7 +79,7 @@ impl KafkaSink {
     /// If no broker responds, or the brokers are too old.
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
         let mut cluster = Cluster::connect(&options.kafka).await?;
-        let (producer, is_fenced) = match cluster
+        let (producer, has_fencing) = match cluster
             .register_producer(&options.producer_name, None)
             .await?
         {
@@ -100,7 +100,7 @@ impl KafkaSink {
             lease,
             cluster,
             producer,
-            is_fenced,
+            has_fencing,
             registered_at: Instant::now(),
             maintained_at: Instant::now(),
             topics: Topics::default(),
@@ -317,7 +317,7 @@ impl Sink for KafkaSink {
         if self.maintained_at.elapsed() < self.options.maintenance_interval {
             return Ok(());
         }
-        if self.is_fenced && self.registered_at.elapsed() > RENEWAL_INTERVAL {
+        if self.has_fencing && self.registered_at.elapsed() > RENEWAL_INTERVAL {
             self.renew_epoch().await?;
         }
         let names: Vec<&str> = self.topics.iter().map(|topic| &*topic.name).collect();
@@ -341,7 +341,7 @@ impl Sink for KafkaSink {
         &self.acknowledgements
     }
 
-    fn is_fenced(&self) -> bool {
-        self.is_fenced
+    fn has_fencing(&self) -> bool {
+        self.has_fencing
     }
 }

@@ -231,7 +231,7 @@ impl Sink for RdKafkaSink {
         &self.acknowledgements
     }
 
-    fn is_fenced(&self) -> bool {
+    fn has_fencing(&self) -> bool {
         false
     }
 }

@@ -38,7 +38,7 @@ pub trait Sink: Send {
     fn acknowledgements(&self) -> &Acknowledgements;
 
     /// Returns whether the broker rejects records that a predecessor of this sink still sends.
-    fn is_fenced(&self) -> bool;
+    fn has_fencing(&self) -> bool;
 }
 
 /// The interval between metadata refreshes of a relay's sink.

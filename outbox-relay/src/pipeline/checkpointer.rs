@@ -24,12 +24,12 @@ pub(super) async fn run_checkpointer(
     acknowledgements: &Acknowledgements,
     reporter: &ProgressReporter<'_>,
 ) -> SourceError {
-    let (start, mut reached) = acknowledgements.reached();
+    let (start, mut reached) = acknowledgements.acknowledged_cursor();
     let mut last_write = Instant::now();
     let mut pause = CHECKPOINT_INTERVAL;
     loop {
         tokio::time::sleep(pause).await;
-        let (cursor, count) = acknowledgements.reached();
+        let (cursor, count) = acknowledgements.acknowledged_cursor();
         let moved = std::mem::replace(&mut reached, count) != count;
         if moved || last_write.elapsed() >= HEARTBEAT_INTERVAL {
             let started = Instant::now();

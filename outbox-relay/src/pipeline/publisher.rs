@@ -110,7 +110,7 @@ impl<S: Sink> Publisher<'_, S> {
     ) -> Result<Outcome, SourceError> {
         let acknowledgements = self.sink.acknowledgements();
         reporter.report_progress();
-        let (reached, count) = acknowledgements.reached();
+        let (reached, count) = acknowledgements.acknowledged_cursor();
         let leads =
             (ended.as_ref()).map_or_else(|err| Recovery::from(err).keeps_leadership, |_| true);
         if leads {
@@ -170,7 +170,7 @@ impl<S: Sink> Publisher<'_, S> {
             if page.is_last() && !self.shutdown.is_cancelled() {
                 self.cursor.close();
                 let acknowledgements = self.sink.acknowledgements();
-                acknowledgements.mark(acknowledgements.sent(), &self.cursor);
+                acknowledgements.register_cursor(acknowledgements.sent(), &self.cursor);
                 // No pause after a page with rows: more may have arrived while it was sent.
                 if rows == 0 {
                     self.pause_before_poll(last_work).await?;
@@ -288,7 +288,9 @@ impl<S: Sink> Publisher<'_, S> {
     pub(super) async fn store_rejections_and_mark(&mut self, sent: u64) -> Result<(), SourceError> {
         // Every row before the cursor must be sent, parked or dead-lettered.
         self.store_rejections().await?;
-        self.sink.acknowledgements().mark(sent, &self.cursor);
+        self.sink
+            .acknowledgements()
+            .register_cursor(sent, &self.cursor);
         Ok(())
     }
 
@@ -406,6 +408,6 @@ async fn restore_max_in_flight(
     max_in_flight: usize,
 ) -> Infallible {
     tokio::time::sleep(HEALTHY_AFTER).await;
-    acknowledgements.allow(max_in_flight);
+    acknowledgements.raise_capacity(max_in_flight);
     std::future::pending().await
 }

@@ -227,7 +227,7 @@ impl Source {
                     err => SourceError::Opening(err),
                 })?;
             }
-            if !sink.is_fenced() {
+            if !sink.has_fencing() {
                 // Records of the previous leader may still arrive.
                 tokio::time::sleep_until(elected_at + election.wait).await;
             }

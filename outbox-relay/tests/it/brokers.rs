@@ -27,13 +27,13 @@ const BACKLOG: usize = 6 * MAX_IN_FLIGHT_RECORDS;
 /// Tests both sinks at once because starting a cluster and restarting its brokers is slow.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_during_a_rolling_failure_of_brokers() -> Result<()> {
-    let home = Arc::new(WorkDir::new()?);
-    let mut cluster = KafkaCluster::start(&home).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let mut cluster = KafkaCluster::start(&work_dir).await?;
     let mut relays = Vec::new();
     for sink in [SinkKind::Kafka, SinkKind::RdKafka] {
         let topic = Addresses::unique_name("in_turn");
         cluster.create_topic(&topic, 6, &[COMPACTED]).await?;
-        relays.push(Running::start(&home, cluster.brokers(), &topic, sink).await?);
+        relays.push(Running::start(&work_dir, cluster.brokers(), &topic, sink).await?);
     }
     for id in KafkaCluster::IDS {
         publish(&relays, 300).await?;
@@ -98,11 +98,11 @@ async fn publish(relays: &[Running], more: usize) -> Result<()> {
 }
 
 async fn a_stalled_broker_is_detected_and_loses_nothing(sink: SinkKind) -> Result<()> {
-    let home = Arc::new(WorkDir::new()?);
-    let kafka = Kafka::start(&home).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let kafka = Kafka::start(&work_dir).await?;
     let topic = Addresses::unique_name("stalled");
     kafka.create_topic(&topic, 3, &[COMPACTED]).await?;
-    let running = Running::start(&home, kafka.brokers(), &topic, sink).await?;
+    let running = Running::start(&work_dir, kafka.brokers(), &topic, sink).await?;
     for stall in 0..STALLS {
         running.publish(300).await?;
         kafka.process.suspend();

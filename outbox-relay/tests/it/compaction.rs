@@ -23,12 +23,12 @@ const FILLER: &str = "filler";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn compaction_keeps_the_newest_version_of_every_key_unchanged() -> Result<()> {
-    let home = Arc::new(WorkDir::new()?);
+    let work_dir = Arc::new(WorkDir::new()?);
     let settings = ["log.cleaner.backoff.ms=100"];
-    let kafka = Kafka::start_with_settings(&home, &settings).await?;
+    let kafka = Kafka::start_with_settings(&work_dir, &settings).await?;
     let topic = Addresses::unique_name("compacted");
     kafka.create_topic(&topic, 1, &EAGER).await?;
-    let mut running = Running::start(&home, kafka.brokers(), &topic, SinkKind::Kafka).await?;
+    let mut running = Running::start(&work_dir, kafka.brokers(), &topic, SinkKind::Kafka).await?;
     running.publish(1_000).await?;
     running.end_writers().await?;
     let session = Session::new(&running.database).await?;

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Postgres, Record, Sql, eventually};
+use devstack::{Addresses, Postgres, Record, Sql, WorkDir, eventually};
 use outbox_relay::{
     Level, ResetTo, check,
     config::{OnRejection, SinkKind},
@@ -162,8 +162,8 @@ async fn future_rows_halt_a_publishing_source() -> Result<()> {
 /// As in an upgrade by logical replication: the rows have ids of transactions that completed long ago in this cluster.
 #[tokio::test(flavor = "multi_thread")]
 async fn replicated_rows_with_old_transaction_ids_are_published() -> Result<()> {
-    let home = Arc::new(Home::new()?);
-    let postgres = Postgres::start(&home, &["fsync=off", "wal_level=logical"]).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let postgres = Postgres::start(&work_dir, &["fsync=off", "wal_level=logical"]).await?;
     let admin = Sql::connect(postgres.admin_url()).await?;
     let url_of = |name: &str| {
         postgres

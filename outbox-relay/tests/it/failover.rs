@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Audit, Home, Process, Program, eventually, free_port};
+use devstack::{Addresses, Audit, Process, Program, WorkDir, eventually, free_port};
 use outbox_relay::config::SinkKind;
 use tokio::task::JoinHandle;
 
@@ -35,7 +35,7 @@ const KEYS: usize = 10;
 struct Pair {
     database: Database,
     topic: String,
-    home: Arc<Home>,
+    work_dir: Arc<WorkDir>,
     relays: [(Process, SocketAddr); 2],
     writing: Arc<AtomicBool>,
     writers: Vec<JoinHandle<Result<()>>>,
@@ -46,8 +46,8 @@ impl Pair {
         let topic = Addresses::unique_name(test);
         Addresses::shared().create_topic(&topic, 3).await?;
         let database = Database::new(test).await?;
-        let home = Arc::new(Home::new()?);
-        let program = home.stage(Path::new(env!("CARGO_BIN_EXE_outbox-relay")))?;
+        let work_dir = Arc::new(WorkDir::new()?);
+        let program = work_dir.stage(Path::new(env!("CARGO_BIN_EXE_outbox-relay")))?;
         let config = format!(
             "kafka.brokers = {:?}\nkafka.sink = {:?}\n[[source]]\nname = \"test\"\ndatabase_url = {:?}\n",
             Addresses::shared().brokers(),
@@ -57,13 +57,13 @@ impl Pair {
             },
             database.url,
         );
-        let config = home.write("outbox-relay.toml", &config)?;
+        let config = work_dir.write("outbox-relay.toml", &config)?;
         let relay = |name: &str| {
             let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
             let program = Program::new(name, &program)
                 .args(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
                 .env("OUTBOX_RELAY_ADMIN_ADDR", addr);
-            anyhow::Ok((Process::start(&home, program), addr))
+            anyhow::Ok((Process::start(&work_dir, program), addr))
         };
         let relays = [relay("relay-a")?, relay("relay-b")?];
         let writing = Arc::new(AtomicBool::new(true));
@@ -79,7 +79,7 @@ impl Pair {
         Ok(Self {
             database,
             topic,
-            home,
+            work_dir,
             relays,
             writing,
             writers,
@@ -130,7 +130,7 @@ impl Pair {
         for (process, _) in self.relays {
             process.stop().await;
         }
-        drop(self.home);
+        drop(self.work_dir);
         Ok(audit)
     }
 }

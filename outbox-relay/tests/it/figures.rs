@@ -3,7 +3,7 @@
 use std::{collections::HashMap, process::Command};
 
 use anyhow::{Context as _, Result};
-use devstack::{Home, eventually};
+use devstack::{WorkDir, eventually};
 use outbox_relay::config::{OnRejection, SinkKind};
 use serde_json::Value;
 use tokio::{
@@ -280,8 +280,8 @@ async fn status_prints_json_when_its_output_is_not_a_terminal() -> Result<()> {
     let setup = Setup::new("status", SinkKind::Kafka).await?;
     let relay = setup.start().await?;
     relay.wait_for_readiness(200).await?;
-    let home = Home::new()?;
-    let config = home.write("outbox-relay.toml", "")?;
+    let work_dir = WorkDir::new()?;
+    let config = work_dir.write("outbox-relay.toml", "")?;
     for args in [&["status"][..], &["status", "--json"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
         let address = relay.admin_addr.to_string();

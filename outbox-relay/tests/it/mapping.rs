@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Record, Sql, eventually, split_statements};
+use devstack::{Addresses, Record, Sql, WorkDir, eventually, split_statements};
 use outbox_relay::{
     Level, ResetTo, check,
     config::{Config, Mapping, OnRejection, SinkKind},
@@ -44,8 +44,8 @@ pub(crate) fn mapping(settings: &str) -> Result<Mapping> {
         "kafka.brokers = 'localhost:9092'\n[[source]]\nname = 'test'\n\
          database_url = 'postgres://localhost/test'\n{settings}"
     );
-    let home = Home::new()?;
-    let path = home.write("outbox-relay.toml", &config)?;
+    let work_dir = WorkDir::new()?;
+    let path = work_dir.write("outbox-relay.toml", &config)?;
     Ok(Config::load(&path)?.sources[0].mapping.clone())
 }
 

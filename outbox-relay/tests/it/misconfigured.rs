@@ -6,7 +6,7 @@ mod setting;
 use std::sync::Arc;
 
 use anyhow::Result;
-use devstack::{Addresses, Home, Kafka};
+use devstack::{Addresses, Kafka, WorkDir};
 use tokio::net::TcpListener;
 
 use self::setting::{Parts, Setting};
@@ -426,8 +426,8 @@ async fn an_admin_port_in_use_is_a_configuration_error() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transactional_id_that_is_not_allowed_is_reported() -> Result<()> {
-    let home = Arc::new(Home::new()?);
-    let kafka = Kafka::start_with_settings(&home, &AUTHORIZER).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let kafka = Kafka::start_with_settings(&work_dir, &AUTHORIZER).await?;
     let mut setting = Setting::new("names").await?;
     kafka.create_topic(&setting.topic, 1, &[]).await?;
     setting.parts.brokers = kafka.brokers().to_owned();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use devstack::{Home, eventually};
+use devstack::{WorkDir, eventually};
 use outbox_relay::{
     Relay,
     config::{Config, SinkKind},
@@ -17,29 +17,31 @@ use crate::{
 
 /// A relay that reads its database URL from a file.
 struct UrlFile {
-    home: Home,
+    work_dir: WorkDir,
 }
 
 impl UrlFile {
     fn new(to: &Setup) -> Result<Self> {
-        let url_file = Self { home: Home::new()? };
+        let url_file = Self {
+            work_dir: WorkDir::new()?,
+        };
         url_file.point_to(to)?;
         Ok(url_file)
     }
 
     /// Writes the URL of this database to the file.
     fn point_to(&self, setup: &Setup) -> Result<()> {
-        self.home.write("url", &setup.database.url)?;
+        self.work_dir.write("url", &setup.database.url)?;
         Ok(())
     }
 
     async fn start(&self, setup: &Setup) -> Result<Running> {
-        let url = self.home.path().join("url");
+        let url = self.work_dir.path().join("url");
         let file = format!(
             "kafka.brokers = 'localhost:9092'\n[[source]]\nname = 'test'\ndatabase_url_file = '{}'\n",
             url.display()
         );
-        let path = self.home.write("outbox-relay.toml", &file)?;
+        let path = self.work_dir.write("outbox-relay.toml", &file)?;
         let mut config = setup.config()?;
         config.sources[0].database_url = Config::load(&path)?.sources.remove(0).database_url;
         Ok(Running::of(Relay::bind(config).await?))

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use devstack::Home;
+use devstack::WorkDir;
 use outbox_relay::config::Config;
 use serde_json::Value;
 
@@ -18,14 +18,14 @@ fn deploy(name: &str) -> Result<String> {
 
 /// Loads a configuration whose secrets are files in `directory`.
 fn load(text: &str, directory: &str) -> Result<Config> {
-    let home = Home::new()?;
+    let work_dir = WorkDir::new()?;
     let url = "postgres://relay:secret@localhost/customers";
-    home.write("customers-url", url)?;
-    home.write("kafka-password", "secret")?;
-    let ca = home.write("ca.crt", &Authority::new("the authority")?.pem)?;
+    work_dir.write("customers-url", url)?;
+    work_dir.write("kafka-password", "secret")?;
+    let ca = work_dir.write("ca.crt", &Authority::new("the authority")?.pem)?;
     let here = ca.parent().context("no directory")?.to_string_lossy();
     let text = text.replace(directory, &here);
-    Ok(Config::load(&home.write("outbox-relay.toml", &text)?)?)
+    Ok(Config::load(&work_dir.write("outbox-relay.toml", &text)?)?)
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use devstack::{Home, Postgres, Sql};
+use devstack::{Postgres, Sql, WorkDir};
 use outbox_relay::{
     config::Mapping,
     postgres::{Cursor, Reader},
@@ -288,8 +288,8 @@ async fn late_rows_are_not_fetched_again_for_each_page() -> Result<()> {
     const ROWS: usize = 5_000;
     const PAGE_ROWS: usize = 50;
     // A separate server, because snapshots include the transactions of all databases.
-    let home = Arc::new(Home::new()?);
-    let postgres = Postgres::start(&home, &["fsync=off"]).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let postgres = Postgres::start(&work_dir, &["fsync=off"]).await?;
     let mut late = LateRowsTest::new(Database::at(postgres.admin_url().to_owned()).await?).await?;
     let slow = Session::new(&late.database).await?;
     let fast = Session::new(&late.database).await?;

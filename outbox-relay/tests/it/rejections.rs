@@ -8,7 +8,7 @@ use ::rdkafka::{
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, Kafka, Record, eventually};
+use devstack::{Addresses, Kafka, Record, WorkDir, eventually};
 use outbox_relay::{
     DropOutcome, ParkedKeys,
     config::{OnRejection, SinkKind},
@@ -282,8 +282,8 @@ async fn a_rejected_batch_parks_or_dead_letters_no_acceptable_row(sink: SinkKind
 
 /// Starts a broker that denies writing to one topic.
 async fn denying_setup(sink: SinkKind, on_rejection: OnRejection) -> Result<DenyingSetup> {
-    let home = Arc::new(Home::new()?);
-    let kafka = Kafka::start_with_settings(&home, &AUTHORIZER).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let kafka = Kafka::start_with_settings(&work_dir, &AUTHORIZER).await?;
     let (mut setup, session) = setup("denied", sink, on_rejection).await?;
     setup.brokers = kafka.brokers().to_owned();
     let denied = format!("{}_denied", setup.topic);

@@ -1,7 +1,7 @@
 //! A relay that publishes the rows of concurrent writers.
 
 use anyhow::{Context as _, Result};
-use devstack::{Audit, Home, PATIENCE, Record, eventually, read_topic};
+use devstack::{Audit, PATIENCE, Record, WorkDir, eventually, read_topic};
 use outbox_relay::{
     Relay,
     config::{Config, SinkKind},
@@ -36,7 +36,7 @@ struct Status {
 
 impl Running {
     pub(crate) async fn start(
-        home: &Home,
+        work_dir: &WorkDir,
         brokers: &str,
         topic: &str,
         sink: SinkKind,
@@ -52,7 +52,7 @@ impl Running {
             },
             database.url,
         );
-        let config = Config::load(&home.write("outbox-relay.toml", &config)?)?;
+        let config = Config::load(&work_dir.write("outbox-relay.toml", &config)?)?;
         let relay = Relay::bind(config).await?;
         let (admin_addr, shutdown) = (relay.admin_addr(), CancellationToken::new());
         let task = tokio::spawn(relay.run(shutdown.clone()));

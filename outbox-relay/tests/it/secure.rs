@@ -2,9 +2,9 @@
 
 pub(crate) mod broker;
 pub(crate) mod certificates;
+mod denied;
 mod kafka;
-mod kept_out;
-mod lasting;
 mod postgres;
 mod role;
+mod rotation;
 mod secrets;

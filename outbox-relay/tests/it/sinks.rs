@@ -308,8 +308,8 @@ async fn nothing_is_sent_without_the_lease(variant: Variant) -> Result<()> {
 /// After a sink drops a record, it must not send later ones: its successor sends all of them again, and old versions would
 /// follow new ones.
 async fn a_failed_sink_sends_no_record_after_one_it_dropped(kind: SinkKind) -> Result<()> {
-    let home = Arc::new(WorkDir::new()?);
-    let kafka = Kafka::start(&home).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let kafka = Kafka::start(&work_dir).await?;
     let mut setup = Setup::new("given_up", kind).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
     setup.options.kafka.delivery_timeout = Duration::from_secs(2);
@@ -461,8 +461,8 @@ async fn many_unchanged_topics_are_not_reported_as_changed() -> Result<()> {
 /// Therefore nothing may follow a partition's first batch before its response.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_batch_of_a_partition_is_sent_alone() -> Result<()> {
-    let home = Arc::new(WorkDir::new()?);
-    let kafka = Kafka::start(&home).await?;
+    let work_dir = Arc::new(WorkDir::new()?);
+    let kafka = Kafka::start(&work_dir).await?;
     let mut setup = Setup::new("alone", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
     setup.options.kafka.delivery_timeout = PATIENCE;
@@ -506,9 +506,9 @@ async fn the_first_batch_of_a_partition_is_sent_alone() -> Result<()> {
 /// brokers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_closed_while_idle_is_reopened() -> Result<()> {
-    let home = Arc::new(WorkDir::new()?);
+    let work_dir = Arc::new(WorkDir::new()?);
     // Longer than the pause between two requests on a busy machine.
-    let kafka = Kafka::start_with_settings(&home, &["connections.max.idle.ms=2000"]).await?;
+    let kafka = Kafka::start_with_settings(&work_dir, &["connections.max.idle.ms=2000"]).await?;
     let mut setup = Setup::new("idle_long", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
     kafka.create_topic(&setup.topic, 1, &[]).await?;

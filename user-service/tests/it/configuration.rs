@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use anyhow::Result;
-use testkit::assert_told;
+use testkit::assert_config_errors;
 
 /// Runs the program to its end with only these environment variables.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
@@ -14,8 +14,8 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
 #[test]
 fn all_missing_settings_are_reported_at_once() -> Result<()> {
     let output = run(&["serve"], &[])?;
-    assert_told(&output, &["LISTEN_ADDR", "DATABASE_URL", "KAFKA_BROKERS"]);
-    assert_told(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
+    assert_config_errors(&output, &["LISTEN_ADDR", "DATABASE_URL", "KAFKA_BROKERS"]);
+    assert_config_errors(&run(&["migrate"], &[])?, &["DATABASE_URL"]);
     Ok(())
 }
 
@@ -37,7 +37,7 @@ fn all_invalid_settings_are_reported_at_once() -> Result<()> {
             ("INSTANCE_ID", "a b"),
         ],
     )?;
-    assert_told(
+    assert_config_errors(
         &output,
         &[
             "LOG_LEVEL",
@@ -65,15 +65,15 @@ fn all_invalid_settings_are_reported_at_once() -> Result<()> {
 fn the_database_address_comes_from_either_a_file_or_a_variable() -> Result<()> {
     let good = ("DATABASE_URL", "postgres://user@localhost/users");
     let missing = ("DATABASE_URL_FILE", "/nowhere/at/all");
-    assert_told(&run(&["migrate"], &[missing])?, &["DATABASE_URL_FILE"]);
+    assert_config_errors(&run(&["migrate"], &[missing])?, &["DATABASE_URL_FILE"]);
     let twice = ["DATABASE_URL", "DATABASE_URL_FILE"];
-    assert_told(&run(&["migrate"], &[good, missing])?, &twice);
+    assert_config_errors(&run(&["migrate"], &[good, missing])?, &twice);
     let empty = [("DATABASE_URL", "")];
-    assert_told(&run(&["migrate"], &empty)?, &["DATABASE_URL"]);
+    assert_config_errors(&run(&["migrate"], &empty)?, &["DATABASE_URL"]);
     let empty = [good, ("DATABASE_URL_FILE", "")];
-    assert_told(&run(&["migrate"], &empty)?, &twice);
+    assert_config_errors(&run(&["migrate"], &empty)?, &twice);
     let by_flag = ["migrate", "--database-url-file=/nowhere/at/all"];
-    assert_told(
+    assert_config_errors(
         &run(&by_flag, &[good, ("LOG_LEVEL", "inof")])?,
         &["LOG_LEVEL", twice[0], twice[1]],
     );
@@ -83,7 +83,7 @@ fn the_database_address_comes_from_either_a_file_or_a_variable() -> Result<()> {
 #[test]
 fn a_command_line_error_does_not_hide_invalid_settings() -> Result<()> {
     let output = run(&["serve", "--max-calls=x", "--frob"], &[])?;
-    assert_told(
+    assert_config_errors(
         &output,
         &["MAX_CALLS", "unexpected argument '--frob' found"],
     );

@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::{
-    harness::{TestService, at_last, renaming, request, update},
+    harness::{TestService, renaming, request, retry_call, update},
     wire::{rejected_bytes, rejected_call},
 };
 
@@ -132,7 +132,7 @@ async fn reject_for_the_database(service: &TestService, rejections: &mut Rejecti
     let other_schema = "alter table users rename column update_time to secret_column";
     service.sql.batch_execute(other_schema).await?;
     // Some connections may predate the change.
-    let broken = at_last(async || service.get(&Uuid::now_v7().to_string()).await).await;
+    let broken = retry_call(async || service.get(&Uuid::now_v7().to_string()).await).await;
     if let Err(status) = &broken {
         let response = format!("{status:?} {}", String::from_utf8_lossy(status.details()));
         assert!(!response.contains("secret_column"), "{response}");

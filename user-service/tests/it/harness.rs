@@ -14,7 +14,7 @@ use proto::{
     },
 };
 use testkit::RunningService;
-pub(crate) use testkit::at_last;
+pub(crate) use testkit::retry_call;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::ErrorDetails;
 use user_service::UserService;
@@ -101,12 +101,12 @@ impl TestService {
         Ok(response.into_inner())
     }
 
-    /// Creates a user with retries; see [`at_last`].
+    /// Creates a user with retries; see [`retry_call`].
     pub(crate) async fn create_at_last(
         &self,
         request: &CreateUserRequest,
     ) -> Result<CreateUserResponse, Status> {
-        at_last(async || self.create(request.clone()).await).await
+        retry_call(async || self.create(request.clone()).await).await
     }
 
     pub(crate) async fn get(&self, user_id: &str) -> Result<User, Status> {

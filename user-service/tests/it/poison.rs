@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, NewRecord};
 use proto::events::{ORDER_CREATED, Order, header};
-use testkit::{Header, Kind, median};
+use testkit::{Header, PoisonRecord, median};
 use uuid::Uuid;
 
 use crate::{harness::TestService, summaries::order};
@@ -18,7 +18,7 @@ const MANY: usize = 1_000;
 /// The amount that the constraint of these tests rejects.
 const REJECTED_AMOUNT: &str = "13.00";
 
-fn kinds() -> Result<Vec<Kind>> {
+fn kinds() -> Result<Vec<PoisonRecord>> {
     let good = new_order("19.90")?;
     let key = || Some(good.order_id.to_string().into_bytes());
     let payload = || serde_json::to_vec(&good);
@@ -29,7 +29,7 @@ fn kinds() -> Result<Vec<Kind>> {
             ..good.clone()
         })
     };
-    let kind = Kind::new;
+    let kind = PoisonRecord::new;
     let usual = [SPEC, CREATED];
     let random: Vec<u8> = (0..99_u8).map(|n| n.wrapping_mul(151) ^ 0xa5).collect();
     let in_no_state = String::from_utf8(payload()?)?.replace("created\"", "lost\"");
@@ -129,7 +129,7 @@ async fn time_to_apply(service: &TestService, before: &[NewRecord<'_>]) -> Resul
         ..NewRecord::default()
     };
     let applied = format!("select count(*) from user_orders where order_id = '{key}'");
-    testkit::time_to_hear(service, before, last, &applied).await
+    testkit::time_to_apply(service, before, last, &applied).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,7 +177,9 @@ async fn each_kind_is_dead_lettered_unchanged_and_the_next_order_applied() -> Re
             .find(|copy| copy.header("dlq_offset") == Some(&of_offset));
         if let Some(class) = kind.class {
             let copy = copy.with_context(|| format!("no copy of {}", kind.what))?;
-            let checked = kind.check(&service.sql, class, offset, copy).await;
+            let checked = kind
+                .assert_dead_lettered(&service.sql, class, offset, copy)
+                .await;
             checked.context(kind.what)?;
         }
     }

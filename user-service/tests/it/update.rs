@@ -11,7 +11,7 @@ use proto::{
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::harness::{CROWDED, EVENTS, TestService, assert_rejected, at_last, renaming, update};
+use crate::harness::{CROWDED, EVENTS, TestService, assert_rejected, renaming, retry_call, update};
 
 /// Returns Ada with another address and name.
 fn both_changed(ada: &User) -> User {
@@ -305,7 +305,7 @@ async fn exactly_one_of_many_updates_with_the_same_etag_succeeds() -> Result<()>
             ..ada.clone()
         };
         let request = update(user, &["name"]);
-        at_last(async || service.update(request.clone()).await).await
+        retry_call(async || service.update(request.clone()).await).await
     });
     let (updated, rejected): (Vec<_>, Vec<_>) =
         join_all(changes).await.into_iter().partition(Result::is_ok);
@@ -328,7 +328,7 @@ async fn concurrent_updates_without_an_etag_all_succeed_with_one_event_each() ->
     let ada = service.user("ada").await?;
     let changes = (0..32).map(async |n| {
         let request = renaming(&ada, &format!("Ada {n}"));
-        let response = at_last(async || service.update(request.clone()).await).await?;
+        let response = retry_call(async || service.update(request.clone()).await).await?;
         response.user.context("no user")
     });
     let mut updated = try_join_all(changes).await?;

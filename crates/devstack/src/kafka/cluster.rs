@@ -37,11 +37,11 @@ struct Partition {
 impl KafkaCluster {
     pub const IDS: [i32; NODES] = [1, 2, 3];
 
-    /// Starts the brokers in `home`.
+    /// Starts the brokers in `work_dir`.
     ///
     /// # Errors
     /// As [`Kafka::start`](super::Kafka::start).
-    pub async fn start(home: &Arc<WorkDir>) -> Result<Self> {
+    pub async fn start(work_dir: &Arc<WorkDir>) -> Result<Self> {
         // Killed because their data is not needed, and a graceful stop without a quorum is slow.
         let node = |id: usize| {
             let node = Node::new(id, &format!("kafka-{id}"))?;
@@ -57,7 +57,7 @@ impl KafkaCluster {
             .create()?;
         let [first, second, third] = &nodes;
         let start = async |node: &Node| {
-            let node = node.start(home, &LIGHT_JVM, &voters, &[SETTINGS]);
+            let node = node.start(work_dir, &LIGHT_JVM, &voters, &[SETTINGS]);
             node.await
         };
         let starting = async { tokio::try_join!(start(first), start(second), start(third)) };

@@ -72,7 +72,7 @@ impl Node {
     /// configuration; the last value of a name wins.
     pub(super) async fn start(
         &self,
-        home: &Arc<WorkDir>,
+        work_dir: &Arc<WorkDir>,
         jvm_options: &[&str],
         voters: &str,
         settings: &[&str],
@@ -80,7 +80,7 @@ impl Node {
         let cached = format!("kafka-{}", Kafka::VERSION);
         let jars = fetch_jars("Apache Kafka", &cached, POM).await?;
         let class_path = format!("{}/*", jars.display());
-        let data = home.path().join(&self.name);
+        let data = work_dir.path().join(&self.name);
         let mut properties = PROPERTIES.to_owned();
         for line in settings {
             properties += line;
@@ -92,7 +92,7 @@ impl Node {
             .replace("@PORT@", &self.port.to_string())
             .replace("@CONTROLLER_PORT@", &self.controller_port.to_string())
             .replace("@DATA@", &data.display().to_string());
-        let properties = home.write(&format!("{}.properties", self.name), &properties)?;
+        let properties = work_dir.write(&format!("{}.properties", self.name), &properties)?;
         let java = |name: &str| {
             // Reads arguments, such as passwords, as UTF-8.
             let program = Program::new(name, "java").env("LC_ALL", "C.UTF-8");
@@ -107,13 +107,13 @@ impl Node {
             .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
             .args([&properties])
             .args(&self.users)
-            .run_once(home)
+            .run_once(work_dir)
             .await?;
         let program = java(&self.name)
             .args(["kafka.Kafka"])
             .args([&properties])
             .stop_signal(self.stop_signal);
-        let process = Process::start(home, program);
+        let process = Process::start(work_dir, program);
         let address = self.address();
         process
             .wait_ready(START_TIMEOUT, async || fetch_metadata(&address).await)

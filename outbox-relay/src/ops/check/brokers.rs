@@ -108,7 +108,7 @@ async fn check_transactional_id(
     name: &str,
     found: &mut Findings<'_>,
 ) -> Result<(), SinkError> {
-    match inspector.may_use_name(name).await? {
+    match inspector.transactional_id_permission(name).await? {
         Permission::Granted => found.pass(format!("transactional id {name} is allowed")),
         Permission::Denied => found.fail(
             format!(
@@ -139,7 +139,7 @@ async fn check_topic(
         );
         return Ok(());
     }
-    let facts = match inspector.topic(topic).await {
+    let facts = match inspector.describe_topic(topic).await {
         Ok(Some(facts)) => facts,
         Ok(None) => {
             found.fail(

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Home, eventually, free_port};
+use devstack::{Addresses, WorkDir, eventually, free_port};
 
 use crate::harness::Database;
 
@@ -26,7 +26,7 @@ pub(super) struct Setting {
     pub(super) database: Database,
     pub(super) topic: String,
     pub(super) parts: Parts,
-    home: Home,
+    work_dir: WorkDir,
 }
 
 /// The parts of the configuration.
@@ -92,7 +92,7 @@ impl Setting {
             database,
             topic,
             parts,
-            home: Home::new()?,
+            work_dir: WorkDir::new()?,
         };
         let login = "create role ROLE login password 'secret'";
         setting.administer(login).await?;
@@ -142,7 +142,7 @@ impl Setting {
 
     /// Starts the relay as a process.
     pub(super) fn run(&self) -> Result<Relay> {
-        let log = self.home.path().join("relay.log");
+        let log = self.work_dir.path().join("relay.log");
         let child = self
             .command()?
             .arg("run")
@@ -156,7 +156,9 @@ impl Setting {
     }
 
     fn command(&self) -> Result<Command> {
-        let config = self.home.write("outbox-relay.toml", &self.parts.text())?;
+        let config = self
+            .work_dir
+            .write("outbox-relay.toml", &self.parts.text())?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
         command.arg("--config").arg(config).stdin(Stdio::null());
         Ok(command)

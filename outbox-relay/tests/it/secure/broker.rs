@@ -30,7 +30,7 @@ pub(crate) const SHORT_SESSION_MS: u32 = 4_000;
 
 /// A broker and its certificates.
 pub(crate) struct SecureBroker {
-    pub(crate) home: Arc<WorkDir>,
+    pub(crate) work_dir: Arc<WorkDir>,
     pub(crate) kafka: Kafka,
     pub(crate) ports: Ports,
     pub(crate) ca: PathBuf,
@@ -77,9 +77,9 @@ impl SecureBroker {
     }
 
     pub(crate) async fn start() -> Result<Self> {
-        let home = Arc::new(WorkDir::new()?);
+        let work_dir = Arc::new(WorkDir::new()?);
         let authority = Authority::new("test CA")?;
-        let ca = home.write("ca.crt", &authority.pem)?;
+        let ca = work_dir.write("ca.crt", &authority.pem)?;
         let address = || anyhow::Ok(format!("localhost:{}", free_port()?));
         let ports = Ports {
             sasl: address()?,
@@ -103,7 +103,7 @@ impl SecureBroker {
             ("misnamed", authority.issue("kafka.example")?),
             ("expired", authority.issue_expired("localhost")?),
         ] {
-            let keystore = issued.write_combined(&home, listener)?;
+            let keystore = issued.write_combined(&work_dir, listener)?;
             let keystore = keystore.display();
             settings.push(format!(
                 "listener.name.{listener}.ssl.keystore.type=PEM\n\
@@ -121,14 +121,14 @@ impl SecureBroker {
                 .map(|mechanism| format!("{mechanism}=[name={user},password={PASSWORD}]"))
         });
         let users: Vec<&str> = users.iter().flatten().map(String::as_str).collect();
-        let kafka = Kafka::start_with_users(&home, &settings, &users).await?;
-        let identity = authority.issue(USER)?.write(&home, "client")?;
+        let kafka = Kafka::start_with_users(&work_dir, &settings, &users).await?;
+        let identity = authority.issue(USER)?.write(&work_dir, "client")?;
         for principal in [format!("User:{USER}"), format!("User:CN={USER}")] {
             let allowed = [Allowed::topic("*"), Allowed::transactional_id("*")];
             acl::allow(kafka.brokers(), &principal, &allowed).await?;
         }
         Ok(Self {
-            home,
+            work_dir,
             kafka,
             ports,
             ca,

@@ -68,18 +68,18 @@ impl Authority {
 }
 
 impl Issued {
-    /// Writes both files into `home`, replacing earlier ones with this name.
-    pub(crate) fn write(&self, home: &WorkDir, name: &str) -> Result<Identity> {
-        let certificate = home.write(&format!("{name}.crt"), &self.certificate)?;
-        let key = home.write(&format!("{name}.key"), &self.key)?;
+    /// Writes both files into `work_dir`, replacing earlier ones with this name.
+    pub(crate) fn write(&self, work_dir: &WorkDir, name: &str) -> Result<Identity> {
+        let certificate = work_dir.write(&format!("{name}.crt"), &self.certificate)?;
+        let key = work_dir.write(&format!("{name}.key"), &self.key)?;
         // Postgres rejects a key that others can read.
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
         Ok(Identity { certificate, key })
     }
 
     /// Writes both into one file, as Kafka requires.
-    pub(crate) fn write_combined(&self, home: &WorkDir, name: &str) -> Result<PathBuf> {
+    pub(crate) fn write_combined(&self, work_dir: &WorkDir, name: &str) -> Result<PathBuf> {
         let both = format!("{}{}", self.key, self.certificate);
-        home.write(&format!("{name}.pem"), &both)
+        work_dir.write(&format!("{name}.pem"), &both)
     }
 }

@@ -108,8 +108,8 @@ fn properties(lines: &str) -> Result<KafkaProperties> {
         "[[source]]\nname = 'test'\ndatabase_url = 'postgres://localhost/test'\n\
          [kafka]\nbrokers = 'localhost:9092'\nsink = 'rdkafka'\n[kafka.properties]\n{lines}"
     );
-    let home = WorkDir::new()?;
-    let path = home.write("outbox-relay.toml", &config)?;
+    let work_dir = WorkDir::new()?;
+    let path = work_dir.write("outbox-relay.toml", &config)?;
     Ok(Config::load(&path)?.kafka.properties)
 }
 

@@ -29,7 +29,7 @@ hostssl all certified_relay 127.0.0.1/32 cert
 ";
 
 struct SecurePostgres {
-    home: Arc<WorkDir>,
+    work_dir: Arc<WorkDir>,
     postgres: Postgres,
     authority: Authority,
     setup: Setup,
@@ -39,10 +39,10 @@ struct SecurePostgres {
 impl SecurePostgres {
     /// Starts a server with this certificate, and a source on it.
     async fn start(authority: Authority, issued: &Issued) -> Result<Self> {
-        let home = Arc::new(WorkDir::new()?);
-        let ca = home.write("ca.crt", &authority.pem)?;
-        let server = issued.write(&home, "server")?;
-        let hba = home.write("pg_hba.conf", HBA)?;
+        let work_dir = Arc::new(WorkDir::new()?);
+        let ca = work_dir.write("ca.crt", &authority.pem)?;
+        let server = issued.write(&work_dir, "server")?;
+        let hba = work_dir.write("pg_hba.conf", HBA)?;
         let settings = [
             "fsync=off".to_owned(),
             "ssl=on".to_owned(),
@@ -52,7 +52,7 @@ impl SecurePostgres {
             format!("hba_file={}", hba.display()),
         ];
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        let postgres = Postgres::start(&home, &settings).await?;
+        let postgres = Postgres::start(&work_dir, &settings).await?;
         let database = Database::at(postgres.admin_url().to_owned()).await?;
         let session = Session::new(&database).await?;
         for name in [ROLE, CERTIFIED] {
@@ -61,7 +61,7 @@ impl SecurePostgres {
         let mut setup = Setup::new("secure_postgres", SinkKind::Kafka).await?;
         setup.database = database;
         Ok(Self {
-            home,
+            work_dir,
             postgres,
             authority,
             setup,
@@ -85,7 +85,7 @@ impl SecurePostgres {
 
     /// The `sslrootcert` parameter for this server.
     fn ca(&self) -> String {
-        format!("sslrootcert={}/ca.crt", self.home.path().display())
+        format!("sslrootcert={}/ca.crt", self.work_dir.path().display())
     }
 
     /// Publishes another row, the `count`th.
@@ -140,7 +140,7 @@ async fn rows_are_published_from_a_postgres_that_requires_tls() -> Result<()> {
 async fn a_client_certificate_authenticates() -> Result<()> {
     let mut secure = SecurePostgres::start_as_localhost().await?;
     let own = secure.authority.issue(CERTIFIED)?;
-    let own = own.write(&secure.home, "client")?;
+    let own = own.write(&secure.work_dir, "client")?;
     let (certificate, key) = (own.certificate.display(), own.key.display());
     let own = format!("sslcert={certificate}&sslkey={key}");
     let ca = secure.ca();
@@ -161,7 +161,9 @@ async fn a_connection_failure_is_reported_with_a_hint() -> Result<()> {
     let mut secure = SecurePostgres::start_as_localhost().await?;
     let ca = secure.ca();
     let other_authority = Authority::new("other CA")?;
-    let other_ca = secure.home.write("other-ca.crt", &other_authority.pem)?;
+    let other_ca = secure
+        .work_dir
+        .write("other-ca.crt", &other_authority.pem)?;
     let other_ca = format!("sslmode=verify-full&sslrootcert={}", other_ca.display());
     for (host, settings, words) in [
         (
@@ -217,11 +219,11 @@ async fn an_expired_server_certificate_is_not_trusted() -> Result<()> {
     let successor = Authority::new("next CA")?;
     successor
         .issue("localhost")?
-        .write(&secure.home, "server")?;
+        .write(&secure.work_dir, "server")?;
     let admin = Sql::connect(secure.postgres.admin_url()).await?;
     admin.batch_execute("select pg_reload_conf()").await?;
     relay.wait_for_state(503, "UnknownIssuer").await?;
-    secure.home.write("ca.crt", &successor.pem)?;
+    secure.work_dir.write("ca.crt", &successor.pem)?;
     secure.setup.records(1).await?;
     relay.wait_for_readiness(200).await?;
     relay.stop().await?;

@@ -20,7 +20,7 @@ const WRONG_PASSWORD: &str = "mistaken-8c21";
 
 async fn no_password_appears_in_a_log_or_a_response(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
-    let home = &Arc::new(WorkDir::new()?);
+    let work_dir = &Arc::new(WorkDir::new()?);
     let setup = setup(broker, &broker.ports.sasl, sink, broker.scram()).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
@@ -28,8 +28,8 @@ async fn no_password_appears_in_a_log_or_a_response(sink: SinkKind) -> Result<()
     let parsed: tokio_postgres::Config = url.parse()?;
     let database_password = parsed.get_password().context("a URL with a password")?;
     let database_password = std::str::from_utf8(database_password)?;
-    let url_file = home.write("url", &url.replace(database_password, WRONG_PASSWORD))?;
-    let password_file = home.write("password", WRONG_PASSWORD)?;
+    let url_file = work_dir.write("url", &url.replace(database_password, WRONG_PASSWORD))?;
+    let password_file = work_dir.write("password", WRONG_PASSWORD)?;
     let config = format!(
         "[kafka]\nbrokers = {:?}\nsink = {:?}\n\
          [kafka.tls]\nca_file = {:?}\n\
@@ -39,23 +39,23 @@ async fn no_password_appears_in_a_log_or_a_response(sink: SinkKind) -> Result<()
         format!("{sink:?}").to_lowercase(),
         broker.ca,
     );
-    let config = home.write("outbox-relay.toml", &config)?;
+    let config = work_dir.write("outbox-relay.toml", &config)?;
     let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-    let staged = home.stage(Path::new(env!("CARGO_BIN_EXE_outbox-relay")))?;
+    let staged = work_dir.stage(Path::new(env!("CARGO_BIN_EXE_outbox-relay")))?;
     let program = Program::new("relay", staged)
         .args(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
         .env("OUTBOX_RELAY_ADMIN_ADDR", addr)
         .env("LOG_LEVEL", "trace");
-    let process = Process::start(home, program);
+    let process = Process::start(work_dir, program);
     let mut responses = String::new();
     responses += &wait_for_readiness_text(addr, "password authentication failed").await?;
-    home.write("url", url)?;
+    work_dir.write("url", url)?;
     responses += &wait_for_readiness_text(addr, "check kafka.sasl.username").await?;
-    home.write("password", PLAIN_PASSWORD)?;
+    work_dir.write("password", PLAIN_PASSWORD)?;
     records(broker, &setup, 1).await?;
     responses += &wait_for_readiness_text(addr, "idle\n").await?;
     process.stop().await;
-    let log = fs::read_to_string(home.log("relay"))?;
+    let log = fs::read_to_string(work_dir.log("relay"))?;
     // The log is complete.
     for line in [
         "password authentication failed",

@@ -65,7 +65,10 @@ impl Inspector {
     ///
     /// # Errors
     /// If the broker does not respond, or this client may not describe the topic.
-    pub(crate) async fn topic(&mut self, name: &str) -> Result<Option<TopicFacts>, SinkError> {
+    pub(crate) async fn describe_topic(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<TopicFacts>, SinkError> {
         let topic = MetadataRequestTopic::default().with_name(Some(TopicName(owned(name))));
         let request = MetadataRequest::default()
             .with_topics(Some(vec![topic]))
@@ -130,7 +133,10 @@ impl Inspector {
     ///
     /// # Errors
     /// If the broker does not respond.
-    pub(crate) async fn may_use_name(&mut self, name: &str) -> Result<Permission, SinkError> {
+    pub(crate) async fn transactional_id_permission(
+        &mut self,
+        name: &str,
+    ) -> Result<Permission, SinkError> {
         // Brokers check the ACLs first and the timeout second. The invalid timeout makes them stop there, so the current
         // producer is not fenced.
         let request = init_producer_id(Some(name), None).with_transaction_timeout_ms(0);

@@ -61,11 +61,11 @@ async fn a_replaced_ca_file_takes_effect_without_a_restart(sink: SinkKind) -> Re
     broker.kafka.process.stop_and_hold().await;
     let successor = Authority::new("next CA")?;
     let issued = successor.issue("localhost")?;
-    issued.write_combined(&broker.home, "sasl")?;
+    issued.write_combined(&broker.work_dir, "sasl")?;
     broker.kafka.process.release().await;
     setup.write(&session, "a").await?;
     relay.wait_for_state(503, "UnknownIssuer").await?;
-    broker.home.write("ca.crt", &successor.pem)?;
+    broker.work_dir.write("ca.crt", &successor.pem)?;
     records(&broker, &setup, 2).await?;
     relay.wait_for_readiness(200).await?;
     relay.stop().await?;
@@ -81,7 +81,7 @@ async fn a_replaced_client_certificate_takes_effect_without_a_restart(
     let expired = broker.authority.issue_expired(USER)?;
     let files = TlsFiles {
         ca: Some(broker.ca.clone()),
-        identity: Some(expired.write(&broker.home, &name)?),
+        identity: Some(expired.write(&broker.work_dir, &name)?),
     };
     let security = KafkaSecurity {
         tls: Some(files),
@@ -94,7 +94,10 @@ async fn a_replaced_client_certificate_takes_effect_without_a_restart(
     relay
         .wait_for_state(503, "kafka.tls.certificate_file")
         .await?;
-    broker.authority.issue(USER)?.write(&broker.home, &name)?;
+    broker
+        .authority
+        .issue(USER)?
+        .write(&broker.work_dir, &name)?;
     records(broker, &setup, 1).await?;
     relay.wait_for_readiness(200).await?;
     relay.stop().await
@@ -105,13 +108,13 @@ async fn a_replaced_password_takes_effect_without_a_restart(sink: SinkKind) -> R
     let name = format!("password-{sink:?}");
     let mut security = broker.scram();
     let sasl = security.sasl.as_mut().context("no SASL settings")?;
-    sasl.password = Secret::File(broker.home.write(&name, "old-password")?);
+    sasl.password = Secret::File(broker.work_dir.write(&name, "old-password")?);
     let setup = setup(broker, &broker.ports.sasl, sink, security).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
     relay.wait_for_state(503, "kafka.sasl.username").await?;
-    broker.home.write(&name, &format!("{PASSWORD}\n"))?;
+    broker.work_dir.write(&name, &format!("{PASSWORD}\n"))?;
     records(broker, &setup, 1).await?;
     relay.wait_for_readiness(200).await?;
     relay.stop().await

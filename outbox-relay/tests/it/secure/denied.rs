@@ -22,7 +22,9 @@ async fn a_connection_failure_is_one_line_with_its_cause_and_a_hint(sink: SinkKi
     let ports = &broker.ports;
     let plain = KafkaSecurity::default();
     let other_authority = Authority::new("other CA")?;
-    let other_ca = broker.home.write("other-ca.crt", &other_authority.pem)?;
+    let other_ca = broker
+        .work_dir
+        .write("other-ca.crt", &other_authority.pem)?;
     let trusting = |ca| KafkaSecurity {
         tls: Some(TlsFiles { ca, identity: None }),
         sasl: broker.scram().sasl,
@@ -31,7 +33,7 @@ async fn a_connection_failure_is_one_line_with_its_cause_and_a_hint(sink: SinkKi
         let mut security = broker.tls();
         security.tls = Some(TlsFiles {
             ca: Some(broker.ca.clone()),
-            identity: Some(issued.write(&broker.home, name)?),
+            identity: Some(issued.write(&broker.work_dir, name)?),
         });
         anyhow::Ok(security)
     };
