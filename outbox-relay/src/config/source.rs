@@ -115,8 +115,8 @@ impl SourceTable {
             problems.add(
                 format!("{name}.retention_s"),
                 format!(
-                    "must be at most {MAX_RETENTION_S}: a partition receives new rows 70 minutes after its \
-                     last row, and can't be truncated from then on"
+                    "must be at most {MAX_RETENTION_S}: a partition receives new rows again 70 minutes after its \
+                     last row, and cannot be truncated then"
                 ),
             );
         }

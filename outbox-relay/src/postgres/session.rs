@@ -247,8 +247,8 @@ fn connection_hint(err: &tokio_postgres::Error) -> Option<String> {
     let mut cause: &(dyn Error + 'static) = err;
     while let Some(next) = cause.source() {
         cause = next;
-        if let Some(way_out) = tls::hint_for(cause, &SETTINGS) {
-            return Some(way_out);
+        if let Some(hint) = tls::hint_for(cause, &SETTINGS) {
+            return Some(hint);
         }
     }
     let is_without_tls = cause.to_string() == "server does not support TLS";
