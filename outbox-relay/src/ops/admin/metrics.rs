@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn alerts_use_existing_metrics() {
         let text = text(&[SharedStatus::new("test")]);
-        for name in metrics_in(RULES).chain(metrics_in(PAGE)) {
+        for name in figures_in(RULES).chain(figures_in(PAGE)) {
             let is_sample = text.contains(&format!("\n{name}{{"));
             assert!(
                 is_sample || text.contains(&format!("# TYPE {name} ")),
@@ -295,14 +295,14 @@ mod tests {
     }
 
     #[test]
-    fn every_metric_and_every_alert_is_documented() {
+    fn every_figure_and_every_alert_is_explained() {
         let text = text(&[SharedStatus::new("test")]);
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-        let metrics = types.filter_map(|rest| rest.split(' ').next());
+        let figures = types.filter_map(|rest| rest.split(' ').next());
         let alerts = RULES
             .lines()
             .filter_map(|line| line.trim().strip_prefix("- alert: "));
-        for name in metrics.chain(alerts) {
+        for name in figures.chain(alerts) {
             assert!(PAGE.contains(&format!("| `{name}` |")), "{name}");
         }
         let reasons = Reason::ALL.map(Reason::name);
@@ -314,9 +314,9 @@ mod tests {
     const RULES: &str = include_str!("../../../../deploy/prometheus/outbox-relay.rules.yaml");
     const PAGE: &str = include_str!("../../../../docs/operations.md");
 
-    fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
-        let is_name_char = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        text.split(move |c| !is_name_char(c))
+    fn figures_in(text: &str) -> impl Iterator<Item = &str> {
+        let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        text.split(move |c| !is_of_a_name(c))
             .filter(|word| word.starts_with("outbox_relay_"))
     }
 
