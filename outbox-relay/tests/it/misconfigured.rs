@@ -90,7 +90,7 @@ mistakes! {
         run: Run::Publishes,
         ..MISTAKE
     };
-    missing_update_of_the_checkpoint: Mistake {
+    missing_update_on_the_checkpoint: Mistake {
         sql: "revoke update on relay_checkpoints from ROLE",
         check: &["lacks UPDATE on relay_checkpoints. Hint: grant update on relay_checkpoints to "],
         run: Run::NotReady(&["permission denied for table relay_checkpoints", "outbox-relay check"]),
@@ -126,26 +126,26 @@ mistakes! {
         run: Run::Publishes,
         ..MISTAKE
     };
-    a_writer_that_may_not_number_its_rows: Mistake {
+    missing_usage_on_the_sequence: Mistake {
         sql: "create role ROLE_writer; grant insert on outbox to ROLE_writer",
         check: &["_writer has INSERT on outbox but lacks USAGE on sequence outbox_seq",
             "grant usage on sequence outbox_seq to "],
         run: Run::Publishes,
         ..MISTAKE
     };
-    rows_that_are_hidden: Mistake {
+    rows_hidden_by_row_level_security: Mistake {
         sql: "alter table outbox enable row level security",
         check: &["row-level security hides rows of outbox from role ", " bypassrls"],
         run: Run::NotReady(&["row-level security", "outbox-relay check"]),
         ..MISTAKE
     };
-    a_schema_that_may_not_be_used: Mistake {
+    missing_usage_on_the_schema: Mistake {
         sql: "create schema app; create table app.events ()",
         change: |parts| parts.source += "table = 'app.events'\n",
         check: &["lacks USAGE on schema app. Hint: grant usage on schema app to "],
         run: Run::NotReady(&["permission denied for schema app", "outbox-relay check"]),
     };
-    the_checkpoint_of_another_table: Mistake {
+    a_checkpoint_of_another_table: Mistake {
         sql: "insert into relay_checkpoints
                   (source, epoch, snapshot, max_seq, heartbeat_at, resigned, outbox)
               values ('test', 1, '3:3:', 0, now(), true, 'relay_parked'::regclass)",
@@ -153,13 +153,13 @@ mistakes! {
         run: Run::NotReady(&["the checkpoint is of another table than outbox", "outbox-relay reset --source test"]),
         ..MISTAKE
     };
-    kafka_away: Mistake {
+    unavailable_kafka: Mistake {
         change: |parts| parts.brokers = "127.0.0.1:1".into(),
         check: &["127.0.0.1:1: Connection refused", "Check that the brokers are running"],
         run: Run::NotReady(&["127.0.0.1:1: Connection refused", "Check that the brokers are running"]),
         ..MISTAKE
     };
-    a_port_that_speaks_something_else_than_kafka: Mistake {
+    a_port_that_is_not_kafka: Mistake {
         change: |parts| parts.brokers = parts.server.clone(),
         check: &["failed to produce to Kafka", "a Kafka listener"],
         run: Run::NotReady(&["failed to produce to Kafka", "Check that the brokers are running"]),
@@ -178,14 +178,14 @@ mistakes! {
         run: Run::NotReady(&["dead_letter_topic is unusable", "Create the topic"]),
         ..MISTAKE
     };
-    batches_larger_than_their_topic_takes: Mistake {
+    batches_larger_than_the_topic_accepts: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version)
               values ('TOPIC', 'a', 'made', 1)",
         change: |parts| parts.sink = "rdkafka",
         check: &["librdkafka sends batches of up to 1000000 bytes", "Set kafka.max_record_bytes to 20000"],
         run: Run::Publishes,
     };
-    a_row_larger_than_its_topic_takes: Mistake {
+    a_row_larger_than_the_topic_accepts: Mistake {
         sql: "insert into outbox (topic, key, event_type, aggregate_version, payload)
               values ('TOPIC', 'a', 'made', 1, convert_to(repeat('x', 50000), 'UTF8'))",
         check: &["makes a record of about 50401 bytes", "Raise max.message.bytes (20000)"],
@@ -200,12 +200,12 @@ mistakes! {
         run: Run::NotReady(&["restored from a dump", "outbox-relay reset --source test"]),
         ..MISTAKE
     };
-    misspelt_setting: Mistake {
+    misspelled_setting: Mistake {
         change: |parts| parts.source += "databse_url = 'postgres://relay:hunter2@host/db'\n",
         check: &["line 9: unknown field `databse_url`, expected one of", "`database_url`"],
         ..MISTAKE
     };
-    two_sources_of_one_name: Mistake {
+    two_sources_with_one_name: Mistake {
         change: |parts| {
             parts.source += "[[source]]\nname = 'Test'\ndatabase_url = 'postgres://relay@host/db'\n";
         },

@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn alerts_use_existing_metrics() {
         let text = text(&[SharedStatus::new("test")]);
-        for name in metrics_in(RULES).chain(metrics_in(PAGE)) {
+        for name in figures_in(RULES).chain(figures_in(PAGE)) {
             let is_sample = text.contains(&format!("\n{name}{{"));
             assert!(
                 is_sample || text.contains(&format!("# TYPE {name} ")),
@@ -342,9 +342,9 @@ mod tests {
     const RULES: &str = include_str!("../../../../deploy/prometheus/outbox-relay.rules.yaml");
     const PAGE: &str = include_str!("../../../../docs/operations/outbox-relay.md");
 
-    fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
-        let is_name_char = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        text.split(move |c| !is_name_char(c))
+    fn figures_in(text: &str) -> impl Iterator<Item = &str> {
+        let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        text.split(move |c| !is_of_a_name(c))
             .filter(|word| word.starts_with("outbox_relay_"))
     }
 
