@@ -449,7 +449,7 @@ async fn check_finds_all_defects_of_a_mapped_table() -> Result<()> {
         (
             "alter table outboxevent alter aggregatetype drop not null;
              insert into outboxevent (aggregateid, type) values ('a', 'T')",
-            "its topic is null (a column that source.topic names). Hint: Repair or delete the row.",
+            "its topic is null (a column in source.topic). Hint: Repair or delete the row.",
         ),
         (
             "alter table outboxevent rename id to uid",

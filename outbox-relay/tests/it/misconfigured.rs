@@ -62,8 +62,8 @@ mistakes! {
     };
     unknown_host: Mistake {
         change: |parts| parts.server = "nowhere.invalid:5432".into(),
-        check: &["can't reach the database", "Check that Postgres is running and that host and port in database_url are correct."],
-        run: Run::NotReady(&["can't reach the database", "that host and port in database_url are correct"]),
+        check: &["failed to connect to the database", "Check that Postgres is running and that host and port in database_url are correct."],
+        run: Run::NotReady(&["failed to connect to the database", "that host and port in database_url are correct"]),
         ..MISTAKE
     };
     wrong_port: Mistake {
@@ -150,7 +150,7 @@ mistakes! {
                   (source, epoch, snapshot, max_seq, heartbeat_at, resigned, outbox)
               values ('test', 1, '3:3:', 0, now(), true, 'relay_parked'::regclass)",
         check: &["the checkpoint belongs to another table than outbox", "outbox-relay reset --source test"],
-        run: Run::NotReady(&["the checkpoint is of another table than outbox", "outbox-relay reset --source test"]),
+        run: Run::NotReady(&["the checkpoint belongs to another table than outbox", "outbox-relay reset --source test"]),
         ..MISTAKE
     };
     unavailable_kafka: Mistake {

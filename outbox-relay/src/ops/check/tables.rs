@@ -129,8 +129,8 @@ pub(super) const REPAIRABLE: Rule = Rule {
                 else 'Publish all columns, or remove the table from the publication.'
             end, has_identity and is_filtered
         from pg_class as class
-            join pg_class as listed
-                on listed.oid = class.oid or listed.oid in (select pg_partition_ancestors(class.oid))
+            cross join lateral (select class.oid union select pg_partition_ancestors(class.oid)) as ancestors (relid)
+            join pg_class as listed on listed.oid = ancestors.relid
             join pg_publication_tables as published
                 on schemaname = listed.relnamespace::regnamespace::name and tablename = listed.relname
             join pg_publication using (pubname),
