@@ -43,8 +43,8 @@ pub struct ServeOptions {
     pub(crate) max_watches: usize,
     /// End a WatchOrders stream with WATCH_TOO_SLOW if the caller does not read it for this many milliseconds.
     /// Raise it for callers that pause longer
-    #[arg(long, env = "WATCH_PATIENCE_MS", default_value = "10000", value_parser = milliseconds(1..=600_000))]
-    pub(crate) watch_patience_ms: Duration,
+    #[arg(long, env = "WATCH_SEND_TIMEOUT_MS", default_value = "10000", value_parser = milliseconds(1..=600_000))]
+    pub(crate) watch_send_timeout_ms: Duration,
     #[command(flatten)]
     pub(crate) kafka: KafkaOptions,
     #[command(flatten)]

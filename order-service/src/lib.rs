@@ -126,7 +126,7 @@ impl Application for OrderService {
             order_changes,
             WatchLimits {
                 max_watches: options.max_watches,
-                send_timeout: options.watch_patience_ms,
+                send_timeout: options.watch_send_timeout_ms,
             },
             shutdown.clone(),
         );

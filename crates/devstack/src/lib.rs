@@ -30,5 +30,5 @@ pub use records::{NewRecord, Record, read_topic};
 pub use servers::{Addresses, Servers};
 pub use sql::{Sql, split_statements};
 pub use stack::{Names, Stack, built_programs};
-pub use waiting::{PATIENCE, eventually};
+pub use waiting::{WAIT_TIMEOUT, eventually};
 pub use work_dir::WorkDir;

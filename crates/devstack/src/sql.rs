@@ -61,7 +61,7 @@ impl Sql {
     /// Waits until a query selects the number `expected`.
     ///
     /// # Errors
-    /// If the query fails, or after [`PATIENCE`](crate::PATIENCE).
+    /// If the query fails, or after [`WAIT_TIMEOUT`](crate::WAIT_TIMEOUT).
     pub async fn wait_for(&self, query: &str, expected: i64) -> Result<()> {
         let found = async || Ok((self.count(query).await? == expected).then_some(()));
         eventually(&format!("result {expected} of {query}"), found).await

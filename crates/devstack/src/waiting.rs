@@ -5,14 +5,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 /// The timeout of every wait in tests; much longer than anything takes on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The pause between two polls.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Calls `poll` repeatedly until it returns a value. `what` describes the awaited condition in the error.
 ///
 /// # Errors
-/// The first error of `poll`, or a timeout after [`PATIENCE`].
+/// The first error of `poll`, or a timeout after [`WAIT_TIMEOUT`].
 pub async fn eventually<T>(
     what: &str,
     mut poll: impl AsyncFnMut() -> Result<Option<T>>,
@@ -25,6 +25,6 @@ pub async fn eventually<T>(
             }
         }
     };
-    let result = tokio::time::timeout(PATIENCE, polling).await;
-    result.with_context(|| format!("timed out after {PATIENCE:?} waiting for: {what}"))?
+    let result = tokio::time::timeout(WAIT_TIMEOUT, polling).await;
+    result.with_context(|| format!("timed out after {WAIT_TIMEOUT:?} waiting for: {what}"))?
 }

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, NewRecord, PATIENCE, Sql};
+use devstack::{Addresses, NewRecord, Sql, WAIT_TIMEOUT};
 
 use crate::RunningService;
 
@@ -115,7 +115,7 @@ pub async fn time_to_apply(
         while service.sql.count(applied).await? == 0 {}
         anyhow::Ok(started.elapsed())
     };
-    tokio::time::timeout(PATIENCE, waiting)
+    tokio::time::timeout(WAIT_TIMEOUT, waiting)
         .await
         .context("the last record was not applied")?
 }

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Error, Result};
 use clap::{Args, Parser};
-use devstack::{Addresses, PATIENCE, Sql};
+use devstack::{Addresses, Sql, WAIT_TIMEOUT};
 use service_kit::{Application, database::migrate};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -101,7 +101,7 @@ impl RunningService {
     /// # Errors
     /// If the service does not stop, or returns an error.
     pub async fn ended(self) -> Result<()> {
-        let ended = tokio::time::timeout(PATIENCE, self.running).await;
+        let ended = tokio::time::timeout(WAIT_TIMEOUT, self.running).await;
         ended.context("the service did not stop")??
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use devstack::{PATIENCE, built_programs, eventually};
+use devstack::{WAIT_TIMEOUT, built_programs, eventually};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// A running `devstack up` and the supervisor that it started.
@@ -41,7 +41,7 @@ impl Starting {
     /// Waits until `up` has failed, the supervisor has exited, and no files are left.
     async fn wait_for_end(mut self, folder: &Path) -> Result<()> {
         let waiting = tokio::task::spawn_blocking(move || self.up.wait());
-        let status = tokio::time::timeout(PATIENCE, waiting)
+        let status = tokio::time::timeout(WAIT_TIMEOUT, waiting)
             .await
             .context("up is still running")???;
         assert!(!status.success(), "{status}");

@@ -38,7 +38,7 @@ fn all_invalid_settings_are_reported_at_once() -> Result<()> {
         ("MAX_WAITERS", "all"),
         ("VALIDATION", "sometimes"),
         ("MAX_WATCHES", "-1"),
-        ("WATCH_PATIENCE_MS", "0"),
+        ("WATCH_SEND_TIMEOUT_MS", "0"),
         ("KAFKA_BROKERS", "localhost"),
         ("ORDERS_TOPIC", ""),
         ("USERS_TOPIC", ".."),

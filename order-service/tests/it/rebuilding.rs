@@ -106,7 +106,8 @@ async fn a_killed_rebuild_resumes_where_it_stopped() -> Result<()> {
     let output = String::from_utf8(again.stdout)?;
     ensure!(again.status.success(), "{output}");
     println!("killed after {committed} records; resumed: {output}");
-    let records = output.split_once(" records").context("no count")?.0;
+    let (_, rest) = output.split_once("rebuilt ").context("no count")?;
+    let (records, _) = rest.split_once(" records").context("no count")?;
     assert_eq!(records.parse::<i64>()?, USERS - committed);
 
     let query = "select user_id::text, email, name, version, deleted from users_cache

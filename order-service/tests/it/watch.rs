@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result, ensure};
-use devstack::{PATIENCE, eventually};
+use devstack::{WAIT_TIMEOUT, eventually};
 use futures_util::future::try_join_all;
 use proto::{
     events::User,
@@ -47,7 +47,7 @@ impl Watch {
 
     /// Returns the next message, or the status at the end of the stream.
     async fn message(&mut self) -> Result<Result<WatchOrdersResponse, Status>> {
-        let message = timeout(PATIENCE, self.stream.message()).await;
+        let message = timeout(WAIT_TIMEOUT, self.stream.message()).await;
         let message = message.context("no message in time")?.transpose();
         let message = message.context("the stream ended without a status")?;
         if let Ok(message) = &message {
@@ -361,7 +361,7 @@ pub(crate) async fn start_unread(service: &TestService, user: &User) -> Result<W
 }
 
 /// The options for [`start_unread`].
-pub(crate) const UNREAD_OPTIONS: [&str; 2] = ["--watch-patience-ms=200", "--max-watches=1"];
+pub(crate) const UNREAD_OPTIONS: [&str; 2] = ["--watch-send-timeout-ms=200", "--max-watches=1"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_does_not_read_is_rejected_and_can_resume() -> Result<()> {

@@ -1,7 +1,7 @@
 //! The limits of the admin port.
 
 use anyhow::Result;
-use devstack::PATIENCE;
+use devstack::WAIT_TIMEOUT;
 use outbox_relay::config::SinkKind;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
@@ -21,7 +21,7 @@ async fn idle_connections_are_closed_and_do_not_block_probes() -> Result<()> {
     relay.wait_for_readiness(200).await?;
     for connection in &mut idle {
         // Closed or reset.
-        let read = timeout(PATIENCE, connection.read_u8()).await?;
+        let read = timeout(WAIT_TIMEOUT, connection.read_u8()).await?;
         assert!(read.is_err(), "{read:?}");
     }
     relay.wait_for_readiness(200).await?;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, PATIENCE, Record, eventually, read_topic};
+use devstack::{Addresses, Record, WAIT_TIMEOUT, eventually, read_topic};
 use outbox_relay::{
     Relay, ResetTo,
     config::{
@@ -138,7 +138,7 @@ impl Running {
 
     pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.task)
+        tokio::time::timeout(WAIT_TIMEOUT, self.task)
             .await
             .context("the relay did not shut down")??
     }
@@ -328,7 +328,7 @@ async fn a_leader_whose_sessions_are_terminated_continues_from_its_checkpoint(
     setup.write(&session, "a").await?;
     // Records since the last checkpoint may be duplicated, but are in order for a consumer that ignores known versions.
     let mut newest = 0;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
     while newest < 151 {
         let records = setup.records(151).await?;
         newest = 0;

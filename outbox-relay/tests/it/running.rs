@@ -1,7 +1,7 @@
 //! A relay that publishes the rows of concurrent writers.
 
 use anyhow::{Context as _, Result};
-use devstack::{Audit, PATIENCE, Record, WorkDir, eventually, read_topic};
+use devstack::{Audit, Record, WAIT_TIMEOUT, WorkDir, eventually, read_topic};
 use outbox_relay::{
     Relay,
     config::{Config, SinkKind},
@@ -134,7 +134,7 @@ impl Running {
     /// Stops the relay.
     pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.task)
+        tokio::time::timeout(WAIT_TIMEOUT, self.task)
             .await
             .context("the relay did not shut down")??
     }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, Kafka, PATIENCE, Record as Stored, WorkDir};
+use devstack::{Addresses, Kafka, Record as Stored, WAIT_TIMEOUT, WorkDir};
 use outbox_relay::{
     config::{KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind},
     kafka::{
@@ -427,7 +427,7 @@ async fn an_idle_sink_detects_a_dead_broker() -> Result<()> {
     sink.send(&setup.topic, "a", Some(b"1")).await?;
     sink.deliver().await?;
     servers.kafka.process.kill();
-    let failed = tokio::time::timeout(PATIENCE, sink.acknowledgements().failed()).await?;
+    let failed = tokio::time::timeout(WAIT_TIMEOUT, sink.acknowledgements().failed()).await?;
     assert!(matches!(failed, SinkError::Unavailable(_)), "{failed}");
     servers.stop().await;
     Ok(())
@@ -465,7 +465,7 @@ async fn the_first_batch_of_a_partition_is_sent_alone() -> Result<()> {
     let kafka = Kafka::start(&work_dir).await?;
     let mut setup = Setup::new("alone", SinkKind::Kafka).await?;
     setup.options.kafka.brokers = kafka.brokers().to_owned();
-    setup.options.kafka.delivery_timeout = PATIENCE;
+    setup.options.kafka.delivery_timeout = WAIT_TIMEOUT;
     let (known, new) = ("known", "new");
     for topic in [known, new] {
         kafka.create_topic(topic, 1, &[]).await?;
@@ -543,7 +543,7 @@ async fn added_partitions_are_detected() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let failure = tokio::time::timeout(PATIENCE, maintaining).await?;
+    let failure = tokio::time::timeout(WAIT_TIMEOUT, maintaining).await?;
     let text = format!(
         "partition count of topic {} changed from 4 to 6",
         setup.topic

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::{Buf as _, Bytes};
-use devstack::PATIENCE;
+use devstack::WAIT_TIMEOUT;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message as _;
 use proto::user::v1::{CreateUserRequest, CreateUserResponse};
@@ -53,7 +53,9 @@ async fn send_request(
     stream.write_all(body).await?;
     let mut answer = Vec::new();
     let reading = stream.read_to_end(&mut answer);
-    timeout(PATIENCE, reading).await.context("no answer")??;
+    timeout(WAIT_TIMEOUT, reading)
+        .await
+        .context("no answer")??;
     parse(&answer)
 }
 

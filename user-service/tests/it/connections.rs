@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use devstack::{PATIENCE, eventually, free_port};
+use devstack::{WAIT_TIMEOUT, eventually, free_port};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -41,7 +41,7 @@ async fn wait_for_answer(addr: SocketAddr) -> Result<()> {
 async fn a_silent_connection_is_closed() -> Result<()> {
     let service = TestService::start("silent").await?;
     let mut silent = TcpStream::connect(service.addr).await?;
-    let spoken = timeout(PATIENCE, async {
+    let spoken = timeout(WAIT_TIMEOUT, async {
         // Skip the server's first bytes; only the end of the connection matters.
         loop {
             match silent.read(&mut [0; 1024]).await {

@@ -9,7 +9,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
 };
 
-use devstack::{PATIENCE, eventually};
+use devstack::{WAIT_TIMEOUT, eventually};
 
 use crate::harness::TestService;
 
@@ -118,7 +118,7 @@ async fn a_health_watch_streams_each_change_and_ends_at_shutdown() -> Result<()>
     wait_for(&service, [Serving; 3]).await?;
     let mut statuses = watch(&service, SERVICE).await?;
     let mut next = async || {
-        let message = timeout(PATIENCE, statuses.message()).await;
+        let message = timeout(WAIT_TIMEOUT, statuses.message()).await;
         let message = message.context("no change")??;
         Ok::<_, anyhow::Error>(message.map(|message| message.status()))
     };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use devstack::PATIENCE;
+use devstack::WAIT_TIMEOUT;
 use futures_util::{StreamExt as _, future::try_join_all, stream};
 use prost::Message as _;
 use proto::{
@@ -31,7 +31,7 @@ async fn a_call_ends_at_its_deadline_and_can_be_retried() -> Result<()> {
     let lock = service.lock_users().await?;
     let message = request.encode_to_vec();
     let late = rejected_call(service.addr, CREATE_USER, Some("300m"), &message);
-    let late = timeout(PATIENCE, late).await??;
+    let late = timeout(WAIT_TIMEOUT, late).await??;
     assert_rejection(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     lock.release().await?;
     // Whether or not the late write took effect: now it has, exactly once.
@@ -45,12 +45,12 @@ async fn a_call_ends_at_its_deadline_and_can_be_retried() -> Result<()> {
 async fn a_call_without_a_deadline_ends_at_the_server_limit() -> Result<()> {
     let service = TestService::start_with("own_deadline", &["--max-deadline-ms=300"]).await?;
     let lock = service.lock_users().await?;
-    let late = timeout(PATIENCE, service.create(request("ada"))).await?;
+    let late = timeout(WAIT_TIMEOUT, service.create(request("ada"))).await?;
     assert_rejected(late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     // A longer deadline of the caller has no effect.
     let message = request("ada").encode_to_vec();
     let late = rejected_call(service.addr, CREATE_USER, Some("1H"), &message);
-    let late = timeout(PATIENCE, late).await??;
+    let late = timeout(WAIT_TIMEOUT, late).await??;
     assert_rejection(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     lock.release().await?;
     service.stop().await

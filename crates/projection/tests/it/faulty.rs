@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use devstack::{PATIENCE, eventually};
+use devstack::{WAIT_TIMEOUT, eventually};
 use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 use parking_lot::Mutex;
@@ -99,6 +99,6 @@ impl<P: Projection> Projection for Faulty<P> {
 
 /// Waits until an injected fault takes effect.
 pub(crate) async fn wait_for_fault(injected: &CancellationToken) -> Result<()> {
-    let waiting = tokio::time::timeout(PATIENCE, injected.cancelled());
+    let waiting = tokio::time::timeout(WAIT_TIMEOUT, injected.cancelled());
     waiting.await.context("the fault did not take effect")
 }

@@ -1,7 +1,7 @@
 //! Each record is applied exactly once, through restarts, conflicts and errors.
 
 use anyhow::{Context as _, Result};
-use devstack::{Addresses, NewRecord, PATIENCE};
+use devstack::{Addresses, NewRecord, WAIT_TIMEOUT};
 use projection::ConsumerState;
 use rdkafka::{
     ClientConfig,
@@ -68,7 +68,7 @@ async fn a_database_error_is_retried_until_it_is_resolved() -> Result<()> {
     let mut state = running.consumer.state();
     let failing =
         state.wait_for(|s| matches!(s, ConsumerState::Failing(why) if why.contains("counts")));
-    tokio::time::timeout(PATIENCE, failing)
+    tokio::time::timeout(WAIT_TIMEOUT, failing)
         .await
         .context("no failing state")??;
     setup
@@ -78,7 +78,7 @@ async fn a_database_error_is_retried_until_it_is_resolved() -> Result<()> {
     setup.sql.wait_for(TOTAL, 1).await?;
     let mut state = running.consumer.state();
     let again = state.wait_for(|state| *state == ConsumerState::Running);
-    tokio::time::timeout(PATIENCE, again)
+    tokio::time::timeout(WAIT_TIMEOUT, again)
         .await
         .context("still failing")??;
     running.stop().await;
@@ -107,7 +107,7 @@ async fn records_of_every_compression_codec_are_applied() -> Result<()> {
                     .headers(OwnedHeaders::new().insert(header));
                 producer.send(record).map_err(|(err, _)| err)?;
             }
-            producer.flush(PATIENCE)?;
+            producer.flush(WAIT_TIMEOUT)?;
         }
         Ok::<_, KafkaError>(())
     });

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, PATIENCE, Sql};
+use devstack::{Addresses, Sql, WAIT_TIMEOUT};
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
@@ -189,7 +189,7 @@ impl Running {
         wanted: impl FnMut(&ConsumerState) -> bool,
     ) -> Result<ConsumerState> {
         let mut state = self.consumer.state();
-        let reached = tokio::time::timeout(PATIENCE, state.wait_for(wanted)).await;
+        let reached = tokio::time::timeout(WAIT_TIMEOUT, state.wait_for(wanted)).await;
         let reached = reached.with_context(|| format!("still {:?}", self.consumer.state()))??;
         Ok(reached.clone())
     }

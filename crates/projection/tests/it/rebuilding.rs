@@ -1,7 +1,7 @@
 //! Tables are rebuilt beside the live ones, and swapped.
 
 use anyhow::Result;
-use devstack::{Addresses, NewRecord, PATIENCE, Sql};
+use devstack::{Addresses, NewRecord, Sql, WAIT_TIMEOUT};
 use projection::{RebuildOptions, Rebuildable, drop_replaced, rebuild};
 
 use rdkafka::{
@@ -135,7 +135,7 @@ async fn a_rebuild_that_has_read_ahead_ends() -> Result<()> {
         let rebuilding = rebuild(&mut conn, &mut swap_conn, &Counts, &options);
         drop(sender.send(runtime.block_on(rebuilding)));
     });
-    let rebuilt = tokio::time::timeout(PATIENCE, receiver).await???;
+    let rebuilt = tokio::time::timeout(WAIT_TIMEOUT, receiver).await???;
     assert!(rebuilt.records < RECORDS as u64, "{rebuilt:?}");
     let running = setup.start();
     setup.sql.wait_for(TOTAL, RECORDS).await?;
@@ -217,7 +217,7 @@ async fn a_topic_that_ends_in_an_aborted_transaction_is_rebuilt() -> Result<()> 
             .set("bootstrap.servers", Addresses::shared().brokers())
             .set("transactional.id", &topic)
             .create()?;
-        producer.init_transactions(PATIENCE)?;
+        producer.init_transactions(WAIT_TIMEOUT)?;
         producer.begin_transaction()?;
         for _ in 0..3_000 {
             let record = BaseRecord::<[u8], [u8]>::to(&topic)
@@ -225,11 +225,14 @@ async fn a_topic_that_ends_in_an_aborted_transaction_is_rebuilt() -> Result<()> 
                 .payload(b"{}");
             producer.send(record).map_err(|(err, _)| err)?;
         }
-        producer.flush(PATIENCE)?;
-        producer.abort_transaction(PATIENCE)
+        producer.flush(WAIT_TIMEOUT)?;
+        producer.abort_transaction(WAIT_TIMEOUT)
     });
     aborting.await??;
-    assert_eq!(tokio::time::timeout(PATIENCE, setup.rebuild()).await??, 1);
+    assert_eq!(
+        tokio::time::timeout(WAIT_TIMEOUT, setup.rebuild()).await??,
+        1
+    );
     assert_eq!(setup.sql.count(TOTAL).await?, 1);
     running.stop().await;
     Ok(())

@@ -1,7 +1,7 @@
 //! Conditions that stop a consumer permanently, and its shutdown.
 
 use anyhow::{Context as _, Result, ensure};
-use devstack::{Addresses, PATIENCE, eventually};
+use devstack::{Addresses, WAIT_TIMEOUT, eventually};
 use projection::ConsumerState;
 
 use crate::harness::{Setup, TOTAL};
@@ -38,7 +38,7 @@ async fn an_offset_out_of_range_stops_the_consumer() -> Result<()> {
     let running = setup.start();
     let mut state = running.consumer.state();
     let stopped = state.wait_for(|state| matches!(state, ConsumerState::Stopped(_)));
-    tokio::time::timeout(PATIENCE, stopped)
+    tokio::time::timeout(WAIT_TIMEOUT, stopped)
         .await
         .context("not stopped")??;
     running.stop().await;
@@ -130,7 +130,7 @@ async fn a_consumer_with_an_invalid_configuration_shuts_down() -> Result<()> {
     running
         .wait_for(|state| matches!(state, ConsumerState::Failing(_)))
         .await?;
-    tokio::time::timeout(PATIENCE, running.stop())
+    tokio::time::timeout(WAIT_TIMEOUT, running.stop())
         .await
         .context("not shut down")
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use devstack::PATIENCE;
+use devstack::WAIT_TIMEOUT;
 use projection::{Projection, spawn_consumer};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -59,7 +59,7 @@ impl Member {
 
     /// Waits until the member ends.
     pub(crate) async fn join(self) -> Result<()> {
-        let joined = tokio::time::timeout(PATIENCE, self.task);
+        let joined = tokio::time::timeout(WAIT_TIMEOUT, self.task);
         Ok(joined.await.context("member still running")??)
     }
 }
