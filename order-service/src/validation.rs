@@ -103,7 +103,11 @@ impl RemoteUsers {
         match response {
             Ok(response) => match response.into_inner().user {
                 Some(user) if user.delete_time.is_none() => Ok(()),
-                _ => Err(Error::UserDeleted(user_id)),
+                Some(_) => Err(Error::UserDeleted(user_id)),
+                None => {
+                    let reason = "response without a user".to_owned();
+                    Err(Error::UserServiceUnavailable(reason))
+                }
             },
             Err(status) if status.code() == Code::NotFound => Err(Error::UserUnknown(user_id)),
             Err(status) => Err(Error::UserServiceUnavailable(status.to_string())),

@@ -226,7 +226,11 @@ impl KafkaSink {
         let (name, current) = (&self.options.producer_name, Some(self.producer));
         match self.cluster.register_producer(name, current).await? {
             Registration::Registered(producer) => self.producer = producer,
-            Registration::Denied => return Err(SinkError::Fenced),
+            Registration::Denied => {
+                return Err(SinkError::Unavailable(format!(
+                    "transactional id {name} is no longer allowed; allow Write on it"
+                )));
+            }
         }
         self.topics.reset_sequences();
         self.registered_at = Instant::now();

@@ -113,8 +113,13 @@ impl<S: Sink> Publisher<'_, S> {
         let (reached, count) = acknowledgements.acknowledged_cursor();
         let leads =
             (ended.as_ref()).map_or_else(|err| Recovery::from(err).keeps_leadership, |_| true);
-        if leads {
-            leadership.advance(&reached).await?;
+        if leads && let Err(err) = leadership.advance(&reached).await {
+            return Err(match ended {
+                // The rows to send one by one start at the stored checkpoint, which is unknown now.
+                Ok(_) | Err(SourceError::Sink(SinkError::Rejected { .. })) => err.into(),
+                // The error that ended publishing is the root cause.
+                Err(root) => root,
+            });
         }
         match ended {
             Err(SourceError::Sink(rejection @ SinkError::Rejected { .. })) => {

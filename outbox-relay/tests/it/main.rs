@@ -6,6 +6,7 @@ mod brokers;
 mod compaction;
 mod every_row;
 mod failover;
+mod fencing;
 mod figures;
 mod harness;
 mod mapping;
