@@ -60,6 +60,7 @@ async fn readyz(State(sources): State<Arc<Vec<SharedStatus>>>) -> (StatusCode, S
             }
         }
         for Warning { message, hint, .. } in &source.warnings {
+            line.truncate(line.trim_end_matches('.').len());
             line = line + "; degraded: " + message + ". Hint: " + hint;
         }
         // The message of a server or a driver can have several lines, and the text of a row any characters.

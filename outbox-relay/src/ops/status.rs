@@ -263,7 +263,10 @@ impl SourceStatus {
             .recent_measurement()
             .and_then(|(measured, _)| measured.unpublishable.as_ref())
             .map(Warning::from);
-        let unmeasured = self.unmeasured.as_ref();
+        // A source whose database fails already reports that.
+        let is_reported =
+            matches!(&self.failure, Some(failure) if failure.reason == Reason::Database);
+        let unmeasured = self.unmeasured.as_ref().filter(|_| !is_reported);
         let unmeasured = unmeasured.filter(|(since, _)| since.elapsed() > MEASUREMENT_TTL);
         rows.into_iter()
             .chain(self.truncation_warning.clone())
@@ -397,6 +400,23 @@ mod tests {
             [at(3, 3), at(9, 3), at(12, 8), at(12, 9), at(12, 12)],
             [0, 5, 10, 5, 0]
         );
+    }
+
+    #[test]
+    fn a_failed_measurement_is_reported_unless_the_database_fails_anyway() {
+        let mut status = SourceStatus::new();
+        status.record_measurement_failure("no answer", "Check it.");
+        let (since, _) = status.unmeasured.as_mut().unwrap();
+        *since = since.checked_sub(MEASUREMENT_TTL * 2).unwrap();
+        assert_eq!(status.warnings()[0].reason, WarningReason::Unmeasured);
+        for (reason, warnings) in [(Reason::Kafka, 1), (Reason::Database, 0)] {
+            status.record_restart(Failure {
+                reason,
+                error: "down".into(),
+                hint: None,
+            });
+            assert_eq!(status.warnings().len(), warnings, "{reason:?}");
+        }
     }
 
     #[test]
