@@ -4,14 +4,14 @@
 --
 --   psql -v ON_ERROR_STOP=1 -f columns-online.sql $DATABASE_URL
 --
--- No statement rewrites the table, or scans it under a lock that blocks writers. Steps 1 and 4 briefly take the strongest lock
+-- No statement rewrites the table, or scans it under a lock that blocks writers. Parts A and D briefly take the strongest lock
 -- (ACCESS EXCLUSIVE) to change the catalog. They wait for transactions that have written to the table, and writers queue
 -- behind them: hence the short lock_timeout. After a timeout wait a second and run the whole file again. It skips completed
--- steps. Keep lock_timeout above deadlock_timeout (1 s), after which autovacuum yields.
+-- parts. Keep lock_timeout above deadlock_timeout (1 s), after which autovacuum yields.
 set search_path = public;
 set lock_timeout = '2s';
 
--- Postgres can't create an index on a partitioned table concurrently. Step 3 is manual there.
+-- Postgres can't create an index on a partitioned table concurrently. Part C is manual there.
 do $$
 declare
     by_hand text;
@@ -28,16 +28,16 @@ begin
             using hint = 'Run: alter table outboxevent add column if not exists xid xid8, '
                 'add column if not exists seq bigint; ' || by_hand
                 || ' create index on outboxevent (seq); create index on outboxevent (xid, seq);'
-                || ' Then remove step 3 from this file and run it again.';
+                || ' Then remove part C from this file and run it again.';
     end if;
 end
 $$;
 
--- 1. Columns without a default: a volatile default would rewrite the whole table under that lock.
+-- A. Columns without a default: a volatile default would rewrite the whole table under that lock.
 alter table outboxevent add column if not exists xid xid8, add column if not exists seq bigint;
 
--- 2. The sequence. Cache 1 is required: with cached ranges, sessions would draw numbers out of order.
--- All roles that can insert need USAGE from step 4 on. Grant it to later writers together with the table.
+-- B. The sequence. Cache 1 is required: with cached ranges, sessions would draw numbers out of order.
+-- All roles that can insert need USAGE from part D on. Grant it to later writers together with the table.
 create sequence if not exists outboxevent_seq as bigint cache 1 owned by outboxevent.seq;
 do $$
 declare
@@ -59,13 +59,13 @@ begin
 end
 $$;
 
--- 3. The indexes, while they are empty. Writers don't wait (SHARE UPDATE EXCLUSIVE). These statements wait for all
+-- C. The indexes, while they are empty. Writers don't wait (SHARE UPDATE EXCLUSIVE). These statements wait for all
 -- transactions that are open now. A failed statement leaves an invalid index. Drop it before the next run.
 set lock_timeout = 0;
 create index concurrently if not exists outboxevent_seq_idx on outboxevent (seq);
 create index concurrently if not exists outboxevent_xid_idx on outboxevent (xid, seq);
 
--- 4. The defaults. From now on each new row has both columns. The constraint rejects null in new rows and ignores existing rows.
+-- D. The defaults. From now on each new row has both columns. The constraint rejects null in new rows and ignores existing rows.
 -- All rows without the columns were committed before this statement got its lock. They are left to the previous publisher, and
 -- the relay never reads them.
 set lock_timeout = '2s';

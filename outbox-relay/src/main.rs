@@ -18,7 +18,7 @@ use uuid::Uuid;
 #[derive(Parser)]
 #[command(version, after_help = cli::EXIT_CODES)]
 struct Cli {
-    /// Path of the configuration file; outbox-relay/README.md describes every setting
+    /// Path of the configuration file; docs/relay/configuration.md describes every setting
     #[arg(
         long,
         env = "OUTBOX_RELAY_CONFIG",

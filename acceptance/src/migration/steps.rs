@@ -6,9 +6,9 @@ use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 const COLUMNS_ONLINE: &str = include_str!("../../../outbox-relay/sql/columns-online.sql");
 
-/// One numbered step of the file.
+/// One lettered part of the file.
 pub(super) struct Step {
-    /// The number and the first words of its comment.
+    /// The letter and the first words of its comment.
     pub(super) title: String,
     statements: Vec<String>,
 }
@@ -32,7 +32,7 @@ pub(super) fn read() -> Result<[Step; 4]> {
             code.push('\n');
             continue;
         };
-        if comment.starts_with(|first: char| first.is_ascii_digit()) {
+        if matches!(comment.as_bytes(), [b'A'..=b'Z', b'.', b' ', ..]) {
             if let Some(step) = steps.last_mut() {
                 step.add_statements(&mut code);
             }
@@ -92,10 +92,10 @@ mod tests {
         assert_eq!(statements.collect::<Vec<_>>(), [4, 2, 3, 3]);
         let titles = steps.iter().map(|step| step.title.as_str());
         let expected = [
-            "1. Columns without a default",
-            "2. The sequence",
-            "3. The indexes",
-            "4. The defaults",
+            "A. Columns without a default",
+            "B. The sequence",
+            "C. The indexes",
+            "D. The defaults",
         ];
         assert_eq!(titles.collect::<Vec<_>>(), expected);
     }

@@ -1,4 +1,4 @@
-//! A deleted user's personal data is erased everywhere within the limits of docs/events.md. The test ages rows
+//! A deleted user's personal data is erased everywhere within the limits of docs/personal-data.md. The test ages rows
 //! and shortens the topics' retention.
 
 use anyhow::{Context as _, Result};
@@ -115,7 +115,7 @@ const EVERYWHERE: [&str; 17] = [
     "orders: pg_statistic",
 ];
 
-/// Simulates the retention times of docs/events.md.
+/// Simulates the retention times of docs/personal-data.md.
 async fn let_time_pass(system: &System) -> Result<()> {
     let (servers, names) = (addresses(system)?, system.stack.names());
     for (url, later) in [

@@ -42,7 +42,7 @@ pub(crate) struct Allowed {
 }
 
 impl Allowed {
-    /// Returns the ACL of the README for a topic; `*` for all topics.
+    /// Returns the ACL of docs/relay/security.md for a topic; `*` for all topics.
     pub(crate) fn topic(name: &str) -> Self {
         Self {
             resource: TOPIC,
@@ -52,7 +52,7 @@ impl Allowed {
         }
     }
 
-    /// Returns the ACL of the README for transactional ids with this prefix; `*` for all.
+    /// Returns the ACL of docs/relay/security.md for transactional ids with this prefix; `*` for all.
     pub(crate) fn transactional_id(prefix: &str) -> Self {
         Self {
             resource: TRANSACTIONAL_ID,

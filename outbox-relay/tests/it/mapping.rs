@@ -141,15 +141,15 @@ async fn columns_online_rejects_a_partitioned_table_with_the_manual_steps() -> R
     let hint = hint.context("no hint")?;
     let statements = hint.strip_prefix("Run: ").context("no statements")?;
     let (by_hand, rest) = statements.split_once(" Then ").context("no end")?;
-    assert_eq!(rest, "remove step 3 from this file and run it again.");
+    assert_eq!(rest, "remove part C from this file and run it again.");
     let changed = "select count(*) from information_schema.columns
         where table_name = 'outboxevent' and column_name in ('xid', 'seq')";
     assert_eq!(client.count(changed).await?, 0);
 
     run_file(&client, by_hand).await?;
-    let (before, step_3) = (COLUMNS_ONLINE.split_once("-- 3.")).context("no step 3")?;
-    let (_, step_4) = step_3.split_once("-- 4.").context("no step 4")?;
-    run_file(&client, &format!("{before}-- 4.{step_4}")).await?;
+    let (before, part_c) = (COLUMNS_ONLINE.split_once("-- C.")).context("no part C")?;
+    let (_, part_d) = part_c.split_once("-- D.").context("no part D")?;
+    run_file(&client, &format!("{before}-- D.{part_d}")).await?;
     let rows = "insert into outboxevent (aggregateid, type)
         select n, 1 + n % 2 from generate_series(1, 10) as n";
     client.batch_execute(rows).await?;

@@ -1,5 +1,5 @@
 //! The most frequent configuration mistakes: `check` reports each in one line with a hint, and `run` exits or reports the same
-//! in `/readyz`. One mistake per test, in a database whose role has only the privileges of the README.
+//! in `/readyz`. One mistake per test, in a database whose role has only the privileges of docs/relay/security.md.
 
 mod setting;
 

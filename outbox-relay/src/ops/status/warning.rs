@@ -52,7 +52,7 @@ impl From<&UnpublishableRows> for Warning {
                  minimum of its type. One of them is event {example}"
             ),
             hint: "Repair the writer. Set both columns of the rows to their defaults, unless the rows were published by \
-                 another program. Then add the constraint of outbox-relay/sql/columns-online.sql."
+                 another program. Then add the constraint that `outbox-relay check` prints."
                 .to_owned(),
         }
     }
