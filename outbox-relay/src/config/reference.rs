@@ -1,4 +1,4 @@
-//! Compares the settings in the README with those of the parser.
+//! Compares the settings in docs/relay/configuration.md with those of the parser.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ fn list_settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_readme_lists_every_setting_and_no_other() {
+fn the_configuration_page_lists_every_setting_and_no_other() {
     let mut known: BTreeSet<String> = [
         list_settings::<File>(""),
         list_settings::<KafkaTable>("kafka."),

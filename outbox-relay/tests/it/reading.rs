@@ -50,8 +50,15 @@ impl OutboxReader for SnapshotDifference {
             self.cursor.open(self.reader.take_snapshot().await?);
         }
         // Simulates a restart before each page: converts the cursor to the checkpoint and back.
-        let window = self.cursor.window().map(|w| ((*w.upto).clone(), w.done));
-        self.cursor = Cursor::new(self.cursor.seen().clone(), self.cursor.max_seq(), window);
+        let window = self
+            .cursor
+            .window()
+            .map(|w| ((*w.end_snapshot).clone(), w.position));
+        self.cursor = Cursor::new(
+            self.cursor.start_snapshot().clone(),
+            self.cursor.max_seq(),
+            window,
+        );
         let page = self.reader.read_page(&self.cursor, self.page_rows).await?;
         let mut found = Vec::new();
         for (index, row) in page.rows().enumerate() {
@@ -304,10 +311,10 @@ async fn late_rows_are_not_fetched_again_for_each_page() -> Result<()> {
         fast.client.batch_execute("commit").await?;
         assert_eq!(late.read(PAGE_ROWS).await?.len(), 1);
         assert_eq!(
-            late.cursor.seen().in_progress().contains(&xid),
+            late.cursor.start_snapshot().in_progress().contains(&xid),
             is_listed,
             "{}",
-            late.cursor.seen()
+            late.cursor.start_snapshot()
         );
         slow.client.batch_execute("commit").await?;
         let seqs = late.read(PAGE_ROWS).await?;
