@@ -32,7 +32,8 @@ pub struct ServeOptions {
     #[arg(long, env = "UNKNOWN_USER_WAIT_MS", default_value = "250", value_parser = milliseconds(0..=60_000))]
     pub(crate) unknown_user_wait_ms: Duration,
     /// Let at most this many calls wait for user events at once; further calls do not wait, and fail with
-    /// PROJECTION_LAGGING or USER_UNKNOWN. A waiting call uses memory but no database connection
+    /// PROJECTION_LAGGING or USER_UNKNOWN. A waiting call reads the database every 50 ms, and fails with
+    /// OVERLOADED if MAX_CALLS is then reached; between reads it holds no connection
     #[arg(long, env = "MAX_WAITERS", default_value = "1000", value_parser = number(0..=1_000_000_usize))]
     pub(crate) max_waiters: usize,
     #[command(flatten)]

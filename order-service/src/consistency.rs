@@ -11,12 +11,11 @@ use crate::{error::Error, store::Store, subscribers::Subscribers};
 /// another replica may apply the event.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The limits on waiting for user events.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitLimits {
-    /// The limit for the version of a consistency token.
+    /// For the version of a consistency token.
     pub token: Duration,
-    /// The limit for an unknown user, without a token.
+    /// For an unknown user.
     pub unknown_user: Duration,
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use proto::{Aggregate, ConsistencyToken};
-use service_kit::idempotency::{Mutation, Response};
+use service_kit::idempotency::{MutationContext, Response};
 use tokio::time::Instant;
 
 use crate::{
@@ -22,7 +22,7 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 pub struct CreateOrderHandler {
     pub store: Store,
     pub user_waiter: UserWaiter,
-    /// The limits of these waits.
+    /// The limits of the waits for user events.
     pub limits: WaitLimits,
     pub validation: Validation,
 }
@@ -33,7 +33,7 @@ pub struct CreateOrderCommand<R> {
     /// The version that the caller has seen.
     pub token: Option<ConsistencyToken>,
     /// Recognizes retries, and encodes the response.
-    pub mutation: Mutation<Order, R>,
+    pub mutation: MutationContext<Order, R>,
     pub deadline: Instant,
 }
 
@@ -48,10 +48,7 @@ impl CreateOrderHandler {
         match &self.validation {
             Validation::Local => self.create_locally(command).await,
             Validation::LocalThenRemote(users) => {
-                if self
-                    .wait_for_token(command.token.as_ref(), Instant::now())
-                    .await?
-                {
+                if self.has_token_version(command.token.as_ref()).await? {
                     match self.create(command, VerifiedBy::Cache).await {
                         Err(Error::UserUnknown(_)) => {}
                         result => return result,
@@ -109,6 +106,11 @@ impl CreateOrderHandler {
             }
             result => result,
         }
+    }
+
+    /// Returns true if the user version of a token has arrived.
+    async fn has_token_version(&self, token: Option<&ConsistencyToken>) -> Result<bool, Error> {
+        self.wait_for_token(token, Instant::now()).await
     }
 
     /// Waits for the user version of a token. Returns false if it has not arrived at `until`. Tokens of

@@ -23,7 +23,7 @@ service_kit::reasons! {
         "RetryInfo, `grpc-retry-pushback-ms`", "retry after the given delay with the same `request_id`";
     RESUME_TOKEN_INVALID: InvalidArgument, "WatchOrders: `resume_token` was altered, belongs to another user, or predates a database restore",
         "", "start over without a token";
-    WATCH_ENDED: Unavailable, "WatchOrders: the server is shutting down, or the stream reached its maximum age of one hour",
+    WATCH_ENDED: Unavailable, "WatchOrders: the server shuts down, or the stream is one hour old",
         "RetryInfo, `grpc-retry-pushback-ms`", "resume with the last `resume_token`";
     WATCH_TOO_SLOW: ResourceExhausted, "WatchOrders: the caller reads too slowly",
         "`grpc-retry-pushback-ms` is -1: no retry of the same call", "resume with the last `resume_token`, and read faster";

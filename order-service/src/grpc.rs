@@ -12,7 +12,7 @@ use proto::order::v1::{
     WatchOrdersResponse, order_service_server::OrderService,
 };
 use service_kit::{
-    Deadline, Paging, idempotency::Mutation, requested_deadline, with_token_metadata,
+    Deadline, Paging, idempotency::MutationContext, requested_deadline, with_token_metadata,
 };
 use tonic::{Request, Response, Status};
 
@@ -51,7 +51,7 @@ impl OrderService for Orders {
         let command = CreateOrderCommand {
             new,
             token,
-            mutation: Mutation::new(key, request.metadata(), encode::created),
+            mutation: MutationContext::new(key, request.metadata(), encode::created),
             deadline,
         };
         let response = self.handler.handle(&command).await?;
@@ -102,7 +102,7 @@ impl OrderService for Orders {
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
         let (cancellation, key) = decode::cancel_request(request.get_ref())?;
-        let mutation = Mutation::new(key, request.metadata(), encode::cancelled);
+        let mutation = MutationContext::new(key, request.metadata(), encode::cancelled);
         let response = self.store.cancel_order(cancellation, mutation).await?;
         Ok(with_token_metadata(response, |response| {
             &response.consistency_token

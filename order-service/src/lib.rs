@@ -2,9 +2,9 @@
 //!
 //! - [`grpc`] decodes requests into the [`domain`], calls the [`store`], and encodes responses.
 //! - [`create_order`] implements CreateOrder, [`watch`] implements WatchOrders.
-//! - [`store`] contains all SQL: an order and its event are written in one transaction.
+//! - [`store`] contains the SQL of the calls: an order and its event are written in one transaction.
 //! - [`error`] maps errors to gRPC statuses.
-//! - [`users_projection`] applies user events to `users_cache`; [`consistency`] waits for them.
+//! - [`users_projection`] applies user events to `users_cache`, with its own SQL; [`consistency`] waits for them.
 //!
 //! **Invariant:** an order is validated against `users_cache`. This service does not call user-service
 //! unless it is configured to: see [`validation`].
@@ -100,15 +100,15 @@ impl Application for OrderService {
         // can't starve them.
         let pool = database::create_pool(options.database.url(), BACKGROUND_CONNECTIONS);
         let database = options.calls.open(&options.database);
-        let (user_updates, order_changes) = (
+        let (user_subscribers, order_subscribers) = (
             Arc::new(Subscribers::default()),
             Arc::new(Subscribers::default()),
         );
         let OrdersTopic { orders_topic } = options.topic;
         let projection = UsersProjection {
             orders_topic: orders_topic.clone(),
-            user_updates: Arc::clone(&user_updates),
-            order_changes: Arc::clone(&order_changes),
+            user_subscribers: Arc::clone(&user_subscribers),
+            order_subscribers: Arc::clone(&order_subscribers),
         };
         let consumer = projection::spawn_consumer(
             options.users.into_config(options.kafka),
@@ -119,11 +119,15 @@ impl Application for OrderService {
         let state = consumer.state();
         let watch_pool = database::create_pool(options.database.url(), watch::MAX_CONCURRENT_POLLS);
         let watch_database = Database::new(watch_pool, watch::MAX_CONCURRENT_POLLS);
-        let writes = database.writes();
-        let store = Store::new(database, orders_topic.clone(), Arc::clone(&order_changes));
+        let detached_tasks = database.detached_tasks();
+        let store = Store::new(
+            database,
+            orders_topic.clone(),
+            Arc::clone(&order_subscribers),
+        );
         let watches = Watches::new(
-            Store::new(watch_database, orders_topic, Arc::clone(&order_changes)),
-            order_changes,
+            Store::new(watch_database, orders_topic, Arc::clone(&order_subscribers)),
+            order_subscribers,
             WatchLimits {
                 max_watches: options.max_watches,
                 send_timeout: options.watch_send_timeout_ms,
@@ -132,7 +136,7 @@ impl Application for OrderService {
         );
         let handler = CreateOrderHandler {
             store,
-            user_waiter: UserWaiter::new(user_updates, options.max_waiters),
+            user_waiter: UserWaiter::new(user_subscribers, options.max_waiters),
             limits: WaitLimits {
                 token: options.token_wait_ms,
                 unknown_user: options.unknown_user_wait_ms,
@@ -153,7 +157,7 @@ impl Application for OrderService {
                 migrations: &MIGRATIONS,
                 projection: move || state.borrow().ensure_running(),
             },
-            writes,
+            detached_tasks,
         };
         server.serve(service, shutdown).await?;
         consumer.join().await;

@@ -1,4 +1,5 @@
-//! All SQL of the service. An order and its event are written in one transaction.
+//! The SQL of the gRPC calls. An order and its event are written in one transaction. `users_projection` has the
+//! SQL that writes `users_cache`.
 
 mod cancellations;
 mod changes;
@@ -15,7 +16,7 @@ use proto::events;
 use service_kit::{
     CallError, TokenKey, check_etag,
     database::Database,
-    idempotency::{Mutation, Response},
+    idempotency::{MutationContext, Response},
 };
 use uuid::Uuid;
 
@@ -47,16 +48,16 @@ pub enum VerifiedBy {
 pub struct Store {
     database: Database,
     topic: String,
-    order_changes: Arc<Subscribers>,
+    order_subscribers: Arc<Subscribers>,
 }
 
 impl Store {
-    /// Creates a store that enqueues events for `topic` and notifies `order_changes` of changed orders.
-    pub fn new(database: Database, topic: String, order_changes: Arc<Subscribers>) -> Self {
+    /// Creates a store that enqueues events for `topic` and notifies `order_subscribers` of changed orders.
+    pub fn new(database: Database, topic: String, order_subscribers: Arc<Subscribers>) -> Self {
         Self {
             database,
             topic,
-            order_changes,
+            order_subscribers,
         }
     }
 
@@ -77,14 +78,14 @@ impl Store {
         &self,
         new: NewOrder,
         verified_by: VerifiedBy,
-        mutation: Mutation<Order, R>,
+        mutation: MutationContext<Order, R>,
     ) -> Result<R, Error> {
         let (topic, traceparent) = (self.topic.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
             let user = match (lock_cached_user(conn, new.user_id).await?, verified_by) {
                 (None, VerifiedBy::Cache) => return Err(Error::UserUnknown(new.user_id)),
                 (None, VerifiedBy::UserService) => {
-                    cancellations::lock_unknown_user(conn, new.user_id).await?
+                    cancellations::load_user_under_unknown_users_lock(conn, new.user_id).await?
                 }
                 (user, _) => user,
             };
@@ -96,9 +97,11 @@ impl Store {
             outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             Ok(order)
         };
-        let order_changes = Arc::clone(&self.order_changes);
-        let mutation = mutation.on_commit(move |order| order_changes.notify(order.user_id));
-        self.database.run_mutation(mutation, write).await
+        let order_subscribers = Arc::clone(&self.order_subscribers);
+        let mutation = mutation.on_commit(move |order| order_subscribers.notify(order.user_id));
+        self.database
+            .run_idempotent_transaction(mutation, write)
+            .await
     }
 
     /// Returns the stored response of an earlier attempt to create an order, if there is one.
@@ -107,7 +110,7 @@ impl Store {
     /// If the request id was used for a different request, or the database fails.
     pub async fn load_stored_response<R: Response>(
         &self,
-        mutation: Mutation<Order, R>,
+        mutation: MutationContext<Order, R>,
     ) -> Result<Option<R>, Error> {
         Ok(self.database.load_stored_response(mutation).await?)
     }
@@ -120,7 +123,7 @@ impl Store {
     pub async fn cancel_order<R: Response>(
         &self,
         cancellation: Cancellation,
-        mutation: Mutation<Order, R>,
+        mutation: MutationContext<Order, R>,
     ) -> Result<R, Error> {
         let Cancellation { order_id, etag } = cancellation;
         let (topic, traceparent) = (self.topic.clone(), mutation.traceparent.clone());
@@ -142,9 +145,11 @@ impl Store {
             outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             Ok(order)
         };
-        let order_changes = Arc::clone(&self.order_changes);
-        let mutation = mutation.on_commit(move |order| order_changes.notify(order.user_id));
-        self.database.run_mutation(mutation, write).await
+        let order_subscribers = Arc::clone(&self.order_subscribers);
+        let mutation = mutation.on_commit(move |order| order_subscribers.notify(order.user_id));
+        self.database
+            .run_idempotent_transaction(mutation, write)
+            .await
     }
 
     /// Reads an order.

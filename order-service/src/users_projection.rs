@@ -21,10 +21,10 @@ use crate::{
 #[derive(Debug)]
 pub struct UsersProjection {
     pub orders_topic: String,
-    /// Notified of every user update.
-    pub user_updates: Arc<Subscribers>,
-    /// Notified of users whose orders changed.
-    pub order_changes: Arc<Subscribers>,
+    /// Calls that wait for a user version. Notified of every change of a user.
+    pub user_subscribers: Arc<Subscribers>,
+    /// WatchOrders streams. Notified of users whose orders changed.
+    pub order_subscribers: Arc<Subscribers>,
 }
 
 /// The topic option of order events.
@@ -46,12 +46,12 @@ impl Configurable for UsersProjection {
     /// Needed because cancelling a deleted user's open orders enqueues events.
     type Options = OrdersTopic;
 
-    /// Creates a projection without subscribers: waiting calls of a running server also poll.
+    /// Creates a projection for commands, whose process has no waiting calls to notify.
     fn from_options(OrdersTopic { orders_topic }: OrdersTopic) -> Self {
         Self {
             orders_topic,
-            user_updates: Arc::default(),
-            order_changes: Arc::default(),
+            user_subscribers: Arc::default(),
+            order_subscribers: Arc::default(),
         }
     }
 }
@@ -258,9 +258,9 @@ impl Projection for UsersProjection {
 
     fn after_commit(&self, users: &[UserChange]) {
         for user in users {
-            self.user_updates.notify(user.user_id());
+            self.user_subscribers.notify(user.user_id());
             if user.deletion().is_some() {
-                self.order_changes.notify(user.user_id());
+                self.order_subscribers.notify(user.user_id());
             }
         }
     }

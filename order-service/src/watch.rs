@@ -43,9 +43,9 @@ pub struct WatchLimits {
 /// Opens and limits streams.
 pub struct Watches {
     store: Store,
-    order_changes: Arc<Subscribers>,
-    permits: Arc<Semaphore>,
-    polls: Arc<Semaphore>,
+    order_subscribers: Arc<Subscribers>,
+    stream_permits: Arc<Semaphore>,
+    poll_permits: Arc<Semaphore>,
     send_timeout: Duration,
     shutdown: CancellationToken,
 }
@@ -70,19 +70,19 @@ impl Watch {
 }
 
 impl Watches {
-    /// Creates streams over `store`, which must allow [`MAX_CONCURRENT_POLLS`] calls. `order_changes`
+    /// Creates streams over `store`, which must allow [`MAX_CONCURRENT_POLLS`] calls. `order_subscribers`
     /// notifies of changes by this process.
     pub fn new(
         store: Store,
-        order_changes: Arc<Subscribers>,
+        order_subscribers: Arc<Subscribers>,
         limits: WatchLimits,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
             store,
-            order_changes,
-            permits: Arc::new(Semaphore::new(limits.max_watches)),
-            polls: Arc::new(Semaphore::new(MAX_CONCURRENT_POLLS)),
+            order_subscribers,
+            stream_permits: Arc::new(Semaphore::new(limits.max_watches)),
+            poll_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_POLLS)),
             send_timeout: limits.send_timeout,
             shutdown,
         }
@@ -98,7 +98,7 @@ impl Watches {
         position: Position,
         deadline: Option<Instant>,
     ) -> Result<Watch, Error> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned();
+        let permit = Arc::clone(&self.stream_permits).try_acquire_owned();
         let permit = permit.map_err(|_| CallError::Overloaded)?;
         let (queue, changes) = mpsc::channel(QUEUE_ORDERS);
         let (end_sender, end) = oneshot::channel();
@@ -106,8 +106,8 @@ impl Watches {
         let has_caller_deadline = deadline.is_some_and(|deadline| deadline < max_age);
         let task = WatchTask {
             store: self.store.clone(),
-            polls: Arc::clone(&self.polls),
-            subscribers: Arc::clone(&self.order_changes),
+            poll_permits: Arc::clone(&self.poll_permits),
+            subscribers: Arc::clone(&self.order_subscribers),
             user_id,
             send_timeout: self.send_timeout,
             end: deadline.filter(|_| has_caller_deadline).unwrap_or(max_age),
@@ -130,7 +130,7 @@ impl Watches {
 
 struct WatchTask {
     store: Store,
-    polls: Arc<Semaphore>,
+    poll_permits: Arc<Semaphore>,
     subscribers: Arc<Subscribers>,
     user_id: Uuid,
     send_timeout: Duration,
@@ -182,7 +182,11 @@ impl WatchTask {
 
     /// Reads the next changes, within the limit on concurrent polls.
     async fn poll_changes(&self, position: &Position) -> Result<Changes, Error> {
-        let _permit = self.polls.acquire().await.map_err(CallError::internal)?;
+        let _permit = self
+            .poll_permits
+            .acquire()
+            .await
+            .map_err(CallError::internal)?;
         let changes = self
             .store
             .changes_since(self.user_id, position, PAGE_ORDERS);

@@ -64,7 +64,7 @@ pub struct KafkaConfig {
     /// The limit on unacknowledged records per source. A higher limit raises throughput; up to this many
     /// records are sent twice after a crash.
     pub max_in_flight_records: usize,
-    /// The limit on unacknowledged bytes per source.
+    /// The limit on unacknowledged bytes per source, for the sink `rdkafka` only.
     pub max_in_flight_bytes: usize,
     /// The size limit of a record. The relay rejects larger records without sending them. Topics should have a
     /// `max.message.bytes` of at least this.
@@ -134,8 +134,8 @@ pub struct SourceConfig {
     /// The minimum age of the newest row of a partition before the partition is truncated. All rows must
     /// have been published as well.
     pub retention: Duration,
-    /// The interval between two attempts to truncate partitions.
-    pub rotation_interval: Duration,
+    /// The interval between two attempts to truncate partitions. Not a setting: tests use a shorter one.
+    pub truncation_interval: Duration,
     /// The limit on rows per page. Larger pages cost less per row and more memory.
     pub max_page_rows: usize,
 }

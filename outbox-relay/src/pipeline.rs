@@ -14,11 +14,11 @@ mod error;
 mod outcome;
 mod page_rows;
 mod publisher;
+mod record_builder;
 mod recovery;
 mod rejections;
-mod route;
 mod source;
 mod truncation;
 
-pub use self::route::{BadRow, Router};
+pub use self::record_builder::{BadRow, RecordBuilder};
 pub(crate) use self::source::run;

@@ -4,7 +4,7 @@
 //! - `leader` elects one relay per source with an advisory lock. [`Lease`] keeps a former leader from sending.
 //!   `checkpoint` stores how far the source is published.
 //! - `window` computes which rows are pending, as arithmetic on snapshots. `reader` fetches them page by page.
-//! - `backlog` measures the pending rows. `rotation` truncates published partitions.
+//! - `backlog` measures the pending rows. `truncation` truncates published partitions.
 //!
 //! The SQL for parked keys and dead letters is in `dead_letters`.
 
@@ -13,8 +13,8 @@ pub(crate) mod checkpoint;
 pub(crate) mod leader;
 pub(crate) mod lease;
 pub(crate) mod reader;
-pub(crate) mod rotation;
 pub(crate) mod session;
+pub(crate) mod truncation;
 pub(crate) mod window;
 
 pub use self::{

@@ -9,7 +9,7 @@ use proto::user::v1::{
     GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse, UpdateUserRequest,
     UpdateUserResponse, user_service_server::UserService,
 };
-use service_kit::{Paging, idempotency::Mutation, with_token_metadata};
+use service_kit::{Paging, idempotency::MutationContext, with_token_metadata};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -35,7 +35,7 @@ impl UserService for Users {
         request: Request<CreateUserRequest>,
     ) -> Result<Response<CreateUserResponse>, Status> {
         let (new, key) = decode::create_request(request.get_ref())?;
-        let mutation = Mutation::new(key, request.metadata(), encode::created);
+        let mutation = MutationContext::new(key, request.metadata(), encode::created);
         let response = self.store.create_user(new, mutation).await?;
         Ok(with_token_metadata(response, |response| {
             &response.consistency_token
@@ -95,7 +95,7 @@ impl UserService for Users {
         request: Request<UpdateUserRequest>,
     ) -> Result<Response<UpdateUserResponse>, Status> {
         let (change, key) = decode::update_request(request.get_ref())?;
-        let mutation = Mutation::new(key, request.metadata(), encode::updated);
+        let mutation = MutationContext::new(key, request.metadata(), encode::updated);
         let response = self.store.update_user(change, mutation).await?;
         Ok(with_token_metadata(response, |response| {
             &response.consistency_token
@@ -107,7 +107,7 @@ impl UserService for Users {
         request: Request<DeleteUserRequest>,
     ) -> Result<Response<DeleteUserResponse>, Status> {
         let (deletion, key) = decode::delete_request(request.get_ref())?;
-        let mutation = Mutation::new(key, request.metadata(), encode::deleted);
+        let mutation = MutationContext::new(key, request.metadata(), encode::deleted);
         let response = self.store.delete_user(deletion, mutation).await?;
         Ok(with_token_metadata(response, |response| {
             &response.consistency_token

@@ -1,9 +1,9 @@
 //! user-service: owns users, and summarizes the orders of order-service.
 //!
 //! - [`grpc`] decodes requests into the [`domain`], calls the [`store`], and encodes responses.
-//! - [`store`] contains all SQL: a user and its event are written in one transaction.
+//! - [`store`] contains the SQL of the calls: a user and its event are written in one transaction.
 //! - [`error`] maps errors to gRPC statuses.
-//! - [`orders_projection`] applies order events to per-user summaries.
+//! - [`orders_projection`] applies order events to per-user summaries, with its own SQL.
 //!
 //! **Invariant:** this service never calls order-service.
 
@@ -86,7 +86,7 @@ impl Application for UserService {
             shutdown.clone(),
         );
         let state = consumer.state();
-        let writes = database.writes();
+        let detached_tasks = database.detached_tasks();
         let users = Users::new(Store::new(database, options.users_topic));
         let service = UserServiceServer::new(users)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
@@ -101,7 +101,7 @@ impl Application for UserService {
                 migrations: &MIGRATIONS,
                 projection: move || state.borrow().ensure_running(),
             },
-            writes,
+            detached_tasks,
         };
         server.serve(service, shutdown).await?;
         consumer.join().await;

@@ -1,5 +1,5 @@
-//! All SQL of the service. A user and its event are written in one transaction. `rows` has the row types
-//! and the statements for a single user.
+//! The SQL of the gRPC calls. A user and its event are written in one transaction. `rows` has the row types
+//! and the statements for a single user; `orders_projection` has the SQL that writes the summaries.
 
 mod rows;
 
@@ -14,7 +14,7 @@ use proto::events;
 use service_kit::{
     CallError, TokenKey, check_etag,
     database::Database,
-    idempotency::{Mutation, Response},
+    idempotency::{MutationContext, Response},
 };
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ impl Store {
     pub async fn create_user<R: Response>(
         &self,
         new: NewUser,
-        mutation: Mutation<User, R>,
+        mutation: MutationContext<User, R>,
     ) -> Result<R, Error> {
         let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
@@ -69,7 +69,9 @@ impl Store {
             outbox::enqueue(conn, &event.with_traceparent(traceparent)).await?;
             Ok(user)
         };
-        self.database.run_mutation(mutation, write).await
+        self.database
+            .run_idempotent_transaction(mutation, write)
+            .await
     }
 
     /// Updates a user. An update that changes nothing creates no version and no event.
@@ -80,7 +82,7 @@ impl Store {
     pub async fn update_user<R: Response>(
         &self,
         change: UserChange,
-        mutation: Mutation<User, R>,
+        mutation: MutationContext<User, R>,
     ) -> Result<R, Error> {
         let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
@@ -98,7 +100,9 @@ impl Store {
             }
             Ok(user)
         };
-        self.database.run_mutation(mutation, write).await
+        self.database
+            .run_idempotent_transaction(mutation, write)
+            .await
     }
 
     /// Deletes a user; its row stays, without e-mail and name. The mutation gets `None` if the user does
@@ -110,7 +114,7 @@ impl Store {
     pub async fn delete_user<R: Response>(
         &self,
         deletion: UserDeletion,
-        mutation: Mutation<Option<User>, R>,
+        mutation: MutationContext<Option<User>, R>,
     ) -> Result<R, Error> {
         let (store, traceparent) = (self.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
@@ -129,7 +133,9 @@ impl Store {
             };
             Ok(user)
         };
-        self.database.run_mutation(mutation, write).await
+        self.database
+            .run_idempotent_transaction(mutation, write)
+            .await
     }
 
     /// Reads a user.

@@ -66,9 +66,10 @@ pub(crate) async fn apply_batch<P: Projection>(
                 parts.extend([second, first]);
                 continue;
             };
-            let rejected = DecodedBatch::from_rejected(message, poison);
+            let poison_batch = DecodedBatch::from_poison(message, poison);
             outcome =
-                apply_in_transaction(projection, offsets, conn, &positions, part, &rejected).await;
+                apply_in_transaction(projection, offsets, conn, &positions, part, &poison_batch)
+                    .await;
         }
         match outcome? {
             Outcome::Applied { dead_lettered } => total_dead_lettered += dead_lettered,

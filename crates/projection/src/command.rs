@@ -131,7 +131,7 @@ impl DeadLettersCommand {
             Self::Drop { ids } => {
                 let mut code = ExitCode::SUCCESS;
                 for id in ids {
-                    if dead_letters::discard(conn, name, id).await? {
+                    if dead_letters::drop_dead_letter(conn, name, id).await? {
                         say!("{id}\tdropped");
                     } else {
                         say!("{id}\tnot found");
@@ -156,7 +156,7 @@ async fn redrive_ids<P: Projection>(
             RedriveOutcome::Applied => {
                 say!("{id}\tapplied");
             }
-            RedriveOutcome::Rejected(poison) => {
+            RedriveOutcome::Poison(poison) => {
                 say!("{id}\tfailed: {poison}");
                 code = ExitCode::FAILURE;
             }

@@ -170,7 +170,11 @@ pub(crate) async fn lock(
 ///
 /// # Errors
 /// Database errors.
-pub async fn discard(conn: &mut AsyncPgConnection, projection: &str, id: i64) -> QueryResult<bool> {
+pub async fn drop_dead_letter(
+    conn: &mut AsyncPgConnection,
+    projection: &str,
+    id: i64,
+) -> QueryResult<bool> {
     let dead_letter = of_projection(projection).filter(dead_letters::dead_letter_id.eq(id));
     Ok(diesel::delete(dead_letter).execute(conn).await? > 0)
 }

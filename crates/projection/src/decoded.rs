@@ -9,7 +9,7 @@ use crate::{Projection, offsets::Counts, poison::Poison, record::Record};
 /// The decoded messages of a batch.
 pub(crate) struct DecodedBatch<C> {
     pub(crate) changes: Vec<C>,
-    /// The poison records, by index in the batch.
+    /// The poison records, which become dead letters, by index in the batch.
     pub(crate) dead_letters: Vec<(usize, Poison)>,
     pub(crate) counts: BTreeMap<i32, Counts>,
 }
@@ -36,8 +36,8 @@ impl<C> DecodedBatch<C> {
         decoded
     }
 
-    /// A batch of one message that the database has rejected.
-    pub(crate) fn from_rejected(message: &BorrowedMessage<'_>, poison: Poison) -> Self {
+    /// Returns the batch of one poison record that only the database could detect.
+    pub(crate) fn from_poison(message: &BorrowedMessage<'_>, poison: Poison) -> Self {
         let mut decoded = Self::default();
         decoded.count(message).dead_lettered += 1;
         decoded.dead_letters.push((0, poison));

@@ -14,7 +14,7 @@ pub enum RedriveOutcome {
     /// before, nothing else has changed.
     Applied,
     /// The record still cannot be applied. The dead letter stays.
-    Rejected(Poison),
+    Poison(Poison),
     /// The contents are erased, so the record cannot be applied. The dead letter stays.
     Erased,
     /// The projection has no dead letter with this id.
@@ -49,10 +49,10 @@ pub async fn redrive<P: Projection>(
                 Ok(None) => {}
                 Err(poison) => {
                     dead_letters::update_error(conn, id, &poison).await?;
-                    return Ok(RedriveOutcome::Rejected(poison));
+                    return Ok(RedriveOutcome::Poison(poison));
                 }
             }
-            dead_letters::discard(conn, name, id).await?;
+            dead_letters::drop_dead_letter(conn, name, id).await?;
             Ok(RedriveOutcome::Applied)
         })
         .await;
@@ -60,7 +60,7 @@ pub async fn redrive<P: Projection>(
         Err(err) => match poison::from_database_error(&err) {
             Some(poison) => {
                 dead_letters::update_error(conn, id, &poison).await?;
-                Ok(RedriveOutcome::Rejected(poison))
+                Ok(RedriveOutcome::Poison(poison))
             }
             None => Err(err),
         },

@@ -15,22 +15,22 @@ use crate::{RebuildOptions, offsets::ensure_projection_exists, topic::Topic};
 /// The progress of a projection in a partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartitionStatus {
-    /// The number of the partition.
+    /// The partition.
     pub partition: i32,
     /// The offset of the next record to apply; `None` if the partition was never consumed.
     pub next_offset: Option<i64>,
-    /// The offset after its last record.
+    /// The offset after the last record.
     pub end_offset: i64,
     /// The number of offsets from the first pending record to the end. In a compacted topic some of them
     /// have no record.
     pub lag_records: i64,
     /// The age of the first pending record in seconds; 0 if there is none.
     pub lag_s: f64,
-    /// The number of records that were applied, including those that changed nothing.
+    /// Records applied, including those that changed nothing.
     pub applied: i64,
-    /// The number of records that were skipped.
+    /// Records skipped.
     pub skipped: i64,
-    /// The number of records that were dead-lettered.
+    /// Records dead-lettered.
     pub dead_lettered: i64,
 }
 

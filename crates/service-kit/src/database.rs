@@ -25,8 +25,8 @@ pub type Pool = diesel_async::pooled_connection::deadpool::Pool<AsyncPgConnectio
 /// A connection of a [`Pool`].
 pub type PooledConnection = diesel_async::pooled_connection::deadpool::Object<AsyncPgConnection>;
 
-/// The time limit of a call waiting for a pooled connection. A longer wait only moves the queue from
-/// the caller into this process.
+/// The time limit of a call waiting for a pooled connection. Then the call fails with
+/// DATABASE_UNAVAILABLE; a longer wait would only keep calls in memory.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 

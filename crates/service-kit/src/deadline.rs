@@ -1,4 +1,5 @@
-//! The outermost layer around every call: sets its deadline, and adds details to tonic's own errors.
+//! The layer around every gRPC call, inside CORS and gRPC-Web: sets its deadline, and adds details to tonic's own
+//! errors.
 
 use std::{
     task::{Context, Poll},

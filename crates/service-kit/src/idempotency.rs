@@ -43,7 +43,7 @@ pub struct RequestKey {
     fingerprint: Vec<u8>,
 }
 
-/// The response to a [`Mutation`].
+/// A response that can be stored.
 pub trait Response: Message + Default + 'static {}
 
 impl<M: Message + Default + 'static> Response for M {}
@@ -51,8 +51,8 @@ impl<M: Message + Default + 'static> Response for M {}
 /// Called after the commit of a change.
 type OnCommit<T> = Arc<dyn Fn(&T) + Send + Sync>;
 
-/// A request to change a `T`, with the response `R`.
-pub struct Mutation<T, R> {
+/// The context of a request that changes a `T`: its request id and trace, and the encoder of its response `R`.
+pub struct MutationContext<T, R> {
     /// `None` if the caller sent no request id.
     request: Option<RequestKey>,
     /// The W3C trace context of the request.
@@ -61,7 +61,7 @@ pub struct Mutation<T, R> {
     on_commit: Option<OnCommit<T>>,
 }
 
-impl<T, R> Clone for Mutation<T, R> {
+impl<T, R> Clone for MutationContext<T, R> {
     fn clone(&self) -> Self {
         Self {
             request: self.request.clone(),
@@ -72,8 +72,8 @@ impl<T, R> Clone for Mutation<T, R> {
     }
 }
 
-impl<T, R: Response> Mutation<T, R> {
-    /// Creates a mutation; `encode` builds its response.
+impl<T, R: Response> MutationContext<T, R> {
+    /// Creates the context; `encode` builds the response.
     pub fn new(request: Option<RequestKey>, metadata: &MetadataMap, encode: fn(&T) -> R) -> Self {
         Self {
             request,
@@ -91,7 +91,7 @@ impl<T, R: Response> Mutation<T, R> {
     }
 
     /// Returns the stored response of an earlier attempt. Locks the request id until the transaction
-    /// of `conn` ends, so it must be the transaction's first statement.
+    /// of `conn` ends. Call it before the writes of the transaction, which a retry must not repeat.
     async fn load_stored_response(
         &self,
         conn: &mut AsyncPgConnection,
@@ -120,16 +120,20 @@ where
 }
 
 impl Database {
-    /// Runs `write` and stores the response in one transaction. A retry changes nothing and gets the
-    /// stored response.
+    /// Runs `write` and stores the response in one transaction, once per request id. A retry changes
+    /// nothing and gets the stored response.
     ///
-    /// Runs to completion even if the caller disconnects. tonic drops a handler when its client cancels,
-    /// and a transaction dropped between two statements costs a connection.
+    /// Runs to completion even if the caller disconnects. tonic drops a handler when its client cancels.
+    /// If that dropped a transaction between two statements, the pool would have to discard the connection.
     ///
     /// # Errors
     /// The errors of `write`; if the request id was used with a different body, the first attempt is
     /// still in progress, or the database fails.
-    pub async fn run_mutation<T, R, E, F>(&self, mutation: Mutation<T, R>, write: F) -> Result<R, E>
+    pub async fn run_idempotent_transaction<T, R, E, F>(
+        &self,
+        mutation: MutationContext<T, R>,
+        write: F,
+    ) -> Result<R, E>
     where
         for<'c> F: AsyncFnOnce(&'c mut AsyncPgConnection) -> Result<T, E>
             + SendAsyncFn<&'c mut AsyncPgConnection, Result<T, E>>
@@ -170,7 +174,7 @@ impl Database {
     /// database fails.
     pub async fn load_stored_response<T, R>(
         &self,
-        mutation: Mutation<T, R>,
+        mutation: MutationContext<T, R>,
     ) -> Result<Option<R>, CallError>
     where
         T: 'static,
@@ -215,6 +219,8 @@ impl RequestKey {
         &self,
         conn: &mut AsyncPgConnection,
     ) -> Result<Option<Vec<u8>>, CallError> {
+        // The lookup must be a later statement than the lock: under READ COMMITTED each statement takes its
+        // own snapshot, and this one must see the response that the previous holder of the lock committed.
         if !self.lock(conn).await? {
             return Err(CallError::RequestInFlight);
         }

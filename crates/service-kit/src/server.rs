@@ -66,8 +66,8 @@ pub struct Service<P> {
     pub descriptors: &'static [u8],
     /// The health checks.
     pub checks: Checks<P>,
-    /// The running writes, which continue after their callers have disconnected.
-    pub writes: TaskTracker,
+    /// The detached tasks, which continue after their callers have disconnected.
+    pub detached_tasks: TaskTracker,
 }
 
 /// A gRPC server that is bound but not yet serving.
@@ -105,7 +105,7 @@ impl Server {
     }
 
     /// Serves `service`, health and reflection until `shutdown`, then drains: calls in flight and
-    /// detached writes have the drain timeout to finish. Also deletes expired stored responses.
+    /// detached tasks have the drain timeout to finish. Also deletes expired stored responses.
     ///
     /// # Errors
     /// If the descriptors are invalid, or the listener fails.
@@ -122,7 +122,7 @@ impl Server {
             routes,
             descriptors,
             checks,
-            writes,
+            detached_tasks,
         } = service;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -170,8 +170,8 @@ impl Server {
         };
         let serving = async {
             serving.await?;
-            writes.close();
-            writes.wait().await;
+            detached_tasks.close();
+            detached_tasks.wait().await;
             Ok::<_, tonic::transport::Error>(())
         };
         tokio::select! {

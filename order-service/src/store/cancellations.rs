@@ -87,9 +87,9 @@ pub(super) async fn cancel_order(
     Ok(order)
 }
 
-/// Reads a user that was not in `users_cache` a moment ago. If it is still unknown, a concurrent deletion
-/// can't miss an order that this transaction creates.
-pub(super) async fn lock_unknown_user(
+/// Takes the lock shared by all orders of unknown users, and then reads the user again. If the user is
+/// still unknown, a concurrent deletion waits for this transaction, and then cancels the order that it creates.
+pub(super) async fn load_user_under_unknown_users_lock(
     conn: &mut AsyncPgConnection,
     user_id: Uuid,
 ) -> Result<Option<CachedUser>, Error> {

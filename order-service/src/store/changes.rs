@@ -18,7 +18,7 @@ use crate::{domain::Order, error::Error};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// Everything visible in this snapshot has been read.
-    seen: String,
+    start_snapshot: String,
     /// A partly read window of changes.
     window: Option<Window>,
 }
@@ -38,7 +38,7 @@ impl Position {
 
     fn at_snapshot(snapshot: String) -> Self {
         Self {
-            seen: snapshot,
+            start_snapshot: snapshot,
             window: None,
         }
     }
@@ -46,19 +46,22 @@ impl Position {
     /// Returns the newest snapshot of the position.
     fn newest_snapshot(&self) -> &str {
         let window = self.window.as_ref();
-        window.map_or(&self.seen, |window| &window.end_snapshot)
+        window.map_or(&self.start_snapshot, |window| &window.end_snapshot)
     }
 
     /// Formats the position for a resume token. The token must be signed, because [`parse`](Self::parse)
     /// does not validate snapshots.
     pub fn to_text(&self) -> String {
         match &self.window {
-            None => self.seen.clone(),
+            None => self.start_snapshot.clone(),
             Some(Window {
                 end_snapshot,
                 after_xid,
                 after_order,
-            }) => format!("{};{end_snapshot};{after_xid};{after_order}", self.seen),
+            }) => format!(
+                "{};{end_snapshot};{after_xid};{after_order}",
+                self.start_snapshot
+            ),
         }
     }
 
@@ -75,7 +78,7 @@ impl Position {
             _ => return None,
         };
         Some(Self {
-            seen: parts[0].to_owned(),
+            start_snapshot: parts[0].to_owned(),
             window,
         })
     }
@@ -179,7 +182,7 @@ impl Store {
         });
         let rows: Vec<ChangedRow> = diesel::sql_query(CHANGES)
             .bind::<SqlUuid, _>(user_id)
-            .bind::<Text, _>(&position.seen)
+            .bind::<Text, _>(&position.start_snapshot)
             .bind::<Text, _>(&window.end_snapshot)
             .bind::<Text, _>(&window.after_xid)
             .bind::<SqlUuid, _>(window.after_order)
@@ -191,7 +194,7 @@ impl Store {
         let mut orders = Vec::with_capacity(rows.len());
         for row in rows {
             let position_after = Position {
-                seen: position.seen.clone(),
+                start_snapshot: position.start_snapshot.clone(),
                 window: Some(Window {
                     end_snapshot: window.end_snapshot.clone(),
                     after_xid: row.changed_xid,
@@ -200,7 +203,7 @@ impl Store {
             };
             orders.push((row.order.try_into()?, position_after));
         }
-        // The position after the last row of a window equals its end, which is shorter.
+        // The window is read completely: its end is the same position in a shorter form.
         if is_complete && let Some((_, last)) = orders.last_mut() {
             *last = window_end.clone();
         }
@@ -222,7 +225,7 @@ mod tests {
     #[test]
     fn a_position_round_trips_through_text() {
         let inside = Position {
-            seen: "10:20:11,12".to_owned(),
+            start_snapshot: "10:20:11,12".to_owned(),
             window: Some(Window {
                 end_snapshot: "11:30:".to_owned(),
                 after_xid: "25".to_owned(),

@@ -202,8 +202,8 @@ impl TestService {
         let (mut conn, mut follower) = (connect_once(&url).await?, connect_once(&url).await?);
         let projection = UsersProjection {
             orders_topic: ORDERS_TOPIC.to_owned(),
-            user_updates: Arc::default(),
-            order_changes: Arc::default(),
+            user_subscribers: Arc::default(),
+            order_subscribers: Arc::default(),
         };
         let options = RebuildOptions {
             brokers: Addresses::shared().brokers().to_owned(),

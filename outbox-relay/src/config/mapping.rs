@@ -45,12 +45,12 @@ impl Mapping {
         &self.outbox
     }
 
-    /// Returns the quoted name of the table.
+    /// The quoted name.
     pub(crate) fn table(&self) -> &str {
         &self.table
     }
 
-    /// Returns the name of the column with the id of the writing transaction.
+    /// The unquoted name of the column with the transaction id.
     pub(crate) fn xid(&self) -> &str {
         &self.xid
     }
@@ -92,7 +92,6 @@ impl Mapping {
         self.is_own
     }
 
-    /// Returns true if the rows have a creation time.
     pub(crate) fn has_created_at(&self) -> bool {
         self.has_created_at
     }

@@ -22,7 +22,7 @@ fn list_settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_documentation_lists_every_setting_and_no_other() {
+fn the_configuration_page_lists_every_setting_and_no_other() {
     let mut known: BTreeSet<String> = [
         list_settings::<File>(""),
         list_settings::<KafkaTable>("kafka."),

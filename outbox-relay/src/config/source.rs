@@ -57,7 +57,7 @@ fn default_max_page_rows() -> usize {
 }
 
 /// Short compared with the ten minutes for which rows go to one partition.
-const ROTATION_INTERVAL: Duration = Duration::from_secs(15);
+const TRUNCATION_INTERVAL: Duration = Duration::from_secs(15);
 
 impl SourceTable {
     pub(super) fn parse(
@@ -142,7 +142,7 @@ impl SourceTable {
             on_rejection: self.on_rejection,
             dead_letter_topic: self.dead_letter_topic,
             retention: Duration::from_secs(self.retention_s),
-            rotation_interval: ROTATION_INTERVAL,
+            truncation_interval: TRUNCATION_INTERVAL,
             max_page_rows: self.max_page_rows,
         })
     }

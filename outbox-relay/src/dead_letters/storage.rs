@@ -37,7 +37,7 @@ pub struct ParkedKey {
     pub rejected_seq: i64,
     /// The id of the rejected event.
     pub rejected_event_id: Uuid,
-    /// Why it was rejected.
+    /// The reason of the rejection.
     pub error: String,
     /// The number of parked events, including the rejected one.
     pub events: i64,

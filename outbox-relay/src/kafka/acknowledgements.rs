@@ -120,23 +120,23 @@ impl Acknowledgements {
         }
     }
 
-    /// Measures in `histogram` the latency of the records registered with [`expect`](Self::expect).
+    /// Measures in `histogram` the latency of the records registered with [`track_latency`](Self::track_latency).
     pub(crate) fn measure(&self, histogram: Arc<Histogram>) {
         // Called once per sink.
         let _ = self.0.latency.set(Latency::new(histogram));
     }
 
     /// Registers the creation time of the next record, which represents `weight` records.
-    pub(crate) fn expect(&self, created_at_us: i64, weight: u64) {
+    pub(crate) fn track_latency(&self, created_at_us: i64, weight: u64) {
         if let Some(latency) = self.0.latency.get() {
-            latency.expect(self.sent(), created_at_us, weight);
+            latency.track(self.sent(), created_at_us, weight);
         }
     }
 
     /// Discards the registration of a record that was not sent.
-    pub(crate) fn forget_expected(&self) {
+    pub(crate) fn untrack_latency(&self) {
         if let Some(latency) = self.0.latency.get() {
-            latency.forget(self.sent());
+            latency.untrack(self.sent());
         }
     }
 

@@ -43,7 +43,7 @@ impl Latency {
     }
 
     /// Registers the creation time of the record that will get this number. Call it before the record is sent.
-    pub(crate) fn expect(&self, number: u64, created_at_us: i64, weight: u64) {
+    pub(crate) fn track(&self, number: u64, created_at_us: i64, weight: u64) {
         let mut samples = self.samples.lock();
         samples.push_back(Sample {
             number,
@@ -54,7 +54,7 @@ impl Latency {
     }
 
     /// Discards the sample of a record that was not sent.
-    pub(crate) fn forget(&self, number: u64) {
+    pub(crate) fn untrack(&self, number: u64) {
         let mut samples = self.samples.lock();
         while samples.back().is_some_and(|last| last.number >= number) {
             samples.pop_back();
@@ -132,15 +132,15 @@ mod tests {
         let histogram = Arc::new(Histogram::default());
         let latency = Latency::new(Arc::clone(&histogram));
         let counted = || histogram.counts().iter().sum::<u64>();
-        latency.expect(0, 0, 10);
-        latency.expect(10, 0, 7);
+        latency.track(0, 0, 10);
+        latency.track(10, 0, 7);
         latency.acknowledge_up_to(0);
         assert_eq!(counted(), 0);
         latency.acknowledge_up_to(10);
         latency.acknowledge_up_to(10);
         assert_eq!(counted(), 10);
-        latency.forget(10);
-        latency.expect(10, 0, 1);
+        latency.untrack(10);
+        latency.track(10, 0, 1);
         latency.acknowledge_up_to(11);
         assert_eq!(counted(), 11);
     }

@@ -5,13 +5,11 @@ use crate::kafka::varint::{put_bytes, take_bytes};
 /// A record to publish. All fields are borrowed; the sink makes the only copy.
 #[derive(Debug)]
 pub struct Record<'a> {
-    /// The topic.
     pub topic: &'a str,
     /// Records with the same key go to the same partition, in send order.
     pub key: &'a [u8],
     /// The value; `None` is a tombstone.
     pub payload: Option<&'a [u8]>,
-    /// The headers.
     pub headers: &'a Headers,
 }
 
@@ -24,7 +22,6 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// The number of headers.
     pub fn count(&self) -> usize {
         self.count
     }

@@ -41,7 +41,7 @@ pub trait Sink: Send {
     fn has_fencing(&self) -> bool;
 }
 
-/// The interval between metadata refreshes of a relay's sink.
+/// The relay's [`SinkOptions::maintenance_interval`]; tests use other ones.
 pub(crate) const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The parameters of a sink.

@@ -51,22 +51,22 @@ pub(crate) struct SourceStatus {
     pub(crate) checkpoint_at: Option<Instant>,
     /// Truncated partitions. `None` if this relay does not truncate.
     pub(crate) truncations: Option<u64>,
-    /// Why published partitions are not truncated.
+    /// The reason why published partitions are not truncated.
     pub(crate) truncation_warning: Option<Warning>,
     /// The last measurement of the database and when it was made.
     measured: Option<(Measurement, Instant)>,
     /// The dead letters of that measurement.
     dead_letters: i64,
-    /// Since when measuring fails, and why.
+    /// The start of a series of failed measurements, and its warning.
     unmeasured: Option<(Instant, Warning)>,
-    /// The seq of a pending row and when it was first seen.
+    /// The seq of a pending row, and the time when it was first seen.
     pending_since: Option<(i64, Instant)>,
-    /// Since when there are pending rows and the checkpoint has not moved.
+    /// The time since which there are pending rows and the checkpoint has not moved.
     stalled_since: Option<Instant>,
     ticks: VecDeque<Tick>,
 }
 
-/// Why a source does not publish.
+/// The reason why a source does not publish.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reason: Reason,
@@ -214,12 +214,12 @@ impl SourceStatus {
         let now = Instant::now();
         let PendingRows {
             newest_seq,
-            done_seq,
+            published_seq,
             ..
         } = measured.pending;
-        let still_pending = self.pending_since.filter(|(seq, _)| *seq > done_seq);
+        let still_pending = self.pending_since.filter(|(seq, _)| *seq > published_seq);
         self.pending_since =
-            still_pending.or_else(|| (newest_seq > done_seq).then_some((newest_seq, now)));
+            still_pending.or_else(|| (newest_seq > published_seq).then_some((newest_seq, now)));
         let before = self.measured.take();
         let is_unmoved = before.is_some_and(|(before, at)| {
             before.checkpoint == measured.checkpoint && at.elapsed() < MEASUREMENT_TTL
@@ -378,11 +378,11 @@ mod tests {
     #[test]
     fn the_age_of_a_row_without_a_creation_time_counts_from_when_it_was_first_seen() {
         let mut status = SourceStatus::new();
-        let mut at = |newest_seq, done_seq| {
+        let mut at = |newest_seq, published_seq| {
             let pending = PendingRows {
-                rows: newest_seq - done_seq,
+                rows: newest_seq - published_seq,
                 newest_seq,
-                done_seq,
+                published_seq,
                 ..PendingRows::default()
             };
             let measured = Measurement {

@@ -13,24 +13,24 @@ use crate::{
 
 /// The shortest pause between two checkpoints. After a crash, records acknowledged since the last one are published again.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
-/// The pause after a write, as a multiple of its duration: 100 ms after 5 ms. While a transaction is open anywhere, every
-/// version of the row stays, and each one slows the next write.
+/// The pause after a write, as a multiple of its duration: 100 ms after 5 ms. While any transaction is open, Postgres keeps
+/// every version of the checkpoint's row, and each one slows the next write.
 const CHECKPOINT_PAUSE_FACTOR: u32 = 20;
 
-/// Stores the checkpoint behind the acknowledgements, and the heartbeat of the leader. Returns only when storing fails. The
-/// sink's failures are handled by its users.
+/// Stores the acknowledged position as checkpoint. Each write is also the leader's heartbeat. Returns only when a write
+/// fails; failures of the sink end [`Publisher::run`](super::publisher::Publisher::run).
 pub(super) async fn run_checkpointer(
     leadership: &Leadership,
     acknowledgements: &Acknowledgements,
     reporter: &ProgressReporter<'_>,
 ) -> SourceError {
-    let (start, mut reached) = acknowledgements.acknowledged_cursor();
+    let (start, mut last_count) = acknowledgements.acknowledged_cursor();
     let mut last_write = Instant::now();
     let mut pause = CHECKPOINT_INTERVAL;
     loop {
         tokio::time::sleep(pause).await;
         let (cursor, count) = acknowledgements.acknowledged_cursor();
-        let moved = std::mem::replace(&mut reached, count) != count;
+        let moved = std::mem::replace(&mut last_count, count) != count;
         if moved || last_write.elapsed() >= HEARTBEAT_INTERVAL {
             let started = Instant::now();
             if let Err(err) = leadership.advance(&cursor).await {
@@ -38,7 +38,7 @@ pub(super) async fn run_checkpointer(
             }
             last_write = Instant::now();
             reporter.report_checkpoint();
-            // Twice this plus a heartbeat interval is less than the lease.
+            // At most 125 ms: the next heartbeat is then sent within 250 + 125 ms, well below the lease of 600 ms.
             pause = ((last_write - started) * CHECKPOINT_PAUSE_FACTOR)
                 .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL / 2);
             reporter.report_progress();

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Why a source stopped publishing. [`Recovery`](super::recovery::Recovery) decides how it continues.
+/// An error that stops publishing. [`Recovery`](super::recovery::Recovery) decides how the source continues.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SourceError {
     #[error(transparent)]

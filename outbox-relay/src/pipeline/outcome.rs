@@ -15,17 +15,17 @@ pub(super) enum Outcome {
     Restart(Restart),
 }
 
-/// Why a new sink is needed, and how it starts.
+/// The reason why a new sink is needed, and how it starts.
 #[derive(Debug)]
 pub(super) struct Restart {
     pub(super) cause: Cause,
     /// The broker's error.
     pub(super) rejection: SinkError,
     /// Rows that are published one by one from the checkpoint on, which identifies the rejected record.
-    pub(super) one_by_one: u64,
+    pub(super) one_by_one_rows: u64,
 }
 
-/// The rejected event, as far as it is known.
+/// The rejected record.
 #[derive(Debug)]
 pub(super) enum Cause {
     /// One of the records in flight. The broker does not name it.
@@ -40,7 +40,7 @@ impl fmt::Display for Restart {
             Cause::OneOfMany => write!(
                 f,
                 "one of {} records in flight was rejected and they are sent again one by one",
-                self.one_by_one
+                self.one_by_one_rows
             )?,
             Cause::Rejected { event_id } => {
                 write!(f, "event {event_id} was parked or dead-lettered")?;

@@ -7,8 +7,8 @@ const PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// Returns the rows of the first page. While rows are sent one by one, no more than those are read: each may be rejected
 /// and end the attempt, and a halted source keeps retrying.
-pub(super) fn first_page_rows(one_by_one: u64) -> usize {
-    match usize::try_from(one_by_one) {
+pub(super) fn first_page_rows(one_by_one_rows: u64) -> usize {
+    match usize::try_from(one_by_one_rows) {
         Ok(rows @ 1..FIRST_PAGE_ROWS) => rows,
         _ => FIRST_PAGE_ROWS,
     }

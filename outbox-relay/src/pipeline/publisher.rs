@@ -10,8 +10,8 @@ use super::{
     error::SourceError,
     outcome::{Cause, Outcome, Restart},
     page_rows::{first_page_rows, next_page_rows},
+    record_builder::RecordBuilder,
     recovery::Recovery,
-    route::Router,
     truncation::run_truncation,
 };
 use crate::{
@@ -43,18 +43,18 @@ pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Publishes the rows of one source while this relay leads it.
 pub(super) struct Publisher<'a, S> {
     pub(super) config: &'a SourceConfig,
-    /// Records that may be in flight after [`HEALTHY_AFTER`].
-    pub(super) max_in_flight: usize,
+    /// The configured limit on records in flight. The sink may have a lower one until [`HEALTHY_AFTER`].
+    pub(super) configured_max_in_flight: usize,
     pub(super) status: &'a SharedStatus,
     pub(super) shutdown: &'a CancellationToken,
     pub(super) reader: &'a Reader,
     pub(super) sink: S,
-    pub(super) router: Router,
-    /// The position behind the last row that was given to the sink.
+    pub(super) record_builder: RecordBuilder,
+    /// The position behind the last row that was sent, parked or dead-lettered.
     pub(super) cursor: Cursor,
     pub(super) rejections: Rejections<'a>,
     /// Rows still to be sent one by one, because one of them was rejected when they were sent together.
-    pub(super) one_by_one: u64,
+    pub(super) one_by_one_rows: u64,
     pub(super) has_warned_of_repeated_seq: bool,
 }
 
@@ -66,7 +66,7 @@ impl<S: Sink> Publisher<'_, S> {
         let reporter = ProgressReporter::new(self.status, &acknowledgements);
         let mut checkpointer = pin!(run_checkpointer(leadership, &acknowledgements, &reporter));
         acknowledgements.measure(Arc::clone(self.status.commit_to_ack()));
-        let max_in_flight = self.max_in_flight;
+        let max_in_flight = self.configured_max_in_flight;
         let (config, status) = (self.config, self.status);
         let ended = tokio::select! {
             result = self.publish_rows() => result,
@@ -101,7 +101,8 @@ impl<S: Sink> Publisher<'_, S> {
         ended
     }
 
-    /// Stores the checkpoint behind the acknowledged records, if this relay still leads.
+    /// Stores the acknowledged position as checkpoint, unless a write to the relay's tables has just failed. Turns the
+    /// rejection of an unknown record into a restart that sends the records in flight one by one.
     async fn store_acknowledged(
         &self,
         leadership: &Leadership,
@@ -110,10 +111,10 @@ impl<S: Sink> Publisher<'_, S> {
     ) -> Result<Outcome, SourceError> {
         let acknowledgements = self.sink.acknowledgements();
         reporter.report_progress();
-        let (reached, count) = acknowledgements.acknowledged_cursor();
-        let leads =
-            (ended.as_ref()).map_or_else(|err| Recovery::from(err).keeps_leadership, |_| true);
-        if leads && let Err(err) = leadership.advance(&reached).await {
+        let (cursor, count) = acknowledgements.acknowledged_cursor();
+        let stores_checkpoint =
+            (ended.as_ref()).map_or_else(|err| Recovery::from(err).stores_checkpoint, |_| true);
+        if stores_checkpoint && let Err(err) = leadership.advance(&cursor).await {
             return Err(match ended {
                 // The rows to send one by one start at the stored checkpoint, which is unknown now.
                 Ok(_) | Err(SourceError::Sink(SinkError::Rejected { .. })) => err.into(),
@@ -126,7 +127,7 @@ impl<S: Sink> Publisher<'_, S> {
                 Ok(Outcome::Restart(Restart {
                     cause: Cause::OneOfMany,
                     rejection,
-                    one_by_one: acknowledgements.sent() - count,
+                    one_by_one_rows: acknowledgements.sent() - count,
                 }))
             }
             ended => ended,
@@ -135,7 +136,7 @@ impl<S: Sink> Publisher<'_, S> {
 
     /// Reads window after window and gives the rows to the sink, until shutdown.
     async fn publish_rows(&mut self) -> Result<Outcome, SourceError> {
-        let mut page_rows = first_page_rows(self.one_by_one).min(self.config.max_page_rows);
+        let mut page_rows = first_page_rows(self.one_by_one_rows).min(self.config.max_page_rows);
         let mut last_work = Instant::now();
         // The check for foreign rows ran before publishing began.
         let mut foreign_rows_at = Instant::now();
@@ -189,7 +190,7 @@ impl<S: Sink> Publisher<'_, S> {
     async fn open_window(&mut self) -> Result<bool, SourceError> {
         let now = self.reader.take_snapshot().await?;
         self.ensure_checkpoint_not_ahead(&now)?;
-        if now == *self.cursor.seen() {
+        if now == *self.cursor.start_snapshot() {
             if self.sink.acknowledgements().is_empty() {
                 self.status.mark_recovered();
             }
@@ -239,26 +240,26 @@ impl<S: Sink> Publisher<'_, S> {
             if self.rejections.is_parked(row.topic, row.key) {
                 self.rejections.park_behind((&row).into());
                 self.advance(position);
-                if self.one_by_one > 0 {
-                    self.store_rejections_and_mark(self.sink.acknowledgements().sent())
+                if self.one_by_one_rows > 0 {
+                    self.store_rejections_and_register_cursor(self.sink.acknowledgements().sent())
                         .await?;
                 }
                 continue;
             }
             if self.rejections.must_store_before(row.topic, row.key) {
-                self.store_rejections_and_mark(self.sink.acknowledgements().sent())
+                self.store_rejections_and_register_cursor(self.sink.acknowledgements().sent())
                     .await?;
             }
-            let is_alone = self.one_by_one > 0;
+            let is_alone = self.one_by_one_rows > 0;
             let sample = row.created_at_us.zip(sampling.weight(index));
             if let Some((created_at_us, weight)) = sample {
-                acknowledgements.expect(created_at_us, weight);
+                acknowledgements.track_latency(created_at_us, weight);
             }
             let rejection = self.send_row(&row).await?;
             if rejection.is_some() && sample.is_some() {
-                acknowledgements.forget_expected();
+                acknowledgements.untrack_latency();
             }
-            let is_taken = rejection.is_none();
+            let is_sent = rejection.is_none();
             match rejection {
                 None => self.advance(position),
                 Some(rejection) => {
@@ -270,12 +271,12 @@ impl<S: Sink> Publisher<'_, S> {
             }
             let sent = acknowledgements.sent();
             // After each row sent alone, so that a restart begins with the rejected row.
-            if is_alone || is_taken && sent.is_multiple_of(CHECKPOINT_ROWS) {
-                self.store_rejections_and_mark(sent).await?;
+            if is_alone || is_sent && sent.is_multiple_of(CHECKPOINT_ROWS) {
+                self.store_rejections_and_register_cursor(sent).await?;
             }
         }
         self.sink.flush().await?;
-        self.store_rejections_and_mark(self.sink.acknowledgements().sent())
+        self.store_rejections_and_register_cursor(self.sink.acknowledgements().sent())
             .await?;
         self.sink.run_maintenance().await?;
         Ok(ControlFlow::Continue(()))
@@ -289,9 +290,13 @@ impl<S: Sink> Publisher<'_, S> {
         }
     }
 
-    /// Lets the checkpoint move to the cursor once the first `sent` records are acknowledged.
-    pub(super) async fn store_rejections_and_mark(&mut self, sent: u64) -> Result<(), SourceError> {
-        // Every row before the cursor must be sent, parked or dead-lettered.
+    /// Stores what was parked or dead-lettered. Then lets the checkpoint move to the cursor, once the first `sent` records
+    /// are acknowledged.
+    pub(super) async fn store_rejections_and_register_cursor(
+        &mut self,
+        sent: u64,
+    ) -> Result<(), SourceError> {
+        // First: every row before the cursor must be sent, parked or dead-lettered.
         self.store_rejections().await?;
         self.sink
             .acknowledgements()
@@ -308,18 +313,18 @@ impl<S: Sink> Publisher<'_, S> {
         Ok(())
     }
 
-    /// Sends a row. Returns the rejection if it is certainly this row's; an error can be that of any record in flight.
+    /// Sends a row. Returns the rejection if it is certainly this row's. An error may be about any record in flight.
     pub(super) async fn send_row(
         &mut self,
         row: &Row<'_>,
     ) -> Result<Option<SinkError>, SourceError> {
-        let is_alone = self.one_by_one > 0;
+        let is_alone = self.one_by_one_rows > 0;
         if is_alone {
-            self.one_by_one -= 1;
+            self.one_by_one_rows -= 1;
             // Any rejection from here on is this row's.
             flush_and_wait(&mut self.sink).await?;
         }
-        let mut sent = match self.router.route(row) {
+        let mut sent = match self.record_builder.build(row) {
             Ok(record) => self.sink.send(&record).await,
             Err(err) => Err(SinkError::rejected(row.topic, err)),
         };
@@ -363,12 +368,12 @@ impl<S: Sink> Publisher<'_, S> {
     }
 
     fn ensure_checkpoint_not_ahead(&self, now: &Snapshot) -> Result<(), SourceError> {
-        if !self.cursor.seen().is_ahead_of(now) {
+        if !self.cursor.start_snapshot().is_ahead_of(now) {
             return Ok(());
         }
         Err(SourceError::CheckpointFromTheFuture {
             name: self.config.name.clone(),
-            checkpoint: self.cursor.seen().to_string(),
+            checkpoint: self.cursor.start_snapshot().to_string(),
         })
     }
 }

@@ -14,13 +14,13 @@ pub(super) struct Recovery {
     /// The reason to report. It also decides whether the source is halted.
     pub(super) reason: Reason,
     pub(super) hint: Option<&'static str>,
-    /// True if this relay certainly still leads the source and may store the checkpoint. Otherwise the checkpoint may be
-    /// another leader's.
-    pub(super) keeps_leadership: bool,
+    /// True if the acknowledged position is still stored before the restart. False if a write to the relay's tables has just
+    /// failed. True does not mean that this relay still leads: a former leader's update fails, because its epoch is lower.
+    pub(super) stores_checkpoint: bool,
     /// True if the next attempt has half as many records in flight. A slow broker that gets the same load times out again.
     pub(super) halves_in_flight: bool,
-    /// Rows that the next attempt publishes one by one, because the next one is known to fail.
-    pub(super) one_by_one: u64,
+    /// Rows that the next attempt publishes one by one, because the first of them is known to fail.
+    pub(super) one_by_one_rows: u64,
 }
 
 impl Recovery {
@@ -28,9 +28,9 @@ impl Recovery {
         Self {
             reason,
             hint,
-            keeps_leadership: true,
+            stores_checkpoint: true,
             halves_in_flight: false,
-            one_by_one: 0,
+            one_by_one_rows: 0,
         }
     }
 
@@ -39,7 +39,7 @@ impl Recovery {
         match err {
             SourceError::Checkpoint(err) => Self {
                 // `RowDeleted` is detected before anything is stored.
-                keeps_leadership: matches!(err, CheckpointError::RowDeleted),
+                stores_checkpoint: matches!(err, CheckpointError::RowDeleted),
                 ..Self::from_checkpoint(err)
             },
             SourceError::Database(err) => Self::from_database(err),
@@ -53,7 +53,7 @@ impl Recovery {
                 Self::new(Reason::Rejected, Some(hints::DEAD_LETTER_TOPIC))
             }
             SourceError::Rejected { .. } => Self {
-                one_by_one: 1,
+                one_by_one_rows: 1,
                 ..Self::new(Reason::Rejected, Some(hints::REJECTED))
             },
             // The error contains the hint.
@@ -70,7 +70,7 @@ impl Recovery {
         match err {
             CheckpointError::Database(err) => Self::from_database(err),
             CheckpointError::Superseded | CheckpointError::HasLeader => {
-                Self::new(Reason::LostLead, None)
+                Self::new(Reason::LostLeadership, None)
             }
             CheckpointError::OtherCluster(_)
             | CheckpointError::OtherTable { .. }
@@ -102,7 +102,7 @@ impl Recovery {
             }
             ReadError::Row { .. } => Self::new(Reason::Rejected, hint),
             ReadError::Unreadable { .. } => Self {
-                one_by_one: 1,
+                one_by_one_rows: 1,
                 ..Self::new(Reason::Rejected, hint)
             },
         }
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn each_error_has_its_recovery() {
-        use Reason::{Checkpoint, Database, Fenced, Kafka, LostLead, OneByOne, Rejected};
+        use Reason::{Checkpoint, Database, Fenced, Kafka, LostLeadership, OneByOne, Rejected};
         let silent = || DatabaseError::Timeout(Duration::ZERO);
         let table = [
             (
@@ -154,8 +154,8 @@ mod tests {
                 Database,
                 Some(hints::SILENT_POSTGRES),
             ),
-            (CheckpointError::Superseded.into(), LostLead, None),
-            (CheckpointError::HasLeader.into(), LostLead, None),
+            (CheckpointError::Superseded.into(), LostLeadership, None),
+            (CheckpointError::HasLeader.into(), LostLeadership, None),
             (
                 CheckpointError::OtherCluster("s".into()).into(),
                 Checkpoint,
@@ -271,7 +271,7 @@ mod tests {
             CheckpointError::Database(DatabaseError::Timeout(Duration::ZERO)),
             CheckpointError::SharedEventId,
         ] {
-            assert!(!Recovery::from(&err.into()).keeps_leadership);
+            assert!(!Recovery::from(&err.into()).stores_checkpoint);
         }
         for err in [
             CheckpointError::RowDeleted.into(),
@@ -279,7 +279,7 @@ mod tests {
             ReadError::Timeout(Duration::ZERO).into(),
             halt(),
         ] {
-            assert!(Recovery::from(&err).keeps_leadership, "{err:?}");
+            assert!(Recovery::from(&err).stores_checkpoint, "{err:?}");
         }
     }
 
@@ -298,13 +298,13 @@ mod tests {
 
     #[test]
     fn a_row_that_halts_the_source_is_retried_alone() {
-        assert_eq!(Recovery::from(&halt()).one_by_one, 1);
+        assert_eq!(Recovery::from(&halt()).one_by_one_rows, 1);
         for err in [
             SourceError::Sink(unavailable()),
             SourceError::DeadLetterTopic(rejected()),
             CheckpointError::RowDeleted.into(),
         ] {
-            assert_eq!(Recovery::from(&err).one_by_one, 0, "{err:?}");
+            assert_eq!(Recovery::from(&err).one_by_one_rows, 0, "{err:?}");
         }
     }
 }

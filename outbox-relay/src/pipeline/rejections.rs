@@ -74,12 +74,12 @@ impl<S: Sink> Publisher<'_, S> {
         }
         // The broker has rejected it, so the sink is unusable. Everything before it is acknowledged, because it was sent
         // alone.
-        self.store_rejections_and_mark(acknowledgements.acknowledged())
+        self.store_rejections_and_register_cursor(acknowledgements.acknowledged())
             .await?;
         Ok(ControlFlow::Break(Restart {
             cause: Cause::Rejected { event_id },
             rejection,
-            one_by_one: self.one_by_one,
+            one_by_one_rows: self.one_by_one_rows,
         }))
     }
 
@@ -118,7 +118,7 @@ impl<S: Sink> Publisher<'_, S> {
             if rejected.contains(&(topic, key)) {
                 continue;
             }
-            self.one_by_one = self.one_by_one.max(1);
+            self.one_by_one_rows = self.one_by_one_rows.max(1);
             match self.send_row(&row).await? {
                 None => self.rejections.unpark((&row).into(), topic, key).await?,
                 Some(rejection) => {
@@ -139,7 +139,7 @@ impl<S: Sink> Publisher<'_, S> {
         for row in page.rows() {
             let row = row?;
             let event = EventRef::from(&row);
-            let Ok(record) = self.router.route(&row) else {
+            let Ok(record) = self.record_builder.build(&row) else {
                 self.rejections
                     .record_delivery(event, Delivery::Rejected)
                     .await?;

@@ -18,7 +18,7 @@ use crate::{
     dead_letters::rejections::Rejections,
     kafka::{KafkaSink, MAINTENANCE_INTERVAL, RdKafkaSink, Sink, SinkError, SinkOptions},
     ops::status::{Failure, Reason, Role, SharedStatus},
-    pipeline::route::Router,
+    pipeline::record_builder::RecordBuilder,
     postgres::{
         leader::{Candidate, Election},
         reader::Reader,
@@ -46,7 +46,7 @@ pub(crate) async fn run(
 ) {
     let mut source = Source {
         max_in_flight: kafka.max_in_flight_records,
-        one_by_one: 0,
+        one_by_one_rows: 0,
         backoff: backoff(),
         last_warning: None,
         last_rejected: None,
@@ -77,10 +77,11 @@ async fn drain_timeout(shutdown: &CancellationToken) {
 struct Source {
     config: SourceConfig,
     kafka: KafkaConfig,
-    /// The bound of records in flight. Halved when the broker was too slow, so that it does not time out again and again.
+    /// The limit on records in flight of the next sink. Halved when the broker was too slow, so that it does not time out
+    /// again and again.
     max_in_flight: usize,
     /// Rows that the next attempt publishes one by one, to find the rejected one.
-    one_by_one: u64,
+    one_by_one_rows: u64,
     backoff: ExponentialBackoff,
     /// The last logged error and when it was logged. The same error is not logged again before [`REMINDER_INTERVAL`].
     last_warning: Option<(String, Instant)>,
@@ -125,13 +126,13 @@ impl Source {
         self.last_warning = None;
     }
 
-    /// Prepares to publish the next rows one by one.
+    /// Prepares the next attempt after a rejection that made the sink unusable.
     fn prepare_restart(&mut self, restart: &Restart) {
         if let Cause::Rejected { .. } = restart.cause {
             // Progress: one row less that can be rejected.
             self.reset_backoff();
         }
-        self.one_by_one = restart.one_by_one;
+        self.one_by_one_rows = restart.one_by_one_rows;
         self.report(Failure {
             reason: Reason::OneByOne,
             error: restart.to_string(),
@@ -150,7 +151,7 @@ impl Source {
         {
             self.status.update(|status| status.rejected.halted += 1);
         }
-        self.one_by_one = recovery.one_by_one;
+        self.one_by_one_rows = recovery.one_by_one_rows;
         self.report(Failure {
             reason: recovery.reason,
             error: cli::chain(err),
@@ -242,14 +243,14 @@ impl Source {
             .update(|status| status.epoch = Some(leadership.epoch()));
         let publisher = Publisher {
             config: &self.config,
-            max_in_flight: self.kafka.max_in_flight_records,
+            configured_max_in_flight: self.kafka.max_in_flight_records,
             status: &self.status,
             shutdown: &self.shutdown,
             reader: &reader,
             sink,
-            router: Router::new(&self.config.ce_source, &self.config.content_type),
+            record_builder: RecordBuilder::new(&self.config.ce_source, &self.config.content_type),
             rejections: Rejections::load(leadership, &self.config.mapping).await?,
-            one_by_one: self.one_by_one,
+            one_by_one_rows: self.one_by_one_rows,
             has_warned_of_repeated_seq: false,
             cursor: election.cursor.clone(),
         };

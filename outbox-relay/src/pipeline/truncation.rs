@@ -7,11 +7,11 @@ use crate::{
     ops::status::{SharedStatus, Warning, WarningReason},
     postgres::{
         leader::Leadership,
-        rotation::{BlockedPartition, RotationReport, rotate},
+        truncation::{BlockedPartition, TruncationReport, truncate_published_partitions},
     },
 };
 
-/// Truncates published partitions of a source's outbox every `rotation_interval`, for as long as it is polled. A mapped table
+/// Truncates published partitions of a source's outbox every `truncation_interval`, for as long as it is polled. A mapped table
 /// is never truncated: it may have other readers.
 pub(super) async fn run_truncation(
     config: &SourceConfig,
@@ -24,10 +24,10 @@ pub(super) async fn run_truncation(
     status.update(|status| _ = status.truncations.get_or_insert(0));
     let mut last_warning = None;
     loop {
-        tokio::time::sleep(config.rotation_interval).await;
-        let mut rotation = RotationReport::default();
-        let result = rotate(config, leadership, &mut rotation).await;
-        let RotationReport { truncated, blocked } = rotation;
+        tokio::time::sleep(config.truncation_interval).await;
+        let mut report = TruncationReport::default();
+        let result = truncate_published_partitions(config, leadership, &mut report).await;
+        let TruncationReport { truncated, blocked } = report;
         if !truncated.is_empty() {
             tracing::info!(source = %config.name, partitions = ?truncated, "partitions truncated");
         }

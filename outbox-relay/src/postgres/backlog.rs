@@ -59,7 +59,7 @@ pub(crate) struct PendingRows {
     /// The highest seq in the outbox.
     pub(crate) newest_seq: i64,
     /// The highest published seq.
-    pub(crate) done_seq: i64,
+    pub(crate) published_seq: i64,
 }
 
 /// Measures the backlog of a source repeatedly in one session.
@@ -199,13 +199,15 @@ async fn measure_pending_rows(
     let row = client.query_one(&sql, &[&config.name, &i64::MIN]).await?;
     let (counted, oldest_age_s): (i64, Option<f64>) = (row.try_get(0)?, row.try_get(1)?);
     let (newest_seq, oldest_seq): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
-    let done_seq: i64 = row.try_get(7)?;
+    let published_seq: i64 = row.try_get(7)?;
     // Before the first publication everything before the oldest row counts as published.
-    let done_seq = oldest_seq.map_or(done_seq, |seq| done_seq.max(seq.saturating_sub(1)));
-    let newest_seq = newest_seq.unwrap_or(done_seq);
+    let published_seq = oldest_seq.map_or(published_seq, |seq| {
+        published_seq.max(seq.saturating_sub(1))
+    });
+    let newest_seq = newest_seq.unwrap_or(published_seq);
     let is_estimate = counted >= MAX_COUNTED;
     let rows = match is_estimate {
-        true => counted.max(newest_seq.saturating_sub(done_seq)),
+        true => counted.max(newest_seq.saturating_sub(published_seq)),
         false => counted,
     };
     Ok(Measurement {
@@ -214,7 +216,7 @@ async fn measure_pending_rows(
             is_estimate,
             oldest_age_s: oldest_age_s.map(|age_s| age_s.max(0.0)),
             newest_seq,
-            done_seq,
+            published_seq,
         },
         outbox_bytes: row.get::<_, Option<i64>>(4).unwrap_or(0),
         checkpoint_age: row

@@ -160,34 +160,34 @@ pub(crate) async fn read_cursor(
 
 /// Parses the five columns of a cursor, which start at `first`.
 fn parse_cursor(row: &Row, first: usize) -> Result<Cursor, MalformedSnapshot> {
-    let (seen, max_seq): (&str, i64) = (row.get(first), row.get(first + 1));
-    let (upto, done_seq): (Option<&str>, Option<i64>) = (row.get(first + 2), row.get(first + 3));
+    let (start_snapshot, max_seq): (&str, i64) = (row.get(first), row.get(first + 1));
+    let (end_snapshot, seq): (Option<&str>, Option<i64>) = (row.get(first + 2), row.get(first + 3));
     let event_id = row.get(first + 4);
-    let window = match upto.zip(done_seq) {
-        Some((upto, seq)) => Some((upto.parse()?, Position { seq, event_id })),
+    let window = match end_snapshot.zip(seq) {
+        Some((end_snapshot, seq)) => Some((end_snapshot.parse()?, Position { seq, event_id })),
         None => None,
     };
-    Ok(Cursor::new(seen.parse()?, max_seq, window))
+    Ok(Cursor::new(start_snapshot.parse()?, max_seq, window))
 }
 
-/// The state of the leader after it has stored a checkpoint.
+/// The leader's next step after it has stored a checkpoint.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Term {
-    Continues,
+pub(crate) enum AfterStore {
+    Continue,
     /// Nothing is in flight, so the successor does not wait.
-    Resigned,
+    Resign,
 }
 
 /// Stores the checkpoint and a heartbeat.
 ///
 /// The commit is synchronous, whatever the database's default. Otherwise a crash could undo a transaction that the cursor
-/// counts as seen, and Postgres could reuse its id.
+/// includes, and Postgres could reuse its id.
 pub(crate) async fn advance(
     session: &Session,
     source: &str,
     epoch: i64,
     cursor: &Cursor,
-    term: Term,
+    next: AfterStore,
 ) -> Result<(), CheckpointError> {
     let window = cursor.window();
     // One round trip: an idle relay writes nothing else.
@@ -201,12 +201,18 @@ pub(crate) async fn advance(
             &[
                 (&source, Type::TEXT),
                 (&epoch, Type::INT8),
-                (&cursor.seen().to_string(), Type::TEXT),
+                (&cursor.start_snapshot().to_string(), Type::TEXT),
                 (&cursor.max_seq(), Type::INT8),
-                (&window.map(|window| window.upto.to_string()), Type::TEXT),
-                (&window.map(|window| window.done.seq), Type::INT8),
-                (&window.and_then(|window| window.done.event_id), Type::UUID),
-                (&(term == Term::Resigned), Type::BOOL),
+                (
+                    &window.map(|window| window.end_snapshot.to_string()),
+                    Type::TEXT,
+                ),
+                (&window.map(|window| window.position.seq), Type::INT8),
+                (
+                    &window.and_then(|window| window.position.event_id),
+                    Type::UUID,
+                ),
+                (&(next == AfterStore::Resign), Type::BOOL),
             ],
         )
         .await?;

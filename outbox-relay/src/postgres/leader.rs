@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 use crate::{
     config::{DatabaseUrl, Mapping, SourceConfig},
     postgres::{
-        checkpoint::{self, CheckpointError, Claim, ResetTo, Term},
+        checkpoint::{self, AfterStore, CheckpointError, Claim, ResetTo},
         lease::Lease,
         session::{DatabaseError, Session, connect},
         window::Cursor,
@@ -23,8 +23,8 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
 /// The `lock_timeout`, less than the client's timeout: an abandoned session that still waits for a row lock would keep
 /// the leadership without a relay.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-/// The term of the lease: a leader without a successful heartbeat for this time sends nothing until the next one. A longer
-/// term lengthens a failover; with a shorter term a short database stall interrupts publishing.
+/// The lease duration: a leader without a successful heartbeat for this time sends nothing until the next one. A longer
+/// lease lengthens a failover; with a shorter one a short database stall interrupts publishing.
 const SEND_LEASE: Duration = Duration::from_millis(600);
 /// The key of a source's advisory lock; `$1` is the source.
 const LOCK_KEY: &str = "hashtextextended('outbox-relay ' || $1, 0)";
@@ -134,7 +134,6 @@ impl Leadership {
         &self.source
     }
 
-    /// Returns the session that holds the lock.
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
@@ -161,7 +160,6 @@ impl Leadership {
         Err(DatabaseError::Url(reason.to_owned()))
     }
 
-    /// Returns the lease for sending.
     pub(crate) fn lease(&self) -> &Lease {
         &self.lease
     }
@@ -170,7 +168,7 @@ impl Leadership {
     pub(crate) async fn advance(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
         // Taken before the statement, which may take effect immediately.
         let sent_at = Instant::now();
-        self.store(cursor, Term::Continues).await?;
+        self.store(cursor, AfterStore::Continue).await?;
         self.lease.renew(sent_at);
         Ok(())
     }
@@ -187,11 +185,11 @@ impl Leadership {
 
     /// Resigns. No record may be in flight: the successor does not wait.
     pub(crate) async fn resign(&self, cursor: &Cursor) -> Result<(), CheckpointError> {
-        self.store(cursor, Term::Resigned).await
+        self.store(cursor, AfterStore::Resign).await
     }
 
-    async fn store(&self, cursor: &Cursor, term: Term) -> Result<(), CheckpointError> {
-        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, term).await
+    async fn store(&self, cursor: &Cursor, next: AfterStore) -> Result<(), CheckpointError> {
+        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, next).await
     }
 }
 

@@ -18,17 +18,17 @@ pub struct Lease(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    term: Duration,
+    duration: Duration,
     origin: Instant,
     /// Milliseconds after `origin`.
     renewed_at: AtomicU64,
 }
 
 impl Lease {
-    /// Returns a lease that starts now and lasts for `term` after each renewal.
-    pub fn new(term: Duration) -> Self {
+    /// Returns a lease that starts now and lasts for `duration` after each renewal.
+    pub fn new(duration: Duration) -> Self {
         Self(Arc::new(Inner {
-            term,
+            duration,
             origin: Instant::now(),
             renewed_at: AtomicU64::new(0),
         }))
@@ -51,7 +51,7 @@ impl Lease {
 
     fn has_expired(&self) -> bool {
         let renewed_at = Duration::from_millis(self.0.renewed_at.load(Ordering::Acquire));
-        self.0.origin.elapsed().saturating_sub(renewed_at) > self.0.term
+        self.0.origin.elapsed().saturating_sub(renewed_at) > self.0.duration
     }
 }
 

@@ -283,13 +283,13 @@ impl Reader {
     /// don't have one.
     async fn find_late_rows(&self, cursor: &Cursor) -> Result<LateRows, ReadError> {
         let Some(window) = cursor.window() else {
-            return Ok(LateRows::Anywhere);
+            return Ok(LateRows::OfAnyTransaction);
         };
-        if window.done == Position::BEGINNING || !cursor.expects_late_rows() {
-            return Ok(LateRows::Anywhere);
+        if window.position == Position::BEGINNING || !cursor.may_have_late_rows() {
+            return Ok(LateRows::OfAnyTransaction);
         }
         if let Some((bounds, late_rows)) = &*self.late_rows.lock()
-            && (&bounds.0, &bounds.1) == (cursor.seen(), &window.upto)
+            && (&bounds.0, &bounds.1) == (cursor.start_snapshot(), &window.end_snapshot)
         {
             return Ok(late_rows.clone());
         }
@@ -305,9 +305,12 @@ impl Reader {
         }
         let late_rows = match transactions.len() {
             0..=MAX_BRANCHES => LateRows::OfTransactions(transactions.into()),
-            _ => LateRows::Anywhere,
+            _ => LateRows::OfAnyTransaction,
         };
-        let bounds = (cursor.seen().clone(), Arc::clone(&window.upto));
+        let bounds = (
+            cursor.start_snapshot().clone(),
+            Arc::clone(&window.end_snapshot),
+        );
         *self.late_rows.lock() = Some((bounds, late_rows.clone()));
         Ok(late_rows)
     }

@@ -1,4 +1,4 @@
-//! Snapshots, positions and cursors: pure arithmetic that defines which rows are pending.
+//! The arithmetic of snapshots, positions and cursors. The SQL that selects the pending rows is in `reader/pending.rs`.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -114,7 +114,7 @@ impl Position {
 /// A window is the set of rows that became visible between two snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    seen: Arc<Snapshot>,
+    start_snapshot: Arc<Snapshot>,
     max_seq: i64,
     window: Option<Window>,
 }
@@ -123,41 +123,45 @@ pub struct Cursor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     /// The snapshot at the end of the window.
-    pub upto: Arc<Snapshot>,
+    pub end_snapshot: Arc<Snapshot>,
     /// The position up to which the window was read.
-    pub done: Position,
+    pub position: Position,
 }
 
 impl Cursor {
     /// Returns the cursor before the first row.
     pub fn beginning() -> Self {
         Self {
-            seen: Arc::new(Snapshot::beginning()),
+            start_snapshot: Arc::new(Snapshot::beginning()),
             max_seq: i64::MIN,
             window: None,
         }
     }
 
     /// Returns a cursor from its stored parts.
-    pub fn new(seen: Snapshot, max_seq: i64, window: Option<(Snapshot, Position)>) -> Self {
-        let window = window.map(|(upto, done)| Window {
-            upto: Arc::new(upto),
-            done,
+    pub fn new(
+        start_snapshot: Snapshot,
+        max_seq: i64,
+        window: Option<(Snapshot, Position)>,
+    ) -> Self {
+        let window = window.map(|(end_snapshot, position)| Window {
+            end_snapshot: Arc::new(end_snapshot),
+            position,
         });
         Self {
-            seen: Arc::new(seen),
+            start_snapshot: Arc::new(start_snapshot),
             max_seq,
             window,
         }
     }
 
     /// Returns the snapshot of which all visible rows were read.
-    pub fn seen(&self) -> &Snapshot {
-        &self.seen
+    pub fn start_snapshot(&self) -> &Snapshot {
+        &self.start_snapshot
     }
 
-    /// Returns the highest seq that is visible in [`seen`](Self::seen). Rows with a higher seq are new rows. A pending row
-    /// with this seq or a lower one is a late row: its transaction was still open then.
+    /// Returns the highest seq that is visible in [`start_snapshot`](Self::start_snapshot). Rows with a higher seq are new
+    /// rows. A pending row with this seq or a lower one is a late row: its transaction was still open then.
     pub fn max_seq(&self) -> i64 {
         self.max_seq
     }
@@ -167,49 +171,54 @@ impl Cursor {
         self.window.as_ref()
     }
 
-    /// Opens the window from [`seen`](Self::seen) to `now`. The previous window must be closed.
+    /// Opens the window from [`start_snapshot`](Self::start_snapshot) to `now`. The previous window must be closed.
     pub fn open(&mut self, now: Snapshot) {
         debug_assert!(self.window.is_none(), "the previous window is still open");
         self.window = Some(Window {
-            upto: Arc::new(now),
-            done: Position::BEGINNING,
+            end_snapshot: Arc::new(now),
+            position: Position::BEGINNING,
         });
     }
 
     /// Moves the position in the open window.
-    pub fn advance(&mut self, done: Position) {
+    pub fn advance(&mut self, position: Position) {
         if let Some(window) = &mut self.window {
-            window.done = done;
+            window.position = position;
         }
     }
 
     /// Returns the seq at the position if some of its rows may be unread.
     pub(crate) fn partially_read_seq(&self) -> Option<i64> {
-        let done = self.window.as_ref()?.done;
-        done.event_id.map(|_| done.seq)
+        let position = self.window.as_ref()?.position;
+        position.event_id.map(|_| position.seq)
     }
 
     /// Returns the cursor after all rows with the seq at the position.
     pub(crate) fn after_current_seq(&self) -> Self {
         let mut after = self.clone();
-        if let Some(Window { done, .. }) = &mut after.window {
-            done.event_id = None;
+        if let Some(Window { position, .. }) = &mut after.window {
+            position.event_id = None;
         }
         after
     }
 
     /// Closes the window after its last row was read.
     pub fn close(&mut self) {
-        if let Some(Window { upto, done }) = self.window.take() {
-            self.seen = upto;
-            self.max_seq = self.max_seq.max(done.seq);
+        if let Some(Window {
+            end_snapshot,
+            position,
+        }) = self.window.take()
+        {
+            self.start_snapshot = end_snapshot;
+            self.max_seq = self.max_seq.max(position.seq);
         }
     }
 
     /// Returns true if this window can have more late rows. They are its first rows, because their seqs are the lowest.
-    pub fn expects_late_rows(&self) -> bool {
-        self.window.as_ref().is_some_and(|Window { done, .. }| {
-            done.seq < self.max_seq || done.seq == self.max_seq && done.event_id.is_some()
+    pub fn may_have_late_rows(&self) -> bool {
+        self.window.as_ref().is_some_and(|Window { position, .. }| {
+            position.seq < self.max_seq
+                || position.seq == self.max_seq && position.event_id.is_some()
         })
     }
 }
@@ -258,9 +267,9 @@ mod tests {
     fn a_window_of_late_rows_keeps_the_highest_seq() {
         let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
         cursor.open("9:9:".parse().unwrap());
-        assert!(cursor.expects_late_rows());
+        assert!(cursor.may_have_late_rows());
         cursor.advance(Position::after(12));
-        assert!(cursor.expects_late_rows());
+        assert!(cursor.may_have_late_rows());
         cursor.close();
         assert_eq!(cursor, Cursor::new("9:9:".parse().unwrap(), 40, None));
     }
@@ -270,7 +279,7 @@ mod tests {
         let mut cursor = Cursor::new("5:9:5".parse().unwrap(), 40, None);
         cursor.open("9:12:".parse().unwrap());
         cursor.advance(Position::after(40));
-        assert!(!cursor.expects_late_rows());
+        assert!(!cursor.may_have_late_rows());
         cursor.advance(Position::after(41));
         cursor.close();
         assert_eq!(cursor.max_seq(), 41);
@@ -284,15 +293,15 @@ mod tests {
             seq: 40,
             event_id: Some(Uuid::nil()),
         });
-        assert!(cursor.expects_late_rows());
+        assert!(cursor.may_have_late_rows());
         cursor.advance(Position::after(40));
-        assert!(!cursor.expects_late_rows());
+        assert!(!cursor.may_have_late_rows());
     }
 
     #[test]
     fn the_first_window_has_no_late_rows() {
         let mut cursor = Cursor::beginning();
         cursor.open("9:12:".parse().unwrap());
-        assert!(!cursor.expects_late_rows());
+        assert!(!cursor.may_have_late_rows());
     }
 }

@@ -5,7 +5,7 @@ use devstack::WAIT_TIMEOUT;
 use outbox_relay::config::SinkKind;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use crate::publishing::Setup;
+use crate::harness::Setup;
 
 /// Several times the limit of open connections.
 const IDLE_CONNECTIONS: usize = 200;

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     for_each_sink,
-    publishing::Setup,
+    harness::Setup,
     running::{COMPACTED, MAX_IN_FLIGHT_RECORDS, Running},
 };
 

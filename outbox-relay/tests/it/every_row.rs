@@ -13,8 +13,7 @@ use outbox_relay::{
 
 use crate::{
     for_each_sink,
-    harness::{Database, Session},
-    publishing::{Running, Setup},
+    harness::{Database, Running, Session, Setup},
     silence::SilentProxy,
 };
 

@@ -26,8 +26,8 @@ for_each_sink! {
 }
 
 const KILLS: usize = 4;
-/// Rounds in each of which a leader is suspended. The variable `ZOMBIE_ROUNDS` overrides it.
-const ZOMBIE_ROUNDS: usize = 4;
+/// Rounds in each of which a leader is suspended. The variable `FORMER_LEADER_ROUNDS` overrides it.
+const FORMER_LEADER_ROUNDS: usize = 4;
 /// Few, so that several versions of a key are always in flight.
 const KEYS: usize = 10;
 
@@ -166,12 +166,13 @@ async fn no_event_is_lost_when_the_leader_is_killed(sink: SinkKind) -> Result<()
 async fn a_suspended_leader_does_not_publish_an_old_version_behind_a_newer_one(
     sink: SinkKind,
 ) -> Result<()> {
-    let rounds = std::env::var("ZOMBIE_ROUNDS").map_or(Ok(ZOMBIE_ROUNDS), |text| text.parse())?;
-    let pair = Pair::start("zombie", sink).await?;
+    let rounds = std::env::var("FORMER_LEADER_ROUNDS")
+        .map_or(Ok(FORMER_LEADER_ROUNDS), |text| text.parse())?;
+    let pair = Pair::start("former_leader", sink).await?;
     for round in 0..rounds {
         pair.wait_for_records(100).await?;
-        let zombie = pair.leader().await?;
-        zombie.suspend();
+        let former_leader = pair.leader().await?;
+        former_leader.suspend();
         if round % 2 == 0 {
             // As in a failover of the database. In the other rounds Postgres detects the silent session.
             let cut = "select pg_terminate_backend(pid) from pg_stat_activity
@@ -182,7 +183,7 @@ async fn a_suspended_leader_does_not_publish_an_old_version_behind_a_newer_one(
         pair.wait_for_records(300)
             .await
             .context("nobody took over")?;
-        zombie.resume();
+        former_leader.resume();
     }
     pair.wait_for_records(100).await?;
     let audit = pair.stop().await?;

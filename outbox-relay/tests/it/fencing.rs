@@ -10,7 +10,7 @@ use outbox_relay::{
     postgres::{Cursor, Lease},
 };
 
-use crate::{harness::Session, publishing::Setup};
+use crate::harness::{Session, Setup};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fenced_leader_reports_the_reason_even_if_it_fails_to_store_its_checkpoint() -> Result<()>

@@ -1,4 +1,6 @@
-//! A database with an outbox, and the sessions that write to it.
+//! A database with an outbox, the sessions that write to it, and a relay that publishes it.
+
+mod relay;
 
 use std::{
     sync::{
@@ -15,6 +17,8 @@ use diesel_migrations::MigrationHarness as _;
 use tokio::task::JoinHandle;
 use tokio_postgres::Statement;
 use uuid::Uuid;
+
+pub(crate) use self::relay::{Running, Setup};
 
 /// Few, so that several versions of a key are always in flight.
 const KEYS: usize = 10;

@@ -7,21 +7,21 @@ mod compaction;
 mod every_row;
 mod failover;
 mod fencing;
-mod figures;
 mod harness;
 mod mapping;
+mod metrics;
 mod misconfigured;
 mod moved;
 mod packages;
 mod publishing;
 mod reading;
 mod rejections;
-mod rotation;
 mod running;
 mod schedule;
 mod secure;
 mod silence;
 mod sinks;
+mod truncation;
 
 /// Declares a test for each of these functions with each sink.
 #[macro_export]

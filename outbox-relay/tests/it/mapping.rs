@@ -11,7 +11,7 @@ use outbox_relay::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::publishing::Setup;
+use crate::harness::{Database, Setup};
 
 const COLUMNS_ONLINE: &str = include_str!("../../sql/columns-online.sql");
 const DELETE_PUBLISHED: &str = include_str!("../../sql/delete-published.sql");
@@ -832,7 +832,7 @@ async fn relay_catalog(client: &Sql) -> Result<Vec<String>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_sql_creates_the_same_tables_as_the_migrations() -> Result<()> {
-    let with_outbox = crate::harness::Database::new("with_outbox").await?;
+    let with_outbox = Database::new("with_outbox").await?;
     let url = Addresses::shared()
         .create_database(&Addresses::unique_name("alone"))
         .await?;

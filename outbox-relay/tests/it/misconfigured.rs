@@ -189,7 +189,7 @@ mistakes! {
         sql: "insert into outbox (topic, key, event_type, aggregate_version, payload)
               values ('TOPIC', 'a', 'made', 1, convert_to(repeat('x', 50000), 'UTF8'))",
         check: &["makes a record of about 50401 bytes", "Raise max.message.bytes (20000)"],
-        run: Run::NotReady(&["exceeds the topic's max.message.bytes (20000 bytes)", "raise the named limit"]),
+        run: Run::NotReady(&["which exceeds the topic's max.message.bytes (20000 bytes)", "raise the named limit"]),
         ..MISTAKE
     };
     restored_dump: Mistake {

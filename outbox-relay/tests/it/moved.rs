@@ -10,9 +10,8 @@ use outbox_relay::{
 };
 
 use crate::{
-    harness::Session,
-    publishing::{Running, Setup},
-    rotation::{insert, rows},
+    harness::{Running, Session, Setup},
+    truncation::{insert, rows},
 };
 
 /// A relay that reads its database URL from a file.

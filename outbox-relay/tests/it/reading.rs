@@ -50,8 +50,15 @@ impl OutboxReader for SnapshotDifference {
             self.cursor.open(self.reader.take_snapshot().await?);
         }
         // Simulates a restart before each page: converts the cursor to the checkpoint and back.
-        let window = self.cursor.window().map(|w| ((*w.upto).clone(), w.done));
-        self.cursor = Cursor::new(self.cursor.seen().clone(), self.cursor.max_seq(), window);
+        let window = self
+            .cursor
+            .window()
+            .map(|w| ((*w.end_snapshot).clone(), w.position));
+        self.cursor = Cursor::new(
+            self.cursor.start_snapshot().clone(),
+            self.cursor.max_seq(),
+            window,
+        );
         let page = self.reader.read_page(&self.cursor, self.page_rows).await?;
         let mut found = Vec::new();
         for (index, row) in page.rows().enumerate() {
@@ -90,31 +97,34 @@ impl OutboxReader for SeqCursor {
 /// A wrong reader: assumes that a snapshot lists all transactions in progress.
 struct ListedOnly {
     client: Sql,
-    seen: String,
+    start_snapshot: String,
     max_seq: i64,
 }
 
 impl OutboxReader for ListedOnly {
     async fn read_page(&mut self) -> Result<Vec<Found>> {
-        let (upto, _) = query_position(&self.client).await?;
-        let (seen, max_seq) = (&self.seen, self.max_seq);
-        let listed = seen.rsplit(':').next().unwrap_or_default();
+        let (end_snapshot, _) = query_position(&self.client).await?;
+        let (start_snapshot, max_seq) = (&self.start_snapshot, self.max_seq);
+        let listed = start_snapshot.rsplit(':').next().unwrap_or_default();
         let pending = format!(
-            "pg_visible_in_snapshot(xid, '{upto}') and (
-                 seq > {max_seq} and not pg_visible_in_snapshot(xid, '{seen}')
+            "pg_visible_in_snapshot(xid, '{end_snapshot}') and (
+                 seq > {max_seq} and not pg_visible_in_snapshot(xid, '{start_snapshot}')
                  or seq <= {max_seq} and xid = any ('{{{listed}}}'::xid8[]))"
         );
         let mut found = Vec::new();
-        let mut done_seq = 0;
+        let mut last_read_seq = 0;
         loop {
-            let (page, last_seq) =
-                select_page(&self.client, &format!("{pending} and seq > {done_seq}")).await?;
+            let (page, last_seq) = select_page(
+                &self.client,
+                &format!("{pending} and seq > {last_read_seq}"),
+            )
+            .await?;
             let Some(last_seq) = last_seq else { break };
-            done_seq = last_seq;
+            last_read_seq = last_seq;
             found.extend(page);
         }
-        self.seen = upto;
-        self.max_seq = self.max_seq.max(done_seq);
+        self.start_snapshot = end_snapshot;
+        self.max_seq = self.max_seq.max(last_read_seq);
         Ok(found)
     }
 }
@@ -217,10 +227,10 @@ async fn a_reader_by_seq_alone_fails_the_test() -> Result<()> {
 async fn a_reader_that_ignores_transactions_from_xmax_on_fails_the_test() -> Result<()> {
     let has_failed = fails("listed_only", async |database| {
         let client = database.connect().await?;
-        let (seen, max_seq) = query_position(&client).await?;
+        let (start_snapshot, max_seq) = query_position(&client).await?;
         Ok(ListedOnly {
             client,
-            seen,
+            start_snapshot,
             max_seq,
         })
     });
@@ -304,10 +314,10 @@ async fn late_rows_are_not_fetched_again_for_each_page() -> Result<()> {
         fast.client.batch_execute("commit").await?;
         assert_eq!(late.read(PAGE_ROWS).await?.len(), 1);
         assert_eq!(
-            late.cursor.seen().in_progress().contains(&xid),
+            late.cursor.start_snapshot().in_progress().contains(&xid),
             is_listed,
             "{}",
-            late.cursor.seen()
+            late.cursor.start_snapshot()
         );
         slow.client.batch_execute("commit").await?;
         let seqs = late.read(PAGE_ROWS).await?;

@@ -17,8 +17,7 @@ use outbox_relay::{
 use crate::{
     acl::{AUTHORIZER, deny_writing},
     for_each_sink,
-    harness::Session,
-    publishing::Setup,
+    harness::{Session, Setup},
 };
 
 for_each_sink! {

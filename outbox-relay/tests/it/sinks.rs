@@ -46,7 +46,7 @@ for_each_variant! {
 }
 
 /// The number of leaders replaced while they hold a record.
-const ZOMBIES: u32 = 100;
+const TAKEOVERS: u32 = 100;
 /// The versions of one key sent while a broker is suspended.
 const VERSIONS: u32 = 40;
 
@@ -388,25 +388,27 @@ async fn the_broker_fences_a_predecessor() -> Result<()> {
 /// Repeats the takeover many times. The predecessor keeps its lease, which would otherwise stop it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_predecessor_never_writes_after_its_successor() -> Result<()> {
-    let setup = Setup::new("zombies", SinkKind::Kafka).await?;
+    let setup = Setup::new("takeovers", SinkKind::Kafka).await?;
     let mut sink = setup.open(unlimited()).await?;
     let mut rejected = 0;
-    for round in 0..ZOMBIES {
+    for round in 0..TAKEOVERS {
         // Cycles through all partitions.
         let key = format!("key-{}", round % 7);
         let versions = |turn: u32| (2 * round + turn).to_string().into_bytes();
-        let mut zombie = sink;
-        zombie.send(&setup.topic, &key, Some(&versions(0))).await?;
+        let mut predecessor = sink;
+        predecessor
+            .send(&setup.topic, &key, Some(&versions(0)))
+            .await?;
         sink = setup.open(unlimited()).await?;
         for turn in 0..2 {
             sink.send(&setup.topic, &key, Some(&versions(turn))).await?;
         }
         sink.deliver().await?;
-        rejected += u32::from(zombie.deliver().await == Err(SinkError::Fenced));
+        rejected += u32::from(predecessor.deliver().await == Err(SinkError::Fenced));
     }
-    assert_eq!(rejected, ZOMBIES);
+    assert_eq!(rejected, TAKEOVERS);
     let stored = Addresses::shared().read_topic(&setup.topic).await?;
-    assert_eq!(stored.len(), 2 * ZOMBIES as usize);
+    assert_eq!(stored.len(), 2 * TAKEOVERS as usize);
     let mut newest = HashMap::new();
     for record in stored {
         let text = String::from_utf8(record.payload.context("a payload")?)?;

@@ -51,11 +51,8 @@ async fn a_redrive_applies_a_dead_letter_after_its_cause_is_fixed() -> Result<()
         .context("a dead letter")?
         .dead_letter_id;
 
-    let rejected = redrive(&mut conn, &Counts, &setup.name, id).await?;
-    assert!(
-        matches!(rejected, RedriveOutcome::Rejected(_)),
-        "{rejected:?}"
-    );
+    let outcome = redrive(&mut conn, &Counts, &setup.name, id).await?;
+    assert!(matches!(outcome, RedriveOutcome::Poison(_)), "{outcome:?}");
     assert_eq!(setup.sql.count(DEAD).await?, 1);
 
     let fix = "alter table counts drop constraint counts_key_short";
@@ -87,10 +84,10 @@ async fn dead_letters_of_other_projections_are_inaccessible() -> Result<()> {
             .await?
             .is_empty()
     );
-    assert!(!dead_letters::discard(&mut conn, "other", id).await?);
+    assert!(!dead_letters::drop_dead_letter(&mut conn, "other", id).await?);
     let missing = redrive(&mut conn, &Counts, "other", id).await?;
     assert_eq!(missing, RedriveOutcome::NotFound);
-    assert!(dead_letters::discard(&mut conn, &setup.name, id).await?);
+    assert!(dead_letters::drop_dead_letter(&mut conn, &setup.name, id).await?);
     assert_eq!(setup.sql.count(DEAD).await?, 0);
     Ok(())
 }

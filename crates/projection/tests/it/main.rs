@@ -14,6 +14,6 @@ mod raw_record;
 mod rebalances;
 mod rebuilding;
 mod replay;
+mod stale_consumers;
 mod stops;
 mod who;
-mod zombies;

@@ -1,6 +1,6 @@
 //! Replays from the beginning, with repeated and outdated records, into rows whose newest version wins.
 //!
-//! Such rows tolerate repetition, so a consumer without the comparison is not detected here but in `zombies`.
+//! Such rows tolerate repetition, so a consumer without the comparison is not detected here but in `stale_consumers`.
 
 use std::{collections::BTreeMap, sync::Arc};
 

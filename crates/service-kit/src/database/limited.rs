@@ -43,7 +43,7 @@ pub struct Database {
     pool: Pool,
     permits: Arc<Semaphore>,
     token_key: Arc<OnceCell<TokenKey>>,
-    writes: TaskTracker,
+    detached_tasks: TaskTracker,
 }
 
 /// A pooled connection and its permit.
@@ -59,24 +59,24 @@ impl Database {
             pool,
             permits: Arc::new(Semaphore::new(max_calls)),
             token_key: Arc::default(),
-            writes: TaskTracker::new(),
+            detached_tasks: TaskTracker::new(),
         }
     }
 
-    /// Returns the tracker of running writes, which continue after their callers have disconnected.
-    pub fn writes(&self) -> TaskTracker {
-        self.writes.clone()
+    /// Returns the tracker of detached tasks, which continue after their callers have disconnected.
+    pub fn detached_tasks(&self) -> TaskTracker {
+        self.detached_tasks.clone()
     }
 
-    /// Runs `write` to completion even if the caller disconnects.
+    /// Runs `work` as a detached task, which completes even if the caller disconnects.
     ///
     /// # Panics
-    /// If `write` does.
+    /// If `work` does.
     pub(crate) async fn run_to_completion<T: Send + 'static>(
         &self,
-        write: impl Future<Output = T> + Send + 'static,
+        work: impl Future<Output = T> + Send + 'static,
     ) -> T {
-        match self.writes.spawn(write).await {
+        match self.detached_tasks.spawn(work).await {
             Ok(result) => result,
             Err(err) => match err.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -86,7 +86,8 @@ impl Database {
         }
     }
 
-    /// Returns a connection for a call that reads. Writes use [`run_mutation`](Self::run_mutation).
+    /// Returns a connection. Calls that write use
+    /// [`run_idempotent_transaction`](Self::run_idempotent_transaction), which takes one itself.
     ///
     /// # Errors
     /// [`CallError::Overloaded`] at the limit, or if the database fails.

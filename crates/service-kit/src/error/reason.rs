@@ -10,7 +10,7 @@ pub struct Reason {
     pub name: &'static str,
     /// The condition under which a call is rejected.
     pub when: &'static str,
-    /// The `google.rpc` details besides `ErrorInfo`.
+    /// The `google.rpc` details besides `ErrorInfo`, and the trailer `grpc-retry-pushback-ms` if it is sent.
     pub details: &'static str,
     /// The action for the caller.
     pub hint: &'static str,

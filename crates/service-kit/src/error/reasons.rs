@@ -23,7 +23,7 @@ crate::reasons! {
         "RetryInfo, `grpc-retry-pushback-ms`", "retry after the given delay with the same `request_id`";
     UNIMPLEMENTED: Unimplemented, "the method or the compression encoding is unknown",
         "", "list the methods with server reflection";
-    TRANSPORT: Unknown, "the call failed before it reached the service, for example a health check of an unknown name; the code varies",
+    TRANSPORT: Unknown, "the call failed before it reached the service; the code varies",
         "", "read the message";
     INTERNAL: Internal, "the service has a bug",
         "RequestInfo, with an id", "report the id; the service logs the error under it";

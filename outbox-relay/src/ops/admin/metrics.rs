@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn alerts_use_existing_metrics() {
         let text = text(&[SharedStatus::new("test")]);
-        for name in figures_in(RULES).chain(figures_in(PAGE)) {
+        for name in metric_names_in(RULES).chain(metric_names_in(PAGE)) {
             let is_sample = text.contains(&format!("\n{name}{{"));
             assert!(
                 is_sample || text.contains(&format!("# TYPE {name} ")),
@@ -342,7 +342,7 @@ mod tests {
     const RULES: &str = include_str!("../../../../deploy/prometheus/outbox-relay.rules.yaml");
     const PAGE: &str = include_str!("../../../../docs/operations/outbox-relay.md");
 
-    fn figures_in(text: &str) -> impl Iterator<Item = &str> {
+    fn metric_names_in(text: &str) -> impl Iterator<Item = &str> {
         let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         text.split(move |c| !is_of_a_name(c))
             .filter(|word| word.starts_with("outbox_relay_"))

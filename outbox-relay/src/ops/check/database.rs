@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use super::{
     Findings, Level,
     mapped::MAPPED_RULES,
-    tables::{CHECKPOINT, RULES, Rule, fill_in, select_topics},
+    tables::{CHECKPOINT, OUTBOX_RULES, Rule, fill_in, select_topics},
 };
 use crate::{
     config::{Mapping, SourceConfig},
@@ -73,7 +73,7 @@ async fn check_tables(
     ));
     let mut all_passed = true;
     let rules: &[Rule] = match source.mapping.is_own() {
-        true => &RULES,
+        true => &OUTBOX_RULES,
         false => &MAPPED_RULES,
     };
     for rule in rules {
@@ -162,7 +162,7 @@ async fn check_sequences(
     mapping: &Mapping,
     found: &mut Findings<'_>,
 ) -> Result<(), DatabaseError> {
-    let (outbox, numbers) = (mapping.outbox(), mapping.fill_in(&fill_in(":numbers")));
+    let (outbox, numbers) = (mapping.outbox(), mapping.fill_in(&fill_in(":sequences")));
     let sql = format!(
         "with numbers (id) as ({numbers})
          select id::regclass::text, has_sequence_privilege(id, 'select'),

@@ -2,12 +2,13 @@
 //! and the column that it names.
 
 use super::tables::{
-    KNOWN_CLUSTER, LOGGED, NUMBERED, REPAIRABLE, RULE, Rule, UNHIDDEN, WRITABLE, WRITERS,
-    WRITTEN_AS_IT_IS, WRITTEN_HERE,
+    ALL_ROWS_ARE_VISIBLE, INSERTS_ARE_UNCHANGED, NO_SUBSCRIPTION_WRITES, POSTGRES_ACCEPTS_WRITES,
+    PUBLICATIONS_PERMIT_UPDATE, Rule, SEQ_INCREASES, SYSTEM_IDENTIFIER_IS_READABLE,
+    TABLES_ARE_LOGGED, WRITERS_MAY_USE_SEQUENCE,
 };
 
 pub(super) const MAPPED_RULES: [Rule; 16] = [
-    WRITABLE,
+    POSTGRES_ACCEPTS_WRITES,
     Rule {
         passed: "the role has USAGE on the schema of the outbox",
         is_prerequisite: true,
@@ -16,7 +17,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                 format('grant usage on schema %I to %I', nspname, current_user)
             from parse_ident(:table) as name join pg_namespace on nspname = name[1]
             where cardinality(name) = 2 and not has_schema_privilege(pg_namespace.oid, 'usage')",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "the outbox and the relay's tables exist",
@@ -39,7 +40,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
             select 'function relay_payload(jsonb) does not exist in the search path of role ' || current_user,
                 'Run outbox-relay/sql/relay.sql in database ' || current_database() || '.'
             where to_regprocedure('relay_payload(jsonb)') is null",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "every configured column exists",
@@ -53,7 +54,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                     and attnum > 0 and not attisdropped
             )
             group by name order by 1",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "the role has all required privileges",
@@ -73,7 +74,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
             select 'role ' || current_user || ' lacks ' || upper(privilege) || ' on ' || names,
                 'grant ' || privilege || ' on ' || names || ' to ' || quote_ident(current_user)
             from missing order by 1",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "the columns for transaction id and seq have their defaults",
@@ -111,7 +112,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                 where found.type is distinct from expected.type
                     or attidentity = '' and found.value not like expected.value
             ) as unexpected",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "rows without transaction id or seq are rejected",
@@ -122,15 +123,15 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                 'alter table ' || :table || ' add constraint relay_columns check ('
                     || string_agg(quote_ident(name) || ' is not null', ' and ') || ') not valid'
             from (:nullable) as nullable (name) having count(*) > 0",
-        ..RULE
+        ..Rule::DEFAULT
     },
-    NUMBERED,
-    WRITERS,
-    WRITTEN_AS_IT_IS,
-    UNHIDDEN,
-    LOGGED,
-    REPAIRABLE,
-    WRITTEN_HERE,
+    SEQ_INCREASES,
+    WRITERS_MAY_USE_SEQUENCE,
+    INSERTS_ARE_UNCHANGED,
+    ALL_ROWS_ARE_VISIBLE,
+    TABLES_ARE_LOGGED,
+    PUBLICATIONS_PERMIT_UPDATE,
+    NO_SUBSCRIPTION_WRITES,
     Rule {
         passed: "the outbox has indexes on seq and xid",
         sql: "
@@ -146,7 +147,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
                 where indrelid = leaf and indisvalid and indpred is null and attname = name
             )
             order by 1",
-        ..RULE
+        ..Rule::DEFAULT
     },
-    KNOWN_CLUSTER,
+    SYSTEM_IDENTIFIER_IS_READABLE,
 ];

@@ -6,7 +6,7 @@ use crate::{config::Mapping, postgres::backlog::NULLABLE_COLUMNS};
 /// that the rule could not be checked. A hint that is a statement can be executed as it is.
 ///
 /// `:table`, `:xid` and `:seq` stand for names as strings, `:named` for rows of a setting and the column that it names,
-/// `:numbers` for [`NUMBERS`], `:nullable` for [`NULLABLE_COLUMNS`], `:leaves` for [`LEAVES`].
+/// `:sequences` for [`SEQUENCES`], `:nullable` for [`NULLABLE_COLUMNS`], `:leaves` for [`LEAF_TABLES`].
 pub(super) struct Rule {
     /// The finding when the query returns no row.
     pub(super) passed: &'static str,
@@ -17,14 +17,15 @@ pub(super) struct Rule {
     pub(super) is_prerequisite: bool,
 }
 
-pub(super) const RULE: Rule = Rule {
-    passed: "",
-    sql: "",
-    is_optional: false,
-    is_prerequisite: false,
-};
-
 impl Rule {
+    /// The fields that most rules share.
+    pub(super) const DEFAULT: Self = Self {
+        passed: "",
+        sql: "",
+        is_optional: false,
+        is_prerequisite: false,
+    };
+
     /// Returns the SQL for the table of a source.
     pub(super) fn sql(&self, mapping: &Mapping) -> String {
         let sql = fill_in(self.sql);
@@ -34,13 +35,13 @@ impl Rule {
 
 /// Replaces the names of fragments in SQL.
 pub(super) fn fill_in(sql: &str) -> String {
-    sql.replace(":numbers", NUMBERS)
+    sql.replace(":sequences", SEQUENCES)
         .replace(":nullable", NULLABLE_COLUMNS)
-        .replace(":leaves", LEAVES)
+        .replace(":leaves", LEAF_TABLES)
 }
 
 /// The sequences of column `:seq`: those of its default, or of its identity.
-const NUMBERS: &str = "
+const SEQUENCES: &str = "
     select refobjid
     from pg_attrdef as def join pg_attribute on attrelid = adrelid and attnum = adnum
         join pg_depend as dep on dep.classid = 'pg_attrdef'::regclass and objid = def.oid
@@ -55,15 +56,15 @@ const NUMBERS: &str = "
         and refobjid = :table::regclass and attname = :seq";
 
 /// The tables that store the rows of `:table`: its partitions, or itself.
-const LEAVES: &str = "
+const LEAF_TABLES: &str = "
     select coalesce(tree.relid, :table::regclass)
     from (values (1)) as one left join pg_partition_tree(:table) as tree on tree.isleaf";
 
 /// Two changes of a key must be numbered in the order in which they were made.
-pub(super) const NUMBERED: Rule = Rule {
+pub(super) const SEQ_INCREASES: Rule = Rule {
     passed: "seq increases from row to row",
     sql: "
-        with numbers (id) as (:numbers)
+        with sequences (id) as (:sequences)
         select 'sequence ' || id::regclass || ' ' || case
                 when seqcache <> 1 then 'caches ' || seqcache || ' numbers for each session, which '
                     || 'can number two changes of a key in the wrong order'
@@ -77,23 +78,23 @@ pub(super) const NUMBERED: Rule = Rule {
                     id::regclass, :seq, :table)
                 else ' no cycle'
             end, false
-        from numbers join pg_sequence on seqrelid = id
+        from sequences join pg_sequence on seqrelid = id
         where seqcache <> 1 or seqincrement < 0 or seqcycle
         union all
         select 'column ' || quote_ident(:seq) || ' of ' || :table || ' gets its numbers from several sequences: '
                 || string_agg(id::regclass::text, ', '),
             'Set its default to nextval of one of them.', false
-        from numbers having count(*) > 1
+        from sequences having count(*) > 1
         union all
         select 'could not check how column ' || quote_ident(:seq) || ' of ' || :table
                 || ' gets its numbers: it has no sequence',
             'Ensure that its numbers increase from row to row and do not come from a cached range.', true
-        where not exists (select from numbers)",
-    ..RULE
+        where not exists (select from sequences)",
+    ..Rule::DEFAULT
 };
 
 /// A crash of Postgres truncates an unlogged table.
-pub(super) const LOGGED: Rule = Rule {
+pub(super) const TABLES_ARE_LOGGED: Rule = Rule {
     passed: "the outbox and the relay's tables are logged",
     sql: "
         select oid::regclass || ' is unlogged: a crash of Postgres ' || case relkind
@@ -103,17 +104,17 @@ pub(super) const LOGGED: Rule = Rule {
         where relpersistence = 'u' and oid in (
             :leaves
             union all
-            :numbers
+            :sequences
             union all
             select to_regclass(name)
             from unnest(array['relay_checkpoints', 'relay_parked', 'relay_dead_letters']) as name)
         order by 1",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
 /// Postgres rejects update and delete of a published table whose replica identity lacks a published column or a column of the
 /// row filter.
-pub(super) const REPAIRABLE: Rule = Rule {
+pub(super) const PUBLICATIONS_PERMIT_UPDATE: Rule = Rule {
     passed: "no publication prevents update and delete of outbox rows",
     sql: "
         select distinct class.oid::regclass || ' is in the publication ' || quote_ident(pubname) || case
@@ -149,15 +150,15 @@ pub(super) const REPAIRABLE: Rule = Rule {
                                 where indrelid = class.oid and attnum = any (indkey)
                                     and case class.relreplident when 'd' then indisprimary else indisreplident end))
                     )
-            ) as publication_facts (has_identity, is_filtered, is_cut)
+            ) as publication_facts (has_identity, is_filtered, omits_identity)
         where class.oid in (:leaves) and (pubupdate or pubdelete)
-            and (not has_identity or is_filtered or is_cut)
+            and (not has_identity or is_filtered or omits_identity)
         order by 1",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
 /// Replicated rows may have transaction ids of the cluster where they were written.
-pub(super) const WRITTEN_HERE: Rule = Rule {
+pub(super) const NO_SUBSCRIPTION_WRITES: Rule = Rule {
     passed: "no subscription writes to the outbox",
     sql: "
         select 'could not check the transaction ids of ' || srrelid::regclass || ': a subscription writes to it',
@@ -168,21 +169,21 @@ pub(super) const WRITTEN_HERE: Rule = Rule {
             or srrelid in (select relid from pg_partition_tree(:table))
             or srrelid in (select relid from pg_partition_ancestors(:table))
         order by 1",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
 /// The relay never publishes a row that row-level security hides from it.
-pub(super) const UNHIDDEN: Rule = Rule {
+pub(super) const ALL_ROWS_ARE_VISIBLE: Rule = Rule {
     passed: "row-level security hides no rows from the role",
     sql: "
         select 'row-level security hides rows of ' || :table || ' from role ' || current_user,
             format('As a superuser, run `alter role %I bypassrls`.', current_user)
         where row_security_active(:table)",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
 /// Rules, triggers and inheritance can change or drop an inserted row.
-pub(super) const WRITTEN_AS_IT_IS: Rule = Rule {
+pub(super) const INSERTS_ARE_UNCHANGED: Rule = Rule {
     passed: "no rule, trigger or inheritance changes inserted rows",
     sql: "
         select 'could not check how rule ' || quote_ident(rulename) || ' of ' || :table || ' changes an insert',
@@ -206,21 +207,21 @@ pub(super) const WRITTEN_AS_IT_IS: Rule = Rule {
         from pg_inherits join pg_class on oid = inhparent
         where inhparent = :table::regclass and relkind <> 'p'
         order by 1",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
 /// The relay writes its checkpoint to this Postgres.
-pub(super) const WRITABLE: Rule = Rule {
+pub(super) const POSTGRES_ACCEPTS_WRITES: Rule = Rule {
     passed: "Postgres accepts writes",
     is_prerequisite: true,
     sql: "
         select 'Postgres is a standby and does not accept writes', 'Set the primary in database_url.'
         where pg_is_in_recovery()",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
 /// Only the system identifier distinguishes a database from its copy.
-pub(super) const KNOWN_CLUSTER: Rule = Rule {
+pub(super) const SYSTEM_IDENTIFIER_IS_READABLE: Rule = Rule {
     passed: "the role may read the system identifier, which detects a database restored from a dump",
     is_optional: true,
     sql: "
@@ -228,11 +229,11 @@ pub(super) const KNOWN_CLUSTER: Rule = Rule {
             || 'detect a database restored from a dump',
             'As a superuser, run `grant execute on function pg_control_system() to ' || quote_ident(current_user) || '`.'
         where not has_function_privilege('pg_control_system()', 'execute')",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
 /// A role with INSERT also needs the sequence, unless the column is an identity.
-pub(super) const WRITERS: Rule = Rule {
+pub(super) const WRITERS_MAY_USE_SEQUENCE: Rule = Rule {
     passed: "every role with INSERT on the outbox has USAGE on its sequence",
     sql: "
         with writer (id) as (
@@ -241,25 +242,26 @@ pub(super) const WRITERS: Rule = Rule {
             union
             select grantee from pg_attribute, aclexplode(attacl)
             where attrelid = :table::regclass and privilege_type = 'INSERT'
-        ), numbers (id) as (
+        ), sequences (id) as (
             -- An identity needs no privilege.
-            select id from (:numbers) as numbers (id)
+            select id from (:sequences) as all_sequences (id)
             where not exists (select from pg_depend where objid = id and deptype = 'i')
         )
         select 'role ' || name || ' has INSERT on ' || :table || ' but lacks USAGE on sequence '
-                || numbers.id::regclass || ' of column ' || quote_ident(:seq),
-            'grant usage on sequence ' || numbers.id::regclass || ' to ' || name
-        from numbers, writer, lateral (
+                || sequences.id::regclass || ' of column ' || quote_ident(:seq),
+            'grant usage on sequence ' || sequences.id::regclass || ' to ' || name
+        from sequences, writer, lateral (
             select case writer.id when 0 then 'public' else quote_ident(pg_get_userbyid(writer.id)) end,
-                case writer.id when 0 then has_sequence_privilege('public', numbers.id, 'usage, update')
-                    else has_sequence_privilege(writer.id, numbers.id, 'usage, update') end
+                case writer.id when 0 then has_sequence_privilege('public', sequences.id, 'usage, update')
+                    else has_sequence_privilege(writer.id, sequences.id, 'usage, update') end
         ) as role (name, may)
         where not may order by 1",
-    ..RULE
+    ..Rule::DEFAULT
 };
 
-pub(super) const RULES: [Rule; 16] = [
-    WRITABLE,
+/// The rules for the outbox of this project's migrations.
+pub(super) const OUTBOX_RULES: [Rule; 16] = [
+    POSTGRES_ACCEPTS_WRITES,
     Rule {
         passed: "the outbox and the relay's tables exist",
         is_prerequisite: true,
@@ -270,7 +272,7 @@ pub(super) const RULES: [Rule; 16] = [
             from unnest(array['outbox', 'relay_checkpoints', 'relay_parked', 'relay_dead_letters'])
                 as name
             where to_regclass(name) is null",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "the role has all required privileges",
@@ -294,7 +296,7 @@ pub(super) const RULES: [Rule; 16] = [
             select 'role ' || current_user || ' lacks ' || upper(privilege) || ' on ' || names,
                 'grant ' || privilege || ' on ' || names || ' to ' || quote_ident(current_user)
             from missing order by 1",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "every outbox column has the expected type and default",
@@ -334,7 +336,7 @@ pub(super) const RULES: [Rule; 16] = [
                     'alter column ' || name || ' set default ' || usual
                 where found.value not like expected.value
             ) as wrong (problem, statement)",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "every partition has indexes on seq and xid",
@@ -349,15 +351,15 @@ pub(super) const RULES: [Rule; 16] = [
                 where indrelid = relid and indisvalid and indpred is null and attname = name
             )
             group by name, columns order by 1",
-        ..RULE
+        ..Rule::DEFAULT
     },
-    NUMBERED,
-    WRITERS,
-    WRITTEN_AS_IT_IS,
-    UNHIDDEN,
-    LOGGED,
-    REPAIRABLE,
-    WRITTEN_HERE,
+    SEQ_INCREASES,
+    WRITERS_MAY_USE_SEQUENCE,
+    INSERTS_ARE_UNCHANGED,
+    ALL_ROWS_ARE_VISIBLE,
+    TABLES_ARE_LOGGED,
+    PUBLICATIONS_PERMIT_UPDATE,
+    NO_SUBSCRIPTION_WRITES,
     Rule {
         passed: "the outbox has partitions that can be truncated",
         is_optional: true,
@@ -381,7 +383,7 @@ pub(super) const RULES: [Rule; 16] = [
                 || 'published may be truncated', 'Use one table relay_checkpoints for all sources of an outbox.'
             from pg_class
             where relname = 'relay_checkpoints' and relkind = 'r' and oid <> to_regclass('relay_checkpoints')",
-        ..RULE
+        ..Rule::DEFAULT
     },
     Rule {
         passed: "every bucket has a partition",
@@ -398,9 +400,9 @@ pub(super) const RULES: [Rule; 16] = [
                     and (pg_get_expr(relpartbound, child.oid) = 'DEFAULT'
                         or bucket::text = any (regexp_split_to_array(
                             substring(pg_get_expr(relpartbound, child.oid) from '\\((.*)\\)'), '[^0-9]+'))))",
-        ..RULE
+        ..Rule::DEFAULT
     },
-    KNOWN_CLUSTER,
+    SYSTEM_IDENTIFIER_IS_READABLE,
     Rule {
         passed: "`reset` can adopt rows restored from a dump",
         is_optional: true,
@@ -412,7 +414,7 @@ pub(super) const RULES: [Rule; 16] = [
             select 'role ' || current_user || ' lacks EXECUTE on outbox_adopt_foreign_rows(), which `reset` needs',
                 'grant execute on function outbox_adopt_foreign_rows() to ' || quote_ident(current_user)
             where not has_function_privilege(to_regprocedure('outbox_adopt_foreign_rows()'), 'execute')",
-        ..RULE
+        ..Rule::DEFAULT
     },
 ];
 

@@ -15,13 +15,11 @@ pub(crate) enum Role {
     Stopped,
 }
 
-/// The role combined with the health of a source.
+/// The role of this relay for a source, combined with the source's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// Not elected yet, or the outbox was not read yet.
     Starting,
-    /// Another relay leads.
     Standby,
     /// Leader without pending rows.
     Idle,
@@ -33,7 +31,6 @@ pub(crate) enum State {
     Stalled,
     /// Not publishing. An operator has to act.
     Halted,
-    /// The relay has shut down.
     Stopped,
 }
 
@@ -63,7 +60,7 @@ impl State {
     }
 }
 
-/// Why a source restarted from the checkpoint.
+/// The reason why a source restarted from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// Postgres is unavailable, silent, or returned an error.
@@ -73,10 +70,11 @@ pub(crate) enum Reason {
     /// The producer was fenced: another relay publishes the source.
     Fenced,
     /// Another relay was elected.
-    LostLead,
+    LostLeadership,
     /// Kafka rejects a record permanently, and it blocks the source.
     Rejected,
-    /// One of several records was rejected, and they are sent one by one. Or it was parked or dead-lettered.
+    /// A rejection made the sink unusable. Either the broker did not name the record, and all records in flight are sent again
+    /// one by one to find it. Or the record is parked or dead-lettered now, and publishing continues behind it.
     OneByOne,
     /// The checkpoint or the rows belong to another database.
     Checkpoint,
@@ -87,7 +85,7 @@ impl Reason {
         Self::Database,
         Self::Kafka,
         Self::Fenced,
-        Self::LostLead,
+        Self::LostLeadership,
         Self::Rejected,
         Self::OneByOne,
         Self::Checkpoint,
@@ -98,7 +96,7 @@ impl Reason {
             Self::Database => "database",
             Self::Kafka => "kafka",
             Self::Fenced => "fenced",
-            Self::LostLead => "lost_lead",
+            Self::LostLeadership => "lost_lead",
             Self::Rejected => "rejected",
             Self::OneByOne => "one_by_one",
             Self::Checkpoint => "checkpoint",

@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::{Reason, Rejected, Role, SharedStatus, State, Tick, Warning};
 use crate::kafka::{Counts, Histogram, quantile_s};
 
-/// A source in `/status`. Units are in the field names: seconds and bytes.
+/// A source in `/status`. Units are in the field names: seconds and bytes. [`SourceStatus`](super::SourceStatus) documents
+/// the fields that it shares.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct View {
     pub(crate) source: String,
@@ -15,15 +16,12 @@ pub(crate) struct View {
     pub(crate) state: State,
     /// True if `/readyz` counts the source as ready.
     pub(crate) ready: bool,
-    /// The epoch of the last leadership of this relay.
     pub(crate) epoch: Option<i64>,
     /// The session of the leader in Postgres, if this relay is a standby.
     pub(crate) leader: Option<String>,
-    /// Records acknowledged since the program started.
     pub(crate) published: u64,
     /// Records per second over the last 5 to 10 s.
     pub(crate) published_per_s: f64,
-    /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
     /// Number of times that this relay was fenced because another one publishes the source.
     pub(crate) fenced: u64,
@@ -40,16 +38,13 @@ pub(crate) struct View {
     pub(crate) parked_keys: usize,
     /// Events in `relay_dead_letters`, counted up to 10,000.
     pub(crate) dead_letters: Option<i64>,
-    /// Records that Kafka rejected permanently, by outcome.
     pub(crate) rejected: Rejected,
-    /// Restarts from the checkpoint by reason.
     pub(crate) restarts: BTreeMap<&'static str, u64>,
     pub(crate) checkpoint_age_s: Option<f64>,
     /// The size of the outbox with its indexes.
     pub(crate) outbox_bytes: Option<i64>,
-    /// Truncated partitions. `None` if this relay does not truncate.
     pub(crate) truncations: Option<u64>,
-    /// Why the source does not publish now.
+    /// The reason why the source does not publish now.
     pub(crate) error: Option<String>,
     pub(crate) hint: Option<&'static str>,
     /// Problems of a source that publishes.

@@ -145,7 +145,6 @@ impl Page {
 
 /// A row of the outbox.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)]
 pub struct Row<'a> {
     pub seq: i64,
     pub event_id: Uuid,

@@ -1,7 +1,7 @@
 //! The SQL for the pending rows of a window. Only numbers and the mapping's table expression are inserted into the text.
 //!
 //! A row is pending if its transaction is visible in the window's snapshot and was not visible in the previous one. There are
-//! two kinds. New rows have a seq above the highest one seen: for them the window's snapshot alone decides, because all rows
+//! two kinds. New rows have a seq above `max_seq`, the highest one visible before: for them the window's snapshot alone decides, because all rows
 //! that were visible before have a lower seq. Late rows have a lower seq: their transaction was in progress. It was either listed
 //! in the previous snapshot or has an id from its xmax on. Omitting the second case looks correct and loses rows.
 //!
@@ -20,7 +20,7 @@ pub(super) const MAX_BRANCHES: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) enum LateRows {
     /// Any transaction that was in progress. Each page reads the index entries of all of them.
-    Anywhere,
+    OfAnyTransaction,
     /// These transactions. Each is read in the order of seq, so a page reads no more rows than it returns per transaction.
     OfTransactions(Arc<[u64]>),
 }
@@ -65,16 +65,16 @@ impl PageQuery<'_> {
             max_rows,
             ..
         } = *self;
-        let (seen, max_seq) = (cursor.seen(), cursor.max_seq());
-        let (upto, done) = match cursor.window() {
-            Some(window) => (window.upto.as_ref(), window.done),
-            None => (seen, Position::after(max_seq)),
+        let (start_snapshot, max_seq) = (cursor.start_snapshot(), cursor.max_seq());
+        let (end_snapshot, position) = match cursor.window() {
+            Some(window) => (window.end_snapshot.as_ref(), window.position),
+            None => (start_snapshot, Position::after(max_seq)),
         };
-        let visible = format!("pg_visible_in_snapshot(xid, '{upto}')");
-        // A row above max_seq was not visible in `seen`, unless its xid comes from another cluster by replication or a restore.
-        // Such a row is new as well.
-        let start = match done.seq > max_seq {
-            true => done,
+        let visible = format!("pg_visible_in_snapshot(xid, '{end_snapshot}')");
+        // A row above max_seq was not visible in `start_snapshot`, unless its xid comes from another cluster by replication or
+        // a restore. Such a row is new as well.
+        let start = match position.seq > max_seq {
+            true => position,
             false => Position::after(max_seq),
         };
         let mut new = format!(
@@ -87,14 +87,14 @@ impl PageQuery<'_> {
         let late = |condition: &str| {
             format!(
                 "select {columns} from {outbox} where {condition} and {} and seq + 0 <= {}",
-                after(done, "seq + 0"),
+                after(position, "seq + 0"),
                 bigint(max_seq.min(last_seq))
             )
         };
         let order = self.order.columns();
         let mut branches = new;
         match self.late_rows {
-            _ if !cursor.expects_late_rows() => {}
+            _ if !cursor.may_have_late_rows() => {}
             LateRows::OfTransactions(xids) => {
                 branches = format!("({branches} order by {order} limit {max_rows})");
                 for xid in &**xids {
@@ -102,20 +102,20 @@ impl PageQuery<'_> {
                         branches,
                         " union all (select {columns} from {outbox} where {}
                           order by xid, {order} limit {max_rows})",
-                        transaction_condition(&format!("'{xid}'"), done, max_seq.min(last_seq))
+                        transaction_condition(&format!("'{xid}'"), position, max_seq.min(last_seq))
                     );
                 }
             }
             // Planning a branch costs more than reading a small page, so empty branches are left out: a transaction that
             // is still open has no late rows yet.
-            LateRows::Anywhere => {
-                let listed = list_completed(cursor, upto);
+            LateRows::OfAnyTransaction => {
+                let listed = list_completed(cursor, end_snapshot);
                 if !listed.is_empty() {
                     let late = late(&format!("xid = any ('{{{listed}}}'::xid8[])"));
                     let _ = write!(branches, " union all {late}");
                 }
-                if upto.xmax() > seen.xmax() {
-                    let late = late(&format!("xid >= '{}' and {visible}", seen.xmax()));
+                if end_snapshot.xmax() > start_snapshot.xmax() {
+                    let late = late(&format!("xid >= '{}' and {visible}", start_snapshot.xmax()));
                     let _ = write!(branches, " union all {late}");
                 }
             }
@@ -127,35 +127,36 @@ impl PageQuery<'_> {
 /// Selects the transactions of the unread late rows of a window, at most one more than [`MAX_BRANCHES`]. An index-only scan
 /// reads all rows of the window with an id from xmax on.
 pub(super) fn late_transactions_sql(outbox: &str, cursor: &Cursor, window: &Window) -> String {
-    let (upto, done, max_seq) = (&window.upto, window.done, cursor.max_seq());
+    let (end_snapshot, position, max_seq) =
+        (&window.end_snapshot, window.position, cursor.max_seq());
     format!(
         "select xid from unnest('{{{listed}}}'::xid8[]) as listed (xid)
          where exists (select from {outbox} where {of_listed})
          union
          select xid from {outbox}
          where xid >= '{xmax}' and {after} and seq + 0 <= {max_seq}
-             and pg_visible_in_snapshot(xid, '{upto}')
+             and pg_visible_in_snapshot(xid, '{end_snapshot}')
          limit {limit}",
-        of_listed = transaction_condition("listed.xid", done, max_seq),
-        listed = list_completed(cursor, upto),
-        xmax = cursor.seen().xmax(),
-        after = after(done, "seq + 0"),
+        of_listed = transaction_condition("listed.xid", position, max_seq),
+        listed = list_completed(cursor, end_snapshot),
+        xmax = cursor.start_snapshot().xmax(),
+        after = after(position, "seq + 0"),
         max_seq = bigint(max_seq),
         limit = MAX_BRANCHES + 1,
     )
 }
 
 /// Returns the condition for the rows of one transaction after a position and up to a seq. The row comparison makes them a
-/// range of the index, in its order.
-fn transaction_condition(xid: &str, done: Position, last_seq: i64) -> String {
-    let (comparison, rest) = match done.event_id {
+/// range of the index, in its order. `outbox` is the alias in [`Mapping::outbox`](crate::config::Mapping::outbox).
+fn transaction_condition(xid: &str, position: Position, last_seq: i64) -> String {
+    let (comparison, rest) = match position.event_id {
         None => (">", String::new()),
-        Some(_) => (">=", format!(" and {}", after(done, "seq + 0"))),
+        Some(_) => (">=", format!(" and {}", after(position, "seq + 0"))),
     };
     format!(
         "(outbox.xid, outbox.seq) {comparison} ({xid}, {})
          and (outbox.xid, outbox.seq) <= ({xid}, {}){rest}",
-        bigint(done.seq),
+        bigint(position.seq),
         bigint(last_seq),
     )
 }
@@ -178,10 +179,10 @@ fn bigint(number: i64) -> String {
 }
 
 /// Lists the transactions that were in progress in the previous snapshot and have completed.
-fn list_completed(cursor: &Cursor, upto: &Snapshot) -> String {
-    let listed = cursor.seen().in_progress().iter();
+fn list_completed(cursor: &Cursor, end_snapshot: &Snapshot) -> String {
+    let listed = cursor.start_snapshot().in_progress().iter();
     let completed: Vec<String> = listed
-        .filter(|xid| upto.sees(**xid))
+        .filter(|xid| end_snapshot.sees(**xid))
         .map(ToString::to_string)
         .collect();
     completed.join(",")

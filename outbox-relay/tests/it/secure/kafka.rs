@@ -11,8 +11,7 @@ use super::broker::{NEWCOMER, PASSWORD, PLAIN_PASSWORD, SecureBroker, USER};
 use crate::{
     acl::{self, Allowed},
     for_each_sink,
-    harness::Session,
-    publishing::Setup,
+    harness::{Session, Setup},
 };
 
 for_each_sink! {

@@ -10,10 +10,7 @@ use super::{
     certificates::{Authority, Issued},
     role,
 };
-use crate::{
-    harness::{Database, Session},
-    publishing::Setup,
-};
+use crate::harness::{Database, Session, Setup};
 
 /// Authenticates with a password.
 const ROLE: &str = "relay";

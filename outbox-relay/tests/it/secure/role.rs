@@ -10,9 +10,8 @@ use outbox_relay::{
 use tokio_postgres::error::SqlState;
 
 use crate::{
-    harness::{Database, Session},
-    publishing::Setup,
-    rotation::{insert, rows},
+    harness::{Database, Session, Setup},
+    truncation::{insert, rows},
 };
 
 const SQL: &str = include_str!("../../../sql/role.sql");

@@ -8,7 +8,7 @@ use outbox_relay::{
     reset,
 };
 
-use crate::{harness::Session, publishing::Setup};
+use crate::harness::{Session, Setup};
 
 /// Returns SQL that inserts `count` rows into the bucket that is `ahead` of the current one, which is always 0 here.
 pub(crate) fn insert(setup: &Setup, ahead: i64, count: i64) -> String {
@@ -26,7 +26,7 @@ pub(crate) fn rows(ahead: i64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_is_truncated_only_after_all_of_it_was_published() -> Result<()> {
-    let setup = Setup::new("rotation", SinkKind::Kafka).await?;
+    let setup = Setup::new("truncation", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
     let slow = Session::new(&setup.database).await?;
     let sql = &session.client;
@@ -98,7 +98,7 @@ async fn a_row_stays_until_every_source_has_published_it() -> Result<()> {
     setup.records(20).await?;
     sql.wait_for(&rows(3), 0).await?;
     // Several more truncation intervals.
-    tokio::time::sleep(5 * setup.config()?.sources[0].rotation_interval).await;
+    tokio::time::sleep(5 * setup.config()?.sources[0].truncation_interval).await;
     assert_eq!(sql.count(&rows(4)).await?, 10);
     sql.batch_execute("delete from relay_checkpoints where source = 'other'")
         .await?;

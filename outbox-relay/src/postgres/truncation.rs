@@ -33,9 +33,9 @@ const PARTITIONS: &str = "
     where inherits.inhparent = 'outbox'::regclass
     order by 1";
 
-/// The result of one rotation.
+/// The result of [`truncate_published_partitions`].
 #[derive(Default)]
-pub(crate) struct RotationReport {
+pub(crate) struct TruncationReport {
     pub(crate) truncated: Vec<String>,
     /// A partition that an idle source blocks.
     pub(crate) blocked: Option<BlockedPartition>,
@@ -52,13 +52,13 @@ pub(crate) struct BlockedPartition {
 ///
 /// Skips a partition that can't be locked immediately. Continues with the other partitions after an error, and returns the
 /// first error.
-pub(crate) async fn rotate(
+pub(crate) async fn truncate_published_partitions(
     config: &SourceConfig,
     leadership: &Leadership,
-    report: &mut RotationReport,
+    report: &mut TruncationReport,
 ) -> Result<(), DatabaseError> {
     // Transactions need a separate session.
-    let session = session::connect(&config.database_url, "outbox-relay rotation").await?;
+    let session = session::connect(&config.database_url, "outbox-relay truncation").await?;
     // A copy of the database would have the same checkpoint, and rows that were never published.
     leadership.verify_same_database(&session).await?;
     // A relay that is suspended while it holds the lock must lose it.

@@ -13,8 +13,7 @@ use tokio::{
 
 use crate::{
     for_each_sink,
-    harness::Session,
-    publishing::{Running, Setup},
+    harness::{Running, Session, Setup},
 };
 
 for_each_sink! {
@@ -66,7 +65,7 @@ async fn fetch_page(relay: &Running) -> Result<(String, String)> {
 }
 
 async fn every_record_is_counted_with_its_latency(sink: SinkKind) -> Result<()> {
-    let setup = Setup::new("figures", sink).await?;
+    let setup = Setup::new("metrics", sink).await?;
     let session = Session::new(&setup.database).await?;
     // More rows than a page measures completely, and a single one.
     let many = format!(

@@ -1,4 +1,4 @@
-//! Converts an outbox row to a Kafka record.
+//! Builds a Kafka record from an outbox row.
 
 use std::{borrow::Cow, fmt};
 
@@ -14,10 +14,10 @@ use crate::{
     postgres::reader::Row,
 };
 
-/// Converts rows to records: CloudEvents 1.0 in Kafka's binary content mode. See
+/// Builds records from rows: CloudEvents 1.0 in Kafka's binary content mode. See
 /// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>.
 #[derive(Debug)]
-pub struct Router {
+pub struct RecordBuilder {
     /// The headers that every record with a payload shares.
     common: Headers,
     /// The same without `content-type`, because a tombstone has no data.
@@ -26,7 +26,7 @@ pub struct Router {
     time: TimeFormatter,
 }
 
-/// Why a row cannot become a record.
+/// The reason why a row cannot become a record.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadRow {
     /// Its headers are not a JSON object of strings.
@@ -40,8 +40,8 @@ pub enum BadRow {
     Time,
 }
 
-impl Router {
-    /// Creates a router. `ce_source` names the system that emits the events, `content_type` the format of payloads.
+impl RecordBuilder {
+    /// Creates a builder. `ce_source` names the system that emits the events, `content_type` the format of payloads.
     pub fn new(ce_source: &str, content_type: &str) -> Self {
         let mut tombstone = Headers::default();
         tombstone.push("ce_specversion", b"1.0");
@@ -56,11 +56,11 @@ impl Router {
         }
     }
 
-    /// Converts a row. A null payload makes a tombstone, which has no `content-type`.
+    /// Builds the record of a row. A null payload makes a tombstone, which has no `content-type`.
     ///
     /// # Errors
     /// If the row cannot be a CloudEvent.
-    pub fn route<'a>(&'a mut self, row: &Row<'a>) -> Result<Record<'a>, BadRow> {
+    pub fn build<'a>(&'a mut self, row: &Row<'a>) -> Result<Record<'a>, BadRow> {
         let headers = &mut self.headers;
         headers.clear();
         headers.extend(match row.payload {
@@ -173,16 +173,16 @@ mod tests {
     };
 
     fn headers_of(row: &Row<'static>) -> Vec<(String, String)> {
-        let mut router = Router::new("/users", "application/json");
+        let mut builder = RecordBuilder::new("/users", "application/json");
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
-        // Routed twice, because a record must not inherit headers from the one before.
-        router
-            .route(&Row {
+        // Built twice, because a record must not inherit headers from the one before.
+        builder
+            .build(&Row {
                 headers: Some(br#"{"other":"x"}"#),
                 ..ROW
             })
             .unwrap();
-        let record = router.route(row).unwrap();
+        let record = builder.build(row).unwrap();
         record
             .headers
             .iter()
@@ -240,11 +240,11 @@ mod tests {
 
     #[test]
     fn headers_other_than_an_object_of_strings_are_rejected() {
-        let mut router = Router::new("/users", "application/json");
+        let mut builder = RecordBuilder::new("/users", "application/json");
         for json in [r#"{"a":1}"#, r#"{"a":"x"} 1"#, "[]", "1", ""] {
             assert!(
-                router
-                    .route(&Row {
+                builder
+                    .build(&Row {
                         headers: Some(json.as_bytes()),
                         ..ROW
                     })
@@ -256,29 +256,29 @@ mod tests {
 
     #[test]
     fn headers_that_the_relay_sets_are_rejected() {
-        let mut router = Router::new("/users", "application/json");
+        let mut builder = RecordBuilder::new("/users", "application/json");
         for name in OWN_HEADERS {
             let json = format!(r#"{{"a":"1","{name}":"x","b":"2"}}"#);
             let row = Row {
                 headers: Some(json.as_bytes()),
                 ..ROW
             };
-            assert_eq!(router.route(&row).unwrap_err(), BadRow::OwnHeader(name));
+            assert_eq!(builder.build(&row).unwrap_err(), BadRow::OwnHeader(name));
         }
     }
 
     #[test]
     fn times_that_rfc_3339_cannot_express_are_rejected() {
-        let mut router = Router::new("/users", "application/json");
+        let mut builder = RecordBuilder::new("/users", "application/json");
         // Infinity as the reader decodes it, minus infinity, and the year 10000.
         for created_at_us in [i64::MAX, i64::MIN, 253_402_300_800_000_000] {
             let row = Row {
                 created_at_us: Some(created_at_us),
                 ..ROW
             };
-            assert_eq!(router.route(&row).unwrap_err(), BadRow::Time);
+            assert_eq!(builder.build(&row).unwrap_err(), BadRow::Time);
             // The next row is not affected.
-            assert!(router.route(&ROW).is_ok());
+            assert!(builder.build(&ROW).is_ok());
         }
     }
 
