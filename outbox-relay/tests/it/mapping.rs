@@ -464,7 +464,12 @@ async fn check_finds_all_defects_of_a_mapped_table() -> Result<()> {
             "column xid of",
         ),
         (
-            "drop function relay_payload(jsonb)",
+            "alter table relay_dead_letters rename dead_lettered_at to at",
+            "table relay_dead_letters lacks column dead_lettered_at",
+        ),
+        (
+            "alter table relay_dead_letters rename at to dead_lettered_at;
+             drop function relay_payload(jsonb)",
             "outbox-relay/sql/relay.sql",
         ),
         (

@@ -4,10 +4,10 @@
 use super::tables::{
     ALL_ROWS_ARE_VISIBLE, INSERTS_ARE_UNCHANGED, NO_SUBSCRIPTION_WRITES, POSTGRES_ACCEPTS_WRITES,
     PUBLICATIONS_PERMIT_UPDATE, Rule, SEQ_INCREASES, SYSTEM_IDENTIFIER_IS_READABLE,
-    TABLES_ARE_LOGGED, WRITERS_MAY_USE_SEQUENCE,
+    TABLES_ARE_LOGGED, TABLES_ARE_MIGRATED, WRITERS_MAY_USE_SEQUENCE,
 };
 
-pub(super) const MAPPED_RULES: [Rule; 16] = [
+pub(super) const MAPPED_RULES: [Rule; 17] = [
     POSTGRES_ACCEPTS_WRITES,
     Rule {
         passed: "the role has USAGE on the schema of the outbox",
@@ -42,6 +42,7 @@ pub(super) const MAPPED_RULES: [Rule; 16] = [
             where to_regprocedure('relay_payload(jsonb)') is null",
         ..Rule::DEFAULT
     },
+    TABLES_ARE_MIGRATED,
     Rule {
         passed: "every configured column exists",
         sql: "

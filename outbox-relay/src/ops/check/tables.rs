@@ -60,6 +60,24 @@ const LEAF_TABLES: &str = "
     select coalesce(tree.relid, :table::regclass)
     from (values (1)) as one left join pg_partition_tree(:table) as tree on tree.isleaf";
 
+/// A column for each migration after which an older program still works, and this one does not work before it.
+pub(super) const TABLES_ARE_MIGRATED: Rule = Rule {
+    passed: "the relay's tables have all columns",
+    is_prerequisite: true,
+    sql: "
+        select 'table ' || name || ' lacks column ' || column_name,
+            'Run the new migrations of crates/outbox; for tables that sql/relay.sql created, see \"Upgrading\" in '
+            || 'docs/operations/outbox-relay.md.'
+        from (values
+                ('relay_checkpoints', 'outbox'), ('relay_checkpoints', 'window_event_id'),
+                ('relay_dead_letters', 'dead_lettered_at')
+            ) as needed (name, column_name)
+        where not exists (
+            select from pg_attribute
+            where attrelid = to_regclass(name) and attname = column_name and not attisdropped)",
+    ..Rule::DEFAULT
+};
+
 /// Two changes of a key must be numbered in the order in which they were made.
 pub(super) const SEQ_INCREASES: Rule = Rule {
     passed: "seq increases from row to row",
@@ -260,7 +278,7 @@ pub(super) const WRITERS_MAY_USE_SEQUENCE: Rule = Rule {
 };
 
 /// The rules for the outbox of this project's migrations.
-pub(super) const OUTBOX_RULES: [Rule; 16] = [
+pub(super) const OUTBOX_RULES: [Rule; 17] = [
     POSTGRES_ACCEPTS_WRITES,
     Rule {
         passed: "the outbox and the relay's tables exist",
@@ -274,6 +292,7 @@ pub(super) const OUTBOX_RULES: [Rule; 16] = [
             where to_regclass(name) is null",
         ..Rule::DEFAULT
     },
+    TABLES_ARE_MIGRATED,
     Rule {
         passed: "the role has all required privileges",
         sql: "
