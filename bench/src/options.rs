@@ -9,7 +9,7 @@ pub(crate) struct RelayOptions {
     /// Rows in the backlog
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     pub(crate) rows: u64,
-    /// Interleaved runs of each contender
+    /// Interleaved runs of each program
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) runs: u32,
     /// Sinks of the relay (kafka, rdkafka); only the drain is measured with all of them, the rest with the first

@@ -19,7 +19,7 @@ pub(crate) struct ProjectionOptions {
     /// Records in the topic
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(PLAIN_RECORDS..=100_000_000))]
     records: u64,
-    /// Interleaved runs of each contender
+    /// Interleaved runs of each program
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Users per second during the lag measurement

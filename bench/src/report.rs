@@ -44,10 +44,10 @@ pub(crate) struct DebeziumFigures {
     pub(crate) latency: Vec<Latency>,
 }
 
-/// Medians of the runs of one contender, with the lowest and highest rate.
+/// Medians of the runs of one program, with the lowest and highest rate.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct DrainFigures {
-    pub(crate) contender: String,
+    pub(crate) program: String,
     pub(crate) events_per_s: f64,
     pub(crate) events_per_s_min: f64,
     pub(crate) events_per_s_max: f64,
@@ -74,12 +74,12 @@ pub(crate) struct LimitFigures {
 }
 
 impl DrainFigures {
-    pub(crate) fn of(contender: &str, runs: &[Drain]) -> Result<Self> {
+    pub(crate) fn of(program: &str, runs: &[Drain]) -> Result<Self> {
         let rate = Spread::of(runs, |run| per(run.rows, run.seconds))?;
         let per_cpu_s =
             |cpu_s: fn(&Drain) -> f64| Spread::of(runs, |run| per(run.rows, cpu_s(run)));
         Ok(Self {
-            contender: contender.to_owned(),
+            program: program.to_owned(),
             events_per_s: rate.median,
             events_per_s_min: rate.min,
             events_per_s_max: rate.max,

@@ -82,8 +82,8 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
         rows: options.rows,
         payload_bytes: PAYLOAD_BYTES,
         runs: options.runs,
-        drain: runs.drain_figures(&contender(default_sink))?,
-        drain_rdkafka: runs.drain_figures(&contender("rdkafka")).ok(),
+        drain: runs.drain_figures(&program(default_sink))?,
+        drain_rdkafka: runs.drain_figures(&program("rdkafka")).ok(),
         limits: LimitFigures::of(&runs.reading, &runs.producing)?,
         latency,
         idle_cpu_percent,
@@ -92,7 +92,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
     })
 }
 
-/// The interleaved runs. A change in the machine's speed then affects all contenders.
+/// The interleaved runs. A change in the machine's speed then affects all programs.
 #[derive(Default)]
 struct Runs {
     drains: BTreeMap<String, Vec<Drain>>,
@@ -101,7 +101,7 @@ struct Runs {
 }
 
 impl Runs {
-    /// Adds one run of each contender.
+    /// Adds one run of each program.
     async fn add(
         &mut self,
         lab: &Lab,
@@ -111,7 +111,7 @@ impl Runs {
         let rows = options.rows;
         for sink in &options.sinks {
             let drain = drain::by_relay(lab, rows, sink).await?;
-            self.drains.entry(contender(sink)).or_default().push(drain);
+            self.drains.entry(program(sink)).or_default().push(drain);
         }
         if let Some(connector) = connector {
             for tuning in [Tuning::Drain, Tuning::Defaults] {
@@ -126,16 +126,16 @@ impl Runs {
         Ok(())
     }
 
-    fn drain_figures(&self, contender: &str) -> Result<DrainFigures> {
+    fn drain_figures(&self, program: &str) -> Result<DrainFigures> {
         let runs = self
             .drains
-            .get(contender)
-            .context("contender was not measured")?;
-        DrainFigures::of(contender, runs)
+            .get(program)
+            .context("program was not measured")?;
+        DrainFigures::of(program, runs)
     }
 }
 
-fn contender(sink: &str) -> String {
+fn program(sink: &str) -> String {
     format!("outbox-relay, {sink} sink")
 }
 

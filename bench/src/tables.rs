@@ -68,8 +68,8 @@ fn drains(report: &Report) -> Table {
         "broker",
         "peak RSS, MiB",
     ])];
-    let is_default = |figures: &&DrainFigures| figures.contender != report.drain.contender;
-    let contenders = [Some(&report.drain)]
+    let is_default = |figures: &&DrainFigures| figures.program != report.drain.program;
+    let programs = [Some(&report.drain)]
         .into_iter()
         .chain([report.drain_rdkafka.as_ref().filter(is_default)])
         .flatten()
@@ -80,9 +80,9 @@ fn drains(report: &Report) -> Table {
                 .iter()
                 .map(|debezium| &debezium.with_defaults),
         );
-    for figures in contenders {
+    for figures in programs {
         rows.push(vec![
-            figures.contender.clone(),
+            figures.program.clone(),
             whole(figures.events_per_s),
             whole(figures.events_per_s_min),
             whole(figures.events_per_s_max),
@@ -162,9 +162,9 @@ fn latencies(report: &Report) -> Table {
         .debezium
         .iter()
         .flat_map(|debezium| &debezium.latency);
-    for (contender, found) in relay.chain(debezium.map(|found| ("Debezium, tuned", found))) {
+    for (program, found) in relay.chain(debezium.map(|found| ("Debezium, tuned", found))) {
         rows.push(vec![
-            contender.to_owned(),
+            program.to_owned(),
             whole(found.rate as f64),
             whole(found.achieved_per_s),
             format!("{:.2}", found.p50_ms),

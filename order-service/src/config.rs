@@ -27,8 +27,7 @@ pub struct ServeOptions {
     /// it fails with PROJECTION_LAGGING. Raise it if user events take longer to arrive
     #[arg(long, env = "TOKEN_WAIT_MS", default_value = "2000", value_parser = milliseconds(0..=60_000))]
     pub(crate) token_wait_ms: Duration,
-    /// Let CreateOrder without a token wait this many milliseconds for an unknown user, then fail with
-    /// USER_UNKNOWN; 0 disables the wait. Lower it if many calls name users that do not exist
+    /// Let CreateOrder wait this many milliseconds for an unknown user, then fail with USER_UNKNOWN; 0 disables the wait. Lower it if many calls name users that do not exist
     #[arg(long, env = "UNKNOWN_USER_WAIT_MS", default_value = "250", value_parser = milliseconds(0..=60_000))]
     pub(crate) unknown_user_wait_ms: Duration,
     /// Let at most this many calls wait for user events at once; further calls do not wait, and fail with

@@ -35,7 +35,8 @@ impl UserWaiter {
         }
     }
 
-    /// Waits until `users_cache` holds `version` of a user or a later one. Returns false at `deadline`.
+    /// Waits until `users_cache` holds `version` of a user or a later one. Returns false at
+    /// `deadline`, and immediately if too many calls are waiting.
     ///
     /// # Errors
     /// If the database fails.

@@ -11,7 +11,7 @@ use crate::{
     consistency::{UserWaiter, WaitLimits},
     domain::{NewOrder, Order},
     error::Error,
-    store::{Store, VerifiedBy},
+    store::{Store, UserCheck},
     validation::Validation,
 };
 
@@ -49,13 +49,13 @@ impl CreateOrderHandler {
             Validation::Local => self.create_locally(command).await,
             Validation::LocalThenRemote(users) => {
                 if self.has_token_version(command.token.as_ref()).await? {
-                    match self.create(command, VerifiedBy::Cache).await {
+                    match self.create(command, UserCheck::RequireCached).await {
                         Err(Error::UserUnknown(_)) => {}
                         result => return result,
                     }
                 }
                 match users.verify_exists(user_id, command.deadline).await {
-                    Ok(()) => self.create(command, VerifiedBy::UserService).await,
+                    Ok(()) => self.create(command, UserCheck::ConfirmedRemotely).await,
                     // Fall back to the event, which may still arrive.
                     Err(Error::UserServiceUnavailable(_)) => self.create_locally(command).await,
                     Err(err) => self.stored_response_or(command, err).await,
@@ -63,7 +63,7 @@ impl CreateOrderHandler {
             }
             Validation::Remote(users) => match users.verify_exists(user_id, command.deadline).await
             {
-                Ok(()) => self.create(command, VerifiedBy::UserService).await,
+                Ok(()) => self.create(command, UserCheck::ConfirmedRemotely).await,
                 Err(err) => self.stored_response_or(command, err).await,
             },
         }
@@ -91,7 +91,7 @@ impl CreateOrderHandler {
                 .stored_response_or(command, Error::ProjectionLagging)
                 .await;
         }
-        match self.create(command, VerifiedBy::Cache).await {
+        match self.create(command, UserCheck::RequireCached).await {
             // The event may be about to arrive: wait once, then try again.
             Err(Error::UserUnknown(user_id)) if !self.limits.unknown_user.is_zero() => {
                 let until = self.wait_until(self.limits.unknown_user, command);
@@ -102,7 +102,7 @@ impl CreateOrderHandler {
                 {
                     return Err(Error::UserUnknown(user_id));
                 }
-                self.create(command, VerifiedBy::Cache).await
+                self.create(command, UserCheck::RequireCached).await
             }
             result => result,
         }
@@ -144,9 +144,9 @@ impl CreateOrderHandler {
     async fn create<R: Response>(
         &self,
         command: &CreateOrderCommand<R>,
-        verified_by: VerifiedBy,
+        user_check: UserCheck,
     ) -> Result<R, Error> {
         let (new, mutation) = (command.new.clone(), command.mutation.clone());
-        self.store.create_order(new, verified_by, mutation).await
+        self.store.create_order(new, user_check, mutation).await
     }
 }

@@ -6,8 +6,8 @@
 //! - [`error`] maps errors to gRPC statuses.
 //! - [`users_projection`] applies user events to `users_cache`, with its own SQL; [`consistency`] waits for them.
 //!
-//! **Invariant:** an order is validated against `users_cache`. This service does not call user-service
-//! unless it is configured to: see [`validation`].
+//! By default an order is validated against `users_cache`, and this service never calls user-service. See
+//! [`validation`] for the other modes.
 
 #![allow(missing_docs, reason = "a program, not a library")]
 
@@ -59,7 +59,7 @@ pub static MIGRATIONS: [EmbeddedMigrations; 4] = [
 /// The service's name in error details and in Kafka.
 pub const NAME: &str = "order-service";
 
-/// One connection each for health, the cleanup of stored responses, and the projection.
+/// Shared by health, the cleanup of stored responses, and the projection with its dead letters.
 const BACKGROUND_CONNECTIONS: usize = 3;
 
 /// Well above the largest request.

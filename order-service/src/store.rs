@@ -34,13 +34,13 @@ pub use self::{
     changes::{Changes, Position},
 };
 
-/// The evidence that a user exists.
+/// How an order's user is validated.
 #[derive(Clone, Copy, Debug)]
-pub enum VerifiedBy {
+pub enum UserCheck {
     /// `users_cache` must contain the user.
-    Cache,
+    RequireCached,
     /// user-service has just confirmed the user; `users_cache` may not contain it yet.
-    UserService,
+    ConfirmedRemotely,
 }
 
 /// The service's database.
@@ -77,14 +77,14 @@ impl Store {
     pub async fn create_order<R: Response>(
         &self,
         new: NewOrder,
-        verified_by: VerifiedBy,
+        user_check: UserCheck,
         mutation: MutationContext<Order, R>,
     ) -> Result<R, Error> {
         let (topic, traceparent) = (self.topic.clone(), mutation.traceparent.clone());
         let write = async move |conn: &mut AsyncPgConnection| {
-            let user = match (lock_cached_user(conn, new.user_id).await?, verified_by) {
-                (None, VerifiedBy::Cache) => return Err(Error::UserUnknown(new.user_id)),
-                (None, VerifiedBy::UserService) => {
+            let user = match (lock_cached_user(conn, new.user_id).await?, user_check) {
+                (None, UserCheck::RequireCached) => return Err(Error::UserUnknown(new.user_id)),
+                (None, UserCheck::ConfirmedRemotely) => {
                     cancellations::load_user_under_unknown_users_lock(conn, new.user_id).await?
                 }
                 (user, _) => user,

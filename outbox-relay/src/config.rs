@@ -332,6 +332,8 @@ mod tests {
             kafka.max_record_bytes = 2000000
             [[source]]
             name = "a"
+            max_page_rows = 0
+            topic = "${"
             [[source]]
             name = "A"
             database_url = "http://user:hunter2@host/"
@@ -341,6 +343,8 @@ mod tests {
         .unwrap_err();
         for part in [
             "admin_addr",
+            "max_page_rows",
+            "missing }",
             "kafka.brokers",
             "delivery_timeout_ms",
             "max_record_bytes",

@@ -6,6 +6,7 @@ use crate::config::Mapping;
 
 pub(crate) const SILENT_POSTGRES: &str =
     "Check that Postgres is responsive and that no proxy or firewall drops the connection.";
+pub(crate) const DATABASE_URL: &str = "Correct database_url.";
 pub(crate) const TABLES: &str = "Create the tables as in crates/outbox/migrations, or correct the mapping of your own \
     table. `outbox-relay check` lists what is missing.";
 pub(crate) const KAFKA_UNAVAILABLE: &str = "Check that the brokers are running and that kafka.brokers lists them. \
@@ -19,7 +20,7 @@ pub(crate) const REJECTED: &str = "Create the topic, raise the named limit, allo
 pub(crate) const SHARED_EVENT_ID: &str = "Give each event its own id: as the owner of the outbox, set event_id to \
     gen_random_uuid() in one of these rows.";
 pub(crate) const ROW: &str =
-    "Repair or delete the row. The rows behind it are published automatically.";
+    "Repair or delete the row. The rows after it are published automatically.";
 
 const POSTGRES_UNREACHABLE: &str =
     "Check that Postgres is running and that host and port in database_url are correct.";

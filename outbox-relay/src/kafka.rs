@@ -5,7 +5,7 @@
 //! - `record` is the input of a sink.
 //! - [`Acknowledgements`] tracks which records are acknowledged, and `latency` measures how long that takes.
 //!
-//! The only dependency on Postgres is the lease: without it nothing is sent.
+//! From `postgres` it uses only the lease, without which nothing is sent, and the cursor.
 
 mod acknowledgements;
 mod histogram;

@@ -109,7 +109,7 @@ enum ParkedCommand {
         #[command(flatten)]
         keys: Keys,
     },
-    /// Move the rejected event of a key to relay_dead_letters; the leader publishes the events behind it
+    /// Move the rejected event of a key to relay_dead_letters; the leader publishes the events after it
     Drop {
         #[command(flatten)]
         source: Source,
@@ -175,7 +175,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let config = Config::load(&cli.config)?;
             let seq = outbox_relay::reset(config.source(&source)?, to).await?;
             say!(
-                "{source}: checkpoint reset; the next leader publishes every row of the outbox behind seq {seq}"
+                "{source}: checkpoint reset; the next leader publishes every row of the outbox with a seq above {seq}"
             );
         }
     }
@@ -249,7 +249,7 @@ async fn run_parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()>
             match parked.drop_event(*seq, *event_id).await? {
                 DropOutcome::Dropped => say!(
                     "{source}: moved the event with seq {seq} to relay_dead_letters; if it was the first of its key, the \
-                     leader publishes the events behind it"
+                     leader publishes the events after it"
                 ),
                 DropOutcome::NotRejected {
                     event_id,

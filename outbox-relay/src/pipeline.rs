@@ -1,8 +1,8 @@
-//! The pipeline of one source: election, reading, routing, publishing, and the checkpoint behind the acknowledgements.
+//! The pipeline of one source: election, reading, publishing, and the checkpoint.
 //!
 //! - `source` runs the source: it waits for leadership, publishes, and restarts from the checkpoint after an error.
 //! - `publisher` reads pages and sends records while the relay leads. `page_rows` sizes the pages.
-//! - `route` converts a row to a record.
+//! - `record_builder` builds a record from a row.
 //! - `rejections` applies the policy for records that Kafka rejects.
 //! - `checkpointer` stores the checkpoint, `truncation` truncates published partitions.
 //! - `error` and `outcome` are how publishing ends, `recovery` is the table from error to recovery.

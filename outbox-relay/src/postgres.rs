@@ -3,7 +3,7 @@
 //! - `session` opens sessions. Each call has a timeout.
 //! - `leader` elects one relay per source with an advisory lock. [`Lease`] keeps a former leader from sending.
 //!   `checkpoint` stores how far the source is published.
-//! - `window` computes which rows are pending, as arithmetic on snapshots. `reader` fetches them page by page.
+//! - `reader` selects the pending rows, page by page. `window` is its cursor: arithmetic on snapshots.
 //! - `backlog` measures the pending rows. `truncation` truncates published partitions.
 //!
 //! The SQL for parked keys and dead letters is in `dead_letters`.

@@ -3,7 +3,7 @@
 //!
 //! Servers run as an unprivileged user, on free loopback ports, in a [`WorkDir`]. They are removed when the process that
 //! started them ends, even if it is killed.
-#![allow(missing_docs, reason = "a program, not a library")]
+#![allow(missing_docs, reason = "used only in this workspace")]
 
 mod audit;
 mod kafka;

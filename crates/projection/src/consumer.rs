@@ -202,12 +202,12 @@ impl<P: Projection> ConsumerWorker<P> {
     fn stop_at_recreated_topic(&self, evidence: &str) -> ExitReason {
         let ConsumerConfig { topic, name, .. } = &self.shared.config;
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
-        let (of_name, of_topic) = (quoted(name), quoted(topic));
-        let of_rebuild = quoted(&rebuild_name(name));
+        let (quoted_name, quoted_topic) = (quoted(name), quoted(topic));
+        let quoted_rebuild = quoted(&rebuild_name(name));
         ExitReason::Stopped(format!(
             "topic {topic} was recreated: {evidence}. \
              To apply the topic from its beginning, run \"delete from projection_offsets where \
-             projection in ({of_name}, {of_rebuild}) and topic = {of_topic}\" in this service's database and \
+             projection in ({quoted_name}, {quoted_rebuild}) and topic = {quoted_topic}\" in this service's database and \
              restart the service."
         ))
     }

@@ -1,5 +1,5 @@
 //! Test helpers of the services. Used only as a dev-dependency.
-#![allow(missing_docs, reason = "a program, not a library")]
+#![allow(missing_docs, reason = "used only in this workspace")]
 
 mod calls;
 mod command;

@@ -94,7 +94,7 @@ impl SourceTable {
             (false, Some(_)) => format!("{name}.database_url"),
             _ => variable_name,
         };
-        let database_url = DatabaseUrl::parse(problems, &setting, url, file)?;
+        let database_url = DatabaseUrl::parse(problems, &setting, url, file);
         if !(1..=60_000).contains(&self.max_poll_interval_ms) {
             problems.add(
                 format!("{name}.max_poll_interval_ms"),
@@ -115,8 +115,8 @@ impl SourceTable {
             problems.add(
                 format!("{name}.retention_s"),
                 format!(
-                    "must be at most {MAX_RETENTION_S}: a partition receives new rows again 70 minutes after its \
-                     last row, and cannot be truncated then"
+                    "must be at most {MAX_RETENTION_S}: each of the eight partitions takes the rows of ten minutes, so it \
+                     receives new rows 70 minutes after its last one"
                 ),
             );
         }
@@ -132,11 +132,12 @@ impl SourceTable {
             columns: self.columns,
             header_columns: self.header_columns,
         };
+        let mapping = mapping.parse(&name, problems);
         Some(SourceConfig {
-            mapping: mapping.parse(&name, problems)?,
+            mapping: mapping?,
             ce_source: self.ce_source.unwrap_or_else(|| format!("/{name}")),
             name,
-            database_url,
+            database_url: database_url?,
             content_type: self.content_type,
             max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
             on_rejection: self.on_rejection,

@@ -1,4 +1,4 @@
-//! Reads rows, sends records, and stores the checkpoint behind the acknowledgements.
+//! Reads rows, sends records, and stores the checkpoint of the acknowledged rows.
 
 use std::{convert::Infallible, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 

@@ -88,8 +88,9 @@ impl Recovery {
         let hint = match err {
             DatabaseError::Failed(err) => Some(hints::for_postgres(err)),
             DatabaseError::Timeout(_) => Some(hints::SILENT_POSTGRES),
+            DatabaseError::Url(_) => Some(hints::DATABASE_URL),
             // The error contains the hint.
-            DatabaseError::Rejected { .. } | DatabaseError::Url(_) => None,
+            DatabaseError::Rejected { .. } => None,
         };
         Self::new(Reason::Database, hint)
     }
@@ -147,7 +148,7 @@ mod tests {
             (
                 SourceError::Database(DatabaseError::Url("?".into())),
                 Database,
-                None,
+                Some(hints::DATABASE_URL),
             ),
             (
                 CheckpointError::Database(silent()).into(),

@@ -56,7 +56,7 @@ impl DatabaseError {
         match self {
             Self::Failed(err) => hints::for_postgres(err),
             Self::Rejected { hint, .. } => hint,
-            Self::Url(_) => "Correct database_url.",
+            Self::Url(_) => hints::DATABASE_URL,
             Self::Timeout(_) => hints::SILENT_POSTGRES,
         }
     }

@@ -71,10 +71,11 @@ pub(crate) enum Reason {
     Fenced,
     /// Another relay was elected.
     LostLeadership,
-    /// Kafka rejects a record permanently, and it blocks the source.
+    /// A record or row blocks the source: Kafka rejects it permanently, it cannot be read, or the dead-letter topic is
+    /// unusable.
     Rejected,
-    /// A rejection made the sink unusable. Either the broker did not name the record, and all records in flight are sent again
-    /// one by one to find it. Or the record is parked or dead-lettered now, and publishing continues behind it.
+    /// A rejection made the sink unusable. Either all records in flight are sent again one by one to find the rejected one, or
+    /// that one is now parked, dead-lettered or deleted, and publishing continues after it.
     OneByOne,
     /// The checkpoint or the rows belong to another database.
     Checkpoint,
