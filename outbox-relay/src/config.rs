@@ -93,9 +93,9 @@ pub enum OnRejection {
     /// Stops the source before the record and retries until Kafka accepts it.
     #[default]
     Halt,
-    /// Moves the record and all later events of its key to `relay_parked`. Other keys continue.
+    /// Copies the record and all later events of its key to `relay_parked`. Other keys continue.
     ParkKey,
-    /// Moves the record to `relay_dead_letters` and the dead letter topic. Later events of its key continue.
+    /// Copies the record to `relay_dead_letters` and the dead letter topic. Later events of its key continue.
     DeadLetter,
 }
 
