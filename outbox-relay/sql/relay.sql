@@ -84,6 +84,7 @@ create table relay_dead_letters (
     dead_lettered_at timestamptz not null default clock_timestamp(),
     constraint relay_dead_letters_pkey primary key (source, seq, event_id)
 );
+comment on column relay_dead_letters.set_aside_at is 'Deprecated: use dead_lettered_at.';
 
 -- Disables statistics for payloads and headers: samples of their values, which may be personal data, would outlive the truncated
 -- rows. No query filters by these columns.

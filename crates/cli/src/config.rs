@@ -36,20 +36,27 @@ impl Problems {
         value: Option<String>,
         file: Option<PathBuf>,
     ) -> Option<SecretString> {
+        // A setting of a file is in lower case, an environment variable in upper case.
+        let suffix = if name.ends_with(|c: char| c.is_ascii_lowercase()) {
+            "_file"
+        } else {
+            "_FILE"
+        };
+        let file_setting = format!("{name}{suffix}");
         match (value, file) {
             (Some(value), None) if !value.is_empty() => Some(value.into()),
-            (None, Some(file)) => self.check(&format!("{name}_FILE"), read_secret(&file)),
+            (None, Some(file)) => self.check(&file_setting, read_secret(&file)),
             (Some(_), Some(_)) => {
                 self.add(
                     name,
-                    format!("set by both {name} and {name}_FILE; remove one"),
+                    format!("set by both {name} and {file_setting}; remove one"),
                 );
                 None
             }
             _ => {
                 self.add(
                     name,
-                    format!("missing; set {name}, or {name}_FILE to a file that contains it"),
+                    format!("missing; set {name}, or {file_setting} to a file that contains it"),
                 );
                 None
             }

@@ -91,8 +91,9 @@ impl SourceTable {
             )
         };
         let setting = match (is_overridden, &url) {
-            (false, Some(_)) => format!("{name}.database_url"),
-            _ => variable_name,
+            (false, None) if file.is_none() => variable_name,
+            (false, _) => format!("{name}.database_url"),
+            (true, _) => variable_name,
         };
         let database_url = DatabaseUrl::parse(problems, &setting, url, file);
         if !(1..=60_000).contains(&self.max_poll_interval_ms) {

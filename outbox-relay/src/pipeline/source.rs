@@ -59,6 +59,11 @@ pub(crate) async fn run(
     source.status.update(|status| status.role = Role::Stopped);
 }
 
+/// Halves a limit on records in flight, down to [`MIN_IN_FLIGHT_RECORDS`].
+fn halved(max_in_flight: usize) -> usize {
+    (max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS.min(max_in_flight))
+}
+
 fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::new()
         .with_min_delay(MIN_BACKOFF)
@@ -144,7 +149,7 @@ impl Source {
     fn recover(&mut self, err: &SourceError) {
         let recovery = Recovery::from(err);
         if recovery.halves_in_flight {
-            self.max_in_flight = (self.max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS);
+            self.max_in_flight = halved(self.max_in_flight);
         }
         if let SourceError::Rejected { event_id, .. } = err
             && self.last_rejected.replace(*event_id) != Some(*event_id)
@@ -282,5 +287,16 @@ impl Source {
             () = self.shutdown.cancelled() => {}
             () = tokio::time::sleep(length) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_on_records_in_flight_never_rises_when_it_is_halved() {
+        let limits = [20_000, 100, 64, 63, 1].map(halved);
+        assert_eq!(limits, [10_000, 64, 64, 63, 1]);
     }
 }

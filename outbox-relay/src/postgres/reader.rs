@@ -16,7 +16,7 @@ use crate::{
     config::Mapping,
     hints,
     postgres::{
-        session::ANSWER_TIMEOUT,
+        session::{ANSWER_TIMEOUT, cause_of},
         window::{Cursor, MalformedSnapshot, Position, Snapshot},
     },
 };
@@ -70,18 +70,18 @@ type WindowBounds = (Snapshot, Arc<Snapshot>);
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The connection failed, or Postgres rejected the statement.
-    #[error("failed to read the outbox")]
-    Database(#[from] tokio_postgres::Error),
+    #[error("failed to read the outbox: {}", cause_of(.0))]
+    Database(tokio_postgres::Error),
     /// Postgres did not respond in time.
     #[error("the database did not respond within {0:?}")]
     Timeout(Duration),
     /// A value of a row can't be converted to the required type, is too large, or is damaged.
-    #[error("failed to read the row with seq {seq}")]
+    #[error("failed to read the row with seq {seq}: {}", cause_of(.cause))]
     Unreadable {
         /// The seq of the row.
         seq: i64,
         /// The error of Postgres.
-        source: tokio_postgres::Error,
+        cause: tokio_postgres::Error,
     },
     /// A row can't become a record. It can't be parked or dead-lettered either.
     #[error("failed to publish the row with seq {seq}: {reason}")]
@@ -96,11 +96,17 @@ pub enum ReadError {
     Layout(&'static str),
 }
 
+impl From<tokio_postgres::Error> for ReadError {
+    fn from(err: tokio_postgres::Error) -> Self {
+        Self::Database(err)
+    }
+}
+
 impl ReadError {
     /// Returns advice for the operator.
     pub(crate) fn hint(&self) -> &'static str {
         match self {
-            Self::Database(source) | Self::Unreadable { source, .. } => hints::for_postgres(source),
+            Self::Database(cause) | Self::Unreadable { cause, .. } => hints::for_postgres(cause),
             Self::Timeout(_) => hints::SILENT_POSTGRES,
             Self::Row { .. } => hints::ROW,
             Self::Layout(_) => hints::TABLES,
@@ -217,7 +223,7 @@ impl Reader {
             match self.read_up_to(query, seq).await? {
                 Ok(rest) if rest.rows().len() == 0 => {}
                 Ok(rest) => return Ok(rest.with_more_to_come()),
-                Err(source) => return Err(ReadError::Unreadable { seq, source }),
+                Err(cause) => return Err(ReadError::Unreadable { seq, cause }),
             }
         }
         // Seqs alone, because any other value may be the unreadable one.
@@ -232,7 +238,7 @@ impl Reader {
         while let Some(&seq) = seqs[..count].last() {
             match self.read_up_to(query, seq).await? {
                 Ok(page) => return Ok(page.with_more_to_come()),
-                Err(source) if count == 1 => return Err(ReadError::Unreadable { seq, source }),
+                Err(cause) if count == 1 => return Err(ReadError::Unreadable { seq, cause }),
                 Err(_) => count /= 2,
             }
         }

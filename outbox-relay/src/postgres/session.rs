@@ -32,8 +32,8 @@ const SETTINGS: Settings = Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// The connection failed, or Postgres rejected the statement.
-    #[error("{}", describe_failure(.0))]
-    Failed(#[from] tokio_postgres::Error),
+    #[error("{}: {}", describe_failure(.0), cause_of(.0))]
+    Failed(tokio_postgres::Error),
     /// The connection failed for a reason with a specific hint.
     #[error("failed to connect to the database; {hint}")]
     Rejected {
@@ -48,6 +48,12 @@ pub enum DatabaseError {
     /// Postgres did not respond in time.
     #[error("the database did not respond within {0:?}")]
     Timeout(Duration),
+}
+
+impl From<tokio_postgres::Error> for DatabaseError {
+    fn from(err: tokio_postgres::Error) -> Self {
+        Self::Failed(err)
+    }
 }
 
 impl DatabaseError {
@@ -157,6 +163,14 @@ impl Session {
             Err(_) => Err(DatabaseError::Timeout(self.timeout)),
         }
     }
+}
+
+/// Returns the cause of an error without Postgres' DETAIL, which can contain the values of a row.
+pub(crate) fn cause_of(err: &tokio_postgres::Error) -> String {
+    err.as_db_error().map_or_else(
+        || cli::chain(err),
+        |err| format!("{}: {}", err.severity(), err.message()),
+    )
 }
 
 /// Distinguishes a failed connection from a failed statement: Postgres' own message does not.

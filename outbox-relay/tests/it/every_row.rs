@@ -232,6 +232,10 @@ async fn a_relay_is_ready_only_after_it_has_read_a_page(sink: SinkKind) -> Resul
     let database_url = setup.database.url.clone();
     // The parked events, the settings of the reader's session, the first page.
     for word in ["from relay_parked", "enable_bitmapscan", "copy (select"] {
+        // A standby is ready. The session of the last relay ends a moment after the relay.
+        let leaders = "select count(*) from pg_locks join pg_database on oid = database
+            where locktype = 'advisory' and datname = current_database()";
+        session.client.wait_for(leaders, 0).await?;
         let proxy = SilentProxy::start(&database_url, word).await?;
         setup.database.url = proxy.url().to_owned();
         let relay = setup.start().await?;

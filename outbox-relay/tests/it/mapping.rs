@@ -500,7 +500,8 @@ async fn rows_without_a_seq_are_counted_and_reported() -> Result<()> {
     assert_eq!(keys(&setup.records(1).await?), ["d"]);
     let text = relay.wait_for_state(200, "degraded: 3 rows of").await?;
     assert!(
-        text.contains("are never published, because seq or transaction id is null"),
+        text.contains("are never published, because seq or transaction id is null")
+            && text.contains("One of them is event "),
         "{text}"
     );
     let (_, status) = outbox_relay::ask(relay.admin_addr, "/status").await?;

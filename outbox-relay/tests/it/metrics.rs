@@ -245,7 +245,16 @@ async fn truncated_partitions_are_counted() -> Result<()> {
         ("truncated_partitions_total", 1.0),
         ("shipped_records_total", 10.0),
     ];
-    wait_for(&relay, &wanted).await?;
+    if let Err(err) = wait_for(&relay, &wanted).await {
+        let facts = "select concat_ws(E'\n', clock_timestamp(), pg_current_snapshot(),
+            (select string_agg(relay_checkpoints::text, E'\n') from relay_checkpoints),
+            (select string_agg(concat_ws(' ', tableoid::regclass, xid, seq, created_at), E'\n') from outbox),
+            (select string_agg(concat_ws(' ', relation::regclass, mode, granted, state, query), E'\n')
+             from pg_locks join pg_stat_activity using (pid)
+             where relation::regclass::text like 'outbox%'))";
+        let facts: String = session.client.query_one(facts, &[]).await?.get(0);
+        return Err(err.context(facts));
+    }
     relay.stop().await
 }
 

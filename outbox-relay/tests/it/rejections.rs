@@ -592,3 +592,19 @@ async fn every_dead_letter_of_a_page_is_stored_with_its_reason(sink: SinkKind) -
     relay.wait_for_readiness(200).await?;
     relay.stop().await
 }
+
+/// Postgres' DETAIL contains the whole row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_error_shows_no_value_of_a_row() -> Result<()> {
+    let (mut setup, session) = setup("detail", SinkKind::Kafka, OnRejection::DeadLetter).await?;
+    setup.max_record_bytes = 1_000;
+    let constraint = "alter table relay_dead_letters add constraint never check (key = '')";
+    session.client.batch_execute(constraint).await?;
+    write_large(&session, &setup.topic, "private-key", 2_000).await?;
+    let relay = setup.start().await?;
+    let text = relay
+        .wait_for_state(503, "violates check constraint \"never\"")
+        .await?;
+    assert!(!text.contains("private-key"), "{text}");
+    relay.stop().await
+}

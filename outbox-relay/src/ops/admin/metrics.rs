@@ -71,7 +71,7 @@ fn write_leadership(text: &mut Text, views: &[View]) {
     text.gauges(
         views,
         "checkpoint_age_seconds",
-        "Time since the checkpoint was stored; a leader stores it at least every 250 ms.",
+        "Time since the checkpoint was stored; a leader stores it within 375 ms.",
         |view| view.checkpoint_age_s,
     );
 }
