@@ -71,9 +71,6 @@ impl Steps {
             let seconds = step.took.as_secs_f64();
             println!("   {result}  {name:width$}  {seconds:6.2} s  {detail}");
         }
-        say(
-            "(`make demo` without ONCE=1 keeps running; `make up` runs the system in the background.)",
-        );
     }
 }
 
@@ -84,10 +81,7 @@ pub(crate) fn print_addresses(system: &System) {
     title("Everything is still running: try it from another terminal");
     say(format!("user-service   {users}"));
     say(format!("order-service  {orders}"));
-    say(format!(
-        "outbox-relay   http://{}/status",
-        names.relay_admin_addr
-    ));
+    say(format!("outbox-relay   http://{}/", names.relay_admin_addr));
     say(format!("Kafka          {}", names.brokers));
     say(format!("users          {}", names.users_database_url));
     say(format!("orders         {}", names.orders_database_url));
@@ -98,6 +92,6 @@ grpcurl -plaintext -d '{{"page_size":3}}' {orders} order.v1.OrderService/ListOrd
 grpcurl -plaintext -d '{{"user_id":"01a1b2c3-d4e5-7000-8000-000000000000","amount":{{"currency_code":"EUR","units":19,"nanos":900000000}}}}' {orders} order.v1.OrderService/CreateOrder
 grpcurl -plaintext {users} describe user.v1.UserService
 
-(`make tools` installs grpcurl into .tools/bin.) Ctrl-C stops everything."#
+(`make .tools/bin/grpcurl` builds grpcurl; add .tools/bin to PATH.) Ctrl-C stops everything."#
     );
 }

@@ -200,7 +200,7 @@ fn introduction(folder: &Path) -> Result<String> {
         "
   user-service   {users}
   order-service  {orders}
-  outbox-relay   http://{relay}/status
+  outbox-relay   http://{relay}/
   Kafka          {kafka}
 
 All addresses, process ids and the log directory are in {endpoints}. A process that you kill is

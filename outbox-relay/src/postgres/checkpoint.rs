@@ -262,7 +262,8 @@ pub(crate) async fn reset(
                     (select greatest($2::bigint, min(seq)) from {outbox}
                      where $2::bigint is not null having min(seq) is not null),
                     (select min(seq) from {outbox} where created_at >= to_timestamp($3::float8)),
-                    (select least(max(seq), 9223372036854775806) + 1 from {outbox}), 1),
+                    (select least(max(seq), 9223372036854775806) + 1 from {outbox}
+                     having max(seq) is not null), 1),
                 (select min(seq) from {outbox}, relay_checkpoints
                  where source = $1 and (
                      seq > greatest(max_seq, window_seq)

@@ -146,6 +146,27 @@ async fn a_stopped_source_of_another_table_does_not_prevent_truncation() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reset_of_an_empty_outbox_skips_no_later_row() -> Result<()> {
+    let setup = Setup::new("reset_empty", SinkKind::Kafka).await?;
+    let source = setup.config()?.sources.remove(0);
+    let relay = setup.start().await?;
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await?;
+    assert_eq!(reset(&source, ResetTo::Beginning).await?, 0);
+    // A row with an old transaction id counts as new only because of its seq.
+    let session = Session::new(&setup.database).await?;
+    let sql = format!(
+        "insert into outbox (xid, topic, key, event_type, aggregate_version)
+         values ('5', '{topic}', 'a', 'made', 1), (default, '{topic}', 'b', 'made', 1)",
+        topic = setup.topic
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    assert_eq!(setup.records(2).await?.len(), 2);
+    relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn reset_publishes_rows_again_from_a_seq_or_a_time() -> Result<()> {
     let setup = Setup::new("replay", SinkKind::Kafka).await?;
     let source = setup.config()?.sources.remove(0);
