@@ -378,6 +378,28 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_is_set_twice_is_named_as_it_was_set() {
+        let file = r#"
+            kafka.brokers = "localhost:9092"
+            [[source]]
+            name = "a"
+            database_url = "postgres://localhost/a"
+            database_url_file = "/run/secrets/a"
+            "#;
+        let err = parse(file, &[]).unwrap_err();
+        let settings = "set by both a.database_url and a.database_url_file";
+        assert!(err.contains(settings), "{err}");
+        let variables = [
+            ("OUTBOX_RELAY_A_DATABASE_URL", "postgres://localhost/a"),
+            ("OUTBOX_RELAY_A_DATABASE_URL_FILE", "/run/secrets/a"),
+        ];
+        let err = parse(file, &variables).unwrap_err();
+        let variables =
+            "set by both OUTBOX_RELAY_A_DATABASE_URL and OUTBOX_RELAY_A_DATABASE_URL_FILE";
+        assert!(err.contains(variables), "{err}");
+    }
+
+    #[test]
     fn an_unknown_setting_is_rejected() {
         let err = parse("kafka.broker = 'x'", &[]).unwrap_err();
         assert!(err.contains("unknown field `broker`"), "{err}");

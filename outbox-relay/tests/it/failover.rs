@@ -182,7 +182,7 @@ async fn a_suspended_leader_does_not_publish_an_old_version_behind_a_newer_one(
         // The next leader has published newer versions when the suspended one resumes.
         pair.wait_for_records(300)
             .await
-            .context("nobody took over")?;
+            .context("no relay took over")?;
         former_leader.resume();
     }
     pair.wait_for_records(100).await?;

@@ -192,6 +192,12 @@ mistakes! {
         run: Run::NotReady(&["which exceeds the topic's max.message.bytes (20000 bytes)", "raise the named limit"]),
         ..MISTAKE
     };
+    missing_migration: Mistake {
+        sql: "alter table relay_dead_letters drop column dead_lettered_at",
+        check: &["table relay_dead_letters lacks column dead_lettered_at", "Run the new migrations of crates/outbox"],
+        run: Run::Publishes,
+        ..MISTAKE
+    };
     restored_dump: Mistake {
         sql: "insert into relay_checkpoints
                   (source, epoch, snapshot, max_seq, heartbeat_at, resigned)

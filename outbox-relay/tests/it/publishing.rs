@@ -244,7 +244,7 @@ async fn a_dump_that_was_restored_elsewhere_is_published_after_a_reset(
 
 async fn a_silent_database_is_reported_after_a_timeout(sink: SinkKind) -> Result<()> {
     let mut setup = Setup::new("silent", sink).await?;
-    // The kernel accepts connections, and nobody responds.
+    // The kernel accepts connections, but no process responds.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     setup.database.url = format!("postgres://nobody@{}/nowhere", silent.local_addr()?);
     let relay = setup.start().await?;

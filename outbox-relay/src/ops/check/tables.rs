@@ -60,7 +60,7 @@ const LEAF_TABLES: &str = "
     select coalesce(tree.relid, :table::regclass)
     from (values (1)) as one left join pg_partition_tree(:table) as tree on tree.isleaf";
 
-/// A column for each migration after which an older program still works, and this one does not work before it.
+/// Detects migrations that were not run, by a column that each of them adds.
 pub(super) const TABLES_ARE_MIGRATED: Rule = Rule {
     passed: "the relay's tables have all columns",
     is_prerequisite: true,
