@@ -9,34 +9,34 @@
 //!   with `_` in place of every character that is neither a letter nor a digit
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL_FILE`: `database_url_file` of that source
 
-mod database_url;
 mod kafka;
 mod mapping;
 mod names;
 mod properties;
 #[cfg(test)]
 mod reference;
-mod secret;
 mod security;
 mod source;
+mod toml_error;
 
 use std::{collections::HashSet, env, net::SocketAddr, path::Path, time::Duration};
 
 use cli::{ConfigError, Problems, read_text};
 use serde::Deserialize;
 
+pub use cli::Secret;
+pub use postgres_session::DatabaseUrl;
+
 pub(crate) use self::names::OWN_HEADERS;
-pub use self::{
-    database_url::DatabaseUrl,
-    mapping::Mapping,
-    properties::KafkaProperties,
-    secret::Secret,
-    security::{KafkaSecurity, Mechanism, Sasl},
-};
 use self::{
     kafka::KafkaTable,
-    secret::describe_toml_error,
     source::{SourceTable, variable_part},
+    toml_error::describe_toml_error,
+};
+pub use self::{
+    mapping::Mapping,
+    properties::KafkaProperties,
+    security::{KafkaSecurity, Mechanism, Sasl},
 };
 
 /// A validated configuration.
@@ -318,8 +318,7 @@ mod tests {
         assert_eq!(sasl.username, "relay");
         assert_eq!(sasl.password.read().unwrap().expose_secret(), "hunter2");
         assert!(!format!("{config:?}").contains("hunter2"));
-        let target = config.sources[0].database_url.read().unwrap();
-        assert_eq!(target.config.get_dbname(), Some("db"));
+        assert_eq!(config.sources[0].database_url.dbname().unwrap(), "db");
     }
 
     #[test]

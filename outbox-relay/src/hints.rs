@@ -7,6 +7,8 @@ use crate::config::Mapping;
 pub(crate) const SILENT_POSTGRES: &str =
     "Check that Postgres is responsive and that no proxy or firewall drops the connection.";
 pub(crate) const DATABASE_URL: &str = "Correct database_url.";
+pub(crate) const POOLER: &str =
+    "Set the host and port of Postgres in database_url, or use a pool in session mode.";
 pub(crate) const TABLES: &str = "Create the tables as in crates/outbox/migrations, or correct the mapping of your own \
     table. `outbox-relay check` lists what is missing.";
 pub(crate) const KAFKA_UNAVAILABLE: &str = "Check that the brokers are running and that kafka.brokers lists them. \

@@ -20,7 +20,6 @@ pub mod kafka;
 mod ops;
 pub mod pipeline;
 pub mod postgres;
-mod tls;
 
 use std::net::SocketAddr;
 
@@ -38,8 +37,9 @@ pub use crate::{
     dead_letters::{DropOutcome, ParkedKey, ParkedKeys},
     ops::{Finding, Level, check, status_table},
     postgres::ResetTo,
-    tls::{Identity, TlsFiles},
 };
+
+pub use tls::{Identity, TlsFiles};
 
 /// A relay with a bound admin port that does not publish yet.
 #[derive(Debug)]

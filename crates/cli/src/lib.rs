@@ -4,6 +4,7 @@ mod config;
 mod exit;
 mod kafka;
 mod parse;
+mod secret;
 mod shutdown;
 mod telemetry;
 mod values;
@@ -16,6 +17,7 @@ pub use kafka::{
     optional_kafka_name,
 };
 pub use parse::parse;
+pub use secret::Secret;
 pub use shutdown::shutdown_signal;
 pub use telemetry::LogOptions;
 pub use values::{milliseconds, not_blank, number, seconds};

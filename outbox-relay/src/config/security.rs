@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::Secret;
-use crate::tls::{Identity, TlsFiles, Verification};
+use tls::{Identity, TlsFiles, Verification};
 
 /// Encryption and authentication of connections to brokers.
 #[derive(Clone, Debug, Default)]

@@ -90,7 +90,7 @@ impl Recovery {
             DatabaseError::Timeout(_) => Some(hints::SILENT_POSTGRES),
             DatabaseError::Url(_) => Some(hints::DATABASE_URL),
             // The error contains the hint.
-            DatabaseError::Rejected { .. } => None,
+            DatabaseError::Rejected { .. } | DatabaseError::Pooler(_) => None,
         };
         Self::new(Reason::Database, hint)
     }

@@ -1,32 +1,20 @@
 //! Postgres sessions. All connections of the relay are opened here.
 
-mod encryption;
+use std::time::Duration;
 
-use std::{error::Error, time::Duration};
-
+use postgres_session::{ConnectError, DatabaseUrl, SessionOptions};
 use tokio_postgres::{
     Client, Row,
     error::SqlState,
     types::{ToSql, Type},
 };
 
-use self::encryption::MakeRustlsConnect;
-use crate::{
-    config::DatabaseUrl,
-    hints,
-    tls::{self, Settings},
-};
+use crate::hints;
 
-/// The `statement_timeout`, and the time after which an unacknowledged packet closes the connection.
+/// The `statement_timeout`.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client-side timeout of a call: a server can accept a connection and then stall.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-const SETTINGS: Settings = Settings {
-    ca: "sslrootcert in the database's URL",
-    address: "the host in the database's URL",
-    identity: "sslcert and sslkey in the database's URL",
-};
 
 /// An error of a database call.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +36,25 @@ pub enum DatabaseError {
     /// Postgres did not respond in time.
     #[error("the database did not respond within {0:?}")]
     Timeout(Duration),
+    /// A pooler in transaction mode.
+    #[error(transparent)]
+    Pooler(ConnectError),
+}
+
+impl From<ConnectError> for DatabaseError {
+    fn from(err: ConnectError) -> Self {
+        match err {
+            ConnectError::Url(reason) => Self::Url(reason),
+            ConnectError::Failed {
+                source,
+                hint: Some(hint),
+                ..
+            } => Self::Rejected { hint, source },
+            ConnectError::Failed { source, .. } => Self::Failed(source),
+            ConnectError::Timeout { timeout, .. } => Self::Timeout(timeout),
+            err => Self::Pooler(err),
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for DatabaseError {
@@ -64,6 +71,7 @@ impl DatabaseError {
             Self::Rejected { hint, .. } => hint,
             Self::Url(_) => hints::DATABASE_URL,
             Self::Timeout(_) => hints::SILENT_POSTGRES,
+            Self::Pooler(_) => hints::POOLER,
         }
     }
 
@@ -71,7 +79,7 @@ impl DatabaseError {
     pub(crate) fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Failed(source) | Self::Rejected { source, .. } => source.code(),
-            Self::Url(_) | Self::Timeout(_) => None,
+            Self::Url(_) | Self::Timeout(_) | Self::Pooler(_) => None,
         }
     }
 }
@@ -186,86 +194,22 @@ fn describe_failure(err: &tokio_postgres::Error) -> &'static str {
     }
 }
 
-/// Opens a session that detects a dead peer within seconds. Reads the URL and the files that it names again.
+/// Opens a session. Reads the URL and the files that it names again.
 pub(crate) async fn connect(
     database_url: &DatabaseUrl,
-    application_name: &str,
+    application_name: &'static str,
 ) -> Result<Session, DatabaseError> {
-    // On the heap, because the future of a handshake is larger than those that await it.
-    let connecting = Box::pin(connect_client(database_url, application_name));
-    let result = tokio::time::timeout(ANSWER_TIMEOUT, connecting).await;
-    let client = result.unwrap_or(Err(DatabaseError::Timeout(ANSWER_TIMEOUT)))?;
+    let options = SessionOptions {
+        application_name,
+        connect_timeout: ANSWER_TIMEOUT,
+        statement_timeout: STATEMENT_TIMEOUT,
+        lock_timeout: Duration::ZERO,
+        idle_in_transaction_timeout: Duration::ZERO,
+        response_timeout: None,
+    };
+    let client = postgres_session::connect(database_url, &options).await?;
     Ok(Session {
         client,
         timeout: ANSWER_TIMEOUT,
     })
-}
-
-async fn connect_client(
-    database_url: &DatabaseUrl,
-    application_name: &str,
-) -> Result<Client, DatabaseError> {
-    let mut target = database_url.read().map_err(DatabaseError::Url)?;
-    let tls = target.files.load(target.verification);
-    let tls = tls.map_err(|err| DatabaseError::Url(err.to_string()))?;
-    target
-        .config
-        .application_name(application_name)
-        .connect_timeout(ANSWER_TIMEOUT)
-        .tcp_user_timeout(STATEMENT_TIMEOUT)
-        .keepalives_idle(Duration::from_secs(5))
-        .keepalives_interval(Duration::from_secs(2))
-        .keepalives_retries(3);
-    let connecting = target.config.connect(MakeRustlsConnect::new(tls));
-    let (client, connection) = connecting.await.map_err(with_hint)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "Postgres connection failed");
-        }
-    });
-    // Overrides the defaults of the role and of the database.
-    let settings = format!(
-        "set statement_timeout = {};
-         set synchronous_commit = on;
-         set default_transaction_read_only = off;
-         set default_transaction_isolation = 'read committed';
-         set row_security = off;
-         set quote_all_identifiers = off",
-        STATEMENT_TIMEOUT.as_millis(),
-    );
-    client.batch_execute(&settings).await.map_err(with_hint)?;
-    Ok(client)
-}
-
-fn with_hint(source: tokio_postgres::Error) -> DatabaseError {
-    match connection_hint(&source) {
-        Some(hint) => DatabaseError::Rejected { hint, source },
-        None => DatabaseError::Failed(source),
-    }
-}
-
-/// Returns a hint for errors of TLS and of the authentication method.
-fn connection_hint(err: &tokio_postgres::Error) -> Option<String> {
-    if let Some(rejection) = err.as_db_error() {
-        if *rejection.code() != SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
-            return None;
-        }
-        let message = rejection.message();
-        let is_about = |words| message.contains(words);
-        if is_about("no encryption") {
-            return Some("set sslmode=verify-full in database_url".into());
-        }
-        let requires_certificate = is_about("valid client certificate");
-        return requires_certificate.then(|| format!("set {}", SETTINGS.identity));
-    }
-    let mut cause: &(dyn Error + 'static) = err;
-    while let Some(next) = cause.source() {
-        cause = next;
-        if let Some(hint) = tls::hint_for(cause, &SETTINGS) {
-            return Some(hint);
-        }
-    }
-    let is_without_tls = cause.to_string() == "server does not support TLS";
-    is_without_tls
-        .then(|| "set ssl = on in postgresql.conf, or change sslmode in database_url".into())
 }

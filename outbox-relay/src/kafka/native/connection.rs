@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::response_layout;
-use crate::{kafka::SinkError, tls};
+use crate::kafka::SinkError;
 
 /// The client id in the brokers' logs and quotas.
 pub(super) const CLIENT_ID: &str = "outbox-relay";

@@ -13,11 +13,9 @@ use super::{
     connection::{Connection, unavailable, with_hint, with_timeout, with_tls_hint},
     sasl::authenticate,
 };
-use crate::{
-    config::KafkaConfig,
-    kafka::SinkError,
-    tls::{TlsFiles, Verification},
-};
+use tls::{TlsFiles, Verification};
+
+use crate::{config::KafkaConfig, kafka::SinkError};
 
 /// The part of a SASL session's lifetime after which the connection is replaced. The rest is for requests in flight.
 const USED_LIFETIME_PERCENT: u32 = 80;

@@ -166,7 +166,7 @@ async fn a_connection_failure_is_reported_with_a_hint() -> Result<()> {
         (
             "localhost",
             "sslmode=disable",
-            "set sslmode=verify-full in database_url",
+            "set sslmode=verify-full in the database's URL",
         ),
         (
             "localhost",

@@ -41,7 +41,7 @@ pub struct Identity {
 
 /// The checks on a server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verification {
+pub enum Verification {
     /// No check: open to man-in-the-middle attacks.
     Nothing,
     /// A trusted authority signed it, for any name.
@@ -53,7 +53,7 @@ pub(crate) enum Verification {
 /// A file that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", file.display())]
-pub(crate) struct FileError {
+pub struct FileError {
     file: PathBuf,
     reason: String,
 }
@@ -68,20 +68,29 @@ impl FileError {
 }
 
 impl TlsFiles {
-    /// Builds a client configuration from the files.
-    pub(crate) fn load(&self, verification: Verification) -> Result<ClientConfig, FileError> {
+    /// Builds a client configuration from the files, which are read now.
+    ///
+    /// # Errors
+    /// If a file can't be read or is not usable.
+    pub fn load(&self, verification: Verification) -> Result<ClientConfig, FileError> {
         let provider = Arc::new(ring::default_provider());
-        let roots = match verification {
-            Verification::Nothing => None,
-            Verification::Authority | Verification::Name => Some(Arc::new(self.roots()?)),
-        };
-        let verifier = Verifier::new(roots, verification, &provider)
-            .map_err(|err| FileError::new(self.roots_path(), err))?;
-        let config = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|err| FileError::new(self.roots_path(), err))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+            .map_err(|err| FileError::new(self.roots_path(), err))?;
+        let config = match verification {
+            Verification::Name => builder.with_root_certificates(self.roots()?),
+            Verification::Nothing | Verification::Authority => {
+                let roots = match verification {
+                    Verification::Authority => Some(Arc::new(self.roots()?)),
+                    _ => None,
+                };
+                let verifier = Verifier::new(roots, &provider)
+                    .map_err(|err| FileError::new(self.roots_path(), err))?;
+                builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(verifier))
+            }
+        };
         let Some(Identity { certificate, key }) = &self.identity else {
             return Ok(config.with_no_client_auth());
         };
@@ -141,14 +150,17 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
 }
 
 /// The names of the settings, for hints.
-pub(crate) struct Settings {
-    pub(crate) ca: &'static str,
-    pub(crate) address: &'static str,
-    pub(crate) identity: &'static str,
+pub struct Settings {
+    /// The setting of the trusted authorities.
+    pub ca: &'static str,
+    /// The setting of the server's host name.
+    pub address: &'static str,
+    /// The settings of the client certificate and its key.
+    pub identity: &'static str,
 }
 
 /// Returns a hint for an error of a TLS connection, if there is one.
-pub(crate) fn hint_for(err: &(dyn Error + 'static), settings: &Settings) -> Option<String> {
+pub fn hint_for(err: &(dyn Error + 'static), settings: &Settings) -> Option<String> {
     let Settings {
         ca,
         address,

@@ -12,22 +12,18 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::Verification;
-
-/// Verifies a server's certificate as strictly as [`Verification`] says. The server must always prove that it
-/// has the certificate's key.
+/// Verifies less than rustls' own verifier: not the name of a server, or nothing at all. The server must always prove that
+/// it has the certificate's key.
 #[derive(Debug)]
 pub(super) struct Verifier {
     /// `None` accepts any certificate.
     authorities: Option<Arc<WebPkiServerVerifier>>,
-    any_name: bool,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
     pub(super) fn new(
         roots: Option<Arc<RootCertStore>>,
-        verification: Verification,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, VerifierBuilderError> {
         let authorities = roots.map(|roots| {
@@ -35,7 +31,6 @@ impl Verifier {
         });
         Ok(Self {
             authorities: authorities.transpose()?,
-            any_name: verification != Verification::Name,
             algorithms: provider.signature_verification_algorithms,
         })
     }
@@ -57,7 +52,7 @@ impl ServerCertVerifier for Verifier {
             // The name is checked last, after everything else.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.any_name => Ok(ServerCertVerified::assertion()),
+            )) => Ok(ServerCertVerified::assertion()),
             result => result,
         }
     }

@@ -1,57 +1,111 @@
 //! Database URLs with libpq's TLS parameters: `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use cli::Problems;
+use cli::{Problems, Secret};
 use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret as _;
 use tokio_postgres::{
     Config,
-    config::{ChannelBinding, SslMode},
+    config::{Host, SslMode},
 };
 
-use super::Secret;
-use crate::tls::{Identity, TlsFiles, Verification};
+use tls::{Identity, TlsFiles, Verification};
 
 /// The value of `sslrootcert` for the system's certificate authorities.
 const SYSTEM: &str = "system";
 
 /// The URL of a database. A URL in a file is read again for each connection.
 #[derive(Clone, Debug)]
-pub struct DatabaseUrl(Secret);
+pub struct DatabaseUrl {
+    url: Secret,
+    /// A pooler was found, and it keeps sessions apart.
+    has_verified_pooler: Arc<AtomicBool>,
+}
 
 /// A parsed URL.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) config: Config,
+    pub(crate) encryption: Encryption,
     pub(crate) files: TlsFiles,
     pub(crate) verification: Verification,
 }
 
+/// The use of TLS: what remains of `sslmode` besides the verification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    Disable,
+    Prefer,
+    Require,
+}
+
 impl DatabaseUrl {
-    /// Validates a URL that is given as a value or as the path of a file.
-    pub(super) fn parse(
+    /// Validates a URL that is given as a value or as the path of a file, and adds its mistakes.
+    pub fn parse(
         problems: &mut Problems,
         name: &str,
         value: Option<String>,
         file: Option<std::path::PathBuf>,
     ) -> Option<Self> {
-        let url = Self(Secret::parse(problems, name, value, file)?);
-        let target = problems.check(name, url.read())?;
-        problems.check(name, target.files.load(target.verification))?;
+        let url = Self::from(Secret::parse(problems, name, value, file)?);
+        problems.check(name, url.validate())?;
         Some(url)
+    }
+
+    /// Validates the current URL and the files that it names.
+    ///
+    /// # Errors
+    /// A description of the mistake. It contains neither the URL nor a password.
+    pub fn validate(&self) -> Result<(), String> {
+        let target = self.read()?;
+        let loaded = target.files.load(target.verification);
+        loaded.map(|_| ()).map_err(|err| err.to_string())
+    }
+
+    /// Returns the name of the database; by default that of the user.
+    ///
+    /// # Errors
+    /// As for [`validate`](Self::validate).
+    pub fn dbname(&self) -> Result<String, String> {
+        let config = self.read()?.config;
+        let name = config.get_dbname().or(config.get_user());
+        Ok(name.unwrap_or_default().to_owned())
+    }
+
+    pub(crate) fn has_verified_pooler(&self) -> bool {
+        self.has_verified_pooler.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_verified_pooler(&self) {
+        self.has_verified_pooler.store(true, Ordering::Relaxed);
     }
 
     /// Reads and parses the current URL. The error does not contain it.
     pub(crate) fn read(&self) -> Result<Target, String> {
-        let url = self.0.read().map_err(|err| err.to_string())?;
+        let url = self.url.read().map_err(|err| err.to_string())?;
         parse_url(url.expose_secret())
+    }
+}
+
+impl From<Secret> for DatabaseUrl {
+    fn from(url: Secret) -> Self {
+        Self {
+            url,
+            has_verified_pooler: Arc::default(),
+        }
     }
 }
 
 impl From<&str> for DatabaseUrl {
     fn from(url: &str) -> Self {
-        Self(url.into())
+        Secret::from(url).into()
     }
 }
 
@@ -66,12 +120,15 @@ struct TlsSettings<'a> {
 
 fn parse_url(url: &str) -> Result<Target, String> {
     let (rest, settings) = take_tls_settings(url)?;
-    let invalid =
-        |err| format!("invalid Postgres URL, must be like postgres://user@host/database: {err}");
+    // The message of the parser names a parameter, and never a value.
+    let invalid = |err| {
+        format!(
+            "invalid Postgres URL, must be like postgres://user:password@host:5432/database: {err}; in a password, \
+             percent-encode @ : / ? # % as %40 %3A %2F %3F %23 %25"
+        )
+    };
     let mut config: Config = rest.parse().map_err(invalid)?;
-    if config.get_channel_binding() == ChannelBinding::Require {
-        return Err("channel_binding=require is not supported; use sslmode=verify-full".into());
-    }
+    complete_hosts(&mut config)?;
     let mode = settings
         .mode
         .as_deref()
@@ -82,21 +139,21 @@ fn parse_url(url: &str) -> Result<Target, String> {
         });
     let has_authority = settings.root.is_some();
     let is_system = settings.root.as_deref() == Some(SYSTEM);
-    let (ssl_mode, verification) = match mode {
-        "disable" => (SslMode::Disable, Verification::Nothing),
-        "prefer" => (SslMode::Prefer, Verification::Nothing),
+    let (encryption, verification) = match mode {
+        "disable" => (Encryption::Disable, Verification::Nothing),
+        "prefer" => (Encryption::Prefer, Verification::Nothing),
         // As libpq: a CA file turns `require` into `verify-ca`.
-        "require" if has_authority => (SslMode::Require, Verification::Authority),
-        "require" => (SslMode::Require, Verification::Nothing),
-        "verify-ca" => (SslMode::Require, Verification::Authority),
-        "verify-full" => (SslMode::Require, Verification::Name),
+        "require" if has_authority => (Encryption::Require, Verification::Authority),
+        "require" => (Encryption::Require, Verification::Nothing),
+        "verify-ca" => (Encryption::Require, Verification::Authority),
+        "verify-full" => (Encryption::Require, Verification::Name),
         _ => {
             let known = "disable, prefer, require, verify-ca, verify-full";
             return Err(format!("invalid sslmode; must be one of {known}"));
         }
     };
     let has_files = has_authority || settings.certificate.is_some() || settings.key.is_some();
-    if ssl_mode != SslMode::Require && has_files {
+    if encryption != Encryption::Require && has_files {
         return Err(format!(
             "sslmode={mode} permits plaintext although certificates are set; use sslmode=verify-full"
         ));
@@ -115,15 +172,33 @@ fn parse_url(url: &str) -> Result<Target, String> {
         (None, None) => None,
         _ => return Err("sslcert and sslkey must be set together".into()),
     };
-    config.ssl_mode(ssl_mode);
     Ok(Target {
         config,
+        encryption,
         files: TlsFiles {
             ca: settings.root.filter(|_| !is_system).map(Into::into),
             identity,
         },
         verification,
     })
+}
+
+/// Makes each host usable for TLS, which needs a name.
+fn complete_hosts(config: &mut Config) -> Result<(), String> {
+    if config.get_hosts().is_empty() {
+        for address in config.get_hostaddrs().to_vec() {
+            config.host(address.to_string());
+        }
+    }
+    let is_socket = |host: &&Host| !matches!(host, Host::Tcp(_));
+    match config.get_hosts().iter().filter(is_socket).count() {
+        _ if config.get_hosts().is_empty() => {
+            Err("must name a host, as in postgres://user:password@host:5432/database".into())
+        }
+        0 => Ok(()),
+        sockets if sockets == config.get_hosts().len() => Ok(()),
+        _ => Err("hosts and directories of Unix sockets can't be mixed".into()),
+    }
 }
 
 /// Splits the TLS parameters off the URL.
@@ -165,35 +240,47 @@ mod tests {
     fn sslmode_has_the_meaning_of_libpq() {
         let ca = "sslrootcert=/etc/my%20ca.pem";
         for (query, mode, verification) in [
-            ("", SslMode::Prefer, Verification::Nothing),
-            ("?sslmode=disable", SslMode::Disable, Verification::Nothing),
-            ("?sslmode=require", SslMode::Require, Verification::Nothing),
+            ("", Encryption::Prefer, Verification::Nothing),
+            (
+                "?sslmode=disable",
+                Encryption::Disable,
+                Verification::Nothing,
+            ),
+            (
+                "?sslmode=require",
+                Encryption::Require,
+                Verification::Nothing,
+            ),
             (
                 &format!("?sslmode=require&{ca}"),
-                SslMode::Require,
+                Encryption::Require,
                 Verification::Authority,
             ),
             (
                 &format!("?{ca}&sslmode=verify-ca"),
-                SslMode::Require,
+                Encryption::Require,
                 Verification::Authority,
             ),
-            ("?sslmode=verify-full", SslMode::Require, Verification::Name),
+            (
+                "?sslmode=verify-full",
+                Encryption::Require,
+                Verification::Name,
+            ),
             (
                 "?sslmode=verify-full&sslrootcert=system",
-                SslMode::Require,
+                Encryption::Require,
                 Verification::Name,
             ),
         ] {
             let target = parse_url(&format!("postgres://u:p?w&x=y@host:1/db{query}")).unwrap();
-            assert_eq!(target.config.get_ssl_mode(), mode, "{query}");
+            assert_eq!(target.encryption, mode, "{query}");
             assert_eq!(target.verification, verification, "{query}");
             assert_eq!(target.config.get_password(), Some("p?w&x=y".as_bytes()));
             let file = query.contains(ca).then(|| "/etc/my ca.pem".into());
             assert_eq!(target.files.ca, file, "{query}");
         }
         let target = parse_url("host=a user=b dbname=c sslmode=require").unwrap();
-        assert_eq!(target.config.get_ssl_mode(), SslMode::Require);
+        assert_eq!(target.encryption, Encryption::Require);
     }
 
     #[test]
@@ -208,7 +295,6 @@ mod tests {
             ("sslmode=verify-ca", "requires a CA file"),
             ("sslmode=require&sslrootcert=system", "requires a CA file"),
             ("sslmode=verify-full&sslcert=a", "must be set together"),
-            ("channel_binding=require", "is not supported"),
             ("sslmod=verify-full", "invalid Postgres URL"),
         ] {
             let rejected = parse_url(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();

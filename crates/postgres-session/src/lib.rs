@@ -1,0 +1,22 @@
+//! Postgres sessions that do not trust their environment.
+//!
+//! - `url` parses a database URL with libpq's TLS parameters.
+//! - [`connect`](connect()) opens a session: limits on every wait, settings that the role or the database can't change.
+//! - `transport` is the connection below it: negotiates TLS, detects a server that does not respond.
+//! - `pooler` detects a connection pooler in transaction mode.
+//! - `diesel` (a feature) opens sessions for diesel, with the SQLSTATE of errors.
+
+mod connect;
+#[cfg(feature = "diesel")]
+mod diesel;
+mod error_response;
+mod pooler;
+mod transport;
+mod url;
+
+#[cfg(feature = "diesel")]
+pub use self::diesel::{connect_diesel, is_data_error, is_unavailable, sqlstate};
+pub use self::{
+    connect::{ConnectError, SessionOptions, connect},
+    url::DatabaseUrl,
+};
