@@ -69,11 +69,8 @@ impl Stack {
         .await?;
 
         let serve = |service: &str, addr: &str, url: &str| {
-            let mut program = Program::new(service, bin.of(service)).args(["serve"]);
-            for (name, value) in variables {
-                program = program.env(name, value);
-            }
-            program
+            let program = Program::new(service, bin.of(service))
+                .args(["serve"])
                 .env("LISTEN_ADDR", addr)
                 .env("DATABASE_URL", url)
                 .env("KAFKA_BROKERS", &names.brokers)
@@ -87,7 +84,10 @@ impl Stack {
                 .env("DEAD_LETTER_TOPIC", names.dead_letter_topic(service))
                 .env("INSTANCE_ID", "1")
                 // Used only if VALIDATION enables it.
-                .env("USER_SERVICE_ADDR", &names.user_service_addr)
+                .env("USER_SERVICE_ADDR", &names.user_service_addr);
+            // Last, so that they override the others.
+            let set = |program: Program, (name, value): &(&str, &str)| program.env(name, value);
+            variables.iter().fold(program, set)
         };
         let stack = Self {
             user_service: Process::start(

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Error, Result};
 use demo::{System, money};
-use devstack::{Addresses, Sql, eventually};
+use devstack::{Addresses, Proxy, Sql, eventually};
 use proto::{
     events::{self, header},
     order::v1::{CreateOrderRequest, CreateOrderResponse},
@@ -118,6 +118,22 @@ async fn known_users_can_order_during_a_user_service_outage_unless_validation_is
         assert_eq!(again.get_ref(), first.get_ref(), "{mode}");
         system.stop().await;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn remote_validation_calls_the_configured_address() -> Result<()> {
+    let proxy = Proxy::bind().await?;
+    let address = proxy.address();
+    let variables = [("VALIDATION", "remote"), ("USER_SERVICE_ADDR", &address)];
+    let system = System::start_on_shared_servers_with("proxied", &variables).await?;
+    let (user_id, _) = new_user(&system, 1).await?;
+    let rejected = system.create_order(&user_id, "").await;
+    assert_rejected(rejected, Code::Unavailable, "USER_SERVICE_UNAVAILABLE");
+    proxy.set_target(&system.stack.names().user_service_addr);
+    let ordered = async || Ok(system.create_order(&user_id, "").await.ok());
+    eventually("an order through the proxy", ordered).await?;
+    system.stop().await;
     Ok(())
 }
 
