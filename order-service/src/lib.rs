@@ -31,7 +31,7 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::order::v1::order_service_server::{OrderServiceServer, SERVICE_NAME};
 use service_kit::{
     Application, Checks, Server, Service,
-    database::{self, Database},
+    database::{self, Database, DatabaseOptions},
     idempotency,
 };
 use tokio_util::sync::CancellationToken;
@@ -90,6 +90,10 @@ impl Application for OrderService {
         })
     }
 
+    fn database(&self) -> &DatabaseOptions {
+        &self.options.database
+    }
+
     fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
     }
@@ -98,8 +102,8 @@ impl Application for OrderService {
         let Self { server, options } = self;
         // Health, the cleanup, the projection and the watches have their own connections, so that calls
         // can't starve them.
-        let pool = database::create_pool(options.database.url(), BACKGROUND_CONNECTIONS);
-        let database = options.calls.open(&options.database);
+        let pool = database::create_pool(NAME, options.database.url(), BACKGROUND_CONNECTIONS);
+        let database = options.calls.open(NAME, &options.database);
         let (user_subscribers, order_subscribers) = (
             Arc::new(Subscribers::default()),
             Arc::new(Subscribers::default()),
@@ -117,7 +121,8 @@ impl Application for OrderService {
             shutdown.clone(),
         );
         let state = consumer.state();
-        let watch_pool = database::create_pool(options.database.url(), watch::MAX_CONCURRENT_POLLS);
+        let watch_pool =
+            database::create_pool(NAME, options.database.url(), watch::MAX_CONCURRENT_POLLS);
         let watch_database = Database::new(watch_pool, watch::MAX_CONCURRENT_POLLS);
         let detached_tasks = database.detached_tasks();
         let store = Store::new(

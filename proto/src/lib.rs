@@ -1,6 +1,8 @@
 //! The public contracts: the gRPC services, the payloads of the events, and the consistency token. `buf.yaml` and the
 //! golden files in `tests/` detect breaking changes.
 
+/// The codec of the generated clients and servers.
+pub mod codec;
 mod consistency_token;
 pub mod events;
 

@@ -21,7 +21,11 @@ use std::{error::Error, io, net::SocketAddr, sync::Arc};
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use proto::user::v1::user_service_server::{SERVICE_NAME, UserServiceServer};
-use service_kit::{Application, Checks, Server, Service, database, idempotency};
+use service_kit::{
+    Application, Checks, Server, Service,
+    database::{self, DatabaseOptions},
+    idempotency,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes};
 
@@ -69,6 +73,10 @@ impl Application for UserService {
         })
     }
 
+    fn database(&self) -> &DatabaseOptions {
+        &self.options.database
+    }
+
     fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
     }
@@ -77,8 +85,8 @@ impl Application for UserService {
         let Self { server, options } = self;
         // Health, the cleanup and the projection have their own connections, so that calls can't starve
         // them.
-        let pool = database::create_pool(options.database.url(), BACKGROUND_CONNECTIONS);
-        let database = options.calls.open(&options.database);
+        let pool = database::create_pool(NAME, options.database.url(), BACKGROUND_CONNECTIONS);
+        let database = options.calls.open(NAME, &options.database);
         let consumer = projection::spawn_consumer(
             options.orders.into_config(options.kafka),
             Arc::new(OrdersProjection),

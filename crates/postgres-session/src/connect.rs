@@ -30,7 +30,6 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// - The others change the meaning of a statement.
 const PINNED_SETTINGS: &str = "
     set default_transaction_isolation = 'read committed';
-    set default_transaction_read_only = off;
     set default_transaction_deferrable = off;
     set synchronous_commit = on;
     set row_security = off;
@@ -57,9 +56,27 @@ pub struct SessionOptions {
     pub lock_timeout: Duration,
     /// The `idle_in_transaction_session_timeout`. Zero: no limit.
     pub idle_in_transaction_timeout: Duration,
+    /// Overrides `default_transaction_read_only`, with which a DBA freezes a database, for example before a switchover.
+    pub forces_writes: bool,
     /// The longest wait for the next byte of a response; then the session ends. Longer than `statement_timeout`. `None`: the
     /// caller limits its waits.
     pub response_timeout: Option<Duration>,
+}
+
+impl SessionOptions {
+    /// Returns the limits of a service's calls, of its background work, and of its commands.
+    pub const fn for_service(application_name: &'static str) -> Self {
+        Self {
+            application_name,
+            connect_timeout: Duration::from_secs(3),
+            statement_timeout: Duration::from_secs(10),
+            lock_timeout: Duration::from_secs(5),
+            idle_in_transaction_timeout: Duration::from_secs(15),
+            forces_writes: false,
+            // Later than the server's own limit, whose error says more.
+            response_timeout: Some(Duration::from_secs(12)),
+        }
+    }
 }
 
 /// A session that could not be opened.
@@ -276,10 +293,15 @@ pub(crate) async fn open(
 fn settings(options: &SessionOptions) -> String {
     format!(
         "set statement_timeout = {}; set lock_timeout = {}; set idle_in_transaction_session_timeout = {}; {PINNED_SETTINGS};
-         select pg_backend_pid()",
+         {} select pg_backend_pid()",
         options.statement_timeout.as_millis(),
         options.lock_timeout.as_millis(),
         options.idle_in_transaction_timeout.as_millis(),
+        if options.forces_writes {
+            "set default_transaction_read_only = off;"
+        } else {
+            ""
+        },
     )
 }
 

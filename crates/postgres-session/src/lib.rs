@@ -4,18 +4,25 @@
 //! - [`connect`](connect()) opens a session: limits on every wait, settings that the role or the database can't change.
 //! - `transport` is the connection below it: negotiates TLS, detects a server that does not respond.
 //! - `pooler` detects a connection pooler in transaction mode.
-//! - `diesel` (a feature) opens sessions for diesel, with the SQLSTATE of errors.
+//! - `diesel` and `pool` (the feature `diesel`) open sessions for diesel. `error_response` keeps the SQLSTATE of their errors.
 
 mod connect;
 #[cfg(feature = "diesel")]
 mod diesel;
 mod error_response;
+#[cfg(feature = "diesel")]
+mod pool;
 mod pooler;
 mod transport;
 mod url;
 
 #[cfg(feature = "diesel")]
-pub use self::diesel::{connect_diesel, is_data_error, is_unavailable, sqlstate};
+pub use self::{
+    diesel::{connect_diesel, is_data_error, is_unavailable, sqlstate},
+    pool::{Pool, PoolError, PooledSession},
+};
+pub use tokio_postgres::error::SqlState;
+
 pub use self::{
     connect::{ConnectError, SessionOptions, connect},
     url::DatabaseUrl,

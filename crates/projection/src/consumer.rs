@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use diesel_async::{AsyncPgConnection, pooled_connection::deadpool::Pool};
+use postgres_session::Pool;
 use rdkafka::{
     Message as _,
     consumer::{BaseConsumer, Consumer as _},
@@ -43,7 +43,7 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 pub fn spawn_consumer<P: Projection>(
     config: ConsumerConfig,
     projection: Arc<P>,
-    pool: Pool<AsyncPgConnection>,
+    pool: Pool,
     shutdown: CancellationToken,
 ) -> ConsumerHandle {
     let (state_sender, state) = watch::channel(ConsumerState::Starting);

@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use diesel_async::{AsyncPgConnection, pooled_connection::deadpool::Pool};
+use postgres_session::Pool;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -92,7 +92,7 @@ impl ConsumerState {
 /// State that the consumer's thread shares with librdkafka's callbacks.
 pub(crate) struct Shared {
     pub(crate) config: ConsumerConfig,
-    pub(crate) pool: Pool<AsyncPgConnection>,
+    pub(crate) pool: Pool,
     pub(crate) runtime: Handle,
     pub(crate) shutdown: CancellationToken,
     pub(crate) state: watch::Sender<ConsumerState>,

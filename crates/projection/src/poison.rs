@@ -3,25 +3,11 @@
 use std::fmt::Write as _;
 
 use diesel::result::DatabaseErrorKind;
+use postgres_session::SqlState;
 use serde_json::error::Category;
 
 /// The limit of a reason; those of this crate are much shorter.
 const MAX_REASON_CHARS: usize = 300;
-
-/// Parts of the messages with which Postgres rejects a value: SQLSTATE class 22, and an index entry that
-/// is too large. Diesel does not keep the SQLSTATE of these errors, so only the text identifies them.
-const REJECTED_VALUES: [&str; 10] = [
-    "out of range",
-    "numeric field overflow",
-    "value overflows numeric format",
-    "value too long for type",
-    "invalid input syntax for type",
-    "invalid input value for enum",
-    "invalid byte sequence for encoding",
-    "has no equivalent in encoding",
-    "unsupported Unicode escape sequence",
-    "exceeds btree version",
-];
 
 /// The reason why a record can never be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,13 +75,26 @@ pub(crate) fn from_database_error(err: &diesel::result::Error) -> Option<Poison>
             let name = info.constraint_name().or(info.column_name());
             Some(Poison::new("constraint", name.unwrap_or("unnamed")))
         }
-        // The matched text only: the message may quote the value.
-        Kind::Unknown => REJECTED_VALUES
-            .into_iter()
-            .find(|text| info.message().contains(text))
-            .map(|text| Poison::new("value", text)),
-        _ => None,
+        // The message may quote the value.
+        _ => postgres_session::sqlstate(err)
+            .filter(postgres_session::is_data_error)
+            .map(|state| Poison::new("value", describe(&state))),
     }
+}
+
+/// Describes the frequent errors of class 22 and 54.
+fn describe(state: &SqlState) -> String {
+    let name = match *state {
+        SqlState::NUMERIC_VALUE_OUT_OF_RANGE => "number out of range",
+        SqlState::STRING_DATA_RIGHT_TRUNCATION => "text too long",
+        SqlState::INVALID_TEXT_REPRESENTATION => "invalid text for its type",
+        SqlState::CHARACTER_NOT_IN_REPERTOIRE | SqlState::UNTRANSLATABLE_CHARACTER => {
+            "character not supported by the database"
+        }
+        SqlState::PROGRAM_LIMIT_EXCEEDED => "too large, for example for an index",
+        _ => "rejected by the database",
+    };
+    format!("{name} (SQLSTATE {})", state.code())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     HealthcheckOptions,
-    database::{DatabaseOptions, connect_once, migrate},
+    database::{DatabaseOptions, connect_once, migrate, reject_transaction_pooler},
 };
 
 /// A service that [`run`] can start.
@@ -31,6 +31,9 @@ pub trait Application: Sized {
     /// # Errors
     /// If the address can't be bound.
     fn bind(options: Self::Options) -> impl Future<Output = io::Result<Self>> + Send;
+
+    /// Returns the address of the database.
+    fn database(&self) -> &DatabaseOptions;
 
     /// Returns the bound address.
     fn local_addr(&self) -> SocketAddr;
@@ -91,21 +94,22 @@ async fn execute<A: Application>(command: Command<A>) -> anyhow::Result<ExitCode
         Command::Serve(options) => {
             let shutdown = cli::shutdown_signal()?;
             let service = A::bind(*options).await?;
+            reject_transaction_pooler(A::NAME, service.database().url()).await?;
             service.run(shutdown).await.map_err(Error::from_boxed)?;
         }
         Command::Migrate(database) => {
-            let names = migrate(database.url(), A::migrations())
+            let names = migrate(A::NAME, database.url(), A::migrations())
                 .await
                 .map_err(|err| anyhow!("failed to migrate the database: {err}"))?;
             println!("{} migrations applied", names.len());
         }
         Command::DeadLetters { database, options } => {
-            let mut conn = connect_once(database.url()).await?;
+            let mut conn = connect_once(A::NAME, database.url()).await?;
             return options.run(&mut conn).await;
         }
         Command::Projection { database, options } => {
-            let mut conn = connect_once(database.url()).await?;
-            let mut follower = connect_once(database.url()).await?;
+            let mut conn = connect_once(A::NAME, database.url()).await?;
+            let mut follower = connect_once(A::NAME, database.url()).await?;
             options.run(&mut conn, &mut follower).await?;
         }
         Command::Healthcheck(options) => return Ok(options.run().await),

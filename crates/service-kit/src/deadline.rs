@@ -2,6 +2,7 @@
 //! errors.
 
 use std::{
+    error::Error,
     task::{Context, Poll},
     time::Duration,
 };
@@ -134,17 +135,9 @@ fn add_error_details(mut response: Response<Body>, domain: &'static str) -> Resp
         }
         Code::Unimplemented => Rejection::new(UNIMPLEMENTED, message),
         // Undecodable bytes, for which tonic returns INTERNAL.
-        Code::Internal
-            if ["decode", "EOF decoding", "decompressing"]
-                .into_iter()
-                .any(|text| message.contains(text)) =>
-        {
-            Rejection::new(MALFORMED_MESSAGE, message)
-        }
+        Code::Internal if is_decode_error(&response) => Rejection::new(MALFORMED_MESSAGE, message),
         // The size limit also applies to the decompressed message.
-        Code::ResourceExhausted if message.contains("decompressing") => {
-            Rejection::new(MESSAGE_TOO_LARGE, message)
-        }
+        Code::ResourceExhausted => Rejection::new(MESSAGE_TOO_LARGE, message),
         code => Rejection::new(Reason { code, ..TRANSPORT }, message),
     };
     // Keep the other headers, for example the accepted compression encodings.
@@ -155,6 +148,15 @@ fn add_error_details(mut response: Response<Body>, domain: &'static str) -> Resp
         Ok(()) => response,
         Err(status) => status.into_http(),
     }
+}
+
+/// Returns whether the request could not be decoded. tonic keeps its own status in the response, with the source that the codec
+/// of the generated code has set.
+fn is_decode_error(response: &Response<Body>) -> bool {
+    let status: Option<&Status> = response.extensions().get();
+    status
+        .and_then(Error::source)
+        .is_some_and(|source| source.is::<prost::DecodeError>())
 }
 
 /// Parses `grpc-timeout`: at most eight digits and a unit, as in the gRPC over HTTP/2 specification.

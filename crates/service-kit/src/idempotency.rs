@@ -30,6 +30,8 @@ const RETENTION: &str = "24 hours";
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 /// Rows per delete statement, to keep each statement short.
 const CLEANUP_BATCH_ROWS: i64 = 1_000;
+/// The limit on a transaction, whose statements have limits of their own.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// A retry polls this often for the end of the first attempt: 500 ms in total, longer than most
 /// writes and shorter than most deadlines.
 const IN_FLIGHT_POLLS: u32 = 50;
@@ -146,19 +148,25 @@ impl Database {
         let database = self.clone();
         self.run_to_completion(async move {
             let mut conn = database.connection().await?;
-            let (response, changed) = conn
-                .transaction(async |conn| {
-                    if let Some(response) = mutation.load_stored_response(conn).await? {
-                        return Ok((response, None));
-                    }
-                    let changed = write(conn).await?;
-                    let response = (mutation.encode)(&changed);
-                    if let Some(request) = &mutation.request {
-                        request.store_response(conn, &response).await?;
-                    }
-                    Ok::<_, E>((response, Some(changed)))
-                })
-                .await?;
+            let transaction = conn.transaction(async |conn| {
+                if let Some(response) = mutation.load_stored_response(conn).await? {
+                    return Ok((response, None));
+                }
+                let changed = write(conn).await?;
+                let response = (mutation.encode)(&changed);
+                if let Some(request) = &mutation.request {
+                    request.store_response(conn, &response).await?;
+                }
+                Ok::<_, E>((response, Some(changed)))
+            });
+            let Ok(committed) = tokio::time::timeout(TRANSACTION_TIMEOUT, transaction).await else {
+                conn.discard();
+                return Err(CallError::Database(DatabaseError::transaction_timeout(
+                    TRANSACTION_TIMEOUT,
+                ))
+                .into());
+            };
+            let (response, changed) = committed?;
             if let (Some(changed), Some(on_commit)) = (changed, mutation.on_commit) {
                 on_commit(&changed);
             }

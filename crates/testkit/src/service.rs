@@ -37,7 +37,7 @@ impl RunningService {
     /// If Postgres returns an error.
     pub async fn create_database<A: Application>(name: &str) -> Result<String> {
         let url = Addresses::shared().create_database(name).await?;
-        let migrated = migrate(&url.as_str().into(), A::migrations()).await;
+        let migrated = migrate(A::NAME, &url.as_str().into(), A::migrations()).await;
         migrated.map_err(Error::from_boxed)?;
         Ok(url)
     }

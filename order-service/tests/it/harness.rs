@@ -96,7 +96,8 @@ impl TestService {
 
     /// Loads the key that signs its tokens.
     pub(crate) async fn token_key(&self) -> Result<TokenKey> {
-        let pool = database::create_pool(&self.database_url.as_str().into(), 1);
+        let pool =
+            database::create_pool(order_service::NAME, &self.database_url.as_str().into(), 1);
         Ok(TokenKey::load(&mut *pool.get().await?).await?)
     }
 
@@ -199,7 +200,10 @@ impl TestService {
     /// Rebuilds `users_cache`, as `projection rebuild` does.
     pub(crate) async fn rebuild(&self) -> Result<()> {
         let url = self.database_url.as_str().into();
-        let (mut conn, mut follower) = (connect_once(&url).await?, connect_once(&url).await?);
+        let (mut conn, mut follower) = (
+            connect_once(order_service::NAME, &url).await?,
+            connect_once(order_service::NAME, &url).await?,
+        );
         let projection = UsersProjection {
             orders_topic: ORDERS_TOPIC.to_owned(),
             user_subscribers: Arc::default(),

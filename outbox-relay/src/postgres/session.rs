@@ -205,6 +205,7 @@ pub(crate) async fn connect(
         statement_timeout: STATEMENT_TIMEOUT,
         lock_timeout: Duration::ZERO,
         idle_in_transaction_timeout: Duration::ZERO,
+        forces_writes: true,
         response_timeout: None,
     };
     let client = postgres_session::connect(database_url, &options).await?;

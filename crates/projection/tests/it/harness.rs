@@ -7,12 +7,9 @@ use devstack::{Addresses, Sql, WAIT_TIMEOUT};
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
-    pooled_connection::{
-        AsyncDieselConnectionManager,
-        deadpool::{Object, Pool},
-    },
 };
 use diesel_migrations::MigrationHarness as _;
+use postgres_session::{Pool, PooledSession, SessionOptions};
 use projection::{
     ConsumerConfig, ConsumerHandle, ConsumerState, Poison, Projection, Record, spawn_consumer,
 };
@@ -51,7 +48,7 @@ impl Projection for Counts {
 pub(crate) struct Setup {
     pub(crate) name: String,
     url: String,
-    pool: Pool<AsyncPgConnection>,
+    pool: Pool,
     pub(crate) sql: Sql,
 }
 
@@ -82,14 +79,14 @@ impl Setup {
         session.batch_execute(sql).await?;
         Ok(Self {
             name,
-            pool: pool(&url)?,
+            pool: pool(&url),
             url,
             sql: session,
         })
     }
 
     /// Creates another pool: each replica has its own.
-    pub(crate) fn new_pool(&self) -> Result<Pool<AsyncPgConnection>> {
+    pub(crate) fn new_pool(&self) -> Pool {
         pool(&self.url)
     }
 
@@ -163,7 +160,7 @@ impl Setup {
         Ok(reader)
     }
 
-    pub(crate) async fn connection(&self) -> Result<Object<AsyncPgConnection>> {
+    pub(crate) async fn connection(&self) -> Result<PooledSession> {
         Ok(self.pool.get().await?)
     }
 
@@ -176,10 +173,9 @@ impl Setup {
     }
 }
 
-fn pool(url: &str) -> Result<Pool<AsyncPgConnection>> {
-    Ok(Pool::builder(AsyncDieselConnectionManager::new(url))
-        .max_size(4)
-        .build()?)
+fn pool(url: &str) -> Pool {
+    let options = SessionOptions::for_service("projection");
+    Pool::new(url.into(), options, 4, WAIT_TIMEOUT)
 }
 
 impl Running {

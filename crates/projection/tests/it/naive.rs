@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
 use diesel::{QueryResult, QueryableByName, sql_types::*};
-use diesel_async::{
-    AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, pooled_connection::deadpool::Pool,
-};
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _};
+use postgres_session::Pool;
 use projection::{ConsumerConfig, Projection, Record};
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, TopicPartitionList,
@@ -39,7 +38,7 @@ pub(crate) fn spawn_naive_consumer<P: Projection>(
     flaw: Flaw,
     config: ConsumerConfig,
     projection: Arc<P>,
-    pool: Pool<AsyncPgConnection>,
+    pool: Pool,
     shutdown: CancellationToken,
 ) -> thread::JoinHandle<()> {
     let table = Arc::new(Table {
@@ -111,7 +110,7 @@ fn poll_batch(consumer: &BaseConsumer<Context>) -> KafkaResult<Vec<BorrowedMessa
 struct Table {
     flaw: Flaw,
     config: ConsumerConfig,
-    pool: Pool<AsyncPgConnection>,
+    pool: Pool,
     runtime: Handle,
 }
 

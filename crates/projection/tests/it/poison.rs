@@ -91,6 +91,6 @@ async fn a_record_with_a_value_too_long_for_its_column_is_dead_lettered_alone() 
     setup.sql.wait_for(DEAD, 1).await?;
     running.stop().await;
     let without_value = "select count(*) from dead_letters
-        where error_class = 'value' and error = 'value too long for type'";
+        where error_class = 'value' and error = 'text too long (SQLSTATE 22001)'";
     setup.sql.wait_for(without_value, 1).await
 }

@@ -34,7 +34,7 @@ impl ConsumerKind {
         projection: &Arc<P>,
         instance_id: Option<&str>,
     ) -> Result<Member> {
-        let (config, pool) = (setup.config(instance_id), setup.new_pool()?);
+        let (config, pool) = (setup.config(instance_id), setup.new_pool());
         let (projection, shutdown) = (Arc::clone(projection), CancellationToken::new());
         let task = match self {
             Self::Projection => {

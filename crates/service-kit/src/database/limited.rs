@@ -9,7 +9,9 @@ use diesel_async::AsyncPgConnection;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use super::{DatabaseOptions, Pool, PooledConnection, create_pool};
+use postgres_session::PooledSession;
+
+use super::{DatabaseOptions, Pool, create_pool};
 use crate::{CallError, TokenKey};
 
 /// Limits on the calls that use the database.
@@ -27,8 +29,8 @@ pub struct PoolOptions {
 
 impl PoolOptions {
     /// Creates the connection pool and its limit.
-    pub fn open(&self, database: &DatabaseOptions) -> Database {
-        let pool = create_pool(database.url(), self.database_pool_size);
+    pub fn open(&self, program: &'static str, database: &DatabaseOptions) -> Database {
+        let pool = create_pool(program, database.url(), self.database_pool_size);
         Database::new(pool, self.max_calls)
     }
 }
@@ -48,7 +50,7 @@ pub struct Database {
 
 /// A pooled connection and its permit.
 pub struct Connection {
-    conn: PooledConnection,
+    conn: PooledSession,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -111,6 +113,13 @@ impl Database {
             key.map_err(CallError::Database)
         };
         self.token_key.get_or_try_init(load).await
+    }
+}
+
+impl Connection {
+    /// Closes the session, because the state of its transaction is unknown.
+    pub(crate) fn discard(self) {
+        self.conn.discard();
     }
 }
 

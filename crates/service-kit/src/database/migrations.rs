@@ -1,24 +1,27 @@
 //! Runs migrations, and checks that a database has them.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use diesel::{
     migration::{Migration, MigrationSource},
     pg::Pg,
 };
-use diesel_async::{
-    AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
-    SimpleAsyncConnection as _,
-};
+use diesel_async::{AsyncMigrationHarness, RunQueryDsl as _, SimpleAsyncConnection as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _};
-use secrecy::{ExposeSecret as _, SecretString};
+use postgres_session::{DatabaseUrl, SessionOptions, connect_diesel};
 
 use super::Pool;
+
+/// The limit on the response to a [`probe`].
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Serializes the migrations of replicas that start at the same time.
 const MIGRATION_LOCK: &str = "select pg_advisory_lock(hashtextextended('schema migrations', 0))";
+
+/// The `lock_timeout`: a migration waits so long for that of another replica, and for a lock on a table.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The applied migrations, each with the database's read-only state, which is true on a standby.
 const APPLIED_MIGRATIONS: &str =
@@ -32,10 +35,18 @@ const APPLIED_MIGRATIONS: &str =
 /// If the database is unreachable or belongs to another service, or a migration fails, which is
 /// then rolled back.
 pub async fn migrate(
-    url: &SecretString,
+    program: &'static str,
+    url: &DatabaseUrl,
     migrations: &[EmbeddedMigrations],
 ) -> Result<Vec<String>, BoxError> {
-    let mut conn = AsyncPgConnection::establish(url.expose_secret()).await?;
+    let options = SessionOptions {
+        // A migration takes as long as its table is large.
+        statement_timeout: Duration::ZERO,
+        response_timeout: None,
+        lock_timeout: LOCK_TIMEOUT,
+        ..SessionOptions::for_service(program)
+    };
+    let mut conn = connect_diesel(url, &options).await?;
     conn.batch_execute(MIGRATION_LOCK).await?;
     // Dropping the connection at the end of this function releases the lock.
     let mut harness = AsyncMigrationHarness::new(conn);
@@ -55,16 +66,17 @@ pub async fn migrate(
 /// # Errors
 /// A description of the problem for an operator.
 pub async fn probe(pool: &Pool, migrations: &[EmbeddedMigrations]) -> Result<(), String> {
-    let mut conn = pool
-        .get()
-        .await
-        .map_err(|err| format!("failed to connect to the database: {err}"))?;
-    let rows: Vec<AppliedMigration> = diesel::sql_query(APPLIED_MIGRATIONS)
-        .load(&mut conn)
-        .await
-        .map_err(|err| {
-            format!("failed to read the applied migrations: {err}; run the migrate command")
-        })?;
+    let mut session = pool.get().await.map_err(|err| err.to_string())?;
+    let reading = diesel::sql_query(APPLIED_MIGRATIONS).load(&mut *session);
+    let Ok(read) = tokio::time::timeout(PROBE_TIMEOUT, reading).await else {
+        session.discard();
+        return Err(format!(
+            "no response from the database within {PROBE_TIMEOUT:?}"
+        ));
+    };
+    let rows: Vec<AppliedMigration> = read.map_err(|err| {
+        format!("failed to read the applied migrations: {err}; run the migrate command")
+    })?;
     if rows.iter().any(|row| row.read_only) {
         return Err("database is read-only, probably a standby".to_owned());
     }
