@@ -1,3 +1,4 @@
 //! Tests of the tools with which other tests inject faults.
 
+mod pgbouncer;
 mod proxy;
