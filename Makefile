@@ -1,5 +1,5 @@
 # Each target installs what it needs, also on a new machine. See docs/CONTRIBUTING.md.
-.PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay migrate-from-debezium up down lint fmt setup deb tools
+.PHONY: help demo test clients bench-relay bench-calls bench-projection endure-relay migrate-from-debezium up down lint fmt setup setup-tests deb tools
 .DEFAULT_GOAL := help
 
 # One package set for all targets that run the system: with another set, cargo rebuilds dependencies.
@@ -13,7 +13,7 @@ demo: setup ## Run the demo and keep the system running. ONCE=1 stops it afterwa
 	cargo build --locked $(PROGRAMS)
 	$(BUILT)/debug/demo $(if $(ONCE),--once)
 
-test: setup ## Run all tests on a real Postgres and a real Kafka
+test: setup-tests ## Run all tests on a real Postgres and a real Kafka
 	cargo build --locked --workspace --all-targets
 	$(BUILT)/debug/devstack run -- cargo test --locked --workspace
 
@@ -70,6 +70,9 @@ deb: ## Build the Debian packages of the relay and its debug symbols, and print 
 
 setup:
 	@scripts/setup
+
+setup-tests:
+	@scripts/setup --tests
 
 tools: .tools/bin/buf .tools/bin/grpcurl ## Install grpcurl and the optional tools of `make lint`: buf, cargo-deny, cargo-machete, @asyncapi/parser, kubernetes-validate
 	! command -v npm || scripts/asyncapi/build

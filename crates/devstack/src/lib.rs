@@ -8,6 +8,7 @@
 mod audit;
 mod kafka;
 mod maven;
+mod pgbouncer;
 mod ports;
 mod postgres;
 mod processes;
@@ -17,12 +18,14 @@ mod records;
 mod servers;
 mod sql;
 mod stack;
+mod url;
 mod waiting;
 mod work_dir;
 
 pub use audit::{Audit, Auditor};
 pub use kafka::{Kafka, KafkaCluster};
 pub use maven::fetch_jars;
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub use ports::free_port;
 pub use postgres::{Postgres, postgres_program};
 pub use processes::{Process, Program};

@@ -108,7 +108,7 @@ impl Program {
     }
 }
 
-/// A supervised process: it is restarted when it exits unexpectedly.
+/// A supervised process: it is restarted when it exits unexpectedly, and stopped when this is dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -156,6 +156,9 @@ impl Process {
                     Err(err) => tracing::warn!("{err:#}"),
                 }
                 work_dir.changed().notify_waiters();
+                if target_now.has_changed().is_err() {
+                    return; // The `Process` was dropped.
+                }
                 let now = *target_now.borrow();
                 if now == TargetState::Running {
                     tokio::time::sleep(RESTART_DELAY).await;
@@ -308,4 +311,22 @@ fn tail(log: &Path) -> String {
     let text = text.unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eventually;
+
+    #[tokio::test]
+    async fn a_dropped_process_is_stopped_and_not_restarted() -> Result<()> {
+        let work_dir = Arc::new(WorkDir::new()?);
+        let path = work_dir.path().to_owned();
+        let mut process = Process::start(&work_dir, Program::new("sleep", "sleep").args(["600"]));
+        process.started().await?;
+        drop((process, work_dir));
+        // The supervisor holds the directory as long as it restarts the process.
+        let removed = async || Ok((!path.exists()).then_some(()));
+        eventually("the removal of the directory", removed).await
+    }
 }

@@ -1,4 +1,4 @@
-use std::{io, net::SocketAddr, ops::Range, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -8,7 +8,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::ports::free_port;
+use crate::{
+    ports::free_port,
+    url::{address_of, with_address},
+};
 
 const CHUNK_BYTES: usize = 16 * 1024;
 /// The limit on delayed or silenced chunks per direction. Reading stops when it is reached.
@@ -56,7 +59,7 @@ impl Proxy {
     /// # Errors
     /// If the URL has no host, or no port can be bound.
     pub async fn start_for(url: &str) -> Result<Self> {
-        Self::start(&url[address_in(url)?]).await
+        Self::start(address_of(url)?).await
     }
 
     /// Starts a proxy that closes connections until [`set_target`](Self::set_target).
@@ -92,9 +95,7 @@ impl Proxy {
     /// # Errors
     /// If the URL has no host.
     pub fn url(&self, url: &str) -> Result<String> {
-        let mut proxied = url.to_owned();
-        proxied.replace_range(address_in(url)?, &self.address());
-        Ok(proxied)
+        with_address(url, &self.address())
     }
 
     /// Injects a fault into all connections, in place of the previous one. It is in effect when this returns.
@@ -131,16 +132,6 @@ impl Proxy {
         self.state
             .send_modify(|state| target.clone_into(&mut state.target));
     }
-}
-
-/// Returns the position of `host:port` in a URL.
-fn address_in(url: &str) -> Result<Range<usize>> {
-    let scheme_end = url.find("://").context("a URL has a scheme")? + 3;
-    let end = url[scheme_end..]
-        .find(['/', '?'])
-        .map_or(url.len(), |length| scheme_end + length);
-    let start = url[..end].rfind('@').map_or(scheme_end, |at| at + 1);
-    Ok(start..end)
 }
 
 #[derive(Clone, Debug)]
@@ -345,25 +336,6 @@ impl End {
                 stream.set_zero_linger()?;
             }
         }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_and_port_are_found_in_urls() -> Result<()> {
-        for url in [
-            "postgres://db:5432/users",
-            "postgres://user:p@ss@db:5432/users?sslmode=disable",
-            "postgres://user@db:5432?application_name=a/b@c",
-            "http://db:5432",
-        ] {
-            assert_eq!(&url[address_in(url)?], "db:5432", "{url}");
-        }
-        assert!(address_in("db:5432").is_err());
         Ok(())
     }
 }

@@ -67,6 +67,17 @@ impl Sql {
         eventually(&format!("result {expected} of {query}"), found).await
     }
 
+    /// Sets a configuration parameter for all sessions that connect to this database from now on.
+    ///
+    /// # Errors
+    /// If the parameter or the value is invalid, or the role may not set it; a superuser may set all.
+    pub async fn set_database_default(&self, name: &str, value: &str) -> Result<()> {
+        let format = "select format('alter database %I set %I = %L', current_database(), $1::text, $2::text)";
+        let statement: String = self.0.query_one(format, &[&name, &value]).await?.get(0);
+        let altered = self.0.batch_execute(&statement).await;
+        altered.with_context(|| format!("failed to set {name} of the database"))
+    }
+
     /// Checks that diesel's `table!` macros, formatted by rustfmt, match the tables of this database. Columns of type xid8,
     /// which diesel does not support, are ignored. Nothing else detects a difference.
     ///
