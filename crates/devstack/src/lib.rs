@@ -6,6 +6,7 @@
 #![allow(missing_docs, reason = "used only in this workspace")]
 
 mod audit;
+mod certificates;
 mod kafka;
 mod maven;
 mod pgbouncer;
@@ -23,6 +24,7 @@ mod waiting;
 mod work_dir;
 
 pub use audit::{Audit, Auditor};
+pub use certificates::{Authority, Issued};
 pub use kafka::{Kafka, KafkaCluster};
 pub use maven::fetch_jars;
 pub use pgbouncer::{PgBouncer, PoolMode};

@@ -224,10 +224,8 @@ impl Watch {
             return Poll::Pending;
         };
         ready!(self.timer.as_mut().poll(cx));
-        let message = format!(
-            "no response from the database within {} s",
-            timeout.as_secs_f64()
-        );
+        let message = format!("no response from the database within {timeout:?}");
+        tracing::warn!("{message}, closing the session");
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
     }
 }

@@ -3,11 +3,9 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use devstack::WorkDir;
+use devstack::{Authority, WorkDir};
 use outbox_relay::config::Config;
 use serde_json::Value;
-
-use crate::secure::certificates::Authority;
 
 fn deploy(name: &str) -> Result<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,7 +1,6 @@
 //! TLS and authentication, to Kafka and to Postgres.
 
 pub(crate) mod broker;
-pub(crate) mod certificates;
 mod denied;
 mod kafka;
 mod postgres;

@@ -68,9 +68,18 @@ impl TestService {
     /// Starts a service with an existing orders topic.
     pub(crate) async fn start_on(name: String, options: &[&str]) -> Result<Self> {
         let database_url = RunningService::create_database::<UserService>(&name).await?;
+        Self::start_at(name, &database_url, options).await
+    }
+
+    /// Starts a service on an existing database.
+    pub(crate) async fn start_at(
+        name: String,
+        database_url: &str,
+        options: &[&str],
+    ) -> Result<Self> {
         let topics = ["--users-topic", USERS_TOPIC, "--orders-topic", &name];
         let options = [&topics, options].concat();
-        let running = RunningService::start::<UserService>(&name, &database_url, &options);
+        let running = RunningService::start::<UserService>(&name, database_url, &options);
         Ok(Self(running.await?))
     }
 

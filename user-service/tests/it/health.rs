@@ -37,7 +37,7 @@ async fn watch(service: &TestService, name: &str) -> Result<Streaming<HealthChec
 }
 
 /// Waits until the [`NAMES`] have the expected statuses.
-async fn wait_for(service: &TestService, expected: [ServingStatus; 3]) -> Result<()> {
+pub(crate) async fn wait_for(service: &TestService, expected: [ServingStatus; 3]) -> Result<()> {
     let found = async || {
         for (name, expected) in NAMES.into_iter().zip(expected) {
             if check(service, name).await? != expected {

@@ -6,6 +6,7 @@ mod configuration;
 mod connections;
 mod create;
 mod delete;
+mod environment;
 mod errors;
 mod harness;
 mod health;

@@ -7,13 +7,12 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use devstack::{Kafka, WorkDir, free_port};
+use devstack::{Authority, Kafka, WorkDir, free_port};
 use outbox_relay::{
     Identity, TlsFiles,
     config::{KafkaSecurity, Mechanism, Sasl},
 };
 
-use super::certificates::Authority;
 use crate::acl::{self, Allowed};
 
 /// Has all permissions of a relay; also the name in the client certificate.

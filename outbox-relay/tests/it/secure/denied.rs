@@ -1,6 +1,7 @@
 //! Error messages of failed TLS handshakes and authentication.
 
 use anyhow::{Context as _, Result};
+use devstack::{Authority, Issued};
 use outbox_relay::{
     Level, TlsFiles, check,
     config::{KafkaSecurity, Mechanism, SinkKind},
@@ -8,7 +9,6 @@ use outbox_relay::{
 
 use super::{
     broker::{SecureBroker, USER},
-    certificates::{Authority, Issued},
     kafka::setup,
 };
 use crate::for_each_sink;

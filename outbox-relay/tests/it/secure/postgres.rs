@@ -3,13 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use devstack::{Postgres, Sql, WorkDir};
+use devstack::{Authority, Issued, Postgres, Sql, WorkDir};
 use outbox_relay::config::SinkKind;
 
-use super::{
-    certificates::{Authority, Issued},
-    role,
-};
+use super::role;
 use crate::harness::{Database, Session, Setup};
 
 /// Authenticates with a password.

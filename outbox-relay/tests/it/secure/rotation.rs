@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use devstack::{Audit, eventually, read_topic};
+use devstack::{Audit, Authority, eventually, read_topic};
 use outbox_relay::{
     TlsFiles,
     config::{KafkaSecurity, Secret, SinkKind},
@@ -11,7 +11,6 @@ use outbox_relay::{
 
 use super::{
     broker::{PASSWORD, SHORT_SESSION_MS, SecureBroker, USER},
-    certificates::Authority,
     kafka::{records, setup},
 };
 use crate::{

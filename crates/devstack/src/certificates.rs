@@ -3,28 +3,33 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::Result;
-use devstack::WorkDir;
-use outbox_relay::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     date_time_ymd,
 };
+use tls::Identity;
+
+use crate::WorkDir;
 
 /// Signs certificates.
-pub(crate) struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// The CA certificate in PEM.
-    pub(crate) pem: String,
+    pub pem: String,
 }
 
 /// A certificate and its key, in PEM.
-pub(crate) struct Issued {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+pub struct Issued {
+    pub certificate: String,
+    pub key: String,
 }
 
 impl Authority {
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    /// Creates an authority with this name.
+    ///
+    /// # Errors
+    /// If no key can be generated.
+    pub fn new(name: &str) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -39,12 +44,18 @@ impl Authority {
     }
 
     /// Issues a certificate for a server or client with this name.
-    pub(crate) fn issue(&self, name: &str) -> Result<Issued> {
+    ///
+    /// # Errors
+    /// If no key can be generated.
+    pub fn issue(&self, name: &str) -> Result<Issued> {
         self.sign(Self::params(name)?)
     }
 
     /// Issues an expired certificate.
-    pub(crate) fn issue_expired(&self, name: &str) -> Result<Issued> {
+    ///
+    /// # Errors
+    /// If no key can be generated.
+    pub fn issue_expired(&self, name: &str) -> Result<Issued> {
         let mut params = Self::params(name)?;
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2021, 1, 1);
@@ -69,7 +80,10 @@ impl Authority {
 
 impl Issued {
     /// Writes both files into `work_dir`, replacing earlier ones with this name.
-    pub(crate) fn write(&self, work_dir: &WorkDir, name: &str) -> Result<Identity> {
+    ///
+    /// # Errors
+    /// If the files can't be written.
+    pub fn write(&self, work_dir: &WorkDir, name: &str) -> Result<Identity> {
         let certificate = work_dir.write(&format!("{name}.crt"), &self.certificate)?;
         let key = work_dir.write(&format!("{name}.key"), &self.key)?;
         // Postgres rejects a key that others can read.
@@ -78,7 +92,10 @@ impl Issued {
     }
 
     /// Writes both into one file, as Kafka requires.
-    pub(crate) fn write_combined(&self, work_dir: &WorkDir, name: &str) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn write_combined(&self, work_dir: &WorkDir, name: &str) -> Result<PathBuf> {
         let both = format!("{}{}", self.key, self.certificate);
         work_dir.write(&format!("{name}.pem"), &both)
     }
