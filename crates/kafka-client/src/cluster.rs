@@ -16,17 +16,20 @@ const METADATA_VERSIONS: [i16; 2] = [9, 10];
 /// The limit on brokers from the metadata that a new connection is tried with.
 const MAX_KNOWN_BROKERS: usize = 10;
 
-/// A client of a cluster. It keeps a connection to one broker, and one to each partition leader that it sends requests
-/// to, and replaces connections that fail.
+/// A client of a cluster. It keeps a connection to one broker, and one to each partition leader that it sent requests
+/// to. The next call replaces a connection that failed or that the broker closed.
 ///
-/// A method that connects waits at most seven times [`Options::timeout`] for each broker it tries: for TCP, TLS, three
-/// messages of SASL, ApiVersions and Metadata. All methods are cancel-safe.
+/// A method waits at most [`Options::timeout`] for each response. If it has to connect, it waits at most seven times as
+/// long for each broker it tries: for TCP, TLS, three messages of SASL, ApiVersions and Metadata. All methods are
+/// cancel-safe.
 pub struct Cluster {
     bootstrap: Vec<String>,
-    options: Options,
+    pub(crate) options: Options,
     connection: Connection,
     /// The addresses of the brokers from the last metadata, by id.
     addresses: HashMap<i32, String>,
+    /// Connections to partition leaders, by broker id.
+    pub(crate) leaders: HashMap<i32, Connection>,
 }
 
 impl Cluster {
@@ -44,6 +47,7 @@ impl Cluster {
             options,
             connection,
             addresses: addresses(&metadata),
+            leaders: HashMap::new(),
         })
     }
 
@@ -91,7 +95,7 @@ impl Cluster {
     ) -> Result<HashMap<String, TopicMetadata>, Error> {
         self.ensure_connected().await?;
         let metadata = fetch_metadata(&mut self.connection, names, &self.options).await?;
-        self.addresses = addresses(&metadata);
+        self.set_addresses(&metadata);
         parse_topics(metadata, names, &self.connection.address)
     }
 
@@ -112,7 +116,7 @@ impl Cluster {
     /// Replaces the connection if it has failed: with the same broker, one of the bootstrap brokers, or one in the last
     /// metadata.
     async fn ensure_connected(&mut self) -> Result<(), Error> {
-        if self.connection.is_usable() {
+        if self.connection.is_open().await {
             return Ok(());
         }
         let mut candidates = vec![self.connection.address.clone()];
@@ -124,8 +128,15 @@ impl Cluster {
         }
         let (connection, metadata) = connect_to_any(&candidates, &self.options).await?;
         self.connection = connection;
-        self.addresses = addresses(&metadata);
+        self.set_addresses(&metadata);
         Ok(())
+    }
+
+    /// Remembers the addresses of the brokers, and closes connections to removed ones.
+    fn set_addresses(&mut self, metadata: &MetadataResponse) {
+        self.addresses = addresses(metadata);
+        let addresses = &self.addresses;
+        self.leaders.retain(|id, _| addresses.contains_key(id));
     }
 }
 

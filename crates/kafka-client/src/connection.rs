@@ -8,7 +8,10 @@ use kafka_protocol::{
     protocol::{Decodable as _, Encodable as _, HeaderVersion, Request, StrBytes},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
+    io::{
+        AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+        BufReader,
+    },
     time::Instant,
 };
 
@@ -78,9 +81,19 @@ impl Connection {
         self.max_frame_bytes = MAX_FRAME_BYTES;
     }
 
-    /// Returns false if the connection must be replaced: a request failed, or the SASL session expires soon.
-    pub fn is_usable(&self) -> bool {
-        self.is_in_sync && !is_stale(self.stale_at)
+    /// Returns whether a request can be sent. Otherwise the connection must be replaced: a request failed, the SASL
+    /// session expires soon, or the broker closed the connection because it was idle (`connections.max.idle.ms`).
+    pub async fn is_open(&mut self) -> bool {
+        self.is_in_sync && !is_stale(self.stale_at) && !self.has_input().await
+    }
+
+    /// Returns whether something was received without a request, which is the end of the stream or an error.
+    async fn has_input(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            _ = self.reader.fill_buf() => true,
+            () = std::future::ready(()) => false,
+        }
     }
 
     /// Sends a request and waits for the response, for at most `timeout`.

@@ -1,6 +1,6 @@
 //! A small Kafka client: connections in Kafka's own protocol, for what librdkafka does not expose.
 //!
-//! - [`Cluster`] connects to the first broker that responds, and describes topics.
+//! - [`Cluster`] connects to the first broker that responds, describes topics, and finds the end of a leader epoch.
 //! - [`dial`] opens a [`Connection`] to one broker: TCP, TLS, and SASL with PLAIN or SCRAM.
 //! - [`validate_response`] compares every length in a response with the received bytes before it is decoded.
 //!
@@ -10,6 +10,7 @@ mod api_versions;
 mod cluster;
 mod connection;
 mod dial;
+mod epochs;
 mod error;
 mod metadata;
 mod options;
@@ -26,6 +27,7 @@ pub use self::{
         with_timeout_since,
     },
     dial::dial,
+    epochs::EpochEnd,
     error::Error,
     metadata::{PartitionMetadata, TopicMetadata},
     options::{Hints, Options},
