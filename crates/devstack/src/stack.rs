@@ -44,7 +44,7 @@ pub struct Names {
 
 impl Stack {
     /// Starts all programs and waits until they are healthy. `prefix` is prepended to the names of databases and topics, so
-    /// that several stacks can share servers. `variables` are set for both services.
+    /// that several stacks can share servers. `variables` are set for all programs.
     ///
     /// # Errors
     /// If a program is not built, or is not healthy in time.
@@ -56,8 +56,13 @@ impl Stack {
     ) -> Result<Self> {
         let names = Names::create(servers, prefix).await?;
         let bin = Executables::stage(work_dir)?;
+        let with_variables = |program: Program| {
+            let set = |program: Program, (name, value): &(&str, &str)| program.env(name, value);
+            variables.iter().fold(program, set)
+        };
         let migrate = |service: &str, url: &str| {
-            Program::new(&format!("{service}-migrate"), bin.of(service))
+            let program = Program::new(&format!("{service}-migrate"), bin.of(service));
+            with_variables(program)
                 .args(["migrate"])
                 .env("DATABASE_URL", url)
         };
@@ -69,11 +74,8 @@ impl Stack {
         .await?;
 
         let serve = |service: &str, addr: &str, url: &str| {
-            let mut program = Program::new(service, bin.of(service)).args(["serve"]);
-            for (name, value) in variables {
-                program = program.env(name, value);
-            }
-            program
+            with_variables(Program::new(service, bin.of(service)))
+                .args(["serve"])
                 .env("LISTEN_ADDR", addr)
                 .env("DATABASE_URL", url)
                 .env("KAFKA_BROKERS", &names.brokers)
@@ -98,7 +100,7 @@ impl Stack {
                 work_dir,
                 serve("order-service", &names.order_service_addr, orders),
             ),
-            outbox_relay: Process::start(work_dir, names.relay(work_dir, &bin)?),
+            outbox_relay: Process::start(work_dir, with_variables(names.relay(work_dir, &bin)?)),
             names,
             work_dir: Arc::clone(work_dir),
         };
