@@ -37,7 +37,7 @@ impl System {
         Self::start_with(&[]).await
     }
 
-    /// Starts the servers and the programs, with additional environment variables for both services.
+    /// Starts the servers and the programs, with additional environment variables for the programs.
     ///
     /// # Errors
     /// Fails if a server or program does not start.
@@ -45,7 +45,7 @@ impl System {
         Self::start_on(Servers::start(&[]).await?, variables).await
     }
 
-    /// Starts the programs on these servers, with additional environment variables for both services.
+    /// Starts the programs on these servers, with additional environment variables for the programs.
     ///
     /// # Errors
     /// Fails if a server or program does not start.
@@ -62,8 +62,8 @@ impl System {
         Self::start_on_shared_servers_with(test, &[]).await
     }
 
-    /// Like [`System::start_on_shared_servers`], with additional environment variables for both
-    /// services.
+    /// Like [`System::start_on_shared_servers`], with additional environment variables for the
+    /// programs.
     ///
     /// # Errors
     /// Fails if a server or program does not start.

@@ -73,18 +73,12 @@ impl OrderService for Orders {
         &self,
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        let ListOrdersRequest {
-            user_id,
-            page_size,
-            page_token,
-        } = request.into_inner();
-        let user_id = match user_id.as_str() {
-            "" => None,
-            text => Some(decode::parse_id("user_id", text)?),
-        };
+        let request = request.into_inner();
+        let (user_id, page_size) = decode::list_request(&request)?;
         let list = format!("orders user_id={user_id:?}");
         let key = self.store.token_key().await?;
-        let paging = Paging::parse(key, list, page_size, &page_token).map_err(Error::from)?;
+        let paging =
+            Paging::parse(key, list, page_size, &request.page_token).map_err(Error::from)?;
         let mut orders = self
             .store
             .list_orders(user_id, paging.after(), paging.limit())

@@ -70,6 +70,7 @@ impl UserService for Users {
             page_token,
             show_deleted,
         } = request.into_inner();
+        let page_size = decode::parse_page_size(page_size)?;
         let deleted = if show_deleted {
             DeletedUsers::Included
         } else {

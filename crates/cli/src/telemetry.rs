@@ -1,13 +1,40 @@
 use std::io::IsTerminal as _;
 
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
-    EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter,
+    filter::{LevelFilter, filter_fn},
+    fmt,
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+    util::SubscriberInitExt as _,
 };
+
+/// The crates of this workspace, which log no values of rows, records and requests at any level.
+const OWN_CRATES: [&str; 13] = [
+    "acceptance",
+    "bench",
+    "cli",
+    "demo",
+    "devstack",
+    "lab",
+    "order_service",
+    "outbox",
+    "outbox_relay",
+    "projection",
+    "proto",
+    "service_kit",
+    "user_service",
+];
+/// The cap of all other crates. Below it, tokio-postgres logs parameters of statements and notices, h2 headers, and tonic
+/// errors of messages that it can't decode.
+const LIBRARY_LEVEL: Level = Level::WARN;
 
 /// The options of logging.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogOptions {
-    /// Log at this level (error, warn, info, debug, trace or off), or at levels per module: info,outbox_relay=debug
+    /// Log at this level (error, warn, info, debug, trace or off), or at levels per module: info,outbox_relay=debug.
+    /// Libraries log only warnings and errors at any level, because their other messages contain values
     #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true, value_parser = parse_filter)]
     log_level: Filter,
     /// Log in this format: lines of text, or one JSON object per line
@@ -28,7 +55,7 @@ enum LogFormat {
 impl LogOptions {
     /// Installs the subscriber, which logs to standard error.
     pub fn install(self) {
-        let registry = tracing_subscriber::registry().with(EnvFilter::new(self.log_level.0));
+        let registry = registry(&self.log_level.0);
         let lines = fmt::layer().with_writer(std::io::stderr);
         match self.log_format {
             LogFormat::Text => {
@@ -39,7 +66,21 @@ impl LogOptions {
             }
             LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
         }
+        tracing::trace!("libraries log only warnings and errors");
     }
+}
+
+/// Creates a registry of what `filter` selects and [`is_allowed`] permits.
+fn registry(filter: &str) -> impl Subscriber + for<'a> LookupSpan<'a> + Send + Sync {
+    tracing_subscriber::registry()
+        .with(EnvFilter::new(filter))
+        .with(filter_fn(is_allowed))
+}
+
+fn is_allowed(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    let crate_name = target.split_once("::").map_or(target, |(name, _)| name);
+    *metadata.level() <= LIBRARY_LEVEL || OWN_CRATES.contains(&crate_name)
 }
 
 fn parse_filter(text: &str) -> Result<Filter, String> {
@@ -63,7 +104,61 @@ fn parse_filter(text: &str) -> Result<Filter, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
     use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Returns what a program logs with this filter when a library logs secrets.
+    fn log_with(filter: &str) -> String {
+        let log = Log::default();
+        let writer = log.clone();
+        let lines = fmt::layer().with_writer(move || writer.clone());
+        tracing::subscriber::with_default(registry(filter).with(lines), || {
+            let _call = tracing::error_span!(target: "service_kit", "call").entered();
+            let _connection = tracing::info_span!(target: "h2", "connection", secret = 1).entered();
+            tracing::debug!(target: "tokio_postgres::query", secret = 1, "parameters");
+            tracing::info!(target: "tokio_postgres", secret = 1, "notice");
+            tracing::trace!(target: "outbox_relay_fork", secret = 1, "similar name");
+            tracing::warn!(target: "tokio_postgres", "library warning");
+            tracing::trace!(target: "service_kit::server", "own trace");
+        });
+        String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn no_filter_makes_a_library_log_below_warn() {
+        for (filter, expected) in [
+            ("trace", &["library warning", "own trace"][..]),
+            ("info", &["library warning"]),
+            ("off,tokio_postgres=trace", &["library warning"]),
+            ("off,tokio_postgres::query=trace,h2=trace", &[]),
+            ("off,[call]=trace", &["library warning", "own trace"]),
+            ("off,[{secret}]=trace", &[]),
+        ] {
+            let log = log_with(filter);
+            assert!(!log.contains("secret"), "{filter}: {log}");
+            for line in ["library warning", "own trace"] {
+                let is_expected = expected.contains(&line);
+                assert_eq!(log.contains(line), is_expected, "{filter}: {log}");
+            }
+        }
+    }
 
     #[test]
     fn a_filter_with_an_invalid_part_is_rejected() {

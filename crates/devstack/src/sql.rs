@@ -78,6 +78,36 @@ impl Sql {
         altered.with_context(|| format!("failed to set {name} of the database"))
     }
 
+    /// Moves the clock of new sessions on this database ahead by an interval such as `25 hours`. Column defaults still
+    /// date rows by the real time, as if the clock jumped after they were written.
+    ///
+    /// Shadows `now()` and `clock_timestamp()`, which must not be qualified, and counts their calls.
+    ///
+    /// # Errors
+    /// If Postgres returns an error.
+    pub async fn move_clock_ahead(&self, interval: &str) -> Result<()> {
+        let mut statements = "create schema clock; create sequence clock.readings;".to_owned();
+        for function in ["now", "clock_timestamp"] {
+            statements += &format!(
+                "create function clock.{function}() returns timestamptz language sql as $$
+                     select pg_catalog.{function}() + interval '{interval}' from nextval('clock.readings') $$;"
+            );
+        }
+        statements += "do $$ begin
+            execute format('alter database %I set search_path = clock, pg_catalog, public', current_database());
+        end $$";
+        Ok(self.0.batch_execute(&statements).await?)
+    }
+
+    /// Waits until a session has read the clock of [`move_clock_ahead`](Self::move_clock_ahead).
+    ///
+    /// # Errors
+    /// If the query fails, or after [`WAIT_TIMEOUT`](crate::WAIT_TIMEOUT).
+    pub async fn wait_for_clock_reading(&self) -> Result<()> {
+        let is_read = "select count(*) from clock.readings where is_called";
+        self.wait_for(is_read, 1).await
+    }
+
     /// Checks that diesel's `table!` macros, formatted by rustfmt, match the tables of this database. Columns of type xid8,
     /// which diesel does not support, are ignored. Nothing else detects a difference.
     ///

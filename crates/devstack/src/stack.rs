@@ -44,7 +44,7 @@ pub struct Names {
 
 impl Stack {
     /// Starts all programs and waits until they are healthy. `prefix` is prepended to the names of databases and topics, so
-    /// that several stacks can share servers. `variables` are set for both services.
+    /// that several stacks can share servers. `variables` are set for all programs.
     ///
     /// # Errors
     /// If a program is not built, or is not healthy in time.
@@ -56,8 +56,13 @@ impl Stack {
     ) -> Result<Self> {
         let names = Names::create(servers, prefix).await?;
         let bin = Executables::stage(work_dir)?;
+        let with_variables = |program: Program| {
+            let set = |program: Program, (name, value): &(&str, &str)| program.env(name, value);
+            variables.iter().fold(program, set)
+        };
         let migrate = |service: &str, url: &str| {
-            Program::new(&format!("{service}-migrate"), bin.of(service))
+            let program = Program::new(&format!("{service}-migrate"), bin.of(service));
+            with_variables(program)
                 .args(["migrate"])
                 .env("DATABASE_URL", url)
         };
@@ -86,8 +91,7 @@ impl Stack {
                 // Used only if VALIDATION enables it.
                 .env("USER_SERVICE_ADDR", &names.user_service_addr);
             // Last, so that they override the others.
-            let set = |program: Program, (name, value): &(&str, &str)| program.env(name, value);
-            variables.iter().fold(program, set)
+            with_variables(program)
         };
         let stack = Self {
             user_service: Process::start(
@@ -98,7 +102,7 @@ impl Stack {
                 work_dir,
                 serve("order-service", &names.order_service_addr, orders),
             ),
-            outbox_relay: Process::start(work_dir, names.relay(work_dir, &bin)?),
+            outbox_relay: Process::start(work_dir, with_variables(names.relay(work_dir, &bin)?)),
             names,
             work_dir: Arc::clone(work_dir),
         };

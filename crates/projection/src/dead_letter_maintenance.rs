@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
-use crate::{dead_letter_topic, dead_letters, handle::Shared};
+use crate::{ClockGuard, dead_letter_topic, dead_letters, handle::Shared};
 
 /// The pause without a notification. Another replica may have died before it copied its dead letters,
 /// and the erasure of an expired one is late by this at most.
@@ -18,10 +18,11 @@ const ERASE_BATCH: usize = 100;
 /// Copies and erases dead letters until `shutdown`. `added` is notified of new ones.
 pub(crate) async fn maintain(shared: Arc<Shared>, added: Arc<Notify>) {
     let projection = &shared.config.name;
+    let mut clock = ClockGuard::new("dead letters", shared.config.dead_letter_retention);
     loop {
         let mut pause = INTERVAL;
         // Before the copying: expired contents must not reach the topic.
-        if let Err(reason) = erase_expired(&shared).await {
+        if let Err(reason) = erase_expired(&shared, &mut clock).await {
             tracing::warn!(%projection, %reason, "failed to erase expired dead letters, retrying");
             pause = RETRY_INTERVAL;
         }
@@ -39,11 +40,14 @@ pub(crate) async fn maintain(shared: Arc<Shared>, added: Arc<Notify>) {
     }
 }
 
-async fn erase_expired(shared: &Shared) -> Result<(), String> {
-    let retention = shared.config.dead_letter_retention;
+async fn erase_expired(shared: &Shared, clock: &mut ClockGuard) -> Result<(), String> {
     while !shared.shutdown.is_cancelled() {
         let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-        let erasing = dead_letters::erase_older_than(&mut conn, retention, ERASE_BATCH);
+        let cutoff = clock.read_cutoff(&mut conn).await;
+        let Some(cutoff) = cutoff.map_err(|err| err.to_string())? else {
+            break;
+        };
+        let erasing = dead_letters::erase_older_than(&mut conn, cutoff, ERASE_BATCH);
         if erasing.await.map_err(|err| err.to_string())? < ERASE_BATCH {
             break;
         }

@@ -1,13 +1,11 @@
 //! The SQL of `dead_letters`: poison records that were stored instead of applied.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, Queryable,
     Selectable, SelectableHelper as _,
     dsl::auto_type,
-    sql_types::{Array, BigInt, Binary, Double},
+    sql_types::{Array, BigInt, Binary, Timestamptz},
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
@@ -61,7 +59,7 @@ const ERASE_OLDER_THAN: &str = "
         erased_at = now()
     where dead_letter_id in (
         select dead_letter_id from dead_letters
-        where erased_at is null and dead_lettered_at < now() - make_interval(secs => $1)
+        where erased_at is null and dead_lettered_at < $1
         order by dead_lettered_at limit $2 for update skip locked)";
 
 impl DeadLetter {
@@ -195,14 +193,14 @@ pub async fn erase(conn: &mut AsyncPgConnection, keys: &[String]) -> QueryResult
     Ok(())
 }
 
-/// Erases the contents of at most `limit` dead letters older than `retention`, and returns their number.
+/// Erases the contents of at most `limit` dead letters from before `cutoff`, and returns their number.
 pub(crate) async fn erase_older_than(
     conn: &mut AsyncPgConnection,
-    retention: Duration,
+    cutoff: DateTime<Utc>,
     limit: usize,
 ) -> QueryResult<usize> {
     diesel::sql_query(ERASE_OLDER_THAN)
-        .bind::<Double, _>(retention.as_secs_f64())
+        .bind::<Timestamptz, _>(cutoff)
         .bind::<BigInt, _>(limit as i64)
         .execute(conn)
         .await

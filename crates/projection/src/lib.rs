@@ -2,6 +2,7 @@
 
 mod apply;
 mod assignment;
+mod clock_guard;
 mod command;
 mod consumer;
 mod dead_letter_maintenance;
@@ -22,6 +23,7 @@ mod topic;
 mod topic_monitor;
 
 pub use self::{
+    clock_guard::ClockGuard,
     command::{DeadLettersOptions, ProjectionOptions},
     consumer::spawn_consumer,
     handle::{ConsumerConfig, ConsumerHandle, ConsumerState},

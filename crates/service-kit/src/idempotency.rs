@@ -3,12 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, QueryableByName,
     sql_types,
 };
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _};
 use diesel_migrations::EmbeddedMigrations;
+use projection::ClockGuard;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -26,10 +28,10 @@ use crate::{
 pub const MIGRATIONS: EmbeddedMigrations = diesel_migrations::embed_migrations!("migrations");
 
 /// The minimum retention of a response, as the API documentation promises.
-const RETENTION: &str = "24 hours";
+const RETENTION: Duration = Duration::from_hours(24);
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 /// Rows per delete statement, to keep each statement short.
-const CLEANUP_BATCH_ROWS: i64 = 1_000;
+const CLEANUP_BATCH_ROWS: usize = 1_000;
 /// The limit on a transaction, whose statements have limits of their own.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// A retry polls this often for the end of the first attempt: 500 ms in total, longer than most
@@ -290,8 +292,9 @@ struct Locked {
 
 /// Deletes expired responses periodically until `shutdown`.
 pub async fn delete_expired_responses(pool: Pool, shutdown: CancellationToken) {
+    let mut clock = ClockGuard::new("stored responses", RETENTION);
     loop {
-        if let Err(err) = delete_all_expired(&pool).await {
+        if let Err(err) = delete_all_expired(&pool, &mut clock).await {
             tracing::warn!(error = %err, "failed to delete expired request ids, retrying");
         }
         tokio::select! {
@@ -301,20 +304,29 @@ pub async fn delete_expired_responses(pool: Pool, shutdown: CancellationToken) {
     }
 }
 
-async fn delete_all_expired(pool: &Pool) -> Result<(), DatabaseError> {
-    while delete_expired_batch(pool).await? == CLEANUP_BATCH_ROWS {}
-    Ok(())
+async fn delete_all_expired(pool: &Pool, clock: &mut ClockGuard) -> Result<(), DatabaseError> {
+    loop {
+        let mut conn = pool.get().await?;
+        let Some(cutoff) = clock.read_cutoff(&mut conn).await? else {
+            return Ok(());
+        };
+        if delete_expired_batch(&mut conn, cutoff).await? < CLEANUP_BATCH_ROWS {
+            return Ok(());
+        }
+    }
 }
 
-async fn delete_expired_batch(pool: &Pool) -> Result<i64, DatabaseError> {
-    let mut conn = pool.get().await?;
-    let deleted = diesel::sql_query(format!(
+async fn delete_expired_batch(
+    conn: &mut AsyncPgConnection,
+    cutoff: DateTime<Utc>,
+) -> QueryResult<usize> {
+    diesel::sql_query(format!(
         "delete from request_ids where (method, request_id) in (
              select method, request_id from request_ids
-             where created_at < now() - interval '{RETENTION}'
+             where created_at < $1
              order by created_at limit {CLEANUP_BATCH_ROWS} for update skip locked)"
     ))
-    .execute(&mut conn)
-    .await?;
-    Ok(i64::try_from(deleted).unwrap_or(CLEANUP_BATCH_ROWS))
+    .bind::<sql_types::Timestamptz, _>(cutoff)
+    .execute(conn)
+    .await
 }

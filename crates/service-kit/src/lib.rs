@@ -23,6 +23,6 @@ pub use error::{CallError, Reason, Rejection, TABLE, Violations};
 pub use etag::{check_etag, format_etag};
 pub use health::{Checks, PROJECTION};
 pub use metadata::{CONSISTENCY_TOKEN, consistency_token, with_token_metadata};
-pub use paging::Paging;
+pub use paging::{PageSize, Paging};
 pub use server::{HealthcheckOptions, Server, ServerOptions, Service};
 pub use token_key::TokenKey;

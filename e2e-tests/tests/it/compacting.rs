@@ -32,10 +32,10 @@ const FILLER: NewRecord<'_> = NewRecord {
 };
 const FILLER_KEY: &str = "filler";
 
-/// Starts a system on its own servers.
-pub(crate) async fn start() -> Result<System> {
+/// Starts a system on its own servers, with additional environment variables for its programs.
+pub(crate) async fn start(variables: &[(&str, &str)]) -> Result<System> {
     let servers = Servers::start_with(&["fsync=off"], &BROKER).await?;
-    System::start_on(servers, &[]).await
+    System::start_on(servers, variables).await
 }
 
 /// Returns the addresses of its servers.

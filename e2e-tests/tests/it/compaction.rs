@@ -164,7 +164,7 @@ async fn wait_until_applied(system: &System, tables: &Tables) -> Result<()> {
 
 /// Starts a system with a history that both projections have applied.
 async fn start() -> Result<(System, Tables, Vec<String>)> {
-    let system = compacting::start().await?;
+    let system = compacting::start(&[]).await?;
     let user_ids = create_history(&system).await?;
     let tables = Tables::of(&system).await?;
     wait_until_applied(&system, &tables).await?;

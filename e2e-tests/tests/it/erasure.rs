@@ -1,5 +1,5 @@
 //! A deleted user's personal data is erased everywhere within the limits of docs/personal-data.md. The test ages rows
-//! and shortens the topics' retention.
+//! and shortens the topics' retention. The programs log at the level trace.
 
 use anyhow::{Context as _, Result};
 use demo::System;
@@ -170,7 +170,7 @@ async fn tidy_up(system: &System, person: &Person) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_users_email_and_name_are_erased_everywhere() -> Result<()> {
-    let system = compacting::start().await?;
+    let system = compacting::start(&[("LOG_LEVEL", "trace")]).await?;
     let names = system.stack.names();
     let users = Sql::connect(&names.users_database_url).await?;
     let orders = Sql::connect(&names.orders_database_url).await?;

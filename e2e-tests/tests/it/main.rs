@@ -11,6 +11,7 @@ mod error_table;
 mod evolution;
 mod golden;
 mod kills;
+mod notations;
 mod orders;
 mod outages;
 mod tokens;

@@ -10,7 +10,7 @@ use demo::System;
 use devstack::{Sql, WorkDir};
 use uuid::Uuid;
 
-use crate::compacting::addresses;
+use crate::{compacting::addresses, notations::Notations};
 
 /// All tables with rows, including system tables, because statistics contain values.
 const TABLES: &str = "select c.oid::regclass::text
@@ -82,7 +82,7 @@ impl Person {
         Ok(traces)
     }
 
-    /// Searches the files of every partition and the logs of every process.
+    /// Searches the files of every partition, and the logs of every process in all notations.
     fn search_files(&self, work_dir: &WorkDir) -> Result<Vec<String>> {
         let mut traces = Vec::new();
         for partition in entries(&work_dir.path().join("kafka"))? {
@@ -92,11 +92,11 @@ impl Person {
                 traces.push(format!("segment {topic}"));
             }
         }
-        for log in entries(&work_dir.logs())?
-            .iter()
-            .filter(|log| self.is_in(log))
-        {
-            traces.push(format!("log {}", log.display()));
+        let notations = Notations::of(&self.mark);
+        for log in entries(&work_dir.logs())? {
+            if notations.are_in(&String::from_utf8_lossy(&fs::read(&log)?)) {
+                traces.push(format!("log {}", log.display()));
+            }
         }
         Ok(traces)
     }

@@ -4,10 +4,11 @@ use prost::Message as _;
 use proto::{
     ConsistencyToken,
     money::v1::Money,
-    order::v1::{CancelOrderRequest, CreateOrderRequest, WatchOrdersRequest},
+    order::v1::{CancelOrderRequest, CreateOrderRequest, ListOrdersRequest, WatchOrdersRequest},
 };
 use service_kit::{
-    CONSISTENCY_TOKEN, CallError, TokenKey, Violations, consistency_token, idempotency::RequestKey,
+    CONSISTENCY_TOKEN, CallError, PageSize, TokenKey, Violations, consistency_token,
+    idempotency::RequestKey,
 };
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
@@ -89,6 +90,20 @@ fn decode_amount(money: Option<&Money>, violations: &mut Violations) -> Option<A
             }
             None
         }
+    }
+}
+
+/// Decodes ListOrders; the user is `None` for the orders of all users.
+pub(super) fn list_request(request: &ListOrdersRequest) -> Result<(Option<Uuid>, PageSize), Error> {
+    let mut violations = Violations::default();
+    let user_id = match request.user_id.as_str() {
+        "" => Some(None),
+        text => violations.parse_uuid("user_id", text).map(Some),
+    };
+    let page_size = violations.collect("page_size", PageSize::parse(request.page_size));
+    match (user_id, page_size) {
+        (Some(user_id), Some(page_size)) => Ok((user_id, page_size)),
+        _ => Err(CallError::Invalid(violations).into()),
     }
 }
 

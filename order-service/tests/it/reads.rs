@@ -5,16 +5,25 @@ use proto::order::v1::{GetOrderRequest, ListOrdersRequest, ListOrdersResponse};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{TestService, assert_rejected};
+use crate::harness::{TestService, assert_rejected, insert_orders, user};
 
 async fn list(
     service: &TestService,
     user_id: &str,
     page_token: &str,
 ) -> Result<ListOrdersResponse, Status> {
+    list_page(service, user_id, 3, page_token).await
+}
+
+async fn list_page(
+    service: &TestService,
+    user_id: &str,
+    page_size: i32,
+    page_token: &str,
+) -> Result<ListOrdersResponse, Status> {
     let request = ListOrdersRequest {
         user_id: user_id.to_owned(),
-        page_size: 3,
+        page_size,
         page_token: page_token.to_owned(),
     };
     Ok(service.orders().list_orders(request).await?.into_inner())
@@ -107,5 +116,63 @@ async fn a_page_token_of_another_list_is_rejected() -> Result<()> {
     // Another spelling of the user id is the same list.
     let page = list(&service, &ada.to_uppercase(), &of_ada).await?;
     assert_eq!(page.orders.len(), 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_negative_page_size_is_reported_with_the_other_invalid_fields() -> Result<()> {
+    let service = TestService::start("negative").await?;
+    for (user_id, page_size, invalid) in [
+        ("", -1, vec!["page_size"]),
+        ("", i32::MIN, vec!["page_size"]),
+        ("1", -5, vec!["user_id", "page_size"]),
+    ] {
+        let page = list_page(&service, user_id, page_size, "").await;
+        let details = assert_rejected(page, Code::InvalidArgument, "VALIDATION_FAILED");
+        let violations = details.bad_request().context("no BadRequest")?;
+        let violations = violations.field_violations.iter();
+        let fields: Vec<&str> = violations.map(|v| v.field.as_str()).collect();
+        assert_eq!(fields, invalid);
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_has_50_orders_by_default_and_1000_at_most() -> Result<()> {
+    let service = TestService::start("sizes").await?;
+    let user = user();
+    insert_orders(&service.sql, &user, 1001).await?;
+    let ada = user.user_id.to_string();
+    for (page_size, expected) in [
+        (0, 50),
+        (1, 1),
+        (1000, 1000),
+        (1001, 1000),
+        (i32::MAX, 1000),
+    ] {
+        let page = list_page(&service, &ada, page_size, "").await?;
+        assert_eq!(page.orders.len(), expected, "page_size {page_size}");
+        assert!(!page.next_page_token.is_empty(), "page_size {page_size}");
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_size_may_change_between_pages() -> Result<()> {
+    let service = TestService::start("resized").await?;
+    let user = user();
+    insert_orders(&service.sql, &user, 60).await?;
+    let ada = user.user_id.to_string();
+    let (mut ids, mut page_token) = (Vec::new(), String::new());
+    for (page_size, expected) in [(2, 2), (5, 5), (0, 50), (1, 1), (100, 2)] {
+        let page = list_page(&service, &ada, page_size, &page_token).await?;
+        assert_eq!(page.orders.len(), expected, "page_size {page_size}");
+        ids.extend(page.orders.into_iter().map(|order| order.order_id));
+        page_token = page.next_page_token;
+    }
+    assert_eq!(page_token, "");
+    let all = list_page(&service, &ada, 60, "").await?.orders;
+    let all: Vec<String> = all.into_iter().map(|order| order.order_id).collect();
+    assert_eq!(ids, all);
     service.stop().await
 }

@@ -124,3 +124,21 @@ async fn a_request_id_is_case_insensitive() -> Result<()> {
     assert_eq!(service.sql.count(ORDERS).await?, 1);
     service.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_gets_the_first_response_after_the_databases_clock_jumped_ahead() -> Result<()> {
+    let service = TestService::start("clock").await?;
+    let user = service.known_user().await?;
+    let request = repeatable(user.user_id);
+    let first = service.create(request.clone()).await?;
+    service.sql.move_clock_ahead("25 hours").await?;
+    // The server deletes expired responses at startup.
+    let service = service.restart().await?;
+    service.sql.wait_for_clock_reading().await?;
+    // Waits for a deletion that has read the clock.
+    let wait = "begin; lock table request_ids; commit";
+    service.sql.batch_execute(wait).await?;
+    assert_eq!(service.create(request).await?, first);
+    assert_eq!(service.sql.count(ORDERS).await?, 1);
+    service.stop().await
+}

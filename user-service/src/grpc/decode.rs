@@ -2,7 +2,7 @@
 
 use prost::Message as _;
 use proto::user::v1::{CreateUserRequest, DeleteUserRequest, UpdateUserRequest};
-use service_kit::{CallError, Violations, idempotency::RequestKey};
+use service_kit::{CallError, PageSize, Violations, idempotency::RequestKey};
 use uuid::Uuid;
 
 use crate::{
@@ -17,6 +17,12 @@ pub(super) fn parse_user_id(text: &str) -> Result<Uuid, Error> {
     let mut violations = Violations::default();
     let id = violations.parse_uuid("user_id", text);
     id.ok_or_else(|| CallError::Invalid(violations).into())
+}
+
+pub(super) fn parse_page_size(page_size: i32) -> Result<PageSize, Error> {
+    let mut violations = Violations::default();
+    let size = violations.collect("page_size", PageSize::parse(page_size));
+    size.ok_or_else(|| CallError::Invalid(violations).into())
 }
 
 pub(super) fn parse_user_ids(texts: &[String]) -> Result<Vec<Uuid>, Error> {

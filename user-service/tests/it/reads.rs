@@ -27,12 +27,30 @@ async fn list(
     request: &ListUsersRequest,
     page_token: &str,
 ) -> Result<ListUsersResponse, Status> {
+    list_page(service, request, 3, page_token).await
+}
+
+async fn list_page(
+    service: &TestService,
+    request: &ListUsersRequest,
+    page_size: i32,
+    page_token: &str,
+) -> Result<ListUsersResponse, Status> {
     let request = ListUsersRequest {
-        page_size: 3,
+        page_size,
         page_token: page_token.to_owned(),
         ..request.clone()
     };
     Ok(service.users().list_users(request).await?.into_inner())
+}
+
+/// Inserts users directly, in one statement.
+async fn insert_users(service: &TestService, count: i32) -> Result<()> {
+    let insert = "insert into users (user_id, email, email_key, name, version, create_time, update_time)
+                  select gen_random_uuid(), n || '@example.com', n || '@example.com', n, 1, now(), now()
+                  from generate_series(1, $1) n";
+    service.sql.execute(insert, &[&count]).await?;
+    Ok(())
 }
 
 /// Reads all pages; returns their sizes and the names on them.
@@ -170,5 +188,53 @@ async fn a_damaged_page_token_or_one_of_another_list_is_rejected() -> Result<()>
         assert_rejected(page, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
     }
     assert_eq!(list(&service, &live(), &token).await?.users.len(), 1);
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_negative_page_size_is_rejected() -> Result<()> {
+    let service = TestService::start("negative").await?;
+    for page_size in [-1, -5, i32::MIN] {
+        let page = list_page(&service, &live(), page_size, "").await;
+        let details = assert_rejected(page, Code::InvalidArgument, "VALIDATION_FAILED");
+        let violations = details.bad_request().context("no BadRequest")?;
+        assert_eq!(violations.field_violations[0].field, "page_size");
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_has_50_users_by_default_and_1000_at_most() -> Result<()> {
+    let service = TestService::start("sizes").await?;
+    insert_users(&service, 1001).await?;
+    for (page_size, expected) in [
+        (0, 50),
+        (1, 1),
+        (1000, 1000),
+        (1001, 1000),
+        (i32::MAX, 1000),
+    ] {
+        let page = list_page(&service, &live(), page_size, "").await?;
+        assert_eq!(page.users.len(), expected, "page_size {page_size}");
+        assert!(!page.next_page_token.is_empty(), "page_size {page_size}");
+    }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_size_may_change_between_pages() -> Result<()> {
+    let service = TestService::start("resized").await?;
+    insert_users(&service, 60).await?;
+    let (mut ids, mut page_token) = (Vec::new(), String::new());
+    for (page_size, expected) in [(2, 2), (5, 5), (0, 50), (1, 1), (100, 2)] {
+        let page = list_page(&service, &live(), page_size, &page_token).await?;
+        assert_eq!(page.users.len(), expected, "page_size {page_size}");
+        ids.extend(page.users.into_iter().map(|user| user.user_id));
+        page_token = page.next_page_token;
+    }
+    assert_eq!(page_token, "");
+    let all = list_page(&service, &live(), 60, "").await?.users;
+    let all: Vec<String> = all.into_iter().map(|user| user.user_id).collect();
+    assert_eq!(ids, all);
     service.stop().await
 }

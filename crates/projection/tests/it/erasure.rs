@@ -80,3 +80,24 @@ async fn after_the_retention_the_contents_and_the_key_are_erased() -> Result<()>
     assert_eq!(setup.sql.count(lost).await?, 0);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_erased_while_the_databases_clock_is_ahead() -> Result<()> {
+    let setup = Setup::new("clock").await?;
+    let running = setup.start();
+    write_poison(&setup, "young").await?;
+    setup.sql.wait_for(DEAD, 1).await?;
+    running.stop().await;
+    setup.sql.move_clock_ahead("2 hours").await?;
+    let sessions = setup.new_pool();
+    // A consumer erases expired contents at startup.
+    let running = setup.start_on(sessions);
+    setup.sql.wait_for_clock_reading().await?;
+    // Waits for an erasure that has read the clock.
+    let wait = "begin; lock table dead_letters; commit";
+    setup.sql.batch_execute(wait).await?;
+    let kept = "select count(*) from dead_letters where key = 'young' and payload = 'personal'";
+    assert_eq!(setup.sql.count(kept).await?, 1);
+    running.stop().await;
+    Ok(())
+}

@@ -125,6 +125,14 @@ impl Setup {
         self.start_with(&self.name, Some(topic))
     }
 
+    /// Starts a consumer with its own pool.
+    pub(crate) fn start_on(&self, pool: Pool) -> Running {
+        let shutdown = CancellationToken::new();
+        let config = self.config(Some("only"));
+        let consumer = spawn_consumer(config, Arc::new(Counts), pool, shutdown.clone());
+        Running { consumer, shutdown }
+    }
+
     fn start_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
         let config = ConsumerConfig {
             name: name.to_owned(),
