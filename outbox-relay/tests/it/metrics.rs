@@ -232,11 +232,10 @@ async fn rows_of_late_transactions_are_pending_until_they_are_published() -> Res
 async fn truncated_partitions_are_counted() -> Result<()> {
     let setup = Setup::new("truncated", SinkKind::Kafka).await?;
     let session = Session::new(&setup.database).await?;
+    // New rows go to bucket 0 in these tests.
     let sql = format!(
         "insert into outbox (topic, key, event_type, aggregate_version, bucket)
-         select '{}', 'a', 'made', n,
-             ((date_part('epoch', clock_timestamp())::bigint / 600 + 3) % 8)::smallint
-         from generate_series(1, 10) as n",
+         select '{}', 'a', 'made', n, 3 from generate_series(1, 10) as n",
         setup.topic
     );
     session.client.batch_execute(&sql).await?;
@@ -245,16 +244,7 @@ async fn truncated_partitions_are_counted() -> Result<()> {
         ("truncated_partitions_total", 1.0),
         ("shipped_records_total", 10.0),
     ];
-    if let Err(err) = wait_for(&relay, &wanted).await {
-        let facts = "select concat_ws(E'\n', clock_timestamp(), pg_current_snapshot(),
-            (select string_agg(relay_checkpoints::text, E'\n') from relay_checkpoints),
-            (select string_agg(concat_ws(' ', tableoid::regclass, xid, seq, created_at), E'\n') from outbox),
-            (select string_agg(concat_ws(' ', relation::regclass, mode, granted, state, query), E'\n')
-             from pg_locks join pg_stat_activity using (pid)
-             where relation::regclass::text like 'outbox%'))";
-        let facts: String = session.client.query_one(facts, &[]).await?.get(0);
-        return Err(err.context(facts));
-    }
+    wait_for(&relay, &wanted).await?;
     relay.stop().await
 }
 
