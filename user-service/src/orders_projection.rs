@@ -76,8 +76,7 @@ impl Projection for OrdersProjection {
 
     fn decode(&self, record: &Record<'_>) -> Result<Option<Order>, Poison> {
         let event_type = record.event_type()?;
-        // A tombstone only lets compaction remove the key; the event before it had the state.
-        if !events::ORDER_TYPES.contains(&event_type) || record.payload().is_none() {
+        if !events::ORDER_TYPES.contains(&event_type) {
             return Ok(None);
         }
         let order: Order = record.payload_json()?;
@@ -104,6 +103,12 @@ impl Projection for OrdersProjection {
             return Err(Poison::new("payload", reason));
         }
         Ok(Some(order))
+    }
+
+    /// Skips tombstones. An order has no end: order-service keeps it and publishes no tombstone, and a summary
+    /// counts all orders that were placed. A tombstone from elsewhere only removes records from the topic.
+    fn decode_tombstone(&self, _: &Record<'_>) -> Option<Order> {
+        None
     }
 
     async fn apply(&self, conn: &mut AsyncPgConnection, orders: &[Order]) -> QueryResult<()> {

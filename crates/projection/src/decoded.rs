@@ -6,6 +6,24 @@ use rdkafka::{Message as _, message::BorrowedMessage};
 
 use crate::{Projection, offsets::Counts, poison::Poison, record::Record};
 
+/// Decodes a record. Returns `None` if the projection skips it.
+///
+/// This is the only place that tells tombstones from events. It comes before the headers, because a tombstone
+/// may have none.
+///
+/// # Errors
+/// [`Poison`] if a record with a payload cannot be decoded.
+pub(crate) fn decode_record<P: Projection>(
+    projection: &P,
+    record: &Record<'_>,
+) -> Result<Option<P::Change>, Poison> {
+    if record.payload().is_none() {
+        return Ok(projection.decode_tombstone(record));
+    }
+    record.validate_headers()?;
+    projection.decode(record)
+}
+
 /// The decoded messages of a batch.
 pub(crate) struct DecodedBatch<C> {
     pub(crate) changes: Vec<C>,
@@ -50,10 +68,7 @@ impl<C> DecodedBatch<C> {
         P: Projection<Change = C>,
     {
         let record = Record::from_message(message);
-        let decoded = record
-            .validate_headers()
-            .and_then(|()| projection.decode(&record));
-        match decoded {
+        match decode_record(projection, &record) {
             Ok(Some(change)) => {
                 self.changes.push(change);
                 self.count(message).applied += 1;

@@ -8,11 +8,17 @@ pub trait Projection: Send + Sync + 'static {
     /// The change that one record makes.
     type Change: Send + Sync;
 
-    /// Decodes a record. Returns `None` for a record that this projection skips.
+    /// Decodes a record that has a payload. Returns `None` for a record that this projection skips.
     ///
     /// # Errors
     /// [`Poison`] if the record cannot be decoded. The record is then dead-lettered.
     fn decode(&self, record: &Record<'_>) -> Result<Option<Self::Change>, Poison>;
+
+    /// Decodes a tombstone: a record with a null value, which says that its key has ended. Returns `None` to skip it.
+    ///
+    /// A tombstone is never poison. Kafka tools write it without headers, so only the key is certain; a key that
+    /// belongs to nothing has nothing to delete.
+    fn decode_tombstone(&self, tombstone: &Record<'_>) -> Option<Self::Change>;
 
     /// Applies changes in the order of their records, inside a transaction.
     ///

@@ -3,7 +3,9 @@
 use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 
 use crate::{
-    Projection, dead_letters, offsets,
+    Projection, dead_letters,
+    decoded::decode_record,
+    offsets,
     poison::{self, Poison},
 };
 
@@ -44,7 +46,7 @@ pub async fn redrive<P: Projection>(
             if dead_letter.summary.erased_at.is_some() {
                 return Ok(RedriveOutcome::Erased);
             }
-            match projection.decode(&dead_letter.record()) {
+            match decode_record(projection, &dead_letter.record()) {
                 Ok(Some(change)) => projection.apply(conn, &[change]).await?,
                 Ok(None) => {}
                 Err(poison) => {

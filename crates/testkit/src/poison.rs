@@ -12,8 +12,10 @@ pub type Header = (&'static str, &'static str);
 pub struct PoisonRecord {
     /// The defect.
     pub what: &'static str,
-    /// The error class of its dead letter; `None` if the record is skipped.
+    /// The error class of its dead letter; `None` if the record is skipped or applied.
     pub class: Option<&'static str>,
+    /// It counts as applied, although it changes nothing.
+    pub is_applied: bool,
     key: Option<Vec<u8>>,
     payload: Option<Vec<u8>>,
     headers: Vec<Header>,
@@ -30,9 +32,19 @@ impl PoisonRecord {
         Self {
             what,
             class,
+            is_applied: false,
             key,
             payload,
             headers: headers.to_vec(),
+        }
+    }
+
+    /// Expects that the record counts as applied.
+    #[must_use]
+    pub fn applied(self) -> Self {
+        Self {
+            is_applied: true,
+            ..self
         }
     }
 

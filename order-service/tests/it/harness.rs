@@ -191,9 +191,14 @@ impl TestService {
             (header::TYPE, USER_DELETED),
             (header::AGGREGATE_VERSION, &*version),
         ];
+        self.write_null(&key, &headers).await
+    }
+
+    /// Writes a record with a null value.
+    pub(crate) async fn write_null(&self, key: &str, headers: &[(&str, &str)]) -> Result<()> {
         let topic = &self.name;
         Addresses::shared()
-            .write_record(topic, Some(key.as_bytes()), None, &headers)
+            .write_record(topic, Some(key.as_bytes()), None, headers)
             .await
     }
 

@@ -15,5 +15,6 @@ mod repeats;
 mod replay;
 mod schema;
 mod tokens;
+mod tombstones;
 mod users;
 mod watch;

@@ -20,6 +20,8 @@ const MANY: usize = 1_000;
 fn kinds() -> Result<Vec<PoisonRecord>> {
     let good = user();
     let key = || Some(good.user_id.to_string().into_bytes());
+    // Tombstones have another key, because they erase the dead letters of theirs.
+    let another_key = || Some(Uuid::now_v7().to_string().into_bytes());
     let named = |name: &str| {
         let name = name.to_owned();
         serde_json::to_vec(&User {
@@ -53,7 +55,7 @@ fn kinds() -> Result<Vec<PoisonRecord>> {
         kind(
             "the key of another user",
             Some("key"),
-            Some(Uuid::now_v7().to_string().into_bytes()),
+            another_key(),
             Some(payload()?),
             &usual,
         ),
@@ -73,17 +75,63 @@ fn kinds() -> Result<Vec<PoisonRecord>> {
         ),
         kind(
             "a tombstone without a key",
-            Some("key"),
+            None,
             None,
             None,
             &[SPEC, DELETED],
         ),
+        // Counts as applied: only the database knows that it has no such user.
         kind(
             "a tombstone without a version",
-            Some("header"),
-            key(),
+            None,
+            another_key(),
             None,
             &[SPEC, DELETED],
+        )
+        .applied(),
+        kind(
+            "a tombstone of no deletion",
+            None,
+            another_key(),
+            None,
+            &usual,
+        )
+        .applied(),
+        kind(
+            "a tombstone without headers",
+            None,
+            another_key(),
+            None,
+            &[],
+        )
+        .applied(),
+        kind(
+            "a tombstone with a key that is not an id",
+            None,
+            Some(b"ada".to_vec()),
+            None,
+            &usual,
+        ),
+        kind(
+            "a tombstone with a key that is not text",
+            None,
+            Some(b"\xff\x00".to_vec()),
+            None,
+            &[SPEC, DELETED],
+        ),
+        kind(
+            "an empty value",
+            Some("payload"),
+            key(),
+            Some(Vec::new()),
+            &usual,
+        ),
+        kind(
+            "an empty value without headers",
+            Some("header"),
+            key(),
+            Some(Vec::new()),
+            &[],
         ),
         kind(
             "an unknown type",
@@ -92,7 +140,6 @@ fn kinds() -> Result<Vec<PoisonRecord>> {
             Some(b"\xff".to_vec()),
             &[SPEC, (header::TYPE, "user_praised")],
         ),
-        kind("a tombstone of no deletion", None, key(), None, &usual),
     ])
 }
 
@@ -153,9 +200,14 @@ async fn each_kind_is_dead_lettered_unchanged_and_the_next_user_applied() -> Res
     let counts = service.sql.query_one(counts, &[]).await?;
     let counts: (i64, i64, i64) = (counts.get(0), counts.get(1), counts.get(2));
     let (all, dead_lettered) = (kinds.len() as i64, poison().count() as i64);
+    let applied = kinds.iter().filter(|kind| kind.is_applied).count() as i64;
     assert_eq!(
         counts,
-        (first + 2 * all, all - dead_lettered, dead_lettered)
+        (
+            first + 2 * all + applied,
+            all - dead_lettered - applied,
+            dead_lettered
+        )
     );
 
     let copied = "select count(*) from dead_letters where in_topic";

@@ -96,6 +96,21 @@ fn kinds() -> Result<Vec<PoisonRecord>> {
         ),
         kind("a tombstone", None, key(), None, &usual),
         kind("a tombstone without a key", None, None, None, &usual),
+        kind("a tombstone without headers", None, key(), None, &[]),
+        kind(
+            "a tombstone with a key that is not text",
+            None,
+            Some(b"\xff\x00".to_vec()),
+            None,
+            &[],
+        ),
+        kind(
+            "an empty value",
+            Some("payload"),
+            key(),
+            Some(Vec::new()),
+            &usual,
+        ),
     ])
 }
 

@@ -80,6 +80,10 @@ impl<P: Projection> Projection for Faulty<P> {
         self.projection.decode(record)
     }
 
+    fn decode_tombstone(&self, tombstone: &Record<'_>) -> Option<P::Change> {
+        self.projection.decode_tombstone(tombstone)
+    }
+
     async fn apply(&self, conn: &mut AsyncPgConnection, changes: &[P::Change]) -> QueryResult<()> {
         self.projection.apply(conn, changes).await?;
         match self.take(|fault| !matches!(fault, Fault::Stall(_))) {

@@ -32,6 +32,10 @@ impl Projection for Counts {
         }
     }
 
+    fn decode_tombstone(&self, _: &Record<'_>) -> Option<String> {
+        None
+    }
+
     async fn apply(&self, conn: &mut AsyncPgConnection, changes: &[String]) -> QueryResult<()> {
         diesel::sql_query(
             "insert into counts

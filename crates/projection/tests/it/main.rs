@@ -16,4 +16,5 @@ mod rebuilding;
 mod replay;
 mod stale_consumers;
 mod stops;
+mod tombstones;
 mod who;

@@ -67,7 +67,8 @@ async fn a_record_that_violates_a_constraint_is_dead_lettered_alone() -> Result<
 async fn a_record_with_an_invalid_header_name_is_dead_lettered() -> Result<()> {
     let setup = Setup::new("header").await?;
     let running = setup.start();
-    write_raw_record(&setup.name, b"a", b"{}", (b"ce_type\xff", b"count")).await?;
+    let header = (&b"ce_type\xff"[..], Some(&b"count"[..]));
+    write_raw_record(&setup.name, b"a", Some(b"{}"), header).await?;
     setup.sql.wait_for(DEAD, 1).await?;
     for key in ["a", "b", "c"] {
         setup.count(key).await?;
@@ -93,4 +94,18 @@ async fn a_record_with_a_value_too_long_for_its_column_is_dead_lettered_alone() 
     let without_value = "select count(*) from dead_letters
         where error_class = 'value' and error = 'text too long (SQLSTATE 22001)'";
     setup.sql.wait_for(without_value, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_required_header_with_a_null_value_counts_as_missing() -> Result<()> {
+    let setup = Setup::new("null_header").await?;
+    let running = setup.start();
+    write_raw_record(&setup.name, b"a", Some(b"{}"), (b"ce_type", None)).await?;
+    setup.sql.wait_for(DEAD, 1).await?;
+    let unchanged = "select count(*) from dead_letters
+        where key = 'a' and payload = '{}' and header_names = '{ce_type}'
+          and header_values = '{null}' and error = 'missing header ce_type'";
+    setup.sql.wait_for(unchanged, 1).await?;
+    running.stop().await;
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Writes a record that no client library writes: the name of a header is arbitrary bytes.
+//! Writes records that few client libraries write: with a header whose name is arbitrary bytes or whose value is null.
 
 use anyhow::{Result, ensure};
 use devstack::Addresses;
@@ -11,20 +11,16 @@ use tokio::{
 pub(crate) async fn write_raw_record(
     topic: &str,
     key: &[u8],
-    payload: &[u8],
-    (header_name, header_value): (&[u8], &[u8]),
+    payload: Option<&[u8]>,
+    (header_name, header_value): (&[u8], Option<&[u8]>),
 ) -> Result<()> {
     // Attributes, timestamp delta, offset delta.
     let mut record = vec![0, 0, 0];
-    for part in [key, payload] {
-        put_varint(&mut record, part.len());
-        record.extend(part);
-    }
+    put_bytes(&mut record, Some(key));
+    put_bytes(&mut record, payload);
     put_varint(&mut record, 1);
-    for part in [header_name, header_value] {
-        put_varint(&mut record, part.len());
-        record.extend(part);
-    }
+    put_bytes(&mut record, Some(header_name));
+    put_bytes(&mut record, header_value);
     let batch = encode_batch(&record)?;
 
     // Produce request, version 3: no transaction, acks=all, timeout 10 s, one topic with one partition.
@@ -71,6 +67,17 @@ fn encode_batch(record: &[u8]) -> Result<Vec<u8>> {
     batch.extend(crc32c(&checked).to_be_bytes());
     batch.extend(checked);
     Ok(batch)
+}
+
+/// Appends bytes with their length; null has the length -1.
+fn put_bytes(record: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        None => record.push(1),
+        Some(bytes) => {
+            put_varint(record, bytes.len());
+            record.extend(bytes);
+        }
+    }
 }
 
 /// Appends a length as a zigzag varint.

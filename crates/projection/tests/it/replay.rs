@@ -42,6 +42,10 @@ impl Projection for Versions {
         Ok(Some((key.to_owned(), version, value.to_owned())))
     }
 
+    fn decode_tombstone(&self, _: &Record<'_>) -> Option<Self::Change> {
+        None
+    }
+
     async fn apply(
         &self,
         conn: &mut AsyncPgConnection,

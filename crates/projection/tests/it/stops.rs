@@ -114,7 +114,12 @@ async fn a_panic_sets_the_state_to_stopped() -> Result<()> {
         .wait_for(|state| *state == ConsumerState::Running)
         .await?;
     Addresses::shared()
-        .write_record(&setup.name, Some(b"a"), None, &[("ce_type", "panic")])
+        .write_record(
+            &setup.name,
+            Some(b"a"),
+            Some(b"{}"),
+            &[("ce_type", "panic")],
+        )
         .await?;
     let reason = running.wait_for_stop().await?;
     ensure!(reason.contains("panicked"), "{reason}");
