@@ -280,7 +280,7 @@ async fn a_redriven_tombstone_deletes_its_user() -> Result<()> {
                           'missing header ce_specversion')";
     let key = user.user_id.to_string().into_bytes();
     service.sql.execute(insert, &[&service.name, &key]).await?;
-    let mut conn = connect_once(&service.database_url().into()).await?;
+    let mut conn = connect_once(order_service::NAME, &service.database_url().into()).await?;
     let dead_letters = dead_letters::list(&mut conn, &service.name, 0, 1).await?;
     let id = dead_letters
         .first()
