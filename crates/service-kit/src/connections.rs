@@ -1,10 +1,14 @@
-//! Accepts connections, with a limit on open connections and a timeout for the HTTP/2 preface.
+//! Accepts connections, with limits on open connections and a timeout for the HTTP/2 preface.
 //!
 //! tonic's own accept loop spins when the process is out of file descriptors, and never closes a
 //! connection that sends no HTTP/2 preface.
 
+mod activity;
+mod open;
+
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,44 +16,57 @@ use std::{
 };
 
 use futures_util::{Stream, stream};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::transport::server::Connected;
+
+use self::open::{OpenConnections, Slot};
+pub(crate) use self::{
+    activity::{Activity, CallActivity},
+    open::ConnectionLimits,
+};
 
 /// The delay between two attempts while accept fails, until file descriptors are free again.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// The time limit for the HTTP/2 preface.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A dead connection is detected after about the sum of these two.
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The length of the preface (RFC 9113, 3.4). After it, keepalive detects dead connections.
 const PREFACE_BYTES: usize = 24;
 
-/// Accepts connections while fewer than `max_connections` are open. Further ones wait in the
-/// listener's backlog.
+/// Accepts connections within the limits. While all are in use, further ones wait in the listener's backlog.
 pub(crate) fn accept_connections(
     listener: TcpListener,
-    max_connections: usize,
+    limits: ConnectionLimits,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let permits = Arc::new(Semaphore::new(max_connections));
+    let open = Arc::new(OpenConnections::new(limits));
     stream::unfold(listener, move |listener| {
-        let permits = Arc::clone(&permits);
+        let open = Arc::clone(&open);
         async move {
-            let permit = permits.acquire_owned().await.ok()?;
-            let stream = accept(&listener).await;
-            Some((Ok(Connection::new(stream, permit)), listener))
+            loop {
+                let (stream, address) = accept(&listener).await;
+                // Dropping the connection of a peer with too many closes it.
+                if let Some(slot) = open.admit(address).await {
+                    return Some((Ok(Connection::new(stream, slot)), listener));
+                }
+            }
         }
     })
 }
 
 /// Accepts the next connection; logs only the first of several failures.
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
     let mut is_logged = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok((stream, address)) => return (stream, address.ip()),
             // The client closed this connection before it was accepted; accept the next one.
             Err(err) if err.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -63,12 +80,14 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// A client connection and its permit.
+/// A client connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
     preface: Option<PendingPreface>,
-    _permit: OwnedSemaphorePermit,
+    slot: Slot,
+    /// Completes when the connection is closed to admit another.
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// The missing part of the preface, and the time left for it.
@@ -79,9 +98,16 @@ struct PendingPreface {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, permit: OwnedSemaphorePermit) -> Self {
+    fn new(stream: TcpStream, slot: Slot) -> Self {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY, responses may be delayed");
+        }
+        // HTTP/2 has its own keepalive, HTTP/1.1 has none.
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_INTERVAL)
+            .with_interval(KEEPALIVE_TIMEOUT);
+        if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive) {
+            tracing::debug!(%error, "failed to set TCP keepalive, dead connections may stay open");
         }
         let preface = PendingPreface {
             missing_bytes: PREFACE_BYTES,
@@ -90,16 +116,17 @@ impl Connection {
         Self {
             stream,
             preface: Some(preface),
-            _permit: permit,
+            closing: Box::pin(slot.activity.close.clone().cancelled_owned()),
+            slot,
         }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Arc<Activity>;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Arc<Activity> {
+        Arc::clone(&self.slot.activity)
     }
 }
 
@@ -112,10 +139,16 @@ impl AsyncRead for Connection {
         let this = &mut *self;
         let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let count = buf.filled().len() - before;
+        if count > 0 {
+            this.slot.activity.record_received_bytes();
+        }
+        if read.is_pending() && this.closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let Some(preface) = &mut this.preface else {
             return read;
         };
-        let count = buf.filled().len() - before;
         preface.missing_bytes = preface.missing_bytes.saturating_sub(count);
         if preface.missing_bytes == 0 {
             this.preface = None;

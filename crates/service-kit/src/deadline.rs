@@ -3,6 +3,7 @@
 
 use std::{
     error::Error,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,6 +15,8 @@ use tower::{BoxError, Layer, Service};
 
 use crate::{
     CallError, Reason, Rejection,
+    call_body::{RequestBody, ResponseBody},
+    connections::CallActivity,
     error::{MALFORMED_MESSAGE, MESSAGE_TOO_LARGE, TRANSPORT, UNIMPLEMENTED},
 };
 
@@ -86,27 +89,23 @@ where
             max_deadline,
         } = self.layer;
         let requested = parse_grpc_timeout(request.headers());
-        // Health watches and reflection streams have no server-side limit.
-        let limit = if request.uri().path().starts_with("/grpc.") {
-            requested
-        } else {
-            Some(requested.map_or(max_deadline, |requested| requested.min(max_deadline)))
-        };
-        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-        if let Some(deadline) = deadline {
-            request.extensions_mut().insert(Deadline(deadline));
-        }
+        // The time to the first response. Health watches and reflection streams may last longer.
+        let limit = requested.map_or(max_deadline, |requested| requested.min(max_deadline));
+        let deadline = Instant::now() + limit;
+        request.extensions_mut().insert(Deadline(deadline));
+        let call = Arc::new(CallActivity::new(request.extensions().get().cloned()));
+        let request = request.map(|body| {
+            let late = deadline_exceeded(domain);
+            RequestBody::wrap(body, Arc::clone(&call), deadline, late)
+        });
         let response = self.inner.call(request);
         Box::pin(async move {
-            let response = match deadline {
-                None => response.await,
-                Some(deadline) => match tokio::time::timeout_at(deadline, response).await {
-                    Ok(response) => response,
-                    Err(_) => return Ok(deadline_exceeded(domain).into_http()),
-                },
+            let Ok(response) = tokio::time::timeout_at(deadline, response).await else {
+                return Ok(deadline_exceeded(domain).into_http());
             };
             response
                 .map(|response| add_error_details(response, domain))
+                .map(|response| response.map(|body| ResponseBody::wrap(body, call)))
                 .map_err(Into::into)
         })
     }

@@ -2,6 +2,7 @@
 //! idempotent requests, paging.
 
 mod application;
+mod call_body;
 mod connections;
 mod cors;
 pub mod database;

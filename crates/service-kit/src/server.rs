@@ -11,7 +11,7 @@ use tonic_health::pb::{
 use tonic_web::GrpcWebLayer;
 
 use crate::{
-    connections::accept_connections,
+    connections::{ConnectionLimits, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, accept_connections},
     cors::{Origins, cors_layer, parse_origins},
     deadline::CallLayer,
     health::{Checks, monitor_health, report_not_serving},
@@ -22,9 +22,6 @@ use crate::{
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Well above what clients send, and small enough to bound memory.
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// A dead connection is detected after the sum of these two.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limits the age of connections, so that clients reconnect and spread over new replicas.
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 
@@ -34,10 +31,16 @@ pub struct ServerOptions {
     /// Listen on this address, for example 0.0.0.0:50051; port 0 selects a free port, which is logged
     #[arg(long, env = "LISTEN_ADDR", value_parser = parse_listen_addr)]
     listen_addr: SocketAddr,
-    /// Keep at most this many connections open; further ones wait in the listener's backlog until one closes.
-    /// Each open connection uses a file descriptor: keep it below the limit of the process
+    /// Keep at most this many connections open. A further one replaces the one that has been silent for longest, or
+    /// waits in the listener's backlog while all are in use. Each open connection uses a file descriptor: keep it
+    /// below the limit of the process
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = number(1..=1_000_000_usize))]
     max_connections: usize,
+    /// Keep at most this many connections of one client address open (IPv6: of one /64 network); by default half of
+    /// MAX_CONNECTIONS. A further one replaces a silent one of this address, or is closed. Set it to MAX_CONNECTIONS
+    /// behind a load balancer or NAT that hides the addresses of clients
+    #[arg(long, env = "MAX_CONNECTIONS_PER_PEER", value_parser = number(1..=1_000_000_usize))]
+    max_connections_per_peer: Option<usize>,
     /// Fail a call with DEADLINE_EXCEEDED after this many milliseconds; callers can set shorter deadlines
     #[arg(long, env = "MAX_DEADLINE_MS", default_value = "10000", value_parser = milliseconds(1..=600_000))]
     max_deadline_ms: Duration,
@@ -49,6 +52,17 @@ pub struct ServerOptions {
     /// by default none
     #[arg(long, env = "GRPC_WEB_ORIGINS", default_value = "", hide_default_value = true, value_parser = parse_origins)]
     grpc_web_origins: Origins,
+}
+
+impl ServerOptions {
+    fn connection_limits(&self) -> ConnectionLimits {
+        let total = self.max_connections;
+        let per_peer = self.max_connections_per_peer;
+        ConnectionLimits {
+            total,
+            per_peer: per_peer.unwrap_or(total.div_ceil(2)),
+        }
+    }
 }
 
 fn parse_listen_addr(text: &str) -> Result<SocketAddr, String> {
@@ -160,7 +174,7 @@ impl Server {
             })
             .add_routes(routes)
             .serve_with_incoming_shutdown(
-                accept_connections(self.listener, self.options.max_connections),
+                accept_connections(self.listener, self.options.connection_limits()),
                 shutdown.clone().cancelled_owned(),
             );
         tracing::info!(address = %self.local_addr, "listening");

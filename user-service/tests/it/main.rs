@@ -17,6 +17,7 @@ mod repeats;
 mod replay;
 mod schema;
 mod shutdown;
+mod silent_clients;
 mod summaries;
 mod tokens;
 mod unhappy_calls;

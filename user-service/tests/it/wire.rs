@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::{SendStream, client::ResponseFuture};
 use tokio::net::TcpStream;
 use tonic::Status;
 
@@ -36,6 +37,29 @@ pub(crate) async fn rejected_bytes(
     bytes: Bytes,
 ) -> Result<Status> {
     let stream = TcpStream::connect(addr).await?;
+    let (response, mut body) = open_call_with(stream, addr, path, header).await?;
+    // The server may respond before it has read the whole body.
+    let _ = body.send_data(bytes, true);
+    let response = response.await?;
+    // A rejection has only headers; a success has its status in the trailers.
+    Status::from_header_map(response.headers()).context("the call was accepted")
+}
+
+/// Sends the headers of a call over HTTP/2; returns the response and the body to send.
+pub(crate) async fn open_call(
+    stream: TcpStream,
+    addr: SocketAddr,
+    path: &str,
+) -> Result<(ResponseFuture, SendStream<Bytes>)> {
+    open_call_with(stream, addr, path, None).await
+}
+
+async fn open_call_with(
+    stream: TcpStream,
+    addr: SocketAddr,
+    path: &str,
+    header: Option<(&str, &str)>,
+) -> Result<(ResponseFuture, SendStream<Bytes>)> {
     let (sender, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
     let mut request = http::Request::post(format!("http://{addr}{path}"))
@@ -44,15 +68,8 @@ pub(crate) async fn rejected_bytes(
     if let Some((name, value)) = header {
         request = request.header(name, value);
     }
-    let (response, mut body) = sender
-        .ready()
-        .await?
-        .send_request(request.body(())?, false)?;
-    // The server may respond before it has read the whole body.
-    let _ = body.send_data(bytes, true);
-    let response = response.await?;
-    // A rejection has only headers; a success has its status in the trailers.
-    Status::from_header_map(response.headers()).context("the call was accepted")
+    let mut sender = sender.ready().await?;
+    Ok(sender.send_request(request.body(())?, false)?)
 }
 
 /// Frames a message as gRPC does: the compression flag, the length, the message.
