@@ -105,11 +105,13 @@ fn parse(
     };
     use ResponseError as E;
     match end.error_code.err() {
-        None if end.leader_epoch < 0 || end.end_offset < 0 => Ok(None),
-        None => Ok(Some(EpochEnd {
-            leader_epoch: end.leader_epoch,
-            end_offset: end.end_offset,
-        })),
+        None => {
+            let is_known = end.leader_epoch >= 0 && end.end_offset >= 0;
+            Ok(is_known.then_some(EpochEnd {
+                leader_epoch: end.leader_epoch,
+                end_offset: end.end_offset,
+            }))
+        }
         Some(E::UnknownTopicOrPartition) => Err(unknown_partition(topic, partition)),
         Some(E::TopicAuthorizationFailed) => Err(Error::TopicDenied(topic.to_owned())),
         Some(err) => {
