@@ -31,14 +31,17 @@ pub(crate) async fn connect(brokers: &str) -> Result<Cluster, Error> {
 }
 
 pub(crate) async fn connect_with(brokers: &str, security: Security) -> Result<Cluster, Error> {
-    let options = Options {
+    Cluster::connect(brokers, options(security)).await
+}
+
+pub(crate) fn options(security: Security) -> Options {
+    Options {
         client_id: "kafka-client-test",
         security,
         timeout: TIMEOUT,
         required_versions: &[],
         hints: &HINTS,
-    };
-    Cluster::connect(brokers, options).await
+    }
 }
 
 /// Writes this many records to partition 0, and waits until all in-sync replicas have them.
