@@ -20,6 +20,8 @@ use crate::{
 const POSTGRES_VARIABLE: &str = "DEVSTACK_POSTGRES_URL";
 /// The addresses of running brokers.
 const KAFKA_VARIABLE: &str = "DEVSTACK_KAFKA_BROKERS";
+/// Parameters of each created database, as `name=value,name=value`: the tests run under conditions that users have.
+const SETTINGS_VARIABLE: &str = "DEVSTACK_DATABASE_SETTINGS";
 
 /// The configuration of a compacted topic. Overwritten records, such as those of a deleted user, are removed a day later with
 /// the next record of their partition; without `max.compaction.lag.ms` they could stay forever. Tombstones stay for a
@@ -115,10 +117,10 @@ impl Addresses {
         &self.brokers
     }
 
-    /// Creates a database, and returns the superuser's URL of it.
+    /// Creates a database with the parameters in `DEVSTACK_DATABASE_SETTINGS`, and returns the superuser's URL of it.
     ///
     /// # Errors
-    /// If Postgres returns an error.
+    /// If Postgres returns an error, or the variable is malformed.
     pub async fn create_database(&self, name: &str) -> Result<String> {
         let client = Sql::connect(&self.postgres_url).await?;
         client
@@ -128,7 +130,14 @@ impl Addresses {
             .postgres_url
             .rsplit_once('/')
             .context("a URL has a path")?;
-        Ok(format!("{server}/{name}"))
+        let url = format!("{server}/{name}");
+        if let Ok(settings) = env::var(SETTINGS_VARIABLE) {
+            let database = Sql::connect(&url).await?;
+            for (name, value) in parse_settings(&settings)? {
+                database.set_database_default(name, value).await?;
+            }
+        }
+        Ok(url)
     }
 
     /// Creates a compacted topic.
@@ -279,4 +288,13 @@ impl Addresses {
             Err(err) => panic!("failed to start servers for tests: {err:#}"),
         }
     }
+}
+
+fn parse_settings(settings: &str) -> Result<Vec<(&str, &str)>> {
+    let mut parsed = Vec::new();
+    for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
+        let pair = setting.split_once('=');
+        parsed.push(pair.with_context(|| format!("{SETTINGS_VARIABLE}: no value in {setting}"))?);
+    }
+    Ok(parsed)
 }
