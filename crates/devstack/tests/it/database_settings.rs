@@ -1,7 +1,4 @@
-use std::{
-    env,
-    process::{Command, Stdio},
-};
+use std::{env, process::Command};
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Sql};
@@ -33,14 +30,14 @@ async fn created_databases_have_the_settings_of_the_variable() -> Result<()> {
     const MARK: &str = "DEVSTACK_TEST_RUNS_ITSELF";
     if env::var_os(MARK).is_none() {
         let name = "database_settings::created_databases_have_the_settings_of_the_variable";
-        let status = Command::new(env::current_exe()?)
+        let output = Command::new(env::current_exe()?)
             .args(["--exact", name])
             .envs(Addresses::shared().variables())
             .env("DEVSTACK_DATABASE_SETTINGS", "work_mem=1MB,app.name=a b")
             .env(MARK, "")
-            .stdout(Stdio::inherit())
-            .status()?;
-        assert!(status.success(), "{status}");
+            .output()?;
+        let (status, text) = (output.status, String::from_utf8_lossy(&output.stdout));
+        assert!(status.success(), "{status}: {text}");
         return Ok(());
     }
     let sql = Sql::connect(&create_database().await?).await?;
