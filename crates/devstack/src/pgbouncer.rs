@@ -70,6 +70,11 @@ impl PgBouncer {
         Ok(Self { process, address })
     }
 
+    /// The address for clients, as `127.0.0.1:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Returns a database URL that goes through PgBouncer, from one of the server.
     ///
     /// # Errors

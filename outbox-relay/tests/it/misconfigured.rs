@@ -6,7 +6,7 @@ mod setting;
 use std::sync::Arc;
 
 use anyhow::Result;
-use devstack::{Addresses, Kafka, WorkDir};
+use devstack::{Addresses, Kafka, PgBouncer, PoolMode, WorkDir};
 use tokio::net::TcpListener;
 
 use self::setting::{Parts, Setting};
@@ -272,6 +272,25 @@ fn assert_contains(text: &str, words: &[&str]) {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pooler_in_transaction_mode() -> Result<()> {
+    let mut setting = Setting::new("pooler").await?;
+    let url = setting.database.url.clone();
+    let pooler = PgBouncer::start(&url, PoolMode::Transaction, &[]).await?;
+    setting.parts.server = pooler.address().to_owned();
+    let (code, text) = setting.output(&["check"]).await?;
+    assert_eq!(code, Some(64), "{text}");
+    assert!(
+        text.contains("connection pooler in transaction mode"),
+        "{text}"
+    );
+    assert!(
+        text.contains("Hint: Set the host and port of Postgres"),
+        "{text}"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
