@@ -106,6 +106,7 @@ impl Setup {
             dead_letter_topic: None,
             dead_letter_retention: Duration::from_hours(1),
             instance_id: instance_id.map(str::to_owned),
+            session_timeout: Duration::from_secs(6),
         }
     }
 
@@ -138,6 +139,10 @@ impl Setup {
             dead_letter_topic: dead_letter_topic.map(str::to_owned),
             ..self.config(Some("only"))
         };
+        self.start_with_config(config)
+    }
+
+    pub(crate) fn start_with_config(&self, config: ConsumerConfig) -> Running {
         let shutdown = CancellationToken::new();
         let consumer = spawn_consumer(
             config,
