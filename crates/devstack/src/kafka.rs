@@ -1,4 +1,5 @@
 mod cluster;
+mod groups;
 mod node;
 mod topics;
 
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 pub use self::cluster::KafkaCluster;
+pub(crate) use self::groups::count_assigned_members;
 use self::node::Node;
 pub(crate) use self::topics::{
     add_partitions, alter_topic, create_topic, delete_records_before, delete_topic, describe_topic,

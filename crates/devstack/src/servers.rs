@@ -188,6 +188,14 @@ impl Addresses {
         kafka::topic_names(&self.brokers).await
     }
 
+    /// Returns how many members of a consumer group have partitions; 0 while the group rebalances.
+    ///
+    /// # Errors
+    /// If the broker does not respond.
+    pub async fn count_assigned_members(&self, group: &str) -> Result<usize> {
+        kafka::count_assigned_members(&self.brokers, group).await
+    }
+
     /// Deletes the records of a partition before an offset, as retention does.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use rdkafka::{
 use crate::{
     handle::{MAX_BACKOFF, Shared, backoff},
     offsets::OffsetRanges,
+    session,
 };
 
 /// The timeout of a request for a partition's first and last offset.
@@ -51,6 +52,7 @@ impl Assignment {
     /// If the configuration is invalid.
     pub(crate) fn create_consumer(shared: &Arc<Shared>) -> Result<BaseConsumer<Self>, KafkaError> {
         let consumer_config = &shared.config;
+        let session_timeout = consumer_config.session_timeout;
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &consumer_config.brokers)
@@ -62,7 +64,16 @@ impl Assignment {
             .set("enable.auto.offset.store", "false")
             .set("enable.auto.commit", "true")
             .set("auto.commit.interval.ms", "1000")
-            .set("session.timeout.ms", "10000")
+            .set(
+                "session.timeout.ms",
+                session_timeout.as_millis().to_string(),
+            )
+            .set(
+                "heartbeat.interval.ms",
+                session::heartbeat_interval(session_timeout)
+                    .as_millis()
+                    .to_string(),
+            )
             .set("reconnect.backoff.max.ms", "1000")
             .set("fetch.error.backoff.ms", "100")
             // Added partitions are consumed within this time.

@@ -28,6 +28,7 @@ use crate::{
         ConsumerConfig, ConsumerHandle, ConsumerState, MAX_BACKOFF, MIN_BACKOFF, Shared, backoff,
     },
     rebuild::rebuild_name,
+    session,
     topic_monitor::{TopicMonitor, TopicState},
 };
 
@@ -155,6 +156,10 @@ impl<P: Projection> ConsumerWorker<P> {
                 None => {}
                 Some(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
                     return Ok(self.stop_at_recreated_topic("the stored offset is out of range"));
+                }
+                Some(KafkaError::MessageConsumption(RDKafkaErrorCode::InvalidSessionTimeout)) => {
+                    let reason = session::describe_rejection(&self.shared.config);
+                    return Ok(ExitReason::Stopped(reason));
                 }
                 // librdkafka recovers from these, and reports each of them in turn.
                 Some(KafkaError::MessageConsumption(

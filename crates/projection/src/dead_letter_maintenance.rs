@@ -5,12 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
-use crate::{ClockGuard, dead_letter_topic, dead_letters, handle::Shared};
+use crate::{
+    ClockGuard,
+    dead_letter_topic::{Copying, copy_pending},
+    dead_letters,
+    handle::Shared,
+};
 
 /// The pause without a notification. Another replica may have died before it copied its dead letters,
 /// and the erasure of an expired one is late by this at most.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// The pause after an error of Kafka or the database.
+/// The pause after an error of Kafka or the database, or if another replica is copying.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Maximum dead letters that one statement erases.
 const ERASE_BATCH: usize = 100;
@@ -26,11 +31,15 @@ pub(crate) async fn maintain(shared: Arc<Shared>, added: Arc<Notify>) {
             tracing::warn!(%projection, %reason, "failed to erase expired dead letters, retrying");
             pause = RETRY_INTERVAL;
         }
-        if let Some(topic) = &shared.config.dead_letter_topic
-            && let Err(reason) = dead_letter_topic::copy_pending(&shared, topic).await
-        {
-            tracing::warn!(%projection, %topic, %reason, "failed to copy dead letters to their topic, retrying");
-            pause = RETRY_INTERVAL;
+        if let Some(topic) = &shared.config.dead_letter_topic {
+            match copy_pending(&shared, topic).await {
+                Ok(Copying::Complete) => {}
+                Ok(Copying::ByAnotherReplica) => pause = RETRY_INTERVAL,
+                Err(reason) => {
+                    tracing::warn!(%projection, %topic, %reason, "failed to copy dead letters to their topic, retrying");
+                    pause = RETRY_INTERVAL;
+                }
+            }
         }
         tokio::select! {
             () = shared.shutdown.cancelled() => return,

@@ -1,9 +1,10 @@
 //! Copies dead letters to a topic, for people and programs that watch topics and not tables.
 //!
 //! The table is authoritative: a dead letter is inserted in the transaction that advances the offset.
-//! The copy follows at once, or after an outage when Kafka is available again. A crash right after it
-//! can duplicate it.
+//! The copy follows at once, or after an outage when Kafka is available again. One replica copies at a time.
+//! A crash right after a copy can duplicate it.
 
+use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 use rdkafka::{
     ClientConfig,
     error::{KafkaError, RDKafkaErrorCode},
@@ -16,48 +17,65 @@ use crate::{
     handle::Shared,
 };
 
-/// Maximum dead letters that are loaded together. Each can be as large as a record.
-const BATCH: i64 = 20;
+/// The limit for a copy. Twice this, for a copy without contents, must be less than the limit of an idle transaction.
+const SEND_TIMEOUT_MS: &str = "5000";
+
+/// The end of a run of [`copy_pending`].
+pub(crate) enum Copying {
+    /// No dead letter is left, or the service shuts down.
+    Complete,
+    /// Another replica is copying. It may have read the table before the newest dead letter was inserted.
+    ByAnotherReplica,
+}
 
 /// Copies the dead letters that are not in the topic yet.
 ///
 /// # Errors
 /// Errors of Kafka or the database.
-pub(crate) async fn copy_pending(shared: &Shared, topic: &str) -> Result<(), String> {
-    let name = &shared.config.name;
+pub(crate) async fn copy_pending(shared: &Shared, topic: &str) -> anyhow::Result<Copying> {
     let mut producer = None;
-    loop {
-        let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-        let dead_letters = dead_letters::list_uncopied(&mut conn, name, BATCH).await;
-        let dead_letters = dead_letters.map_err(|err| err.to_string())?;
-        // Return the connection to the pool before waiting for Kafka.
-        drop(conn);
-        if dead_letters.is_empty() || shared.shutdown.is_cancelled() {
-            return Ok(());
+    while !shared.shutdown.is_cancelled() {
+        let mut conn = shared.pool.get().await?;
+        let copying = conn
+            .transaction(async |conn| copy_next(conn, shared, topic, &mut producer).await)
+            .await?;
+        if let Some(end) = copying {
+            return Ok(end);
         }
-        // Created on demand: dead letters are rare.
-        let producer = match &producer {
-            Some(producer) => producer,
-            None => producer.insert(connect(&shared.config.brokers).map_err(|e| e.to_string())?),
-        };
-        let mut ids = Vec::with_capacity(dead_letters.len());
-        for dead_letter in &dead_letters {
-            send(producer, topic, dead_letter)
-                .await
-                .map_err(|err| err.to_string())?;
-            ids.push(dead_letter.summary.dead_letter_id);
-        }
-        let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-        let marked = dead_letters::mark_in_topic(&mut conn, &ids).await;
-        marked.map_err(|err| err.to_string())?;
     }
+    Ok(Copying::Complete)
+}
+
+/// Copies the next dead letter, and prevents other replicas from doing so until the transaction ends. Does not lock
+/// the row while it waits for Kafka: a deletion must be able to erase it. Returns `None` after a copy.
+async fn copy_next(
+    conn: &mut AsyncPgConnection,
+    shared: &Shared,
+    topic: &str,
+    producer: &mut Option<FutureProducer>,
+) -> anyhow::Result<Option<Copying>> {
+    let name = &shared.config.name;
+    if !dead_letters::try_lock_copying(conn, name).await? {
+        return Ok(Some(Copying::ByAnotherReplica));
+    }
+    let Some(dead_letter) = dead_letters::find_uncopied(conn, name).await? else {
+        return Ok(Some(Copying::Complete));
+    };
+    // Created on demand: dead letters are rare.
+    let producer = match producer {
+        Some(producer) => producer,
+        None => producer.insert(connect(&shared.config.brokers)?),
+    };
+    send(producer, topic, &dead_letter).await?;
+    dead_letters::mark_in_topic(conn, dead_letter.summary.dead_letter_id).await?;
+    Ok(None)
 }
 
 fn connect(brokers: &str) -> Result<FutureProducer, KafkaError> {
     ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("enable.idempotence", "true")
-        .set("message.timeout.ms", "10000")
+        .set("message.timeout.ms", SEND_TIMEOUT_MS)
         .set("partitioner", "murmur2_random")
         .create()
 }

@@ -3,9 +3,9 @@
 use chrono::{DateTime, Utc};
 use diesel::{
     ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, QueryResult, Queryable,
-    Selectable, SelectableHelper as _,
+    QueryableByName, Selectable, SelectableHelper as _,
     dsl::auto_type,
-    sql_types::{Array, BigInt, Binary, Timestamptz},
+    sql_types::{Array, BigInt, Binary, Bool, Text, Timestamptz},
 };
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 
@@ -61,6 +61,15 @@ const ERASE_OLDER_THAN: &str = "
         select dead_letter_id from dead_letters
         where erased_at is null and dead_lettered_at < $1
         order by dead_lettered_at limit $2 for update skip locked)";
+
+const TRY_LOCK_COPYING: &str = "
+    select pg_try_advisory_xact_lock(hashtextextended('copy dead letters of ' || $1, 0)) as is_locked";
+
+#[derive(QueryableByName)]
+struct Lock {
+    #[diesel(sql_type = Bool)]
+    is_locked: bool,
+}
 
 impl DeadLetter {
     /// Returns the headers of the record, in order.
@@ -222,24 +231,37 @@ pub(crate) async fn update_error(
     Ok(())
 }
 
-/// Lists at most `limit` dead letters that were not copied to their topic yet.
-pub(crate) async fn list_uncopied(
+/// Prevents other replicas from copying dead letters of this projection until the transaction ends. Returns false if
+/// another one is copying. The lock's name must stay the same: during an upgrade old and new replicas lock against each
+/// other.
+pub(crate) async fn try_lock_copying(
     conn: &mut AsyncPgConnection,
     projection: &str,
-    limit: i64,
-) -> QueryResult<Vec<DeadLetter>> {
+) -> QueryResult<bool> {
+    let Lock { is_locked } = diesel::sql_query(TRY_LOCK_COPYING)
+        .bind::<Text, _>(projection)
+        .get_result(conn)
+        .await?;
+    Ok(is_locked)
+}
+
+/// Returns the oldest dead letter that was not copied to its topic yet.
+pub(crate) async fn find_uncopied(
+    conn: &mut AsyncPgConnection,
+    projection: &str,
+) -> QueryResult<Option<DeadLetter>> {
     of_projection(projection)
         .filter(dead_letters::in_topic.eq(false))
         .order(dead_letters::dead_letter_id)
-        .limit(limit)
         .select(DeadLetter::as_select())
-        .load(conn)
+        .first(conn)
         .await
+        .optional()
 }
 
-/// Marks dead letters as copied to their topic.
-pub(crate) async fn mark_in_topic(conn: &mut AsyncPgConnection, ids: &[i64]) -> QueryResult<()> {
-    diesel::update(dead_letters::table.filter(dead_letters::dead_letter_id.eq_any(ids)))
+/// Marks a dead letter as copied to its topic.
+pub(crate) async fn mark_in_topic(conn: &mut AsyncPgConnection, id: i64) -> QueryResult<()> {
+    diesel::update(dead_letters::table.find(id))
         .set(dead_letters::in_topic.eq(true))
         .execute(conn)
         .await?;

@@ -39,8 +39,10 @@ pub struct ConsumerConfig {
     /// Use one value for all projections of a database.
     pub dead_letter_retention: Duration,
     /// The `group.instance.id` of this replica: after a restart it gets its partitions back at once.
-    /// Without it, the group waits until the session of the previous process times out.
+    /// A replica that is shut down keeps them until its session times out.
     pub instance_id: Option<String>,
+    /// The time without a heartbeat after which the group assigns the partitions of a replica to others.
+    pub session_timeout: Duration,
 }
 
 /// A handle to a running consumer.

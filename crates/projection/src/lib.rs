@@ -18,6 +18,7 @@ mod rebuild;
 mod record;
 mod redrive;
 mod schema;
+mod session;
 mod status;
 mod topic;
 mod topic_monitor;

@@ -3,7 +3,9 @@
 use std::{marker::PhantomData, time::Duration};
 
 use clap::Args;
-use cli::{KafkaOptions, Optional, kafka_name, not_blank, optional_kafka_name, seconds};
+use cli::{
+    KafkaOptions, Optional, kafka_name, milliseconds, not_blank, optional_kafka_name, seconds,
+};
 
 use crate::{ConsumerConfig, Projection, RebuildOptions};
 
@@ -85,7 +87,7 @@ pub struct ConsumerOptions<P: Configurable> {
     /// Erase the contents of dead letters after this many seconds; their rows stay
     #[arg(long, env = "DEAD_LETTER_RETENTION_S", default_value = "604800", value_parser = seconds(1..=31_536_000))]
     dead_letter_retention_s: Duration,
-    /// Set the group.instance.id of this replica, unique in the group: a restart then resumes without waiting for the session timeout; empty: none
+    /// Set the group.instance.id of this replica, unique in the group: a restart within the session timeout then resumes at once, and a shutdown keeps the partitions for as long; empty: none, and a shutdown hands them over at once
     #[arg(
         long,
         env = "INSTANCE_ID",
@@ -94,6 +96,9 @@ pub struct ConsumerOptions<P: Configurable> {
         value_parser = optional_kafka_name
     )]
     instance_id: Optional<String>,
+    /// Assign the partitions of a replica to others after this time without a heartbeat from it; the brokers set the limits (group.min.session.timeout.ms, by default 6000)
+    #[arg(long, env = "SESSION_TIMEOUT_MS", default_value = "6000", value_parser = milliseconds(1_000..=300_000))]
+    session_timeout_ms: Duration,
 }
 
 impl<P: Configurable> ConsumerOptions<P> {
@@ -106,6 +111,7 @@ impl<P: Configurable> ConsumerOptions<P> {
             dead_letter_topic: self.dead_letter_topic,
             dead_letter_retention: self.dead_letter_retention_s,
             instance_id: self.instance_id,
+            session_timeout: self.session_timeout_ms,
         }
     }
 }

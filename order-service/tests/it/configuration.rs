@@ -44,6 +44,7 @@ fn all_invalid_settings_are_reported_at_once() -> Result<()> {
         ("USERS_TOPIC", ".."),
         ("CONSUMER_GROUP", " "),
         ("INSTANCE_ID", "a b"),
+        ("SESSION_TIMEOUT_MS", "0"),
     ];
     assert_config_errors(&run(&["serve"], &wrong)?, &wrong.map(|(name, _)| name));
     Ok(())

@@ -13,6 +13,7 @@ mod reads;
 mod rebuilding;
 mod repeats;
 mod replay;
+mod replicas;
 mod schema;
 mod tokens;
 mod tombstones;

@@ -35,6 +35,7 @@ fn all_invalid_settings_are_reported_at_once() -> Result<()> {
             ("ORDERS_TOPIC", ""),
             ("CONSUMER_GROUP", " "),
             ("INSTANCE_ID", "a b"),
+            ("SESSION_TIMEOUT_MS", "6 s"),
         ],
     )?;
     assert_config_errors(
@@ -51,6 +52,7 @@ fn all_invalid_settings_are_reported_at_once() -> Result<()> {
             "ORDERS_TOPIC",
             "CONSUMER_GROUP",
             "INSTANCE_ID",
+            "SESSION_TIMEOUT_MS",
         ],
     );
     let text = String::from_utf8_lossy(&output.stderr);

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use chrono::{DateTime, Duration, Utc};
 use devstack::Addresses;
-use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
+use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
 use projection::Projection as _;
 use proto::{
     events::{CancelReason, ORDER_CREATED, Order, OrderState, header},
@@ -289,8 +289,9 @@ async fn an_order_applied_by_two_replicas_concurrently_is_counted_once() -> Resu
     let created = order(&ada.user_id, "19.90", "EUR")?;
     let cancelled = cancelled(&created);
 
-    let mut one = AsyncPgConnection::establish(&service.database_url).await?;
-    let mut other = AsyncPgConnection::establish(&service.database_url).await?;
+    let url = service.database_url.as_str().into();
+    let mut one = connect_once(user_service::NAME, &url).await?;
+    let mut other = connect_once(user_service::NAME, &url).await?;
     one.batch_execute("begin").await?;
     OrdersProjection.apply(&mut one, &[created]).await?;
     let applying =

@@ -103,6 +103,7 @@ impl Setup {
             dead_letter_topic: None,
             dead_letter_retention: Duration::from_hours(1),
             instance_id: instance_id.map(str::to_owned),
+            session_timeout: Duration::from_secs(6),
         }
     }
 
@@ -143,6 +144,10 @@ impl Setup {
             dead_letter_topic: dead_letter_topic.map(str::to_owned),
             ..self.config(Some("only"))
         };
+        self.start_with_config(config)
+    }
+
+    pub(crate) fn start_with_config(&self, config: ConsumerConfig) -> Running {
         let shutdown = CancellationToken::new();
         let consumer = spawn_consumer(
             config,
@@ -160,7 +165,8 @@ impl Setup {
 
     /// Opens a session outside of the pool.
     pub(crate) async fn session(&self) -> Result<AsyncPgConnection> {
-        Ok(AsyncPgConnection::establish(&self.url).await?)
+        let options = SessionOptions::for_service("projection");
+        Ok(postgres_session::connect_diesel(&self.url.as_str().into(), &options).await?)
     }
 
     /// Opens a transaction that has read the table.

@@ -14,6 +14,7 @@ mod raw_record;
 mod rebalances;
 mod rebuilding;
 mod replay;
+mod sessions;
 mod stale_consumers;
 mod stops;
 mod tombstones;
