@@ -15,7 +15,7 @@ demo: setup ## Run the demo and keep the system running. ONCE=1 stops it afterwa
 
 test: setup-tests ## Run all tests on a real Postgres and a real Kafka
 	cargo build --locked --workspace --all-targets
-	$(BUILT)/debug/devstack run -- cargo test --locked --workspace
+	$(BUILT)/debug/devstack run -- scripts/test
 
 clients: setup ## Run the example clients. CLIENTS="grpcurl python go node java" selects some, ALLOW_MISSING=1 skips those without tools
 	cargo build --locked $(PROGRAMS)
