@@ -160,8 +160,9 @@ pub async fn connect(url: &DatabaseUrl, options: &SessionOptions) -> Result<Clie
             client, connection, ..
         } = prepare(url, options).await?;
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "Postgres connection failed");
+            if let Err(err) = connection.await {
+                let error = cause_of(&err);
+                tracing::debug!(error, "Postgres connection failed");
             }
         });
         Ok(client)

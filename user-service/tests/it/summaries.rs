@@ -3,13 +3,14 @@
 use anyhow::Result;
 use chrono::{DateTime, Duration, Utc};
 use devstack::Addresses;
-use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
+use diesel_async::SimpleAsyncConnection as _;
 use projection::Projection as _;
 use proto::{
     events::{CancelReason, ORDER_CREATED, Order, OrderState, header},
     money::v1::Money,
     user::v1::{GetUserOrderSummaryRequest, GetUserOrderSummaryResponse},
 };
+use service_kit::database::connect_once;
 use tonic::Code;
 use user_service::orders_projection::OrdersProjection;
 use uuid::Uuid;
