@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use devstack::{Addresses, NewRecord, Sql, WAIT_TIMEOUT};
+use postgres_session::SqlState;
 use projection::{RebuildOptions, Rebuildable, drop_replaced, rebuild};
 
 use rdkafka::{
@@ -287,8 +288,9 @@ async fn a_replaced_table_is_not_dropped_while_a_view_depends_on_it() -> Result<
     setup.sql.batch_execute(view).await?;
     setup.rebuild().await?;
     let mut conn = setup.session().await?;
-    let err = drop_replaced(&mut conn).await.unwrap_err().to_string();
-    assert!(err.contains("other objects depend on it"), "{err}");
+    let err = drop_replaced(&mut conn).await.unwrap_err();
+    let state = postgres_session::sqlstate(&err);
+    assert_eq!(state, Some(SqlState::DEPENDENT_OBJECTS_STILL_EXIST), "{err}");
     assert_eq!(setup.sql.count("select count(*) from shown").await?, 1);
     setup.sql.batch_execute("drop view shown").await?;
     drop_replaced(&mut conn).await?;
