@@ -2,7 +2,6 @@
 //! overload by ten times the capacity.
 
 mod overload;
-mod proxy;
 mod throughput;
 mod validation;
 

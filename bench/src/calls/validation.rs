@@ -4,26 +4,24 @@ use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use demo::System;
-use devstack::step;
+use devstack::{Fault, Proxy, step};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tonic_types::StatusExt as _;
 
-use super::{
-    CallsOptions, Spread,
-    proxy::{Mode, Proxy},
-};
+use super::{CallsOptions, Spread};
 
 const MODES: [&str; 3] = ["local", "local-then-remote", "remote"];
 /// Delay in each direction to a slow user-service.
 const SLOW_DELAY: Duration = Duration::from_millis(100);
-const CONDITIONS: [(&str, Mode); 3] = [
-    ("up", Mode::Open),
-    ("slow", Mode::Slow(SLOW_DELAY)),
-    ("down", Mode::Closed),
-];
+const SLOW: Fault = Fault::Delay {
+    to_server: SLOW_DELAY,
+    to_client: SLOW_DELAY,
+};
+const CONDITIONS: [(&str, Fault); 3] =
+    [("up", Fault::None), ("slow", SLOW), ("down", Fault::Refuse)];
 const KNOWN_USERS: usize = 50;
 /// One in this many orders is for a user created right before it.
 const NEW_USER_EVERY: u64 = 5;
@@ -76,19 +74,17 @@ impl Count {
 pub(super) async fn measure(options: &CallsOptions) -> Result<Vec<Figures>> {
     let mut figures = Vec::new();
     for mode in MODES {
-        let (proxy, control) = Proxy::bind().await?;
-        let addr = proxy.addr()?;
+        let proxy = Proxy::bind().await?;
+        let addr = proxy.address();
         let variables = [("VALIDATION", mode), ("USER_SERVICE_ADDR", addr.as_str())];
         let system = Arc::new(System::start_with(&variables).await?);
-        let user_service = system.stack.names().user_service_addr.clone();
-        let forwarding = tokio::spawn(proxy.forward_to(user_service));
+        proxy.set_target(&system.stack.names().user_service_addr);
         let users = create_known_users(&system).await?;
         for condition in CONDITIONS {
             let what = format!("{mode}, user-service {}", condition.0);
-            let measuring = measure_condition(&system, mode, condition, &control, &users, options);
+            let measuring = measure_condition(&system, mode, condition, &proxy, &users, options);
             figures.push(step(&what, measuring).await?);
         }
-        forwarding.abort();
         if let Some(system) = Arc::into_inner(system) {
             system.stop().await;
         }
@@ -115,13 +111,13 @@ async fn create_known_users(system: &System) -> Result<Vec<String>> {
 async fn measure_condition(
     system: &Arc<System>,
     mode: &'static str,
-    (user_service, proxy_mode): (&'static str, Mode),
-    control: &watch::Sender<Mode>,
+    (user_service, fault): (&'static str, Fault),
+    proxy: &Proxy,
     users: &[String],
     options: &CallsOptions,
 ) -> Result<Figures> {
-    control.send_replace(proxy_mode);
-    // Open connections react to the new mode.
+    proxy.set(fault).await?;
+    // order-service notices a closed connection.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let counts = Arc::new(Mutex::new((Count::new()?, Count::new()?)));
     let start = Instant::now();

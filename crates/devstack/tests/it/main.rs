@@ -1,0 +1,3 @@
+//! Tests of the tools with which other tests inject faults.
+
+mod proxy;
