@@ -239,6 +239,7 @@ impl<'a, P: Rebuildable> RebuildRun<'a, P> {
             &self.positions,
             &messages,
             &decoded,
+            &|| {},
         );
         let reading = read_batch(consumer, self.projection, Duration::ZERO);
         let (outcome, ahead) = tokio::join!(applying, reading);

@@ -50,7 +50,10 @@ impl Projection for Counts {
 
 pub(crate) struct Setup {
     pub(crate) name: String,
-    url: String,
+    pub(crate) servers: Addresses,
+    /// The brokers of its consumers.
+    brokers: String,
+    pub(crate) url: String,
     pool: Pool<AsyncPgConnection>,
     pub(crate) sql: Sql,
 }
@@ -67,8 +70,12 @@ impl Setup {
 
     /// Creates a setup whose topic has this number of partitions.
     pub(crate) async fn with_partitions(test: &str, partitions: i32) -> Result<Self> {
+        Self::on(Addresses::shared(), test, partitions).await
+    }
+
+    /// Creates a setup on these servers.
+    pub(crate) async fn on(servers: &Addresses, test: &str, partitions: i32) -> Result<Self> {
         let name = Addresses::unique_name(test);
-        let servers = Addresses::shared();
         servers.create_topic(&name, partitions).await?;
         let url = servers.create_database(&name).await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
@@ -82,10 +89,24 @@ impl Setup {
         session.batch_execute(sql).await?;
         Ok(Self {
             name,
+            servers: servers.clone(),
+            brokers: servers.brokers().to_owned(),
             pool: pool(&url)?,
             url,
             sql: session,
         })
+    }
+
+    /// Lets consumers connect to these brokers.
+    pub(crate) fn consuming_from(mut self, brokers: &str) -> Self {
+        brokers.clone_into(&mut self.brokers);
+        self
+    }
+
+    /// Lets consumers connect to this URL of the database.
+    pub(crate) fn applying_to(mut self, url: &str) -> Result<Self> {
+        self.pool = pool(url)?;
+        Ok(self)
     }
 
     /// Creates another pool: each replica has its own.
@@ -96,7 +117,7 @@ impl Setup {
     /// Returns the configuration of a replica, as a static member of the group if it has an instance id.
     pub(crate) fn config(&self, instance_id: Option<&str>) -> ConsumerConfig {
         ConsumerConfig {
-            brokers: Addresses::shared().brokers().to_owned(),
+            brokers: self.brokers.clone(),
             name: self.name.clone(),
             topic: self.name.clone(),
             dead_letter_topic: None,
@@ -128,12 +149,20 @@ impl Setup {
         self.start_with(&self.name, Some(topic))
     }
 
+    /// Starts a consumer as one of several static members of the group.
+    pub(crate) fn start_replica(&self, instance_id: &str) -> Running {
+        self.spawn(self.config(Some(instance_id)))
+    }
+
     fn start_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
-        let config = ConsumerConfig {
+        self.spawn(ConsumerConfig {
             name: name.to_owned(),
             dead_letter_topic: dead_letter_topic.map(str::to_owned),
             ..self.config(Some("only"))
-        };
+        })
+    }
+
+    fn spawn(&self, config: ConsumerConfig) -> Running {
         let shutdown = CancellationToken::new();
         let consumer = spawn_consumer(
             config,
@@ -170,7 +199,7 @@ impl Setup {
     pub(crate) async fn count(&self, key: &str) -> Result<()> {
         let payload = Some(&b"{}"[..]);
         let headers = [("ce_type", "count")];
-        Addresses::shared()
+        self.servers
             .write_record(&self.name, Some(key.as_bytes()), payload, &headers)
             .await
     }
@@ -201,6 +230,22 @@ impl Running {
             .await?
         {
             ConsumerState::Stopped(reason) => Ok(reason),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn wait_until_running(&self) -> Result<()> {
+        let running = self.wait_for(|state| *state == ConsumerState::Running);
+        running.await.map(drop)
+    }
+
+    /// Waits until the consumer is failing, and returns the reason.
+    pub(crate) async fn wait_for_failure(&self, containing: &str) -> Result<String> {
+        let failing = self.wait_for(
+            |state| matches!(state, ConsumerState::Failing(reason) if reason.contains(containing)),
+        );
+        match failing.await? {
+            ConsumerState::Failing(reason) => Ok(reason),
             other => bail!("{other:?}"),
         }
     }
