@@ -33,11 +33,8 @@ use self::{
     source::{SourceTable, variable_part},
     toml_error::describe_toml_error,
 };
-pub use self::{
-    mapping::Mapping,
-    properties::KafkaProperties,
-    security::{KafkaSecurity, Mechanism, Sasl},
-};
+pub use self::{mapping::Mapping, properties::KafkaProperties};
+pub use kafka_client::{Mechanism, Sasl, Security as KafkaSecurity};
 
 /// A validated configuration.
 #[derive(Clone, Debug)]

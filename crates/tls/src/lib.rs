@@ -150,6 +150,7 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
 }
 
 /// The names of the settings, for hints.
+#[derive(Debug)]
 pub struct Settings {
     /// The setting of the trusted authorities.
     pub ca: &'static str,

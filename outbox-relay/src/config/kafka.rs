@@ -6,8 +6,8 @@ use cli::Problems;
 use serde::Deserialize;
 
 use super::{
-    KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind,
-    security::{SaslTable, TlsTable},
+    KafkaConfig, KafkaProperties, SinkKind,
+    security::{SaslTable, TlsTable, parse_security},
 };
 
 #[derive(Deserialize)]
@@ -99,7 +99,7 @@ impl KafkaTable {
                 "must not exceed kafka.max_in_flight_bytes",
             );
         }
-        let security = KafkaSecurity::parse(self.tls, self.sasl, variable, problems);
+        let security = parse_security(self.tls, self.sasl, variable, problems);
         let sasl = security.sasl.as_ref();
         let delivery_timeout = Duration::from_millis(self.delivery_timeout_ms);
         let properties =

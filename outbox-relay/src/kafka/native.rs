@@ -3,28 +3,24 @@
 //!
 //! - `record_batch` encodes records, `partitioner` assigns keys to partitions.
 //! - `topics` holds the known topics and the open batch of each partition.
-//! - `produce` sends batches to one broker as `produce_request`s. `cluster` sends all other requests, over a `connection`
-//!   that `dial` opens. `response_layout` validates responses before they are decoded.
-//! - `sasl` authenticates with PLAIN or `scram`.
+//! - `produce` sends batches to one broker as `produce_request`s. `cluster` sends all other requests.
+//! - `client` has the options of connections. The crate `kafka_client` opens them.
 //!
 //! **Invariant:** batches carry the producer id and epoch of the source's transactional id (KIP-98). A successor gets a
 //! higher epoch, and once it has written to a partition, the broker rejects its predecessor there. No transaction is ever
 //! started.
 
+mod client;
 mod cluster;
-mod connection;
-mod dial;
 mod partitioner;
 mod produce;
 mod produce_request;
 mod record_batch;
-mod response_layout;
-mod sasl;
-mod scram;
 mod topics;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    fmt::Display,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -124,12 +120,13 @@ impl KafkaSink {
             let truncated: String = name.chars().take(MAX_TOPIC_NAME_CHARS).collect();
             return Err(SinkError::rejected(&truncated, "invalid topic name"));
         }
-        let layout = self.cluster.layouts(&[name]).await?.remove(name);
-        let Some(layout) = layout.filter(|layout| !layout.leaders.is_empty()) else {
+        let found = self.cluster.topics(&[name]).await?.remove(name);
+        let Some(found) = found.filter(|topic| !topic.partitions.is_empty()) else {
             return Err(SinkError::rejected(name, TOPIC_MISSING));
         };
         let max_batch_bytes = self.fetch_max_batch_bytes(name).await?;
-        Ok(Topic::new(name, max_batch_bytes, layout.leaders))
+        let leaders = found.partitions.iter().map(|partition| partition.leader);
+        Ok(Topic::new(name, max_batch_bytes, leaders))
     }
 
     /// Fetches the limit on the size of a batch for this topic.
@@ -194,10 +191,10 @@ impl KafkaSink {
         let connection = match self.connections.entry(leader) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let address = self.cluster.address(leader.into())?;
-                let (kafka, acknowledgements) =
-                    (&self.options.kafka, self.acknowledgements.clone());
-                entry.insert(ProduceConnection::open(address, kafka, acknowledgements).await?)
+                let address = self.cluster.address(leader)?;
+                let (options, acknowledgements) =
+                    (self.cluster.options(), self.acknowledgements.clone());
+                entry.insert(ProduceConnection::open(address, options, acknowledgements).await?)
             }
         };
         let batch = |index: &PartitionIndex| {
@@ -241,6 +238,11 @@ impl KafkaSink {
 /// Connects with the native client to find out why librdkafka cannot; `None` if this works.
 pub(super) async fn diagnose_connection(kafka: &KafkaConfig) -> Option<SinkError> {
     Cluster::connect(kafka).await.err()
+}
+
+/// Returns the error of a broker at this address.
+fn unavailable(address: &str, reason: impl Display) -> SinkError {
+    kafka_client::unavailable(address, reason).into()
 }
 
 /// Returns the size of a batch with this record alone, which brokers compare with `max.message.bytes`.
@@ -289,7 +291,7 @@ impl Sink for KafkaSink {
                 return Err(SinkError::Unavailable(reason));
             };
             self.buffered.push(PartitionIndex {
-                leader: leader.0,
+                leader,
                 topic: topic_index,
                 partition: index,
             });
@@ -325,10 +327,10 @@ impl Sink for KafkaSink {
             self.renew_epoch().await?;
         }
         let names: Vec<&str> = self.topics.iter().map(|topic| &*topic.name).collect();
-        let layouts = self.cluster.layouts(&names).await?;
+        let current = self.cluster.topics(&names).await?;
         for topic in self.topics.iter() {
-            let layout = layouts.get(&*topic.name);
-            let partitions = layout.map_or(0, |layout| layout.leaders.len());
+            let found = current.get(&*topic.name);
+            let partitions = found.map_or(0, |found| found.partitions.len());
             if partitions != topic.partitions.len() {
                 return Err(SinkError::Unavailable(format!(
                     "partition count of topic {} changed from {} to {partitions}",

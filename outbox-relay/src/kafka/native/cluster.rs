@@ -1,21 +1,16 @@
-//! Requests other than Produce: partition leaders, topic limits, and producer ids.
+//! Requests other than Produce: topics, their limits, and producer ids.
 
 mod inspect;
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt::Display, time::Duration};
 
 use backon::{BackoffBuilder as _, ConstantBuilder};
+use kafka_client::{Options, TopicMetadata, dial};
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
-        ApiVersionsRequest, BrokerId, DescribeConfigsRequest, FindCoordinatorRequest,
-        InitProducerIdRequest, InitProducerIdResponse, MetadataRequest, MetadataResponse,
-        ProduceRequest, TopicName, TransactionalId,
-        describe_configs_request::DescribeConfigsResource, metadata_request::MetadataRequestTopic,
-        metadata_response::MetadataResponsePartition,
+        DescribeConfigsRequest, FindCoordinatorRequest, InitProducerIdRequest,
+        InitProducerIdResponse, TransactionalId, describe_configs_request::DescribeConfigsResource,
     },
     protocol::{Request, StrBytes},
 };
@@ -24,19 +19,13 @@ use tokio::time::Instant;
 pub(crate) use self::inspect::{Inspector, Permission, TopicFacts};
 
 use super::{
-    connection::{Connection, unavailable},
-    dial::dial,
+    client::{
+        DESCRIBE_CONFIGS_VERSION, FIND_COORDINATOR_VERSION, INIT_PRODUCER_ID_VERSION, options,
+    },
     record_batch::Producer,
+    unavailable,
 };
 use crate::{config::KafkaConfig, kafka::SinkError};
-
-// The request versions, each the oldest with the features used here. Kafka 2.8 to 4 support all of them.
-pub(super) const PRODUCE_VERSION: i16 = 9;
-const API_VERSIONS_VERSION: i16 = 3;
-const METADATA_VERSION: i16 = 9;
-const FIND_COORDINATOR_VERSION: i16 = 3;
-const INIT_PRODUCER_ID_VERSION: i16 = 4;
-const DESCRIBE_CONFIGS_VERSION: i16 = 4;
 
 const COORDINATOR_OF_TRANSACTIONS: i8 = 1;
 const RESOURCE_TOPIC: i8 = 2;
@@ -47,19 +36,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Irrelevant because no transaction is started, but brokers require a valid value.
 const TRANSACTION_TIMEOUT_MS: i32 = 60_000;
 
-/// A client of a cluster, connected to one broker.
-pub(super) struct Cluster {
-    connection: Connection,
-    kafka: KafkaConfig,
-    brokers: HashMap<BrokerId, String>,
-}
-
-/// The partitions of a topic.
-#[derive(Debug)]
-pub(super) struct TopicLayout {
-    /// The leader of each partition; `None` during an election.
-    pub(super) leaders: Vec<Option<BrokerId>>,
-}
+/// A client of a cluster.
+pub(super) struct Cluster(kafka_client::Cluster);
 
 /// The result of registering a transactional id.
 pub(super) enum Registration {
@@ -72,92 +50,33 @@ pub(super) enum Registration {
 impl Cluster {
     /// Connects to the first broker in `kafka.brokers` that responds.
     pub(super) async fn connect(kafka: &KafkaConfig) -> Result<Self, SinkError> {
-        let mut last = SinkError::Unavailable("no brokers are configured".into());
-        for address in kafka.brokers.split(',').map(str::trim) {
-            match Self::connect_to(address, kafka).await {
-                Ok(cluster) => return Ok(cluster),
-                Err(err) => last = err,
-            }
-        }
-        Err(last)
+        let cluster = kafka_client::Cluster::connect(&kafka.brokers, options(kafka));
+        Ok(Self(cluster.await?))
     }
 
-    async fn connect_to(address: &str, kafka: &KafkaConfig) -> Result<Self, SinkError> {
-        let mut connection = dial(address, kafka).await?;
-        verify_api_versions(&mut connection, kafka.delivery_timeout).await?;
-        let mut cluster = Self {
-            connection,
-            kafka: kafka.clone(),
-            brokers: HashMap::new(),
-        };
-        cluster.metadata(&[]).await?;
-        Ok(cluster)
+    pub(super) fn options(&self) -> &Options {
+        self.0.options()
     }
 
     /// Returns the address of a broker from the last metadata.
-    pub(super) fn address(&self, broker: BrokerId) -> Result<&str, SinkError> {
-        let address = self.brokers.get(&broker).map(String::as_str);
-        address.ok_or_else(|| {
-            SinkError::Unavailable(format!("broker {} is not in the metadata", broker.0))
-        })
+    pub(super) fn address(&self, broker: i32) -> Result<&str, SinkError> {
+        Ok(self.0.address(broker)?)
     }
 
-    /// Fetches the layouts of topics. Missing topics are left out of the result.
-    pub(super) async fn layouts(
+    /// Describes topics. Missing ones are left out of the result.
+    pub(super) async fn topics(
         &mut self,
-        topics: &[&str],
-    ) -> Result<HashMap<String, TopicLayout>, SinkError> {
-        let metadata = self.metadata(topics).await?;
-        let mut layouts = HashMap::new();
-        let mut expected: HashSet<&str> = topics.iter().copied().collect();
-        for topic in metadata.topics {
-            let name = topic.name.map(|name| name.to_string()).unwrap_or_default();
-            if !expected.remove(&*name) {
-                return Err(self.malformed(&format!("duplicate or unrequested topic {name:?}")));
-            }
-            match topic.error_code.err() {
-                None => {}
-                Some(ResponseError::UnknownTopicOrPartition) => continue,
-                Some(
-                    err @ (ResponseError::TopicAuthorizationFailed
-                    | ResponseError::InvalidTopicException),
-                ) => return Err(SinkError::rejected(&name, err)),
-                Some(err) => return Err(unavailable(&self.connection.address, err)),
-            }
-            let Some(leaders) = leaders(&topic.partitions) else {
-                return Err(
-                    self.malformed(&format!("missing or duplicate partitions of topic {name}"))
-                );
-            };
-            layouts.insert(name, TopicLayout { leaders });
-        }
-        match expected.into_iter().next() {
-            None => Ok(layouts),
-            // A topic that does not exist is in the response with an error.
-            Some(name) => Err(self.malformed(&format!("no metadata of topic {name}"))),
-        }
+        names: &[&str],
+    ) -> Result<HashMap<String, TopicMetadata>, SinkError> {
+        Ok(self.0.topics(names).await?)
     }
 
     fn malformed(&self, what: &str) -> SinkError {
-        unavailable(
-            &self.connection.address,
-            format!("malformed response: {what}"),
-        )
+        self.unavailable(format!("malformed response: {what}"))
     }
 
-    async fn metadata(&mut self, topics: &[&str]) -> Result<MetadataResponse, SinkError> {
-        let topic =
-            |name: &&str| MetadataRequestTopic::default().with_name(Some(TopicName(owned(name))));
-        let request = MetadataRequest::default()
-            .with_topics(Some(topics.iter().map(topic).collect()))
-            .with_allow_auto_topic_creation(false);
-        let metadata = self.call(&request, METADATA_VERSION).await?;
-        self.brokers = metadata
-            .brokers
-            .iter()
-            .map(|broker| (broker.node_id, format!("{}:{}", broker.host, broker.port)))
-            .collect();
-        Ok(metadata)
+    fn unavailable(&self, reason: impl Display) -> SinkError {
+        unavailable(self.0.connected_to(), reason)
     }
 
     /// Returns the topic's `max.message.bytes`, or `None` if this client may not describe the topic's configuration.
@@ -188,7 +107,7 @@ impl Cluster {
         let response = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
         match response.error_code.err() {
             None => self.producer(&response),
-            Some(err) => Err(unavailable(&self.connection.address, err)),
+            Some(err) => Err(self.unavailable(err)),
         }
     }
 
@@ -218,7 +137,7 @@ impl Cluster {
                     tracing::debug!(%err, "transaction coordinator is not ready");
                     tokio::time::sleep(pauses.next().unwrap_or(RETRY_PAUSE)).await;
                 }
-                Ok(Err(err)) => return Err(unavailable(&self.connection.address, err)),
+                Ok(Err(err)) => return Err(self.unavailable(err)),
                 Ok(Ok(registration)) => return Ok(registration),
                 Err(err) => return Err(err),
             }
@@ -238,9 +157,9 @@ impl Cluster {
         let error = match found.error_code.err() {
             None => {
                 let address = format!("{}:{}", found.host, found.port);
-                let mut coordinator = dial(&address, &self.kafka).await?;
+                let mut coordinator = dial(&address, self.options()).await?;
                 let request = init_producer_id(Some(name), current);
-                let (version, timeout) = (INIT_PRODUCER_ID_VERSION, self.kafka.delivery_timeout);
+                let (version, timeout) = (INIT_PRODUCER_ID_VERSION, self.options().timeout);
                 let response = coordinator.call(&request, version, timeout).await?;
                 match response.error_code.err() {
                     None => return Ok(Ok(Registration::Registered(self.producer(&response)?))),
@@ -257,7 +176,7 @@ impl Cluster {
             | E::ConcurrentTransactions => Ok(Err(error)),
             E::TransactionalIdAuthorizationFailed => Ok(Ok(Registration::Denied)),
             E::InvalidProducerEpoch | E::ProducerFenced => Err(SinkError::Fenced),
-            _ => Err(unavailable(&self.connection.address, error)),
+            _ => Err(self.unavailable(error)),
         }
     }
 
@@ -266,58 +185,8 @@ impl Cluster {
         request: &R,
         version: i16,
     ) -> Result<R::Response, SinkError> {
-        if self.connection.is_stale() {
-            self.connection = dial(&self.connection.address, &self.kafka).await?;
-        }
-        let timeout = self.kafka.delivery_timeout;
-        self.connection.call(request, version, timeout).await
+        Ok(self.0.call(request, version).await?)
     }
-}
-
-/// Fails with a clear error if the broker is too old.
-pub(super) async fn verify_api_versions(
-    connection: &mut Connection,
-    timeout: Duration,
-) -> Result<(), SinkError> {
-    let request = ApiVersionsRequest::default()
-        .with_client_software_name(StrBytes::from_static_str(super::connection::CLIENT_ID))
-        .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
-    let response = connection
-        .call(&request, API_VERSIONS_VERSION, timeout)
-        .await?;
-    for (key, version) in [
-        (ProduceRequest::KEY, PRODUCE_VERSION),
-        (MetadataRequest::KEY, METADATA_VERSION),
-        (FindCoordinatorRequest::KEY, FIND_COORDINATOR_VERSION),
-        (InitProducerIdRequest::KEY, INIT_PRODUCER_ID_VERSION),
-        (DescribeConfigsRequest::KEY, DESCRIBE_CONFIGS_VERSION),
-    ] {
-        let is_supported = response.api_keys.iter().any(|api| {
-            api.api_key == key && (api.min_version..=api.max_version).contains(&version)
-        });
-        if !is_supported {
-            let reason = format!(
-                "version {version} of API key {key} is not supported; use Kafka 2.8 or newer, or \
-                 set `sink = \"rdkafka\"`"
-            );
-            return Err(unavailable(&connection.address, reason));
-        }
-    }
-    Ok(())
-}
-
-/// Returns the leader of each partition, or `None` if a partition is missing or duplicate: a wrong count would assign keys
-/// to wrong partitions.
-fn leaders(partitions: &[MetadataResponsePartition]) -> Option<Vec<Option<BrokerId>>> {
-    let mut leaders = vec![None; partitions.len()];
-    for partition in partitions {
-        let index = usize::try_from(partition.partition_index).ok()?;
-        let leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id);
-        if leaders.get_mut(index)?.replace(leader).is_some() {
-            return None;
-        }
-    }
-    leaders.into_iter().collect()
 }
 
 fn init_producer_id(name: Option<&str>, current: Option<Producer>) -> InitProducerIdRequest {
@@ -331,31 +200,4 @@ fn init_producer_id(name: Option<&str>, current: Option<Producer>) -> InitProduc
 
 fn owned(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn missing_or_duplicate_partitions_are_invalid() {
-        let partitions = |numbers: &[(i32, i32)]| -> Vec<MetadataResponsePartition> {
-            let partition = |(index, leader): &(i32, i32)| {
-                MetadataResponsePartition::default()
-                    .with_partition_index(*index)
-                    .with_leader_id((*leader).into())
-            };
-            numbers.iter().map(partition).collect()
-        };
-        let layout = leaders(&partitions(&[(1, -1), (0, 7)]));
-        assert_eq!(layout, Some(vec![Some(BrokerId(7)), None]));
-        for numbers in [
-            &[(0, 7), (2, 7)][..],
-            &[(0, 7), (0, 7)],
-            &[(-1, 7)],
-            &[(1, 7)],
-        ] {
-            assert_eq!(leaders(&partitions(numbers)), None, "{numbers:?}");
-        }
-    }
 }

@@ -17,18 +17,17 @@ use tokio::{
     time::Instant,
 };
 
+use kafka_client::{
+    Connection, Options, Reader, Writer, dial, is_stale, read_frame, validate_response,
+    with_timeout, with_timeout_since,
+};
+
 use super::{
-    cluster::{PRODUCE_VERSION, verify_api_versions},
-    connection::{
-        Connection, Reader, Writer, is_stale, read_frame, unavailable, with_timeout,
-        with_timeout_since,
-    },
-    dial::dial,
+    client::PRODUCE_VERSION,
     produce_request::{PartitionBatch, ProduceRequestFrame},
-    response_layout,
+    unavailable,
 };
 use crate::{
-    config::KafkaConfig,
     kafka::{Acknowledgements, SinkError},
     postgres::lease::Lease,
 };
@@ -73,7 +72,7 @@ impl ProduceConnection {
     /// Connects. Acknowledgements and failures are reported to `acknowledgements`.
     pub(super) async fn open(
         address: &str,
-        kafka: &KafkaConfig,
+        options: &Options,
         acknowledgements: Acknowledgements,
     ) -> Result<Self, SinkError> {
         let Connection {
@@ -81,7 +80,7 @@ impl ProduceConnection {
             writer,
             stale_at,
             ..
-        } = dial(address, kafka).await?;
+        } = dial(address, options).await?;
         // Bounded by `slots`.
         let (sent_requests, sent) = mpsc::unbounded_channel();
         let responses = ResponseReader {
@@ -89,13 +88,13 @@ impl ProduceConnection {
             sent,
             acknowledgements: acknowledgements.clone(),
             address: address.to_owned(),
-            kafka: kafka.clone(),
+            options: options.clone(),
         };
         Ok(Self {
             acknowledgements,
             writer,
             address: address.to_owned(),
-            timeout: kafka.delivery_timeout,
+            timeout: options.timeout,
             last_correlation_id: 0,
             slots: Arc::new(Semaphore::new(MAX_REQUESTS as usize)),
             sent_requests,
@@ -122,10 +121,10 @@ impl ProduceConnection {
 
     async fn acquire_slots(&self, count: u32) -> Result<OwnedSemaphorePermit, SinkError> {
         let slots = Arc::clone(&self.slots).acquire_many_owned(count);
-        with_timeout(self.timeout, &self.address, async {
+        let slots = with_timeout(self.timeout, &self.address, async {
             slots.await.map_err(std::io::Error::other)
-        })
-        .await
+        });
+        Ok(slots.await?)
     }
 
     /// Sends a request; waits while the limit on requests in flight is reached.
@@ -156,7 +155,7 @@ impl ProduceConnection {
         let closed = |_| unavailable(&self.address, "connection closed");
         self.sent_requests.send(request).map_err(closed)?;
         let writing = write_all(&mut self.writer, frame.slices(batches));
-        with_timeout(self.timeout, &self.address, writing).await
+        Ok(with_timeout(self.timeout, &self.address, writing).await?)
     }
 }
 
@@ -204,7 +203,7 @@ struct ResponseReader {
     sent: mpsc::UnboundedReceiver<SentRequest>,
     acknowledgements: Acknowledgements,
     address: String,
-    kafka: KafkaConfig,
+    options: Options,
 }
 
 impl ResponseReader {
@@ -228,8 +227,8 @@ impl ResponseReader {
     }
 
     async fn read_response(&mut self, request: &SentRequest) -> Result<(), SinkError> {
-        let frame = read_frame(&mut self.reader);
-        let timeout = self.kafka.delivery_timeout;
+        let frame = read_frame(&mut self.reader, self.options.hints);
+        let timeout = self.options.timeout;
         let frame = with_timeout_since(request.sent_at, timeout, &self.address, frame).await?;
         let response = decode(frame, request.correlation_id);
         let response = response.map_err(|reason| unavailable(&self.address, reason))?;
@@ -280,8 +279,8 @@ impl ResponseReader {
                 "connection closed by the broker",
             ));
         }
-        let mut probe = dial(&self.address, &self.kafka).await?;
-        verify_api_versions(&mut probe, self.kafka.delivery_timeout).await?;
+        let mut probe = dial(&self.address, &self.options).await?;
+        probe.negotiate_versions(&self.options).await?;
         Ok(None)
     }
 }
@@ -294,7 +293,7 @@ fn decode(mut frame: Bytes, correlation_id: i32) -> anyhow::Result<ProduceRespon
         "malformed response: correlation id {}, expected {correlation_id}",
         header.correlation_id
     );
-    response_layout::validate(ProduceRequest::KEY, &frame)?;
+    validate_response(ProduceRequest::KEY, PRODUCE_VERSION, &frame)?;
     ProduceResponse::decode(&mut frame, PRODUCE_VERSION)
 }
 

@@ -5,7 +5,7 @@ use std::{io::IoSlice, sync::Arc};
 use bytes::BufMut as _;
 use kafka_protocol::{messages::ProduceRequest, protocol::Request as _};
 
-use super::{cluster::PRODUCE_VERSION, connection::CLIENT_ID};
+use super::client::{CLIENT_ID, PRODUCE_VERSION};
 use crate::kafka::varint::put_unsigned_varint;
 
 const ACKS_ALL: i16 = -1;

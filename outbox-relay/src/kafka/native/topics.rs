@@ -2,8 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use kafka_protocol::messages::BrokerId;
-
 use super::record_batch::RecordBatch;
 
 /// The first sequence in a partition after a new producer id or epoch.
@@ -30,7 +28,7 @@ pub(super) struct Topic {
 #[derive(Debug)]
 pub(super) struct Partition {
     /// `None` during a leader election.
-    pub(super) leader: Option<BrokerId>,
+    pub(super) leader: Option<i32>,
     /// The sequence of the next record, by which the broker detects duplicates and gaps (KIP-98).
     pub(super) next_sequence: i32,
     /// Set once a batch was sent to this partition. A broker accepts any sequence as a producer's first: also the second
@@ -53,7 +51,7 @@ impl Topic {
     pub(super) fn new(
         name: &str,
         max_batch_bytes: usize,
-        leaders: impl IntoIterator<Item = Option<BrokerId>>,
+        leaders: impl IntoIterator<Item = Option<i32>>,
     ) -> Self {
         let partition = |leader| Partition {
             leader,

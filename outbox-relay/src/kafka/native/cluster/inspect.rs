@@ -9,11 +9,14 @@ use kafka_protocol::{
     protocol::StrBytes,
 };
 
-use super::{
-    Cluster, DESCRIBE_CONFIGS_VERSION, INIT_PRODUCER_ID_VERSION, METADATA_VERSION, RESOURCE_TOPIC,
-    init_producer_id, owned, unavailable,
+use super::{Cluster, RESOURCE_TOPIC, init_producer_id, owned};
+use crate::{
+    config::KafkaConfig,
+    kafka::{
+        SinkError,
+        native::client::{DESCRIBE_CONFIGS_VERSION, INIT_PRODUCER_ID_VERSION, METADATA_VERSION},
+    },
 };
-use crate::{config::KafkaConfig, kafka::SinkError};
 
 /// The bit of the ACL operation Write in `topic_authorized_operations` (KIP-430).
 const WRITE_BIT: i32 = 1 << 4;
@@ -58,7 +61,7 @@ impl Inspector {
 
     /// The number of brokers.
     pub(crate) fn brokers(&self) -> usize {
-        self.0.brokers.len()
+        self.0.0.broker_count()
     }
 
     /// Describes a topic, or returns `None` if it does not exist.
@@ -85,7 +88,7 @@ impl Inspector {
             Some(err @ ResponseError::TopicAuthorizationFailed) => {
                 return Err(SinkError::rejected(name, err));
             }
-            Some(err) => return Err(unavailable(&self.0.connection.address, err)),
+            Some(err) => return Err(self.0.unavailable(err)),
         }
         let leaderless = topic.partitions.iter().filter(|p| p.leader_id.0 < 0);
         let [max_message_bytes, cleanup_policy] = self

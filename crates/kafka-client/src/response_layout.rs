@@ -40,28 +40,45 @@ const API_VERSIONS: &[Field] = &[
 ];
 const FEATURE: &[Field] = &[CompactString, Fixed(2 + 2), NO_TAGS];
 /// Metadata, version 9.
-const METADATA: &[Field] = &[
-    Fixed(4),
-    CompactArray(&[Fixed(4), CompactString, Fixed(4), CompactString, NO_TAGS]),
+const METADATA_9: &[Field] = &metadata(&[
+    Fixed(2),
     CompactString,
-    Fixed(4),
-    CompactArray(&[
-        Fixed(2),
-        CompactString,
-        Fixed(1),
-        CompactArray(&[
-            Fixed(2 + 4 + 4 + 4),
-            CompactArray(&[Fixed(4)]),
-            CompactArray(&[Fixed(4)]),
-            CompactArray(&[Fixed(4)]),
-            NO_TAGS,
-        ]),
-        Fixed(4),
-        NO_TAGS,
-    ]),
+    Fixed(1),
+    METADATA_PARTITIONS,
     Fixed(4),
     NO_TAGS,
-];
+]);
+/// Metadata, version 10, with topic ids.
+const METADATA_10: &[Field] = &metadata(&[
+    Fixed(2),
+    CompactString,
+    Fixed(16),
+    Fixed(1),
+    METADATA_PARTITIONS,
+    Fixed(4),
+    NO_TAGS,
+]);
+const METADATA_PARTITIONS: Field = CompactArray(&[
+    Fixed(2 + 4 + 4 + 4),
+    CompactArray(&[Fixed(4)]),
+    CompactArray(&[Fixed(4)]),
+    CompactArray(&[Fixed(4)]),
+    NO_TAGS,
+]);
+const fn metadata(topic: &'static [Field]) -> [Field; 7] {
+    [
+        Fixed(4),
+        CompactArray(&[Fixed(4), CompactString, Fixed(4), CompactString, NO_TAGS]),
+        CompactString,
+        Fixed(4),
+        CompactArray(topic),
+        Fixed(4),
+        NO_TAGS,
+    ]
+}
+/// OffsetForLeaderEpoch, version 3.
+const OFFSET_FOR_LEADER_EPOCH: &[Field] =
+    &[Fixed(4), Array(&[String, Array(&[Fixed(2 + 4 + 4 + 8)])])];
 /// FindCoordinator, version 3.
 const FIND_COORDINATOR: &[Field] = &[
     Fixed(4 + 2),
@@ -124,22 +141,24 @@ const PRODUCE: &[Field] = &[
 /// A response with an invalid layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed response: a length exceeds the received bytes")]
-pub(super) struct MalformedResponse;
+pub struct MalformedResponse;
 
-/// Validates the body of a response to the API with this key.
+/// Validates the body of a response to the API with this key and version.
 ///
 /// # Errors
-/// If a length exceeds the received bytes, or responses of this API are never decoded.
-pub(super) fn validate(api_key: i16, body: &[u8]) -> Result<(), MalformedResponse> {
-    let layout = match ApiKey::try_from(api_key) {
-        Ok(ApiKey::ApiVersions) => API_VERSIONS,
-        Ok(ApiKey::Metadata) => METADATA,
-        Ok(ApiKey::FindCoordinator) => FIND_COORDINATOR,
-        Ok(ApiKey::InitProducerId) => INIT_PRODUCER_ID,
-        Ok(ApiKey::DescribeConfigs) => DESCRIBE_CONFIGS,
-        Ok(ApiKey::SaslHandshake) => SASL_HANDSHAKE,
-        Ok(ApiKey::SaslAuthenticate) => SASL_AUTHENTICATE,
-        Ok(ApiKey::Produce) => PRODUCE,
+/// If a length exceeds the received bytes, or responses of this API and version are never decoded.
+pub fn validate(api_key: i16, version: i16, body: &[u8]) -> Result<(), MalformedResponse> {
+    let layout = match (ApiKey::try_from(api_key), version) {
+        (Ok(ApiKey::ApiVersions), 3) => API_VERSIONS,
+        (Ok(ApiKey::Metadata), 9) => METADATA_9,
+        (Ok(ApiKey::Metadata), 10) => METADATA_10,
+        (Ok(ApiKey::OffsetForLeaderEpoch), 3) => OFFSET_FOR_LEADER_EPOCH,
+        (Ok(ApiKey::FindCoordinator), 3) => FIND_COORDINATOR,
+        (Ok(ApiKey::InitProducerId), 4) => INIT_PRODUCER_ID,
+        (Ok(ApiKey::DescribeConfigs), 4) => DESCRIBE_CONFIGS,
+        (Ok(ApiKey::SaslHandshake), 1) => SASL_HANDSHAKE,
+        (Ok(ApiKey::SaslAuthenticate), 2) => SASL_AUTHENTICATE,
+        (Ok(ApiKey::Produce), 9) => PRODUCE,
         _ => return Err(MalformedResponse),
     };
     Rest(body).skip_all(layout)
@@ -224,8 +243,9 @@ mod tests {
             ApiVersionsRequest, ApiVersionsResponse, BrokerId, DescribeConfigsRequest,
             DescribeConfigsResponse, FindCoordinatorRequest, FindCoordinatorResponse,
             InitProducerIdRequest, InitProducerIdResponse, MetadataRequest, MetadataResponse,
-            ProduceRequest, ProduceResponse, ResponseHeader, SaslAuthenticateRequest,
-            SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse, TopicName,
+            OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse, ProduceRequest,
+            ProduceResponse, ResponseHeader, SaslAuthenticateRequest, SaslAuthenticateResponse,
+            SaslHandshakeRequest, SaslHandshakeResponse, TopicName,
             api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey},
             describe_configs_response::{
                 DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym,
@@ -233,6 +253,7 @@ mod tests {
             metadata_response::{
                 MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
             },
+            offset_for_leader_epoch_response::{EpochEndOffset, OffsetForLeaderTopicResult},
             produce_response::{
                 BatchIndexAndErrorMessage, PartitionProduceResponse, TopicProduceResponse,
             },
@@ -240,12 +261,14 @@ mod tests {
         protocol::{Decodable, Encodable, Request, StrBytes},
     };
     use proptest::{collection::vec, prelude::*};
+    use uuid::Uuid;
 
     use super::*;
 
     /// An encoded response and its decoder.
     struct Case {
         key: i16,
+        version: i16,
         body: Vec<u8>,
         decode: fn(Bytes) -> bool,
     }
@@ -258,6 +281,7 @@ mod tests {
         response.encode(&mut body, version).unwrap();
         Case {
             key: R::KEY,
+            version,
             body: body.to_vec(),
             decode,
         }
@@ -275,9 +299,42 @@ mod tests {
         };
     }
 
+    fn topic() -> TopicName {
+        TopicName(text("users.v1"))
+    }
+
+    fn metadata() -> MetadataResponse {
+        MetadataResponse::default()
+            .with_brokers(vec![
+                MetadataResponseBroker::default()
+                    .with_host(text("broker"))
+                    .with_rack(Some(text("rack")));
+                2
+            ])
+            .with_cluster_id(Some(text("cluster")))
+            .with_topics(vec![
+                MetadataResponseTopic::default()
+                    .with_name(Some(topic()))
+                    .with_partitions(vec![
+                                MetadataResponsePartition::default()
+                                    .with_replica_nodes(vec![BrokerId(1); 3])
+                                    .with_isr_nodes(vec![BrokerId(1); 2])
+                                    .with_offline_replicas(vec![BrokerId(2)]);
+                                2
+                            ]);
+                2
+            ])
+    }
+
+    fn with_topic_ids(mut response: MetadataResponse, id: Uuid) -> MetadataResponse {
+        for topic in &mut response.topics {
+            topic.topic_id = id;
+        }
+        response
+    }
+
     /// One response of every decoded API, with elements in each array.
     fn cases() -> Vec<Case> {
-        let topic = || TopicName(text("users.v1"));
         vec![
             case!(
                 ApiVersionsRequest,
@@ -290,29 +347,21 @@ mod tests {
                     .with_zk_migration_ready(true)
                     .with_unknown_tagged_field(9, Bytes::from_static(b"later"))
             ),
+            case!(MetadataRequest, 9, metadata()),
             case!(
                 MetadataRequest,
-                9,
-                MetadataResponse::default()
-                    .with_brokers(vec![
-                        MetadataResponseBroker::default()
-                            .with_host(text("broker"))
-                            .with_rack(Some(text("rack")));
-                        2
-                    ])
-                    .with_cluster_id(Some(text("cluster")))
-                    .with_topics(vec![
-                        MetadataResponseTopic::default()
-                            .with_name(Some(topic()))
-                            .with_partitions(vec![
-                                MetadataResponsePartition::default()
-                                    .with_replica_nodes(vec![BrokerId(1); 3])
-                                    .with_isr_nodes(vec![BrokerId(1); 2])
-                                    .with_offline_replicas(vec![BrokerId(2)]);
-                                2
-                            ]);
-                        2
-                    ])
+                10,
+                with_topic_ids(metadata(), Uuid::from_u128(7))
+            ),
+            case!(
+                OffsetForLeaderEpochRequest,
+                3,
+                OffsetForLeaderEpochResponse::default().with_topics(vec![
+                    OffsetForLeaderTopicResult::default()
+                        .with_topic(topic())
+                        .with_partitions(vec![EpochEndOffset::default(); 2]);
+                    2
+                ])
             ),
             case!(
                 FindCoordinatorRequest,
@@ -373,18 +422,27 @@ mod tests {
 
     #[test]
     fn a_valid_response_passes_and_is_decoded() {
-        for Case { key, body, decode } in cases() {
-            assert_eq!(validate(key, &body), Ok(()), "{key}");
+        for Case {
+            key,
+            version,
+            body,
+            decode,
+        } in cases()
+        {
+            assert_eq!(validate(key, version, &body), Ok(()), "{key}");
             assert!(decode(body.into()), "{key}");
         }
     }
 
     #[test]
     fn a_truncated_response_does_not_pass() {
-        for Case { key, body, .. } in cases() {
+        for Case {
+            key, version, body, ..
+        } in cases()
+        {
             for length in 0..body.len() {
                 assert_eq!(
-                    validate(key, &body[..length]),
+                    validate(key, version, &body[..length]),
                     Err(MalformedResponse),
                     "{key} {length}"
                 );
@@ -397,23 +455,41 @@ mod tests {
     fn an_array_of_four_billion_elements_does_not_pass() {
         const MAX: [u8; 5] = [0xff, 0xff, 0xff, 0xff, 0x0f];
         let arrays = [
-            (ApiVersionsRequest::KEY, [&[0, 0][..], &MAX].concat()),
-            (MetadataRequest::KEY, [&[0; 4][..], &MAX].concat()),
-            (DescribeConfigsRequest::KEY, [&[0; 4][..], &MAX].concat()),
-            (ProduceRequest::KEY, MAX.to_vec()),
+            (ApiVersionsRequest::KEY, 3, [&[0, 0][..], &MAX].concat()),
+            (MetadataRequest::KEY, 9, [&[0; 4][..], &MAX].concat()),
+            (MetadataRequest::KEY, 10, [&[0; 4][..], &MAX].concat()),
+            (
+                OffsetForLeaderEpochRequest::KEY,
+                3,
+                vec![0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff],
+            ),
+            (DescribeConfigsRequest::KEY, 4, [&[0; 4][..], &MAX].concat()),
+            (ProduceRequest::KEY, 9, MAX.to_vec()),
             (
                 SaslHandshakeRequest::KEY,
+                1,
                 vec![0, 0, 0x7f, 0xff, 0xff, 0xff],
             ),
             // In a tagged field.
             (
                 ApiVersionsRequest::KEY,
+                3,
                 [&[0, 0, 1, 0, 0, 0, 0, 1, 0, 5][..], &MAX].concat(),
             ),
         ];
-        for (key, body) in arrays {
-            assert_eq!(validate(key, &body), Err(MalformedResponse), "{key}");
+        for (key, version, body) in arrays {
+            assert_eq!(
+                validate(key, version, &body),
+                Err(MalformedResponse),
+                "{key}"
+            );
         }
+    }
+
+    fn any_case(which: prop::sample::Index) -> Case {
+        let mut cases = cases();
+        let index = which.index(cases.len());
+        cases.swap_remove(index)
     }
 
     /// Replacements of some bytes of a response.
@@ -433,22 +509,22 @@ mod tests {
 
         /// Neither validation nor decoding panics or aborts the process.
         #[test]
-        fn a_corrupt_response_does_not_panic(which in 0..8_usize, mutations in mutations()) {
-            let Case { key, mut body, decode } = cases().swap_remove(which);
+        fn a_corrupt_response_does_not_panic(which in any::<prop::sample::Index>(), mutations in mutations()) {
+            let Case { key, version, mut body, decode } = any_case(which);
             for (at, bytes) in mutations {
                 let at = at.index(body.len());
                 let end = body.len().min(at + bytes.len());
                 body.splice(at..end, bytes);
             }
-            if validate(key, &body).is_ok() {
+            if validate(key, version, &body).is_ok() {
                 decode(body.into());
             }
         }
 
         #[test]
-        fn arbitrary_bytes_do_not_panic(which in 0..8_usize, body in vec(any::<u8>(), 0..300)) {
-            let Case { key, decode, .. } = cases().swap_remove(which);
-            if validate(key, &body).is_ok() {
+        fn arbitrary_bytes_do_not_panic(which in any::<prop::sample::Index>(), body in vec(any::<u8>(), 0..300)) {
+            let Case { key, version, decode, .. } = any_case(which);
+            if validate(key, version, &body).is_ok() {
                 decode(body.into());
             }
         }

@@ -11,7 +11,7 @@ use hmac::{
 use pbkdf2::pbkdf2_hmac;
 use sha2::{Sha256, Sha512};
 
-use crate::config::Mechanism;
+use crate::Mechanism;
 
 /// No channel binding: Kafka does not support it.
 const GS2_HEADER: &str = "n,,";
@@ -23,20 +23,20 @@ const MIN_ITERATIONS: u32 = 4_096;
 const MAX_ITERATIONS: u32 = 1_000_000;
 
 /// An exchange in progress.
-pub(super) struct Scram {
+pub(crate) struct Scram {
     mechanism: Mechanism,
     nonce: String,
     first_bare: String,
 }
 
 /// The client-final-message, and the expected server-final-message.
-pub(super) struct ClientFinal {
-    pub(super) message: String,
+pub(crate) struct ClientFinal {
+    pub(crate) message: String,
     server_final: String,
 }
 
 impl Scram {
-    pub(super) fn new(mechanism: Mechanism, username: &str) -> Self {
+    pub(crate) fn new(mechanism: Mechanism, username: &str) -> Self {
         let nonce = uuid::Uuid::new_v4().simple().to_string();
         Self::with_nonce(mechanism, username, nonce)
     }
@@ -51,7 +51,7 @@ impl Scram {
     }
 
     /// Returns the client-first-message.
-    pub(super) fn client_first(&self) -> String {
+    pub(crate) fn client_first(&self) -> String {
         format!("{GS2_HEADER}{}", self.first_bare)
     }
 
@@ -59,7 +59,7 @@ impl Scram {
     ///
     /// # Errors
     /// If the server's message is invalid.
-    pub(super) fn client_final(
+    pub(crate) fn client_final(
         &self,
         password: &str,
         server_first: &str,
@@ -97,7 +97,7 @@ impl Scram {
 
 impl ClientFinal {
     /// Returns whether the server-final-message proves that the server knows the password.
-    pub(super) fn verify(&self, server_final: &str) -> bool {
+    pub(crate) fn verify(&self, server_final: &str) -> bool {
         server_final.split(',').next() == Some(&self.server_final)
     }
 }

@@ -11,13 +11,10 @@ use kafka_protocol::{
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::Instant;
 
-use super::{
+use crate::{
+    Error, Hints, Mechanism, Options, Sasl,
     connection::{Connection, unavailable},
     scram::Scram,
-};
-use crate::{
-    config::{Mechanism, Sasl},
-    kafka::SinkError,
 };
 
 const HANDSHAKE_VERSION: i16 = 1;
@@ -26,20 +23,21 @@ const AUTHENTICATE_VERSION: i16 = 2;
 const MAX_LIFETIME: Duration = Duration::from_hours(24);
 
 /// Authenticates, and returns when the session expires, if it does (KIP-368).
-pub(super) async fn authenticate(
+pub(crate) async fn authenticate(
     connection: &mut Connection,
     sasl: &Sasl,
-    timeout: Duration,
-) -> Result<Option<Instant>, SinkError> {
+    options: &Options,
+) -> Result<Option<Instant>, Error> {
     let password = sasl.password.read();
-    let password = password.map_err(|err| SinkError::Unavailable(err.to_string()))?;
-    handshake(connection, sasl.mechanism, timeout).await?;
+    let password = password.map_err(|err| Error::Unavailable(err.to_string()))?;
+    handshake(connection, sasl.mechanism, options).await?;
     // Before the broker's clock for the session starts.
     let started_at = Instant::now();
     let mut session = Session {
         connection,
         sasl,
-        timeout,
+        timeout: options.timeout,
+        hints: options.hints,
         lifetime: Duration::ZERO,
     };
     match sasl.mechanism {
@@ -56,26 +54,26 @@ pub(super) async fn authenticate(
 async fn handshake(
     connection: &mut Connection,
     mechanism: Mechanism,
-    timeout: Duration,
-) -> Result<(), SinkError> {
+    options: &Options,
+) -> Result<(), Error> {
     let name = StrBytes::from_static_str(mechanism.name());
     let request = SaslHandshakeRequest::default().with_mechanism(name);
     let response = connection
-        .call(&request, HANDSHAKE_VERSION, timeout)
+        .call(&request, HANDSHAKE_VERSION, options.timeout)
         .await?;
     let reason = match response.error_code.err() {
         None => return Ok(()),
         Some(ResponseError::UnsupportedSaslMechanism) => {
             let offered: Vec<&str> = response.mechanisms.iter().map(|name| &**name).collect();
             format!(
-                "SASL mechanism {} is not enabled on this port; set kafka.sasl.mechanism to one of {}",
+                "SASL mechanism {} is not enabled on this port; set {} to one of {}",
                 mechanism.name(),
+                options.hints.mechanism,
                 offered.join(", ")
             )
         }
         Some(ResponseError::IllegalSaslState) => {
-            "this port does not use SASL; remove [kafka.sasl], or set kafka.brokers to a port with SASL"
-                .into()
+            format!("this port does not use SASL; {}", options.hints.remove_sasl)
         }
         Some(err) => err.to_string(),
     };
@@ -86,18 +84,19 @@ struct Session<'a> {
     connection: &'a mut Connection,
     sasl: &'a Sasl,
     timeout: Duration,
+    hints: &'static Hints,
     /// From the last response; zero means unlimited.
     lifetime: Duration,
 }
 
 impl Session<'_> {
     /// PLAIN, RFC 4616.
-    async fn authenticate_plain(&mut self, password: &SecretString) -> Result<(), SinkError> {
+    async fn authenticate_plain(&mut self, password: &SecretString) -> Result<(), Error> {
         let message = format!("\0{}\0{}", self.sasl.username, password.expose_secret());
         self.exchange(message).await.map(drop)
     }
 
-    async fn authenticate_scram(&mut self, password: &SecretString) -> Result<(), SinkError> {
+    async fn authenticate_scram(&mut self, password: &SecretString) -> Result<(), Error> {
         let scram = Scram::new(self.sasl.mechanism, &self.sasl.username);
         let server_first = self.exchange(scram.client_first()).await?;
         let client_final = scram.client_final(password.expose_secret(), &server_first);
@@ -110,7 +109,7 @@ impl Session<'_> {
     }
 
     /// Sends a message of the mechanism and returns the broker's reply.
-    async fn exchange(&mut self, message: String) -> Result<String, SinkError> {
+    async fn exchange(&mut self, message: String) -> Result<String, Error> {
         let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
         let call = self
             .connection
@@ -120,9 +119,7 @@ impl Session<'_> {
             let reason = response
                 .error_message
                 .map_or(err.to_string(), |message| message.to_string());
-            return Err(self.failed(&format!(
-                "{reason}; check kafka.sasl.username and its password"
-            )));
+            return Err(self.failed(&format!("{reason}; {}", self.hints.credentials)));
         }
         let lifetime_ms = u64::try_from(response.session_lifetime_ms).unwrap_or(0);
         self.lifetime = Duration::from_millis(lifetime_ms).min(MAX_LIFETIME);
@@ -130,7 +127,7 @@ impl Session<'_> {
         text(response.auth_bytes).map_err(|_| self.failed("the broker's message is not UTF-8"))
     }
 
-    fn failed(&self, reason: &str) -> SinkError {
+    fn failed(&self, reason: &str) -> Error {
         let Sasl {
             mechanism,
             username,

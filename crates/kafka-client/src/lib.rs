@@ -1,0 +1,36 @@
+//! A small Kafka client: connections in Kafka's own protocol, for what librdkafka does not expose.
+//!
+//! - [`Cluster`] connects to the first broker that responds, describes topics, and finds the end of a leader epoch.
+//! - [`dial`] opens a [`Connection`] to one broker: TCP, TLS, and SASL with PLAIN or SCRAM.
+//! - [`validate_response`] compares every length in a response with the received bytes before it is decoded.
+//!
+//! Waits are limited by [`Options::timeout`], responses to 16 MiB, and before authentication to 64 KiB.
+
+mod api_versions;
+mod cluster;
+mod connection;
+mod dial;
+mod epochs;
+mod error;
+mod metadata;
+mod options;
+mod response_layout;
+mod sasl;
+mod scram;
+mod security;
+
+use self::api_versions::ApiVersions;
+pub use self::{
+    cluster::Cluster,
+    connection::{
+        Connection, Reader, Writer, is_stale, read_frame, unavailable, with_timeout,
+        with_timeout_since,
+    },
+    dial::dial,
+    epochs::EpochEnd,
+    error::Error,
+    metadata::{PartitionMetadata, TopicMetadata},
+    options::{Hints, Options},
+    response_layout::{MalformedResponse, validate as validate_response},
+    security::{Mechanism, Sasl, Security},
+};

@@ -1,0 +1,7 @@
+//! The client, on real Kafka brokers.
+
+mod denied;
+mod elections;
+mod harness;
+mod restarts;
+mod topics;
