@@ -105,6 +105,14 @@ impl Addresses {
         SHARED.get_or_init(|| Self::from_variables().unwrap_or_else(Self::start_for_this_process))
     }
 
+    /// Returns the same Postgres with another Kafka.
+    pub fn with_brokers(&self, brokers: &str) -> Self {
+        Self {
+            postgres_url: self.postgres_url.clone(),
+            brokers: brokers.to_owned(),
+        }
+    }
+
     /// Returns the environment variables with which another process uses these servers.
     pub fn variables(&self) -> [(&'static str, &str); 2] {
         [

@@ -32,7 +32,8 @@ impl From<diesel::result::Error> for Rollback {
     }
 }
 
-/// Applies decoded messages. `positions` holds the next offset of each of their partitions.
+/// Applies decoded messages. `positions` holds the next offset of each of their partitions. Calls
+/// `begin_transaction` before each transaction.
 ///
 /// A poison record that only the database can detect is found by halving the batch.
 ///
@@ -45,6 +46,7 @@ pub(crate) async fn apply_batch<P: Projection>(
     positions: &OffsetRanges,
     messages: &[BorrowedMessage<'_>],
     decoded: &DecodedBatch<P::Change>,
+    begin_transaction: &(dyn Fn() + Sync),
 ) -> diesel::QueryResult<Outcome> {
     let mut positions = positions.clone();
     let mut total_dead_lettered = 0;
@@ -57,6 +59,7 @@ pub(crate) async fn apply_batch<P: Projection>(
             decoded_part = DecodedBatch::decode(projection, part);
             &decoded_part
         };
+        begin_transaction();
         let mut outcome =
             apply_in_transaction(projection, offsets, conn, &positions, part, decoded).await;
         if let Some(poison) = outcome.as_ref().err().and_then(poison::from_database_error) {

@@ -1,7 +1,7 @@
 //! Librdkafka's rebalance callbacks: they assign partitions from the stored offsets.
 
 use std::{
-    collections::BTreeMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,30 +19,24 @@ use rdkafka::{
 };
 
 use crate::{
+    database,
     handle::{MAX_BACKOFF, Shared, backoff},
-    offsets::OffsetRanges,
+    offsets::StoredOffset,
+    progress::Activity,
     session,
+    topic_log::{LogChange, TopicLog},
 };
 
 /// The timeout of a request for a partition's first and last offset.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The partitions that are assigned to this consumer, and its position in each.
+/// Assigns partitions to this consumer.
 pub(crate) struct Assignment {
     shared: Arc<Shared>,
-    /// By assigned partition.
-    positions: Mutex<BTreeMap<i32, Position>>,
-    has_joined: AtomicBool,
+    log: Mutex<TopicLog>,
+    /// The reason why the stored offsets are not used.
+    change: Mutex<Option<LogChange>>,
     has_failed: AtomicBool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Position {
-    /// The offset of the next record.
-    next: i64,
-    /// Records were applied since the partition was assigned. Until then librdkafka may still return
-    /// records that it fetched during an earlier assignment.
-    has_advanced: bool,
 }
 
 impl Assignment {
@@ -75,6 +69,8 @@ impl Assignment {
                     .to_string(),
             )
             .set("reconnect.backoff.max.ms", "1000")
+            // A silent connection is replaced after this time.
+            .set("socket.timeout.ms", "10000")
             .set("fetch.error.backoff.ms", "100")
             // Added partitions are consumed within this time.
             .set("topic.metadata.refresh.interval.ms", "10000")
@@ -85,8 +81,11 @@ impl Assignment {
         }
         let context = Self {
             shared: Arc::clone(shared),
-            positions: Mutex::default(),
-            has_joined: AtomicBool::new(false),
+            log: Mutex::new(TopicLog::new(
+                &consumer_config.brokers,
+                &consumer_config.topic,
+            )),
+            change: Mutex::default(),
             has_failed: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<Self> = config.create_with_context(context)?;
@@ -94,87 +93,78 @@ impl Assignment {
         Ok(consumer)
     }
 
-    /// Returns whether the group has assigned partitions, possibly none. No record arrives before that.
-    pub(crate) fn has_joined(&self) -> bool {
-        self.has_joined.load(Ordering::Acquire)
-    }
-
     /// Returns whether an assignment failed. Only a new consumer recovers from that.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Acquire)
     }
 
-    /// Returns an empty range at the next offset of each assigned partition.
-    pub(crate) fn positions(&self) -> OffsetRanges {
-        let positions = self.positions.lock();
-        let positions = positions.iter();
-        positions
-            .map(|(partition, at)| (*partition, (at.next, at.next)))
-            .collect()
-    }
-
-    /// Advances the positions to the ends of these ranges, which the database has committed.
-    pub(crate) fn advance(&self, ranges: &OffsetRanges) {
-        let mut positions = self.positions.lock();
-        for (partition, (_, to)) in ranges {
-            let position = Position {
-                next: *to,
-                has_advanced: true,
-            };
-            positions.insert(*partition, position);
-        }
+    /// Takes the difference between the topic's log and the one that was consumed. Nothing is assigned then.
+    pub(crate) fn take_change(&self) -> Option<LogChange> {
+        self.change.lock().take()
     }
 
     /// Returns whether a record lies before those that were applied: its topic was recreated.
     pub(crate) fn has_regressed(&self, message: &BorrowedMessage<'_>) -> bool {
-        let position = self.positions.lock().get(&message.partition()).copied();
-        position.is_some_and(|at| at.has_advanced && message.offset() < at.next)
+        let observations = self.shared.progress.observations();
+        let position = observations.partitions.get(&message.partition());
+        position.is_some_and(|at| at.advanced_at.is_some() && message.offset() < at.next)
     }
 
-    /// Returns the next offset and the end offset of a partition that ends before its next offset.
-    ///
-    /// # Errors
-    /// If Kafka does not respond.
-    pub(crate) fn find_recreated(
-        &self,
-        client: &BaseConsumer,
-    ) -> Result<Option<(i64, i64)>, KafkaError> {
-        let topic = &self.shared.config.topic;
-        for (partition, (next, _)) in self.positions() {
-            let (_, end) = client.fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)?;
-            if end < next {
-                return Ok(Some((next, end)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Loads the next offset of a partition. Retries until it succeeds; returns `None` at a shutdown.
-    fn load_next_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<i64> {
+    /// Loads the stored offset of a partition. Retries until it succeeds; returns `None` at a shutdown, and if the log is
+    /// another one.
+    fn load_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<StoredOffset> {
         let shared = &self.shared;
         let mut backoff = backoff();
         while !shared.shutdown.is_cancelled() {
-            let topic = &shared.config.topic;
-            let loaded = consumer
-                .fetch_watermarks(topic, partition, WATERMARK_TIMEOUT)
-                .map_err(|err| {
-                    format!("failed to get the offsets of partition {partition} from Kafka: {err}")
-                })
-                .and_then(|(earliest, _)| {
-                    shared.runtime.block_on(async {
-                        let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-                        let offsets = shared.offsets();
-                        let loading = offsets.load_or_create(&mut conn, partition, earliest);
-                        loading.await.map_err(|err| err.to_string())
-                    })
-                });
-            match loaded {
-                Ok(next) => return Some(next),
-                Err(reason) => shared.set_failing(&format!("failed to load offsets: {reason}")),
+            match self.try_load_offset(consumer, partition) {
+                Ok((stored, None)) => return Some(stored),
+                Ok((_, Some(change))) => {
+                    *self.change.lock() = Some(change);
+                    return None;
+                }
+                Err(reason) => shared
+                    .progress
+                    .report_error(format!("failed to load offsets: {reason}")),
             }
             shared.pause(backoff.next().unwrap_or(MAX_BACKOFF));
         }
         None
+    }
+
+    fn try_load_offset(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: i32,
+    ) -> Result<(StoredOffset, Option<LogChange>), String> {
+        let Shared {
+            config,
+            progress,
+            runtime,
+            ..
+        } = &*self.shared;
+        let from_kafka = |err: &dyn fmt::Display| {
+            format!("failed to get the offsets of partition {partition} from Kafka: {err}")
+        };
+        let mut log = self.log.lock();
+        progress.begin(Activity::RequestingOffsets);
+        let (earliest, _) = consumer
+            .fetch_watermarks(&config.topic, partition, WATERMARK_TIMEOUT)
+            .map_err(|err| from_kafka(&err))?;
+        let topic_id = runtime
+            .block_on(log.topic_id())
+            .map_err(|err| from_kafka(&err))?;
+        progress.begin(Activity::LoadingOffsets);
+        let offsets = self.shared.offsets();
+        let loading = database::run(&self.shared, async |conn| {
+            let loading = offsets.load_or_create(conn, partition, earliest, topic_id);
+            loading.await
+        });
+        let stored = runtime.block_on(loading).map_err(|err| err.to_string())?;
+        progress.begin(Activity::RequestingOffsets);
+        let change = runtime
+            .block_on(log.find_change(partition, stored.log))
+            .map_err(|err| from_kafka(&err))?;
+        Ok((stored, change))
     }
 
     fn assign(
@@ -182,25 +172,17 @@ impl Assignment {
         consumer: &BaseConsumer<Self>,
         partitions: &mut TopicPartitionList,
     ) -> Result<(), KafkaError> {
-        let numbers: Vec<i32> = partitions
-            .elements()
-            .iter()
-            .map(|e| e.partition())
-            .collect();
-        for partition in numbers {
-            let Some(next) = self.load_next_offset(consumer, partition) else {
+        let mut offsets = Vec::new();
+        for partition in numbers(partitions) {
+            let Some(stored) = self.load_offset(consumer, partition) else {
                 return Ok(());
             };
             let topic = &self.shared.config.topic;
-            partitions.set_partition_offset(topic, partition, Offset::Offset(next))?;
-            let position = Position {
-                next,
-                has_advanced: false,
-            };
-            self.positions.lock().insert(partition, position);
+            partitions.set_partition_offset(topic, partition, Offset::Offset(stored.next))?;
+            offsets.push((partition, stored));
         }
         consumer.incremental_assign(partitions)?;
-        self.has_joined.store(true, Ordering::Release);
+        self.shared.progress.assign(&offsets);
         Ok(())
     }
 
@@ -209,16 +191,14 @@ impl Assignment {
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
     ) -> Result<(), KafkaError> {
-        let mut positions = self.positions.lock();
-        for element in partitions.elements() {
-            positions.remove(&element.partition());
-        }
-        if positions.is_empty() {
-            self.has_joined.store(false, Ordering::Release);
-        }
-        drop(positions);
+        self.shared.progress.unassign(&numbers(partitions));
         consumer.incremental_unassign(partitions)
     }
+}
+
+fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {
+    let elements = partitions.elements();
+    elements.iter().map(|e| e.partition()).collect()
 }
 
 impl ClientContext for Assignment {
@@ -242,6 +222,7 @@ impl ConsumerContext for Assignment {
             }
             _ => ("partitions revoked", self.unassign(consumer, partitions)),
         };
+        self.shared.progress.begin(Activity::Polling);
         match result {
             Ok(()) => tracing::info!(%projection, partitions = count, "{event}"),
             Err(error) => {

@@ -14,7 +14,7 @@ use rdkafka::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,14 +22,15 @@ use crate::{
     Projection,
     apply::{self, Outcome},
     assignment::Assignment,
-    dead_letter_maintenance,
+    database, dead_letter_maintenance,
     decoded::DecodedBatch,
     handle::{
         ConsumerConfig, ConsumerHandle, ConsumerState, MAX_BACKOFF, MIN_BACKOFF, Shared, backoff,
     },
-    rebuild::rebuild_name,
-    session,
-    topic_monitor::{TopicMonitor, TopicState},
+    progress::{Activity, Progress},
+    session, supervisor,
+    topic_log::RESET_HINT,
+    topic_monitor::TopicMonitor,
 };
 
 /// Maximum records of a batch. A larger batch is faster in a rebuild, and locks the offset's row for
@@ -48,27 +49,34 @@ pub fn spawn_consumer<P: Projection>(
     shutdown: CancellationToken,
 ) -> ConsumerHandle {
     let (state_sender, state) = watch::channel(ConsumerState::Starting);
-    let runtime = Handle::current();
+    let (ended_sender, ended) = oneshot::channel();
+    let name = config.name.clone();
     let shared = Arc::new(Shared {
         config,
         pool,
-        runtime,
+        runtime: Handle::current(),
         shutdown,
-        state: state_sender,
+        progress: Progress::new(),
     });
     let dead_letters = Arc::new(Notify::new());
     let maintenance = dead_letter_maintenance::maintain(Arc::clone(&shared), dead_letters.clone());
     tokio::spawn(maintenance);
+    tokio::spawn(supervisor::supervise(Arc::clone(&shared), state_sender));
     let worker = ConsumerWorker {
         shared,
         projection,
         dead_letters,
     };
-    let thread = thread::spawn(move || {
+    thread::spawn(move || {
+        let _ended = ended_sender;
         let _guard = PanicGuard(Arc::clone(&worker.shared));
         worker.run();
     });
-    ConsumerHandle { state, thread }
+    ConsumerHandle {
+        projection: name,
+        state,
+        ended,
+    }
 }
 
 /// Sets the state to stopped if the thread panics, which would otherwise go unnoticed.
@@ -78,7 +86,7 @@ impl Drop for PanicGuard {
     fn drop(&mut self) {
         if thread::panicking() {
             let reason = "consumer panicked, which is a bug. Look up the panic in the log, and restart the service.";
-            self.0.set_stopped(reason.to_owned());
+            self.0.progress.stop(reason.to_owned());
         }
     }
 }
@@ -102,19 +110,22 @@ enum ExitReason {
 
 impl<P: Projection> ConsumerWorker<P> {
     fn run(self) {
-        let name = &self.shared.config.name;
+        let Shared {
+            config, progress, ..
+        } = &*self.shared;
         while !self.shared.shutdown.is_cancelled() {
+            progress.begin(Activity::Connecting);
             match self.consume() {
                 Ok(ExitReason::Shutdown) => return,
                 Ok(ExitReason::OffsetConflict) => {
-                    tracing::info!(projection = %name, "another consumer advanced the offsets, restarting from the stored offsets");
+                    tracing::info!(projection = %config.name, "another consumer advanced the offsets, restarting from the stored offsets");
                 }
                 Ok(ExitReason::Stopped(reason)) => {
-                    self.shared.set_stopped(reason);
+                    progress.stop(reason);
                     return;
                 }
                 Err(err) => {
-                    self.shared.set_failing(&format!("Kafka: {err}"));
+                    progress.report_error(format!("Kafka: {err}"));
                     self.shared.pause(MAX_BACKOFF);
                 }
             }
@@ -122,58 +133,51 @@ impl<P: Projection> ConsumerWorker<P> {
     }
 
     fn consume(&self) -> Result<ExitReason, KafkaError> {
+        let progress = &self.shared.progress;
+        progress.reset();
         let consumer = Assignment::create_consumer(&self.shared)?;
-        let topic_monitor = TopicMonitor::start(&self.shared, consumer.context())?;
+        let topic_monitor = TopicMonitor::start(&self.shared)?;
+        let exit = self.consume_with(&consumer, &topic_monitor);
+        progress.begin(Activity::Closing);
+        exit
+    }
+
+    fn consume_with(
+        &self,
+        consumer: &BaseConsumer<Assignment>,
+        topic_monitor: &TopicMonitor,
+    ) -> Result<ExitReason, KafkaError> {
+        let progress = &self.shared.progress;
         loop {
             if self.shared.shutdown.is_cancelled() {
                 return Ok(ExitReason::Shutdown);
             }
-            let (batch, interruption) = poll_batch(&consumer);
+            progress.begin(Activity::Polling);
+            let (batch, interruption) = poll_batch(consumer, progress);
             if !batch.is_empty() {
-                match self.apply_with_retry(&consumer, &batch) {
+                match self.apply_with_retry(consumer, &batch) {
                     Some(Outcome::Applied { dead_lettered: 0 }) => {}
                     Some(Outcome::Applied { .. }) => self.dead_letters.notify_one(),
                     Some(Outcome::OffsetConflict) => return Ok(ExitReason::OffsetConflict),
                     None => return Ok(ExitReason::Shutdown),
                 }
-                self.shared.set_running();
             }
-            let error = match interruption {
-                None => None,
-                Some(Interruption::Error(err)) => Some(err),
-                Some(Interruption::OffsetRegressed(offset)) => {
-                    let evidence = format!("a record has the earlier offset {offset}");
-                    return Ok(self.stop_at_recreated_topic(&evidence));
-                }
-            };
-            if error.is_none()
-                && let Some(state) = topic_monitor.take_latest()
-                && let Some(exit) = self.handle_topic_state(state, consumer.context())
-            {
-                return Ok(exit);
-            }
-            match error {
+            match interruption {
                 None => {}
-                Some(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
-                    return Ok(self.stop_at_recreated_topic("the stored offset is out of range"));
+                Some(Interruption::Error(err)) => {
+                    if let Some(exit) = self.handle_error(err)? {
+                        return Ok(exit);
+                    }
                 }
-                Some(KafkaError::MessageConsumption(RDKafkaErrorCode::InvalidSessionTimeout)) => {
-                    let reason = session::describe_rejection(&self.shared.config);
-                    return Ok(ExitReason::Stopped(reason));
+                Some(Interruption::OffsetRegressed(offset)) => {
+                    return Ok(self.stop(&format!(
+                        "was recreated: a record has the earlier offset {offset}"
+                    )));
                 }
-                // librdkafka recovers from these, and reports each of them in turn.
-                Some(KafkaError::MessageConsumption(
-                    RDKafkaErrorCode::AllBrokersDown
-                    | RDKafkaErrorCode::BrokerTransportFailure
-                    | RDKafkaErrorCode::Resolve,
-                )) => self.shared.set_failing("no connection to Kafka"),
-                Some(KafkaError::MessageConsumptionFatal(code)) => {
-                    return Err(KafkaError::MessageConsumptionFatal(code));
-                }
-                Some(err) => {
-                    self.shared.set_failing(&format!("Kafka: {err}"));
-                    self.shared.pause(MIN_BACKOFF);
-                }
+            }
+            let change = consumer.context().take_change();
+            if let Some(change) = change.or_else(|| topic_monitor.take_change()) {
+                return Ok(self.stop(&change.to_string()));
             }
             if consumer.context().has_failed() {
                 return Err(KafkaError::Rebalance(RDKafkaErrorCode::AssignmentLost));
@@ -181,40 +185,48 @@ impl<P: Projection> ConsumerWorker<P> {
         }
     }
 
-    /// Acts on what the topic monitor has found.
-    fn handle_topic_state(&self, state: TopicState, assignment: &Assignment) -> Option<ExitReason> {
-        let topic = &self.shared.config.topic;
-        match state {
-            TopicState::Missing => self
-                .shared
-                .set_failing(&format!("topic {topic} does not exist")),
-            TopicState::Unreachable => self.shared.set_failing("no connection to Kafka"),
-            TopicState::Recreated { next, end } => {
-                let evidence =
-                    format!("a partition ends at offset {end}, before the next offset {next}");
-                return Some(self.stop_at_recreated_topic(&evidence));
+    /// Reports an error of the consumer, or returns it if only a new consumer recovers from it.
+    fn handle_error(&self, err: KafkaError) -> Result<Option<ExitReason>, KafkaError> {
+        use RDKafkaErrorCode::*;
+        let progress = &self.shared.progress;
+        let code = match err {
+            KafkaError::MessageConsumptionFatal(_) => return Err(err),
+            KafkaError::MessageConsumption(code) => Some(code),
+            _ => None,
+        };
+        match code {
+            Some(AutoOffsetReset) => {
+                let exit =
+                    self.stop("was recreated or truncated: the stored offset is out of range");
+                return Ok(Some(exit));
             }
-            TopicState::Ok if assignment.has_joined() => self.shared.set_running(),
-            TopicState::Ok if self.shared.is_starting() => {}
-            TopicState::Ok => self
-                .shared
-                .set_failing("waiting for the consumer group to assign partitions"),
+            Some(LogTruncation) => {
+                let exit = self.stop("was truncated by an unclean leader election");
+                return Ok(Some(exit));
+            }
+            // librdkafka recovers from these, and reports each of them in turn.
+            Some(AllBrokersDown | BrokerTransportFailure | Resolve) => {
+                progress.report_error("no connection to Kafka".to_owned());
+            }
+            Some(InvalidSessionTimeout) => {
+                let reason = session::describe_rejection(&self.shared.config);
+                return Ok(Some(ExitReason::Stopped(reason)));
+            }
+            Some(GroupAuthorizationFailed | GroupMaxSizeReached | InconsistentGroupProtocol) => {
+                progress.report_group_error(format!("Kafka: {err}"))
+            }
+            _ => {
+                progress.report_error(format!("Kafka: {err}"));
+                self.shared.pause(MIN_BACKOFF);
+            }
         }
-        None
+        Ok(None)
     }
 
-    /// Stops: an operator has to decide, because the new topic may hold other records.
-    fn stop_at_recreated_topic(&self, evidence: &str) -> ExitReason {
-        let ConsumerConfig { topic, name, .. } = &self.shared.config;
-        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
-        let (quoted_name, quoted_topic) = (quoted(name), quoted(topic));
-        let quoted_rebuild = quoted(&rebuild_name(name));
-        ExitReason::Stopped(format!(
-            "topic {topic} was recreated: {evidence}. \
-             To apply the topic from its beginning, run \"delete from projection_offsets where \
-             projection in ({quoted_name}, {quoted_rebuild}) and topic = {quoted_topic}\" in this service's database and \
-             restart the service."
-        ))
+    /// Stops: an operator has to decide, because the topic may hold other records.
+    fn stop(&self, what: &str) -> ExitReason {
+        let topic = &self.shared.config.topic;
+        ExitReason::Stopped(format!("topic {topic} {what}. {RESET_HINT}"))
     }
 
     /// Applies a batch, and retries until the database accepts it. Returns `None` at a shutdown.
@@ -224,40 +236,64 @@ impl<P: Projection> ConsumerWorker<P> {
         batch: &[BorrowedMessage<'_>],
     ) -> Option<Outcome> {
         let shared = &self.shared;
-        let decoded = DecodedBatch::decode(&*self.projection, batch);
-        let positions = consumer.context().positions();
+        let (mut remaining, mut part_len) = (batch, batch.len());
+        let mut total_dead_lettered = 0;
         let mut backoff = backoff();
-        while !shared.shutdown.is_cancelled() {
-            let applied = shared.runtime.block_on(async {
-                let mut conn = shared.pool.get().await.map_err(|err| err.to_string())?;
-                apply::apply_batch(
-                    &*self.projection,
-                    &shared.offsets(),
-                    &mut conn,
-                    &positions,
-                    batch,
-                    &decoded,
-                )
-                .await
-                .map_err(|err| err.to_string())
-            });
-            match applied {
-                Ok(outcome) => {
-                    if matches!(outcome, Outcome::Applied { .. }) {
-                        consumer
-                            .context()
-                            .advance(&apply::offset_ranges(&positions, batch));
-                        store_group_offsets(consumer, batch);
-                    }
-                    return Some(outcome);
+        while !remaining.is_empty() {
+            if shared.shutdown.is_cancelled() {
+                return None;
+            }
+            let (part, rest) = remaining.split_at(part_len.min(remaining.len()));
+            match self.apply(part) {
+                Ok(Outcome::Applied { dead_lettered }) => {
+                    total_dead_lettered += dead_lettered;
+                    store_group_offsets(consumer, part);
+                    remaining = rest;
                 }
-                Err(reason) => {
-                    shared.set_failing(&format!("failed to apply records: {reason}"));
+                Ok(Outcome::OffsetConflict) => return Some(Outcome::OffsetConflict),
+                Err(err) => {
+                    // A database that is only slow must be able to apply a part.
+                    if matches!(err, database::Error::Stalled) {
+                        part_len = part.len().div_ceil(2);
+                    }
+                    let reason = format!("failed to apply records: {err}");
+                    shared.progress.report_error(reason);
                     shared.pause(backoff.next().unwrap_or(MAX_BACKOFF));
                 }
             }
         }
-        None
+        Some(Outcome::Applied {
+            dead_lettered: total_dead_lettered,
+        })
+    }
+
+    fn apply(&self, part: &[BorrowedMessage<'_>]) -> Result<Outcome, database::Error> {
+        let Shared {
+            runtime, progress, ..
+        } = &*self.shared;
+        progress.begin(Activity::Decoding);
+        let decoded = DecodedBatch::decode(&*self.projection, part);
+        let positions = progress.positions();
+        let offsets = self.shared.offsets();
+        let begin_transaction = || progress.begin(Activity::Applying);
+        begin_transaction();
+        let applying = database::run(&self.shared, async |conn| {
+            apply::apply_batch(
+                &*self.projection,
+                &offsets,
+                conn,
+                &positions,
+                part,
+                &decoded,
+                &begin_transaction,
+            )
+            .await
+        });
+        let outcome = runtime.block_on(applying)?;
+        if matches!(outcome, Outcome::Applied { .. }) {
+            progress.advance(&apply::offset_ranges(&positions, part));
+        }
+        Ok(outcome)
     }
 }
 
@@ -270,9 +306,10 @@ enum Interruption {
 
 /// Polls a batch, and returns it with the event that ended it early. Waits only for the first record,
 /// at most [`POLL_TIMEOUT`].
-fn poll_batch(
-    consumer: &BaseConsumer<Assignment>,
-) -> (Vec<BorrowedMessage<'_>>, Option<Interruption>) {
+fn poll_batch<'a>(
+    consumer: &'a BaseConsumer<Assignment>,
+    progress: &Progress,
+) -> (Vec<BorrowedMessage<'a>>, Option<Interruption>) {
     let mut batch = Vec::new();
     let mut interruption = None;
     let (mut timeout, mut bytes) = (POLL_TIMEOUT, 0);
@@ -295,7 +332,7 @@ fn poll_batch(
         timeout = Duration::ZERO;
     }
     // A rebalance in one of these polls may have revoked partitions or assigned them again.
-    let positions = consumer.context().positions();
+    let positions = progress.positions();
     batch.retain(|message| {
         positions
             .get(&message.partition())

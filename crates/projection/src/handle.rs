@@ -1,13 +1,19 @@
 //! The configuration, the handle and the shared state of a consumer.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use postgres_session::Pool;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::offsets::Offsets;
+use crate::{
+    offsets::Offsets,
+    progress::{Activity, Progress},
+};
 
 /// The bounds of the pause before a retry.
 pub(crate) const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -45,11 +51,19 @@ pub struct ConsumerConfig {
     pub session_timeout: Duration,
 }
 
+/// The limit for the thread's end after the shutdown. Its transaction ends within [`ABANDON_AFTER_SHUTDOWN`]; leaving the
+/// group can take a minute if a broker does not respond.
+const JOIN_LIMIT: Duration = Duration::from_secs(5);
+/// A transaction that is still open this long after the shutdown is rolled back.
+pub(crate) const ABANDON_AFTER_SHUTDOWN: Duration = Duration::from_secs(3);
+
 /// A handle to a running consumer.
 #[derive(Debug)]
 pub struct ConsumerHandle {
+    pub(crate) projection: String,
     pub(crate) state: watch::Receiver<ConsumerState>,
-    pub(crate) thread: thread::JoinHandle<()>,
+    /// Nothing is sent: the consumer's thread holds the sender.
+    pub(crate) ended: oneshot::Receiver<()>,
 }
 
 impl ConsumerHandle {
@@ -58,9 +72,12 @@ impl ConsumerHandle {
         self.state.clone()
     }
 
-    /// Waits until the consumer's thread ends. Cancel its shutdown token first.
+    /// Waits until the consumer's thread ends, but not for a thread that hangs: the end of the process ends it.
+    /// Cancel its shutdown token first.
     pub async fn join(self) {
-        let _ = tokio::task::spawn_blocking(|| self.thread.join()).await;
+        if tokio::time::timeout(JOIN_LIMIT, self.ended).await.is_err() {
+            tracing::warn!(projection = %self.projection, limit = ?JOIN_LIMIT, "consumer did not end in time, abandoning it");
+        }
     }
 }
 
@@ -69,15 +86,25 @@ impl ConsumerHandle {
 pub enum ConsumerState {
     /// Not connected yet.
     Starting,
-    /// Consuming and applying records.
+    /// Applying records, or at the end of each assigned partition, which Kafka confirms every two seconds.
     Running,
-    /// Not consuming because of this error. It retries.
+    /// Not applying records for this reason. It retries.
     Failing(String),
     /// Stopped permanently for this reason. An operator has to act first.
     Stopped(String),
 }
 
 impl ConsumerState {
+    /// Returns the name of the state, for example for the label of a metric.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Failing(_) => "failing",
+            Self::Stopped(_) => "stopped",
+        }
+    }
+
     /// Checks that the consumer is running.
     ///
     /// # Errors
@@ -91,13 +118,13 @@ impl ConsumerState {
     }
 }
 
-/// State that the consumer's thread shares with librdkafka's callbacks.
+/// What the consumer's threads share.
 pub(crate) struct Shared {
     pub(crate) config: ConsumerConfig,
     pub(crate) pool: Pool,
     pub(crate) runtime: Handle,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) state: watch::Sender<ConsumerState>,
+    pub(crate) progress: Progress,
 }
 
 impl Shared {
@@ -108,44 +135,8 @@ impl Shared {
         }
     }
 
-    pub(crate) fn is_starting(&self) -> bool {
-        *self.state.borrow() == ConsumerState::Starting
-    }
-
-    pub(crate) fn set_running(&self) {
-        self.set_state(ConsumerState::Running);
-    }
-
-    pub(crate) fn set_failing(&self, reason: &str) {
-        self.set_state(ConsumerState::Failing(reason.to_owned()));
-    }
-
-    pub(crate) fn set_stopped(&self, reason: String) {
-        self.set_state(ConsumerState::Stopped(reason));
-    }
-
-    /// Sets the state, and logs it if it changed.
-    fn set_state(&self, state: ConsumerState) {
-        self.state.send_if_modified(|now| {
-            if *now == state {
-                return false;
-            }
-            let projection = &self.config.name;
-            match &state {
-                ConsumerState::Failing(reason) => {
-                    tracing::warn!(%projection, %reason, "consumer failing, retrying")
-                }
-                ConsumerState::Stopped(reason) => {
-                    tracing::error!(%projection, %reason, "consumer stopped")
-                }
-                _ => tracing::info!(%projection, "consumer running"),
-            }
-            *now = state;
-            true
-        });
-    }
-
     pub(crate) fn pause(&self, length: Duration) {
+        self.progress.begin(Activity::Pausing);
         self.runtime.block_on(async {
             let _ = tokio::time::timeout(length, self.shutdown.cancelled()).await;
         });

@@ -5,6 +5,7 @@ mod assignment;
 mod clock_guard;
 mod command;
 mod consumer;
+mod database;
 mod dead_letter_maintenance;
 mod dead_letter_topic;
 pub mod dead_letters;
@@ -13,27 +14,34 @@ mod handle;
 mod offsets;
 mod options;
 mod poison;
+mod progress;
 mod projection;
+mod projection_command;
 mod rebuild;
 mod record;
 mod redrive;
+mod reset;
 mod schema;
 mod session;
 mod status;
+mod supervisor;
 mod topic;
+mod topic_log;
 mod topic_monitor;
 
 pub use self::{
     clock_guard::ClockGuard,
-    command::{DeadLettersOptions, ProjectionOptions},
+    command::DeadLettersOptions,
     consumer::spawn_consumer,
     handle::{ConsumerConfig, ConsumerHandle, ConsumerState},
     options::{Configurable, ConsumerOptions, TopicOption},
     poison::Poison,
     projection::Projection,
+    projection_command::ProjectionOptions,
     rebuild::{RebuildOptions, RebuildStats, Rebuildable, drop_replaced, rebuild},
     record::Record,
     redrive::{RedriveOutcome, redrive},
+    reset::{ResetMode, ResetPartition, reset},
     status::{PartitionStatus, status},
 };
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, Sql, WAIT_TIMEOUT};
+use devstack::{Addresses, Sql, WAIT_TIMEOUT, eventually};
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
@@ -11,7 +11,8 @@ use diesel_async::{
 use diesel_migrations::MigrationHarness as _;
 use postgres_session::{Pool, PooledSession, SessionOptions};
 use projection::{
-    ConsumerConfig, ConsumerHandle, ConsumerState, Poison, Projection, Record, spawn_consumer,
+    ConsumerConfig, ConsumerHandle, ConsumerState, Poison, Projection, RebuildOptions, Record,
+    ResetMode, spawn_consumer,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -51,7 +52,10 @@ impl Projection for Counts {
 
 pub(crate) struct Setup {
     pub(crate) name: String,
-    url: String,
+    pub(crate) servers: Addresses,
+    /// The brokers of its consumers.
+    brokers: String,
+    pub(crate) url: String,
     pool: Pool,
     pub(crate) sql: Sql,
 }
@@ -68,9 +72,19 @@ impl Setup {
 
     /// Creates a setup whose topic has this number of partitions.
     pub(crate) async fn with_partitions(test: &str, partitions: i32) -> Result<Self> {
+        Self::on(Addresses::shared(), test, partitions).await
+    }
+
+    /// Creates a setup on these servers.
+    pub(crate) async fn on(servers: &Addresses, test: &str, partitions: i32) -> Result<Self> {
+        let setup = Self::without_topic(servers, test).await?;
+        servers.create_topic(&setup.name, partitions).await?;
+        Ok(setup)
+    }
+
+    /// Creates a setup whose topic does not exist.
+    pub(crate) async fn without_topic(servers: &Addresses, test: &str) -> Result<Self> {
         let name = Addresses::unique_name(test);
-        let servers = Addresses::shared();
-        servers.create_topic(&name, partitions).await?;
         let url = servers.create_database(&name).await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
         harness
@@ -83,10 +97,24 @@ impl Setup {
         session.batch_execute(sql).await?;
         Ok(Self {
             name,
+            servers: servers.clone(),
+            brokers: servers.brokers().to_owned(),
             pool: pool(&url),
             url,
             sql: session,
         })
+    }
+
+    /// Lets consumers connect to these brokers.
+    pub(crate) fn consuming_from(mut self, brokers: &str) -> Self {
+        brokers.clone_into(&mut self.brokers);
+        self
+    }
+
+    /// Lets consumers connect to this URL of the database.
+    pub(crate) fn applying_to(mut self, url: &str) -> Result<Self> {
+        self.pool = pool(url);
+        Ok(self)
     }
 
     /// Creates another pool: each replica has its own.
@@ -97,7 +125,7 @@ impl Setup {
     /// Returns the configuration of a replica, as a static member of the group if it has an instance id.
     pub(crate) fn config(&self, instance_id: Option<&str>) -> ConsumerConfig {
         ConsumerConfig {
-            brokers: Addresses::shared().brokers().to_owned(),
+            brokers: self.brokers.clone(),
             name: self.name.clone(),
             topic: self.name.clone(),
             dead_letter_topic: None,
@@ -138,6 +166,11 @@ impl Setup {
         Running { consumer, shutdown }
     }
 
+    /// Starts a consumer as one of several static members of the group.
+    pub(crate) fn start_replica(&self, instance_id: &str) -> Running {
+        self.start_with_config(self.config(Some(instance_id)))
+    }
+
     fn start_with(&self, name: &str, dead_letter_topic: Option<&str>) -> Running {
         let config = ConsumerConfig {
             name: name.to_owned(),
@@ -156,6 +189,38 @@ impl Setup {
             shutdown.clone(),
         );
         Running { consumer, shutdown }
+    }
+
+    /// Deletes the topic and creates it again.
+    pub(crate) async fn recreate_topic(&self) -> Result<()> {
+        self.servers.delete_topic(&self.name).await?;
+        // Kafka completes the deletion some time after its response.
+        eventually("a new topic", async || {
+            Ok(self.servers.create_topic(&self.name, 3).await.ok())
+        })
+        .await
+    }
+
+    /// The projection and its topic, for commands.
+    pub(crate) fn options(&self) -> RebuildOptions {
+        RebuildOptions {
+            brokers: self.servers.brokers().to_owned(),
+            name: self.name.clone(),
+            topic: self.name.clone(),
+        }
+    }
+
+    /// Deletes the stored offsets, once the sessions of static members have timed out.
+    pub(crate) async fn reset(&self) -> Result<()> {
+        let mut conn = self.session().await?;
+        let options = self.options();
+        eventually("the offsets are deleted", async || {
+            Ok(projection::reset(&mut conn, &options, ResetMode::Delete)
+                .await
+                .ok())
+        })
+        .await
+        .map(drop)
     }
 
     /// Opens another session for queries.
@@ -185,7 +250,7 @@ impl Setup {
     pub(crate) async fn count(&self, key: &str) -> Result<()> {
         let payload = Some(&b"{}"[..]);
         let headers = [("ce_type", "count")];
-        Addresses::shared()
+        self.servers
             .write_record(&self.name, Some(key.as_bytes()), payload, &headers)
             .await
     }
@@ -215,6 +280,22 @@ impl Running {
             .await?
         {
             ConsumerState::Stopped(reason) => Ok(reason),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn wait_until_running(&self) -> Result<()> {
+        let running = self.wait_for(|state| *state == ConsumerState::Running);
+        running.await.map(drop)
+    }
+
+    /// Waits until the consumer is failing, and returns the reason.
+    pub(crate) async fn wait_for_failure(&self, containing: &str) -> Result<String> {
+        let failing = self.wait_for(
+            |state| matches!(state, ConsumerState::Failing(reason) if reason.contains(containing)),
+        );
+        match failing.await? {
+            ConsumerState::Failing(reason) => Ok(reason),
             other => bail!("{other:?}"),
         }
     }

@@ -1,5 +1,7 @@
 //! The guarantees of a projection, on a real Postgres and a real Kafka.
 
+mod acl;
+mod broker;
 mod commits;
 mod dead_letters;
 mod erasure;
@@ -9,13 +11,19 @@ mod harness;
 mod lag;
 mod load;
 mod naive;
+mod permissions;
 mod poison;
 mod raw_record;
 mod rebalances;
 mod rebuilding;
 mod replay;
+mod replicas;
+mod resetting;
 mod sessions;
+mod silence;
 mod stale_consumers;
 mod stops;
 mod tombstones;
+mod topic_identity;
+mod truncation;
 mod who;

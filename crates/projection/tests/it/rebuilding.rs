@@ -290,7 +290,11 @@ async fn a_replaced_table_is_not_dropped_while_a_view_depends_on_it() -> Result<
     let mut conn = setup.session().await?;
     let err = drop_replaced(&mut conn).await.unwrap_err();
     let state = postgres_session::sqlstate(&err);
-    assert_eq!(state, Some(SqlState::DEPENDENT_OBJECTS_STILL_EXIST), "{err}");
+    assert_eq!(
+        state,
+        Some(SqlState::DEPENDENT_OBJECTS_STILL_EXIST),
+        "{err}"
+    );
     assert_eq!(setup.sql.count("select count(*) from shown").await?, 1);
     setup.sql.batch_execute("drop view shown").await?;
     drop_replaced(&mut conn).await?;
