@@ -1,6 +1,7 @@
 //! Librdkafka's rebalance callbacks: they assign partitions from the stored offsets.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -8,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext},
@@ -19,7 +21,9 @@ use rdkafka::{
 use crate::{
     database,
     handle::{MAX_BACKOFF, Shared, backoff},
+    offsets::StoredOffset,
     progress::Activity,
+    topic_log::{LogChange, TopicLog},
 };
 
 /// The timeout of a request for a partition's first and last offset.
@@ -28,6 +32,9 @@ const WATERMARK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Assigns partitions to this consumer.
 pub(crate) struct Assignment {
     shared: Arc<Shared>,
+    log: Mutex<TopicLog>,
+    /// The reason why the stored offsets are not used.
+    change: Mutex<Option<LogChange>>,
     has_failed: AtomicBool,
 }
 
@@ -63,6 +70,11 @@ impl Assignment {
         }
         let context = Self {
             shared: Arc::clone(shared),
+            log: Mutex::new(TopicLog::new(
+                &consumer_config.brokers,
+                &consumer_config.topic,
+            )),
+            change: Mutex::default(),
             has_failed: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<Self> = config.create_with_context(context)?;
@@ -75,6 +87,11 @@ impl Assignment {
         self.has_failed.load(Ordering::Acquire)
     }
 
+    /// Takes the difference between the topic's log and the one that was consumed. Nothing is assigned then.
+    pub(crate) fn take_change(&self) -> Option<LogChange> {
+        self.change.lock().take()
+    }
+
     /// Returns whether a record lies before those that were applied: its topic was recreated.
     pub(crate) fn has_regressed(&self, message: &BorrowedMessage<'_>) -> bool {
         let observations = self.shared.progress.observations();
@@ -82,13 +99,18 @@ impl Assignment {
         position.is_some_and(|at| at.advanced_at.is_some() && message.offset() < at.next)
     }
 
-    /// Loads the next offset of a partition. Retries until it succeeds; returns `None` at a shutdown.
-    fn load_next_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<i64> {
+    /// Loads the stored offset of a partition. Retries until it succeeds; returns `None` at a shutdown, and if the log is
+    /// another one.
+    fn load_offset(&self, consumer: &BaseConsumer<Self>, partition: i32) -> Option<StoredOffset> {
         let shared = &self.shared;
         let mut backoff = backoff();
         while !shared.shutdown.is_cancelled() {
-            match self.try_load_next_offset(consumer, partition) {
-                Ok(next) => return Some(next),
+            match self.try_load_offset(consumer, partition) {
+                Ok((stored, None)) => return Some(stored),
+                Ok((_, Some(change))) => {
+                    *self.change.lock() = Some(change);
+                    return None;
+                }
                 Err(reason) => shared
                     .progress
                     .report_error(format!("failed to load offsets: {reason}")),
@@ -98,27 +120,40 @@ impl Assignment {
         None
     }
 
-    fn try_load_next_offset(
+    fn try_load_offset(
         &self,
         consumer: &BaseConsumer<Self>,
         partition: i32,
-    ) -> Result<i64, String> {
+    ) -> Result<(StoredOffset, Option<LogChange>), String> {
         let Shared {
-            config, progress, ..
+            config,
+            progress,
+            runtime,
+            ..
         } = &*self.shared;
+        let from_kafka = |err: &dyn fmt::Display| {
+            format!("failed to get the offsets of partition {partition} from Kafka: {err}")
+        };
+        let mut log = self.log.lock();
         progress.begin(Activity::RequestingOffsets);
         let (earliest, _) = consumer
             .fetch_watermarks(&config.topic, partition, WATERMARK_TIMEOUT)
-            .map_err(|err| {
-                format!("failed to get the offsets of partition {partition} from Kafka: {err}")
-            })?;
+            .map_err(|err| from_kafka(&err))?;
+        let topic_id = runtime
+            .block_on(log.topic_id())
+            .map_err(|err| from_kafka(&err))?;
         progress.begin(Activity::LoadingOffsets);
         let offsets = self.shared.offsets();
         let loading = database::run(&self.shared, async |conn| {
-            offsets.load_or_create(conn, partition, earliest).await
+            let loading = offsets.load_or_create(conn, partition, earliest, topic_id);
+            loading.await
         });
-        let loaded = self.shared.runtime.block_on(loading);
-        loaded.map_err(|err| err.to_string())
+        let stored = runtime.block_on(loading).map_err(|err| err.to_string())?;
+        progress.begin(Activity::RequestingOffsets);
+        let change = runtime
+            .block_on(log.find_change(partition, stored.log))
+            .map_err(|err| from_kafka(&err))?;
+        Ok((stored, change))
     }
 
     fn assign(
@@ -128,12 +163,12 @@ impl Assignment {
     ) -> Result<(), KafkaError> {
         let mut offsets = Vec::new();
         for partition in numbers(partitions) {
-            let Some(next) = self.load_next_offset(consumer, partition) else {
+            let Some(stored) = self.load_offset(consumer, partition) else {
                 return Ok(());
             };
             let topic = &self.shared.config.topic;
-            partitions.set_partition_offset(topic, partition, Offset::Offset(next))?;
-            offsets.push((partition, next));
+            partitions.set_partition_offset(topic, partition, Offset::Offset(stored.next))?;
+            offsets.push((partition, stored));
         }
         consumer.incremental_assign(partitions)?;
         self.shared.progress.assign(&offsets);

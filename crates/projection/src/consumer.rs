@@ -28,9 +28,9 @@ use crate::{
         ConsumerConfig, ConsumerHandle, ConsumerState, MAX_BACKOFF, MIN_BACKOFF, Shared, backoff,
     },
     progress::{Activity, Progress},
-    rebuild::rebuild_name,
     supervisor,
-    topic_monitor::{Recreated, TopicMonitor},
+    topic_log::RESET_HINT,
+    topic_monitor::TopicMonitor,
 };
 
 /// Maximum records of a batch. A larger batch is faster in a rebuild, and locks the offset's row for
@@ -170,14 +170,14 @@ impl<P: Projection> ConsumerWorker<P> {
                     }
                 }
                 Some(Interruption::OffsetRegressed(offset)) => {
-                    let evidence = format!("a record has the earlier offset {offset}");
-                    return Ok(self.stop_at_recreated_topic(&evidence));
+                    return Ok(self.stop(&format!(
+                        "was recreated: a record has the earlier offset {offset}"
+                    )));
                 }
             }
-            if let Some(Recreated { next, end }) = topic_monitor.take_recreated() {
-                let evidence =
-                    format!("a partition ends at offset {end}, before the next offset {next}");
-                return Ok(self.stop_at_recreated_topic(&evidence));
+            let change = consumer.context().take_change();
+            if let Some(change) = change.or_else(|| topic_monitor.take_change()) {
+                return Ok(self.stop(&change.to_string()));
             }
             if consumer.context().has_failed() {
                 return Err(KafkaError::Rebalance(RDKafkaErrorCode::AssignmentLost));
@@ -196,7 +196,12 @@ impl<P: Projection> ConsumerWorker<P> {
         };
         match code {
             Some(AutoOffsetReset) => {
-                let exit = self.stop_at_recreated_topic("the stored offset is out of range");
+                let exit =
+                    self.stop("was recreated or truncated: the stored offset is out of range");
+                return Ok(Some(exit));
+            }
+            Some(LogTruncation) => {
+                let exit = self.stop("was truncated by an unclean leader election");
                 return Ok(Some(exit));
             }
             // librdkafka recovers from these, and reports each of them in turn.
@@ -217,18 +222,10 @@ impl<P: Projection> ConsumerWorker<P> {
         Ok(None)
     }
 
-    /// Stops: an operator has to decide, because the new topic may hold other records.
-    fn stop_at_recreated_topic(&self, evidence: &str) -> ExitReason {
-        let ConsumerConfig { topic, name, .. } = &self.shared.config;
-        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
-        let (quoted_name, quoted_topic) = (quoted(name), quoted(topic));
-        let quoted_rebuild = quoted(&rebuild_name(name));
-        ExitReason::Stopped(format!(
-            "topic {topic} was recreated: {evidence}. \
-             To apply the topic from its beginning, run \"delete from projection_offsets where \
-             projection in ({quoted_name}, {quoted_rebuild}) and topic = {quoted_topic}\" in this service's database and \
-             restart the service."
-        ))
+    /// Stops: an operator has to decide, because the topic may hold other records.
+    fn stop(&self, what: &str) -> ExitReason {
+        let topic = &self.shared.config.topic;
+        ExitReason::Stopped(format!("topic {topic} {what}. {RESET_HINT}"))
     }
 
     /// Applies a batch, and retries until the database accepts it. Returns `None` at a shutdown.

@@ -64,3 +64,16 @@ async fn wait_for_abandonment(shared: &Shared) {
     shared.shutdown.cancelled().await;
     tokio::time::sleep(ABANDON_AFTER_SHUTDOWN).await;
 }
+
+/// Limits a short statement of another thread than the consumer's.
+pub(crate) async fn limit<T>(
+    statement: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(CONNECT_LIMIT, statement).await {
+        Ok(result) => result,
+        Err(_) => Err(format!(
+            "no response from the database within {} s",
+            CONNECT_LIMIT.as_secs()
+        )),
+    }
+}

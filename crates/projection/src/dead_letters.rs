@@ -81,7 +81,7 @@ impl DeadLetter {
     }
 }
 
-/// Inserts a poison record unchanged. After a replay it may already be there.
+/// Inserts a poison record unchanged, in place of an earlier dead letter with its offset.
 pub(crate) async fn insert(
     conn: &mut AsyncPgConnection,
     offsets: &Offsets<'_>,
@@ -89,20 +89,37 @@ pub(crate) async fn insert(
     poison: &Poison,
 ) -> QueryResult<()> {
     let (names, values): (Vec<&str>, Vec<Option<&[u8]>>) = record.headers().iter().copied().unzip();
+    let content = (
+        dead_letters::key.eq(record.key()),
+        dead_letters::payload.eq(record.payload()),
+        dead_letters::header_names.eq(names),
+        dead_letters::header_values.eq(values),
+        dead_letters::error_class.eq(poison.class),
+        dead_letters::error.eq(&poison.reason),
+    );
+    let origin = (
+        dead_letters::projection,
+        dead_letters::topic,
+        dead_letters::partition,
+        dead_letters::record_offset,
+    );
+    // After `projection reset`, a record of a recreated topic can have the offset of an earlier dead letter.
     diesel::insert_into(dead_letters::table)
         .values((
             dead_letters::projection.eq(offsets.projection),
             dead_letters::topic.eq(offsets.topic),
             dead_letters::partition.eq(record.partition()),
             dead_letters::record_offset.eq(record.offset()),
-            dead_letters::key.eq(record.key()),
-            dead_letters::payload.eq(record.payload()),
-            dead_letters::header_names.eq(names),
-            dead_letters::header_values.eq(values),
-            dead_letters::error_class.eq(poison.class),
-            dead_letters::error.eq(&poison.reason),
+            content.clone(),
         ))
-        .on_conflict_do_nothing()
+        .on_conflict(origin)
+        .do_update()
+        .set((
+            content,
+            dead_letters::dead_lettered_at.eq(diesel::dsl::now),
+            dead_letters::erased_at.eq(None::<DateTime<Utc>>),
+            dead_letters::in_topic.eq(false),
+        ))
         .execute(conn)
         .await?;
     Ok(())

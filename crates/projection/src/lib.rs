@@ -15,25 +15,30 @@ mod options;
 mod poison;
 mod progress;
 mod projection;
+mod projection_command;
 mod rebuild;
 mod record;
 mod redrive;
+mod reset;
 mod schema;
 mod status;
 mod supervisor;
 mod topic;
+mod topic_log;
 mod topic_monitor;
 
 pub use self::{
-    command::{DeadLettersOptions, ProjectionOptions},
+    command::DeadLettersOptions,
     consumer::spawn_consumer,
     handle::{ConsumerConfig, ConsumerHandle, ConsumerState},
     options::{Configurable, ConsumerOptions, TopicOption},
     poison::Poison,
     projection::Projection,
+    projection_command::ProjectionOptions,
     rebuild::{RebuildOptions, RebuildStats, Rebuildable, drop_replaced, rebuild},
     record::Record,
     redrive::{RedriveOutcome, redrive},
+    reset::{ResetMode, ResetPartition, reset},
     status::{PartitionStatus, status},
 };
 

@@ -10,7 +10,10 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use crate::offsets::OffsetRanges;
+use crate::{
+    offsets::{OffsetRanges, StoredOffset},
+    topic_log::{Epoch, LogIdentity},
+};
 
 /// The limit of each activity. All of them usually take milliseconds.
 pub(crate) const ACTIVITY_LIMIT: Duration = Duration::from_secs(10);
@@ -56,6 +59,8 @@ pub(crate) struct Reported {
 pub(crate) struct PartitionProgress {
     /// The offset of the next record.
     pub(crate) next: i64,
+    /// The log that `next` belongs to.
+    pub(crate) log: LogIdentity,
     pub(crate) assigned_at: Instant,
     /// The last time records were applied. Until then librdkafka may still return records that it fetched
     /// during an earlier assignment.
@@ -73,9 +78,10 @@ pub(crate) struct Pending {
 }
 
 impl PartitionProgress {
-    pub(crate) fn new(next: i64, now: Instant) -> Self {
+    pub(crate) fn new(stored: StoredOffset, now: Instant) -> Self {
         Self {
-            next,
+            next: stored.next,
+            log: stored.log,
             assigned_at: now,
             advanced_at: None,
             confirmed_at: None,
@@ -202,11 +208,11 @@ impl Progress {
     }
 
     /// Adds partitions at their next offsets.
-    pub(crate) fn assign(&self, offsets: &[(i32, i64)]) {
+    pub(crate) fn assign(&self, offsets: &[(i32, StoredOffset)]) {
         let at = Instant::now();
         self.update(|now| {
-            for (partition, next) in offsets {
-                let progress = PartitionProgress::new(*next, at);
+            for (partition, stored) in offsets {
+                let progress = PartitionProgress::new(*stored, at);
                 now.partitions.insert(*partition, progress);
             }
             now.joined_at = Some(at);
@@ -260,6 +266,26 @@ impl Progress {
                 }
             }
         });
+    }
+
+    /// Returns the next offset of each assigned partition, and its log.
+    pub(crate) fn stored_offsets(&self) -> BTreeMap<i32, StoredOffset> {
+        let now = self.observations.lock();
+        let stored = now.partitions.iter().map(|(partition, at)| {
+            let (next, log) = (at.next, at.log);
+            (*partition, StoredOffset { next, log })
+        });
+        stored.collect()
+    }
+
+    /// Stores epochs that the database has committed.
+    pub(crate) fn set_epochs(&self, epochs: &BTreeMap<i32, Epoch>) {
+        let mut now = self.observations.lock();
+        for (partition, epoch) in epochs {
+            if let Some(progress) = now.partitions.get_mut(partition) {
+                progress.log.epoch = Some(*epoch);
+            }
+        }
     }
 
     /// Stores that Kafka returned the end of a partition while none was assigned.

@@ -10,11 +10,11 @@ mod batch;
 mod tables;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use cli::print_error;
 use diesel::{
     QueryableByName,
@@ -24,6 +24,7 @@ use diesel_async::{
     AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
 };
 
+pub(crate) use self::tables::LOCK_KEY;
 pub use self::tables::drop_replaced;
 use self::{
     batch::{Batch, read_batch},
@@ -32,8 +33,9 @@ use self::{
 use crate::{
     Projection,
     apply::{self, Outcome},
-    offsets::{OffsetRanges, Offsets, ensure_projection_exists},
+    offsets::{OffsetRanges, Offsets, StoredOffset, ensure_projection_exists},
     topic::{Topic, TopicConsumer},
+    topic_log::{RESET_HINT, TopicLog},
 };
 
 /// A projection whose tables can be rebuilt.
@@ -75,6 +77,12 @@ const MAX_REMAINING_RECORDS: i64 = 1_000;
 const SWAP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Readers of the tables queue behind the swap while it waits for its locks.
 const SET_LOCK_TIMEOUT: &str = "set local lock_timeout = '1s'";
+/// The new tables contain at least the records that the live ones contain, so the epochs hold for them too.
+const COPY_EPOCHS: &str = "update projection_offsets as new
+     set leader_epoch = live.leader_epoch, epoch_offset = live.epoch_offset
+     from projection_offsets as live
+     where live.projection = $1 and new.projection = $2 and live.topic = $3 and new.topic = $3
+       and live.partition = new.partition";
 const MAX_SWAPS: u32 = 5;
 
 /// The statistics of a rebuild.
@@ -111,6 +119,9 @@ pub async fn rebuild<P: Rebuildable>(
     );
     let topic = Topic::new(&options.brokers, &options.topic)?;
     topic.ensure_complete().await?;
+    let mut log = TopicLog::new(&options.brokers, &options.topic);
+    ensure_same_log(&mut log, &live.load_all(conn).await?, &options.topic).await?;
+    let topic_id = log.topic_id().await?;
     let name = rebuild_name(&options.name);
     let offsets = Offsets {
         projection: &name,
@@ -120,15 +131,18 @@ pub async fn rebuild<P: Rebuildable>(
     let mut positions = OffsetRanges::new();
     for partition in topic.partitions()? {
         let (earliest, _) = topic.watermarks(partition)?;
-        let next = offsets.load_or_create(conn, partition, earliest).await?;
+        let loading = offsets.load_or_create(conn, partition, earliest, topic_id);
+        let next = loading.await?.next;
         positions.insert(partition, (next, next));
     }
+    ensure_same_log(&mut log, &offsets.load_all(conn).await?, &options.topic).await?;
     // Created before the run, because it must outlive the messages that the run has read ahead: dropping a
     // consumer waits for these without a limit.
     let consumer = topic.consumer_from(&positions)?;
     let mut run = RebuildRun {
         projection,
         offsets,
+        log,
         ahead: None,
         positions,
         at_end: BTreeSet::new(),
@@ -158,6 +172,20 @@ pub async fn rebuild<P: Rebuildable>(
     })
 }
 
+/// Checks that the topic's log is the one that these offsets belong to.
+async fn ensure_same_log(
+    log: &mut TopicLog,
+    stored: &BTreeMap<i32, StoredOffset>,
+    topic: &str,
+) -> Result<()> {
+    for (partition, stored) in stored {
+        if let Some(change) = log.find_change(*partition, stored.log).await? {
+            bail!("topic {topic} {change}. {RESET_HINT}");
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn rebuild_name(name: &str) -> String {
     format!("{name} rebuild")
 }
@@ -166,6 +194,7 @@ pub(crate) fn rebuild_name(name: &str) -> String {
 struct RebuildRun<'a, P: Projection> {
     projection: &'a P,
     offsets: Offsets<'a>,
+    log: TopicLog,
     /// The batch that was read ahead.
     ahead: Option<Batch<'a, P::Change>>,
     /// An empty range at the next offset of each partition.
@@ -316,6 +345,12 @@ impl<'a, P: Rebuildable> RebuildRun<'a, P> {
             // Waits for all open transactions that have read the old tables.
             swap_conn.batch_execute(&sql).await?;
             self.projection.after_swap(swap_conn).await?;
+            diesel::sql_query(COPY_EPOCHS)
+                .bind::<Text, _>(name)
+                .bind::<Text, _>(self.offsets.projection)
+                .bind::<Text, _>(topic)
+                .execute(swap_conn)
+                .await?;
             for statement in [
                 "delete from projection_offsets where projection = $1 and topic = $2",
                 "delete from dead_letters where projection = $1 and topic = $2",
@@ -336,7 +371,13 @@ impl<'a, P: Rebuildable> RebuildRun<'a, P> {
                 .execute(swap_conn)
                 .await?;
             }
-            Ok(())
+            // The topic may have been recreated during the rebuild.
+            let live = Offsets {
+                projection: name,
+                topic,
+            };
+            let stored = live.load_all(swap_conn).await?;
+            ensure_same_log(&mut self.log, &stored, topic).await
         });
         swap.await
     }

@@ -37,11 +37,16 @@ pub(crate) struct Topic {
 
 impl Topic {
     pub(crate) fn new(brokers: &str, name: &str) -> Result<Self> {
+        Self::for_group(brokers, name, "projection rebuild")
+    }
+
+    /// Creates a client that uses the permissions of a group, which it does not join.
+    pub(crate) fn for_group(brokers: &str, name: &str, group: &str) -> Result<Self> {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", brokers)
             // librdkafka requires a group; nothing is committed to it.
-            .set("group.id", "projection rebuild")
+            .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
             .set("queued.max.messages.kbytes", "32768");
@@ -97,6 +102,17 @@ impl Topic {
             self.name
         );
         Ok(topic.partitions().iter().map(|p| p.id()).collect())
+    }
+
+    pub(crate) fn count_group_members(&self, group: &str) -> Result<usize> {
+        let groups = self.client.fetch_group_list(Some(group), TIMEOUT);
+        let groups =
+            groups.with_context(|| format!("failed to describe consumer group {group}"))?;
+        Ok(groups
+            .groups()
+            .iter()
+            .map(|group| group.members().len())
+            .sum())
     }
 
     /// Returns the first offset of a partition, and the one after its last.

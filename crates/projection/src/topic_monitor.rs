@@ -20,9 +20,12 @@ use rdkafka::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
+    database,
     handle::Shared,
+    offsets::StoredOffset,
     progress::{Found, Progress},
     topic::{QuietContext, TopicConsumer},
+    topic_log::{LogChange, TopicLog},
 };
 
 /// The pause between two checks. Shorter until Kafka has confirmed every partition.
@@ -31,16 +34,9 @@ const UNSETTLED_INTERVAL: Duration = Duration::from_millis(100);
 /// The timeout of each request.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A partition that ends before its next offset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Recreated {
-    pub(crate) next: i64,
-    pub(crate) end: i64,
-}
-
 /// A handle to the monitor's thread, which ends when this is dropped.
 pub(crate) struct TopicMonitor {
-    recreated: Arc<Mutex<Option<Recreated>>>,
+    change: Arc<Mutex<Option<LogChange>>>,
     _stop_on_drop: DropGuard,
 }
 
@@ -62,25 +58,26 @@ impl TopicMonitor {
             .set("fetch.message.max.bytes", "1024")
             .set("queued.min.messages", "1")
             .create_with_context(QuietContext)?;
-        let recreated = Arc::default();
+        let change = Arc::default();
         let stop = shared.shutdown.child_token();
         let mut check = TopicCheck {
             client,
             shared: Arc::clone(shared),
-            recreated: Arc::clone(&recreated),
+            change: Arc::clone(&change),
+            log: TopicLog::new(&config.brokers, &config.topic),
             last_positions: BTreeMap::new(),
         };
         let stopped = stop.clone();
         thread::spawn(move || check.repeat_until(&stopped));
         Ok(Self {
-            recreated,
+            change,
             _stop_on_drop: stop.drop_guard(),
         })
     }
 
-    /// Takes the partition that shows that the topic was recreated.
-    pub(crate) fn take_recreated(&self) -> Option<Recreated> {
-        self.recreated.lock().take()
+    /// Takes the difference between the topic's log and the one that was consumed.
+    pub(crate) fn take_change(&self) -> Option<LogChange> {
+        self.change.lock().take()
     }
 }
 
@@ -88,7 +85,8 @@ impl TopicMonitor {
 struct TopicCheck {
     client: TopicConsumer,
     shared: Arc<Shared>,
-    recreated: Arc<Mutex<Option<Recreated>>>,
+    change: Arc<Mutex<Option<LogChange>>>,
+    log: TopicLog,
     /// The next offset of each partition at the last check.
     last_positions: BTreeMap<i32, i64>,
 }
@@ -135,21 +133,17 @@ impl TopicCheck {
         if found.is_none_or(|found| found.partitions().is_empty()) {
             return Err(CheckError::Missing(topic.clone()));
         }
-        let positions = self.shared.progress.positions();
-        let positions: BTreeMap<i32, i64> = positions
-            .into_iter()
-            .map(|(p, (next, _))| (p, next))
-            .collect();
-        if positions.is_empty() {
+        let stored = self.shared.progress.stored_offsets();
+        if stored.is_empty() {
             return self.confirm_idle();
         }
-        for (partition, next) in &positions {
-            let (_, end) = self.client.fetch_watermarks(topic, *partition, TIMEOUT)?;
-            if end < *next {
-                *self.recreated.lock() = Some(Recreated { next: *next, end });
-                return Ok(());
-            }
+        if let Some(change) = self.find_change(&stored)? {
+            *self.change.lock() = Some(change);
+            return Ok(());
         }
+        self.update_epochs(&stored)?;
+        let positions: BTreeMap<i32, i64> =
+            stored.iter().map(|(p, stored)| (*p, stored.next)).collect();
         let mut unchanged = positions.clone();
         unchanged.retain(|partition, next| {
             let last = self.last_positions.get(partition);
@@ -157,6 +151,71 @@ impl TopicCheck {
         });
         self.last_positions = positions;
         self.confirm(&unchanged)
+    }
+
+    /// Compares the topic's log with the one that was consumed.
+    fn find_change(
+        &mut self,
+        stored: &BTreeMap<i32, StoredOffset>,
+    ) -> Result<Option<LogChange>, CheckError> {
+        let Shared {
+            config, runtime, ..
+        } = &*self.shared;
+        for (partition, StoredOffset { next, log }) in stored {
+            let change = runtime.block_on(self.log.find_change(*partition, *log))?;
+            if change.is_some() {
+                return Ok(change);
+            }
+            let watermarks = self
+                .client
+                .fetch_watermarks(&config.topic, *partition, TIMEOUT);
+            let (_, end) = watermarks?;
+            if end < *next {
+                return Ok(Some(LogChange::Shorter {
+                    partition: *partition,
+                    next: *next,
+                    end,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Stores the epochs of the records before these offsets, for the next check and for the next start.
+    fn update_epochs(&mut self, stored: &BTreeMap<i32, StoredOffset>) -> Result<(), CheckError> {
+        let Shared {
+            runtime, progress, ..
+        } = &*self.shared;
+        let mut epochs = BTreeMap::new();
+        for (partition, StoredOffset { next, log }) in stored {
+            if log.epoch.is_none_or(|epoch| epoch.offset < *next)
+                && let Some(epoch) = runtime.block_on(self.log.find_epoch(*partition, *next))?
+            {
+                epochs.insert(*partition, epoch);
+            }
+        }
+        let topic_id = stored.values().find_map(|stored| stored.log.topic_id);
+        if epochs.is_empty() {
+            return Ok(());
+        }
+        let offsets = self.shared.offsets();
+        let storing = async {
+            let mut conn = self
+                .shared
+                .pool
+                .get()
+                .await
+                .map_err(|err| err.to_string())?;
+            let storing = offsets.store_epochs(&mut conn, topic_id, &epochs);
+            storing.await.map_err(|err| err.to_string())
+        };
+        let stored = runtime.block_on(database::limit(storing));
+        match stored {
+            Ok(()) => progress.set_epochs(&epochs),
+            // The consumer reports that its database fails. The next check tries again.
+            Err(error) => tracing::debug!(%error, "failed to store leader epochs"),
+        }
+        Ok(())
     }
 
     /// Reads at these offsets and stores the results.
@@ -239,6 +298,8 @@ enum CheckError {
     NoResponse { partition: i32 },
     #[error("{}", describe(.0))]
     Kafka(#[from] KafkaError),
+    #[error("failed to describe the topic: {0}")]
+    Log(#[from] kafka_client::Error),
 }
 
 impl CheckError {
@@ -247,6 +308,7 @@ impl CheckError {
         match self {
             Self::Missing(_) => true,
             Self::NoResponse { .. } => false,
+            Self::Log(err) => !matches!(err, kafka_client::Error::Unavailable(_)),
             Self::Kafka(err) => err.rdkafka_error_code().is_some_and(|code| {
                 use RDKafkaErrorCode::*;
                 matches!(

@@ -1,9 +1,9 @@
-//! `projection rebuild` in a process that is killed.
+//! The commands `projection rebuild`, in a process that is killed, and `projection reset`.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use devstack::{Addresses, NewRecord};
+use devstack::{Addresses, NewRecord, eventually};
 use proto::events::{USER_CREATED, User, header};
 use uuid::Uuid;
 
@@ -18,7 +18,7 @@ const ROWS_BEFORE_HOLD: i64 = 25_000;
 const REBUILT: &str = "select sum(next_offset) from projection_offsets
                        where projection like '% rebuild'";
 
-fn rebuild(service: &TestService) -> Command {
+fn projection(service: &TestService, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
     let variables = [
         ("DATABASE_URL", service.database_url()),
@@ -27,7 +27,7 @@ fn rebuild(service: &TestService) -> Command {
         ("ORDERS_TOPIC", ORDERS_TOPIC),
         ("CONSUMER_GROUP", service.topic()),
     ];
-    command.args(["projection", "rebuild"]);
+    command.arg("projection").args(arguments);
     command.env_clear().envs(variables);
     command
 }
@@ -88,7 +88,9 @@ async fn a_killed_rebuild_resumes_where_it_stopped() -> Result<()> {
     let gate = service.session().await?;
     gate.batch_execute("select pg_advisory_lock(1)").await?;
 
-    let mut killed = rebuild(&service).stderr(Stdio::null()).spawn()?;
+    let mut killed = projection(&service, &["rebuild"])
+        .stderr(Stdio::null())
+        .spawn()?;
     let of_here = "locktype = 'advisory'
                    and database = (select oid from pg_database where datname = current_database())";
     let held = format!("select count(*) from pg_locks where not granted and {of_here}");
@@ -102,7 +104,7 @@ async fn a_killed_rebuild_resumes_where_it_stopped() -> Result<()> {
     let committed = service.sql.count(REBUILT).await?;
     ensure!((1..USERS).contains(&committed), "{committed} of {USERS}");
 
-    let again = rebuild(&service).output()?;
+    let again = projection(&service, &["rebuild"]).output()?;
     let output = String::from_utf8(again.stdout)?;
     ensure!(again.status.success(), "{output}");
     println!("killed after {committed} records; resumed: {output}");
@@ -120,5 +122,27 @@ async fn a_killed_rebuild_resumes_where_it_stopped() -> Result<()> {
         let found: (&str, &str, i64, bool) = (row.get(1), row.get(2), row.get(3), row.get(4));
         assert_eq!(found, (&*user.email, &*user.name, 1, false));
     }
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_prints_the_offsets_and_is_refused_while_the_service_runs() -> Result<()> {
+    let service = TestService::start("reset").await?;
+    let stored = "select count(*) from projection_offsets";
+    let partitions = eventually("assigned partitions", async || {
+        Ok(Some(service.sql.count(stored).await?).filter(|count| *count > 0))
+    })
+    .await?;
+    let shown = projection(&service, &["reset", "--dry-run"]).output()?;
+    let output = String::from_utf8(shown.stdout)?;
+    ensure!(
+        shown.status.success() && output.contains("nothing was changed"),
+        "{output}"
+    );
+    let refused = projection(&service, &["reset"]).output()?;
+    let errors = String::from_utf8(refused.stderr)?;
+    assert_eq!(refused.status.code(), Some(70), "{errors}");
+    ensure!(errors.contains("Stop the service"), "{errors}");
+    service.sql.wait_for(stored, partitions).await?;
     service.stop().await
 }

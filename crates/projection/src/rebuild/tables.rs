@@ -16,6 +16,9 @@ pub(super) const NEW: &str = "projection_rebuild";
 /// The schema of the replaced tables.
 pub(super) const OLD: &str = "projection_replaced";
 
+/// The key of the advisory lock that a rebuild holds.
+pub(crate) const LOCK_KEY: &str = "hashtextextended('projection rebuild', 0)";
+
 /// Drops the tables that a rebuild has replaced.
 ///
 /// # Errors
@@ -68,9 +71,9 @@ pub(super) async fn prepare_tables(
     tables: &[&str],
     offsets: &Offsets<'_>,
 ) -> Result<()> {
-    let try_lock = "pg_try_advisory_lock(hashtextextended('projection rebuild', 0))";
+    let try_lock = format!("pg_try_advisory_lock({LOCK_KEY})");
     ensure!(
-        query_bool(conn, try_lock).await?,
+        query_bool(conn, &try_lock).await?,
         "another rebuild is running in this database"
     );
     ensure!(

@@ -1,7 +1,11 @@
 use ConsumerState::{Running, Starting};
 
 use super::*;
-use crate::progress::{Activity, Pending, Reported};
+use crate::{
+    offsets::StoredOffset,
+    progress::{Activity, Pending, Reported},
+    topic_log::LogIdentity,
+};
 
 const SHORT: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(30);
@@ -28,7 +32,11 @@ impl Case {
     }
 
     fn partition(mut self, number: i32, change: impl Fn(&mut PartitionProgress, Instant)) -> Self {
-        let mut partition = PartitionProgress::new(7, self.now - LONG);
+        let stored = StoredOffset {
+            next: 7,
+            log: LogIdentity::default(),
+        };
+        let mut partition = PartitionProgress::new(stored, self.now - LONG);
         change(&mut partition, self.now);
         self.progress.partitions.insert(number, partition);
         self

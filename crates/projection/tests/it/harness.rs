@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use devstack::{Addresses, Sql, WAIT_TIMEOUT};
+use devstack::{Addresses, Sql, WAIT_TIMEOUT, eventually};
 use diesel::{QueryResult, sql_types::*};
 use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _,
@@ -14,7 +14,8 @@ use diesel_async::{
 };
 use diesel_migrations::MigrationHarness as _;
 use projection::{
-    ConsumerConfig, ConsumerHandle, ConsumerState, Poison, Projection, Record, spawn_consumer,
+    ConsumerConfig, ConsumerHandle, ConsumerState, Poison, Projection, RebuildOptions, Record,
+    ResetMode, spawn_consumer,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -75,8 +76,14 @@ impl Setup {
 
     /// Creates a setup on these servers.
     pub(crate) async fn on(servers: &Addresses, test: &str, partitions: i32) -> Result<Self> {
+        let setup = Self::without_topic(servers, test).await?;
+        servers.create_topic(&setup.name, partitions).await?;
+        Ok(setup)
+    }
+
+    /// Creates a setup whose topic does not exist.
+    pub(crate) async fn without_topic(servers: &Addresses, test: &str) -> Result<Self> {
         let name = Addresses::unique_name(test);
-        servers.create_topic(&name, partitions).await?;
         let url = servers.create_database(&name).await?;
         let mut harness = AsyncMigrationHarness::new(AsyncPgConnection::establish(&url).await?);
         harness
@@ -171,6 +178,38 @@ impl Setup {
             shutdown.clone(),
         );
         Running { consumer, shutdown }
+    }
+
+    /// Deletes the topic and creates it again.
+    pub(crate) async fn recreate_topic(&self) -> Result<()> {
+        self.servers.delete_topic(&self.name).await?;
+        // Kafka completes the deletion some time after its response.
+        eventually("a new topic", async || {
+            Ok(self.servers.create_topic(&self.name, 3).await.ok())
+        })
+        .await
+    }
+
+    /// The projection and its topic, for commands.
+    pub(crate) fn options(&self) -> RebuildOptions {
+        RebuildOptions {
+            brokers: self.servers.brokers().to_owned(),
+            name: self.name.clone(),
+            topic: self.name.clone(),
+        }
+    }
+
+    /// Deletes the stored offsets, once the sessions of static members have timed out.
+    pub(crate) async fn reset(&self) -> Result<()> {
+        let mut conn = self.session().await?;
+        let options = self.options();
+        eventually("the offsets are deleted", async || {
+            Ok(projection::reset(&mut conn, &options, ResetMode::Delete)
+                .await
+                .ok())
+        })
+        .await
+        .map(drop)
     }
 
     /// Opens another session for queries.

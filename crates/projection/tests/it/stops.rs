@@ -1,27 +1,19 @@
 //! Conditions that stop a consumer permanently, and its shutdown.
 
 use anyhow::{Context as _, Result, ensure};
-use devstack::{Addresses, WAIT_TIMEOUT, eventually};
+use devstack::{Addresses, WAIT_TIMEOUT};
 use projection::ConsumerState;
 
 use crate::harness::{Setup, TOTAL};
 
-/// Deletes a topic and creates it again.
-async fn recreate(topic: &str) -> Result<()> {
-    let servers = Addresses::shared();
-    servers.delete_topic(topic).await?;
-    // Kafka completes the deletion some time after its response.
-    eventually("a new topic", async || {
-        Ok(servers.create_topic(topic, 3).await.ok())
-    })
-    .await
-}
-
-/// Returns the recovery command of a reason.
-fn recovery_command(reason: &str) -> Result<&str> {
-    ensure!(reason.contains("was recreated"), "{reason}");
-    let statement = reason.split('"').nth(1);
-    statement.with_context(|| format!("no recovery command in: {reason}"))
+/// Checks that a reason names the recovery command.
+fn ensure_recreated(reason: &str) -> Result<()> {
+    let names_command = reason.contains("`projection reset`");
+    ensure!(
+        reason.contains("was recreated") && names_command,
+        "{reason}"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,13 +45,14 @@ async fn a_recreated_topic_stops_the_consumer_with_a_recovery_command() -> Resul
         setup.count("a").await?;
     }
     setup.sql.wait_for(TOTAL, 3).await?;
-    recreate(&setup.name).await?;
+    setup.recreate_topic().await?;
     // Before the next offset, where it would never be consumed.
     setup.count("a").await?;
     let reason = running.wait_for_stop().await?;
     running.stop().await;
     setup.sql.wait_for(TOTAL, 3).await?;
-    setup.sql.batch_execute(recovery_command(&reason)?).await?;
+    ensure_recreated(&reason)?;
+    setup.reset().await?;
     let running = setup.start();
     setup.sql.wait_for(TOTAL, 4).await?;
     running.stop().await;
@@ -90,7 +83,7 @@ async fn a_recreated_topic_is_detected_while_other_partitions_have_records() -> 
         }
     }
     ensure!(!others.is_empty(), "all keys are in one partition");
-    recreate(&setup.name).await?;
+    setup.recreate_topic().await?;
     let writing = async {
         loop {
             for key in &others {
@@ -99,7 +92,7 @@ async fn a_recreated_topic_is_detected_while_other_partitions_have_records() -> 
         }
     };
     tokio::select! {
-        reason = running.wait_for_stop() => recovery_command(&reason?).map(drop)?,
+        reason = running.wait_for_stop() => ensure_recreated(&reason?)?,
         result = writing => { let never: Result<()> = result; never? },
     }
     running.stop().await;
