@@ -256,7 +256,7 @@ impl<P: Projection> ConsumerWorker<P> {
                     if matches!(err, database::Error::Stalled) {
                         part_len = part.len().div_ceil(2);
                     }
-                    let reason = format!("failed to apply records: {err}");
+                    let reason = format!("failed to apply records to the database: {err}");
                     shared.progress.report_error(reason);
                     shared.pause(backoff.next().unwrap_or(MAX_BACKOFF));
                 }

@@ -182,28 +182,31 @@ impl Offsets<'_> {
     }
 
     /// Stores epochs of partitions of the topic with this id, unless they are older than the stored ones.
+    ///
+    /// One statement for each row: a statement that locks several rows could deadlock with
+    /// [`compare_and_set`](Self::compare_and_set).
     pub(crate) async fn store_epochs(
         &self,
         conn: &mut AsyncPgConnection,
         topic_id: Option<Uuid>,
         epochs: &BTreeMap<i32, Epoch>,
     ) -> QueryResult<()> {
-        diesel::sql_query(
-            "update projection_offsets as o set leader_epoch = m.leader_epoch, epoch_offset = m.epoch_offset
-             from unnest($4::integer[], $5::integer[], $6::bigint[])
-                 as m (partition, leader_epoch, epoch_offset)
-             where o.projection = $1 and o.topic = $2 and o.partition = m.partition
-               and o.topic_id is not distinct from $3 and o.next_offset >= m.epoch_offset
-               and (o.epoch_offset is null or o.epoch_offset <= m.epoch_offset)",
-        )
-        .bind::<Text, _>(self.projection)
-        .bind::<Text, _>(self.topic)
-        .bind::<Nullable<diesel::sql_types::Uuid>, _>(topic_id)
-        .bind::<Array<Integer>, _>(epochs.keys().copied().collect::<Vec<_>>())
-        .bind::<Array<Integer>, _>(epochs.values().map(|e| e.leader_epoch).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(epochs.values().map(|e| e.offset).collect::<Vec<_>>())
-        .execute(conn)
-        .await?;
+        for (partition, epoch) in epochs {
+            diesel::sql_query(
+                "update projection_offsets set leader_epoch = $5, epoch_offset = $6
+                 where projection = $1 and topic = $2 and topic_id is not distinct from $3
+                   and partition = $4 and next_offset >= $6
+                   and (epoch_offset is null or epoch_offset <= $6)",
+            )
+            .bind::<Text, _>(self.projection)
+            .bind::<Text, _>(self.topic)
+            .bind::<Nullable<diesel::sql_types::Uuid>, _>(topic_id)
+            .bind::<Integer, _>(*partition)
+            .bind::<Integer, _>(epoch.leader_epoch)
+            .bind::<BigInt, _>(epoch.offset)
+            .execute(conn)
+            .await?;
+        }
         Ok(())
     }
 

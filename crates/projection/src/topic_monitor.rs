@@ -57,6 +57,8 @@ impl TopicMonitor {
             .set("fetch.wait.max.ms", "10")
             .set("fetch.message.max.bytes", "1024")
             .set("queued.min.messages", "1")
+            // The next read does not wait because the previous one has filled the queue.
+            .set("fetch.queue.backoff.ms", "10")
             .create_with_context(QuietContext)?;
         let change = Arc::default();
         let stop = shared.shutdown.child_token();
