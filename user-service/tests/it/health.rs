@@ -9,7 +9,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
 };
 
-use devstack::{Addresses, Sql, WAIT_TIMEOUT, eventually};
+use devstack::{WAIT_TIMEOUT, eventually};
 
 use crate::harness::TestService;
 
@@ -97,23 +97,6 @@ async fn calls_are_served_while_the_topic_is_missing() -> Result<()> {
     let service = TestService::start_with("nowhere", &nowhere).await?;
     wait_for(&service, [NotServing, Serving, NotServing]).await?;
     service.user("ada").await?;
-    service.stop().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn calls_are_served_while_the_projection_hangs() -> Result<()> {
-    let service = TestService::start("hanging").await?;
-    wait_for(&service, [Serving; 3]).await?;
-    let other = Sql::connect(&service.database_url).await?;
-    let lock = "begin; select from projection_offsets for update";
-    other.batch_execute(lock).await?;
-    let skipped = [("ce_specversion", "1.0"), ("ce_type", "unknown")];
-    Addresses::shared()
-        .write_record(&service.name, Some(b"key"), Some(b"{}"), &skipped)
-        .await?;
-    wait_for(&service, [NotServing, Serving, NotServing]).await?;
-    other.batch_execute("commit").await?;
-    wait_for(&service, [Serving; 3]).await?;
     service.stop().await
 }
 
