@@ -311,7 +311,7 @@ async fn an_order_placed_before_the_swap_of_a_rebuild_is_cancelled_if_its_user_i
          end $$;
          create constraint trigger place after update on projection_offsets
              deferrable initially deferred for each row
-             when (new.projection like '% rebuild' and old.projection = new.projection)
+             when (new.projection like '% rebuild' and old.next_offset <> new.next_offset)
              execute function place()",
         ada.user_id
     );
