@@ -1,5 +1,8 @@
 use std::{
-    sync::{Arc, atomic::AtomicI32},
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
     time::Duration,
 };
 
@@ -178,7 +181,6 @@ pub(crate) async fn prepare(
     let mut opened = open(url, options).await?;
     let process_id = opened.query_i32(&settings(options)).await?;
     opened
-        .server
         .reject_transaction_pooler(url, options, process_id)
         .await?;
     Ok(opened)
@@ -228,6 +230,25 @@ impl Opened {
             _ => None,
         }))
     }
+
+    /// Rejects a pooler in transaction mode. `process_id` is that of the server process.
+    async fn reject_transaction_pooler(
+        &mut self,
+        url: &DatabaseUrl,
+        options: &SessionOptions,
+        process_id: Option<i32>,
+    ) -> Result<(), ConnectError> {
+        let sent = self.server.process_id.load(Ordering::Acquire);
+        if sent == 0 || process_id == Some(sent) || url.has_verified_pooler() {
+            return Ok(());
+        }
+        if pooler::shares_processes(self, url, options).await? {
+            let address = self.server.address.clone();
+            return Err(ConnectError::TransactionPooler { address });
+        }
+        url.set_verified_pooler();
+        Ok(())
+    }
 }
 
 /// The other end of a connection.
@@ -239,55 +260,88 @@ pub(crate) struct Server {
     process_id: Arc<AtomicI32>,
 }
 
+/// Opens a connection. As in libpq, `sslmode=prefer` falls back to plaintext if TLS or `pg_hba.conf` does not permit TLS.
 pub(crate) async fn open(
     url: &DatabaseUrl,
     options: &SessionOptions,
 ) -> Result<Opened, ConnectError> {
-    let Target {
-        mut config,
-        encryption,
-        files,
-        verification,
-    } = url.read().map_err(ConnectError::Url)?;
-    let tls = files
-        .load(verification)
-        .map_err(|err| ConnectError::Url(err.to_string()))?;
-    let server = Server {
-        address: address_of(&config),
-        encryption,
-        has_identity: files.identity.is_some(),
-        process_id: Arc::default(),
+    let target = url.read().map_err(ConnectError::Url)?;
+    let mut attempt = Attempt::new(&target, options)?;
+    let err = match attempt.open().await {
+        Ok(opened) => return Ok(opened),
+        Err(err) => err,
     };
-    config
-        .application_name(options.application_name)
-        .connect_timeout(options.connect_timeout)
-        .tcp_user_timeout(TCP_USER_TIMEOUT)
-        .keepalives_idle(KEEPALIVE_IDLE)
-        .keepalives_interval(KEEPALIVE_INTERVAL)
-        .keepalives_retries(KEEPALIVE_RETRIES);
-    if has_unix_socket(&config) {
-        config.ssl_mode(SslMode::Disable);
-    } else {
-        // The transport negotiates.
-        config
-            .ssl_mode(SslMode::Require)
-            .ssl_negotiation(SslNegotiation::Direct);
+    let is_about_tls = attempt.connector.has_tls_failed()
+        || err.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    if target.encryption != Encryption::Prefer || !is_about_tls {
+        return Err(err);
     }
-    let connector = Connector {
-        tls: MakeRustlsConnect::new(tls),
-        encryption,
-        response_timeout: options.response_timeout,
-        process_id: Arc::clone(&server.process_id),
-    };
-    let (client, connection) = config
-        .connect(connector)
-        .await
-        .map_err(|err| server.error(err))?;
-    Ok(Opened {
-        client,
-        connection,
-        server,
-    })
+    attempt.connector.encryption = Encryption::Disable;
+    attempt.open().await.map_err(|_| err)
+}
+
+/// A connection that is opened.
+struct Attempt {
+    config: Config,
+    connector: Connector,
+    address: String,
+    has_identity: bool,
+}
+
+impl Attempt {
+    fn new(target: &Target, options: &SessionOptions) -> Result<Self, ConnectError> {
+        let tls = target.files.load(target.verification);
+        let tls = tls.map_err(|err| ConnectError::Url(err.to_string()))?;
+        let mut config = target.config.clone();
+        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
+        // Each of several hosts gets its share, so that a silent one does not use up the limit.
+        let timeout = options.connect_timeout / hosts.max(1);
+        config
+            .application_name(options.application_name)
+            .connect_timeout(timeout)
+            .tcp_user_timeout(TCP_USER_TIMEOUT)
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_RETRIES);
+        if has_unix_socket(&config) {
+            config.ssl_mode(SslMode::Disable);
+        } else {
+            // The transport negotiates.
+            config
+                .ssl_mode(SslMode::Require)
+                .ssl_negotiation(SslNegotiation::Direct);
+        }
+        let connector = Connector {
+            tls: MakeRustlsConnect::new(tls),
+            encryption: target.encryption,
+            startup_timeout: timeout,
+            response_timeout: options.response_timeout,
+            process_id: Arc::default(),
+            tls_failed: Arc::default(),
+        };
+        Ok(Self {
+            address: address_of(&config),
+            config,
+            connector,
+            has_identity: target.files.identity.is_some(),
+        })
+    }
+
+    async fn open(&self) -> Result<Opened, ConnectError> {
+        let server = Server {
+            address: self.address.clone(),
+            encryption: self.connector.encryption,
+            has_identity: self.has_identity,
+            process_id: Arc::clone(&self.connector.process_id),
+        };
+        let connecting = self.config.connect(self.connector.clone());
+        let (client, connection) = connecting.await.map_err(|err| server.error(err))?;
+        Ok(Opened {
+            client,
+            connection,
+            server,
+        })
+    }
 }
 
 /// Returns the statements that prepare a session. The last one returns the process id of the server.
@@ -348,26 +402,6 @@ impl Server {
         }
         None
     }
-
-    /// Rejects a pooler in transaction mode. `process_id` is that of the server process.
-    pub(crate) async fn reject_transaction_pooler(
-        &self,
-        url: &DatabaseUrl,
-        options: &SessionOptions,
-        process_id: Option<i32>,
-    ) -> Result<(), ConnectError> {
-        let sent = self.process_id.load(std::sync::atomic::Ordering::Acquire);
-        if sent == 0 || process_id == Some(sent) || url.has_verified_pooler() {
-            return Ok(());
-        }
-        if pooler::shares_processes(url, options).await? {
-            return Err(ConnectError::TransactionPooler {
-                address: self.address.clone(),
-            });
-        }
-        url.set_verified_pooler();
-        Ok(())
-    }
 }
 
 fn has_unix_socket(config: &Config) -> bool {
@@ -377,8 +411,12 @@ fn has_unix_socket(config: &Config) -> bool {
         .any(|host| !matches!(host, Host::Tcp(_)))
 }
 
-/// Returns `host:port` of each server.
+/// Returns `host:port` of each server. Hides both if the URL has no user: they may be the start of a truncated URL, a user and
+/// a password.
 fn address_of(config: &Config) -> String {
+    if config.get_user().is_none() {
+        return "the database".into();
+    }
     let ports = config.get_ports();
     let hosts = config.get_hosts().iter().enumerate().map(|(index, host)| {
         let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);

@@ -1,4 +1,4 @@
-//! A pool of sessions for diesel that detects silent ones before a caller gets them.
+//! A pool of sessions for diesel that detects silent and read-only ones before a caller gets them.
 
 use std::{
     fmt,
@@ -8,16 +8,21 @@ use std::{
 
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use diesel_async::{
-    AsyncPgConnection, SimpleAsyncConnection as _, pooled_connection::PoolableConnection as _,
+    AsyncPgConnection, RunQueryDsl as _, pooled_connection::PoolableConnection as _,
 };
 use parking_lot::Mutex;
 
 use crate::{ConnectError, DatabaseUrl, SessionOptions, connect_diesel};
 
-/// A session that was used less than this ago is given out without a ping, which costs a round trip.
-const PING_AFTER: Duration = Duration::from_secs(1);
-/// The limit on the response to a ping.
-const PING_TIMEOUT: Duration = Duration::from_secs(1);
+/// A session that was verified less than this ago is given out again without a round trip.
+const VERIFIED_FOR: Duration = Duration::from_secs(1);
+/// The limit on the response.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(1);
+/// The age at which a read-only session is replaced: the server may have been demoted, or its address moved to another one.
+const MAX_READ_ONLY_AGE: Duration = Duration::from_secs(5);
+
+const READ_ACCESS: &str =
+    "select current_setting('transaction_read_only')::boolean as is_read_only";
 
 /// A pool of sessions. It opens them on demand.
 #[derive(Clone)]
@@ -28,6 +33,18 @@ pub struct Pool {
 
 /// A session of a [`Pool`], which gets it back when this is dropped.
 pub struct PooledSession(Object<Sessions>);
+
+/// A session, and the last time at which the server responded as expected.
+struct VerifiedSession {
+    session: AsyncPgConnection,
+    verified_at: Instant,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Access {
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    is_read_only: bool,
+}
 
 /// The pool has no session to give out.
 #[derive(Debug, thiserror::Error)]
@@ -112,34 +129,41 @@ impl PooledSession {
 }
 
 impl managed::Manager for Sessions {
-    type Type = AsyncPgConnection;
+    type Type = VerifiedSession;
     type Error = ConnectError;
 
-    async fn create(&self) -> Result<AsyncPgConnection, ConnectError> {
-        connect_diesel(&self.url, &self.options).await
+    async fn create(&self) -> Result<VerifiedSession, ConnectError> {
+        let session = connect_diesel(&self.url, &self.options).await?;
+        Ok(VerifiedSession {
+            session,
+            verified_at: Instant::now(),
+        })
     }
 
     async fn recycle(
         &self,
-        session: &mut AsyncPgConnection,
+        verified: &mut VerifiedSession,
         metrics: &Metrics,
     ) -> RecycleResult<ConnectError> {
-        if session.is_broken() {
+        if verified.session.is_broken() {
             return Err(RecycleError::message("closed, or in a transaction"));
         }
-        let idle_for = metrics.last_used();
-        if idle_for < PING_AFTER {
+        let age = verified.verified_at.elapsed();
+        if age < VERIFIED_FOR {
             return Ok(());
         }
-        if self
-            .silent_at
-            .lock()
-            .is_some_and(|at| at.elapsed() < idle_for)
-        {
+        if self.silent_at.lock().is_some_and(|at| at.elapsed() < age) {
             return Err(RecycleError::message("another session did not respond"));
         }
-        match tokio::time::timeout(PING_TIMEOUT, session.batch_execute("select")).await {
-            Ok(Ok(())) => Ok(()),
+        let access = diesel::sql_query(READ_ACCESS).get_result(&mut verified.session);
+        match tokio::time::timeout(VERIFY_TIMEOUT, access).await {
+            Ok(Ok(Access { is_read_only: true })) if metrics.age() > MAX_READ_ONLY_AGE => {
+                Err(RecycleError::message("read-only"))
+            }
+            Ok(Ok(Access { .. })) => {
+                verified.verified_at = Instant::now();
+                Ok(())
+            }
             Ok(Err(err)) => Err(RecycleError::message(err.to_string())),
             Err(_) => {
                 *self.silent_at.lock() = Some(Instant::now());
@@ -153,12 +177,12 @@ impl Deref for PooledSession {
     type Target = AsyncPgConnection;
 
     fn deref(&self) -> &AsyncPgConnection {
-        &self.0
+        &self.0.session
     }
 }
 
 impl DerefMut for PooledSession {
     fn deref_mut(&mut self) -> &mut AsyncPgConnection {
-        &mut self.0
+        &mut self.0.session
     }
 }

@@ -4,7 +4,7 @@
 //! lost, or reach another client.
 
 use crate::{
-    connect::{ConnectError, SessionOptions, open},
+    connect::{ConnectError, Opened, SessionOptions, open},
     url::DatabaseUrl,
 };
 
@@ -12,12 +12,13 @@ use crate::{
 const ROUNDS: usize = 10;
 const PROCESS: &str = "select pg_backend_pid()";
 
-/// Returns whether two sessions use the same server process in turn, or one session several ones.
+/// Returns whether this session and another one use the same server process in turn, or one of them several ones.
 pub(crate) async fn shares_processes(
+    first: &mut Opened,
     url: &DatabaseUrl,
     options: &SessionOptions,
 ) -> Result<bool, ConnectError> {
-    let (mut first, mut second) = (open(url, options).await?, open(url, options).await?);
+    let mut second = open(url, options).await?;
     let mut last = None;
     for _ in 0..ROUNDS {
         let pair = (

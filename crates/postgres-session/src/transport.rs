@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -42,6 +42,11 @@ const MAX_ERROR_BYTES: usize = 1 << 20;
 #[error("server does not support TLS")]
 pub(crate) struct TlsUnsupported;
 
+/// The response to the request for TLS is neither yes nor no.
+#[derive(Debug, thiserror::Error)]
+#[error("the server does not respond as Postgres does, or it is out of connections")]
+struct NotPostgres;
+
 type TlsSocket = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -50,11 +55,21 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Connector {
     pub(crate) tls: MakeRustlsConnect,
     pub(crate) encryption: Encryption,
+    /// The longest wait for the next byte until the session is ready.
+    pub(crate) startup_timeout: Duration,
     /// The longest wait for the next byte of a response. `None`: no limit, and errors are not rewritten.
     pub(crate) response_timeout: Option<Duration>,
     /// The process id of the server, as it sends it for cancellation. A pooler sends another number than that of the server
     /// process.
     pub(crate) process_id: Arc<AtomicI32>,
+    /// A server offered TLS, and the handshake failed.
+    pub(crate) tls_failed: Arc<AtomicBool>,
+}
+
+impl Connector {
+    pub(crate) fn has_tls_failed(&self) -> bool {
+        self.tls_failed.load(Ordering::Acquire)
+    }
 }
 
 /// Opens the transport to one server.
@@ -83,35 +98,43 @@ impl TlsConnect<Socket> for OneConnector {
 
     fn connect(self, socket: Socket) -> Self::Future {
         Box::pin(async move {
-            let Connector {
-                encryption,
-                response_timeout,
-                process_id,
-                ..
-            } = self.connector;
-            let stream = negotiate(socket, encryption, self.tls).await?;
-            Ok(Transport {
-                stream,
-                watch: Watch::new(response_timeout, process_id),
-            })
+            let Self { tls, connector } = self;
+            let timeout = connector.startup_timeout;
+            let negotiating = negotiate(socket, &connector, tls);
+            let stream = tokio::time::timeout(timeout, negotiating).await;
+            let stream = stream.unwrap_or_else(|_| Err(no_response(timeout).into()))?;
+            let watch = Watch::new(connector);
+            Ok(Transport { stream, watch })
         })
     }
 }
 
 async fn negotiate(
     mut socket: Socket,
-    encryption: Encryption,
+    connector: &Connector,
     tls: impl TlsConnect<Socket, Stream = TlsSocket, Error = io::Error>,
 ) -> Result<Stream, BoxError> {
-    if encryption == Encryption::Disable {
+    if connector.encryption == Encryption::Disable {
         return Ok(Stream::Plain(socket));
     }
     socket.write_all(&SSL_REQUEST).await?;
     match socket.read_u8().await? {
-        b'S' => Ok(Stream::Tls(Box::new(tls.connect(socket).await?))),
-        _ if encryption == Encryption::Prefer => Ok(Stream::Plain(socket)),
-        _ => Err(TlsUnsupported.into()),
+        b'S' => {
+            let connected = tls.connect(socket).await;
+            connector
+                .tls_failed
+                .store(connected.is_err(), Ordering::Release);
+            Ok(Stream::Tls(Box::new(connected?)))
+        }
+        b'N' if connector.encryption == Encryption::Prefer => Ok(Stream::Plain(socket)),
+        b'N' => Err(TlsUnsupported.into()),
+        _ => Err(NotPostgres.into()),
     }
+}
+
+fn no_response(timeout: Duration) -> io::Error {
+    let message = format!("no response from the database within {timeout:?}");
+    io::Error::new(io::ErrorKind::TimedOut, message)
 }
 
 /// The bytes of a session.
@@ -127,8 +150,10 @@ enum Stream {
 
 /// Follows the messages of a session.
 struct Watch {
+    startup_timeout: Duration,
     /// `None` if messages are followed only until the session is ready.
     response_timeout: Option<Duration>,
+    is_ready: bool,
     process_id: Arc<AtomicI32>,
     requests: RequestScanner,
     /// Requests without a ReadyForQuery.
@@ -146,10 +171,12 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(response_timeout: Option<Duration>, process_id: Arc<AtomicI32>) -> Self {
+    fn new(connector: Connector) -> Self {
         Self {
-            response_timeout,
-            process_id,
+            startup_timeout: connector.startup_timeout,
+            response_timeout: connector.response_timeout,
+            is_ready: false,
+            process_id: connector.process_id,
             requests: RequestScanner::default(),
             pending: 0,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -167,7 +194,7 @@ impl Watch {
         if was_idle && self.pending > 0 {
             self.restart_timer();
         }
-        if self.pending > 0 && self.response_timeout.is_some() {
+        if self.pending > 0 && self.timeout().is_some() {
             // Registers the task, which does not read while it writes.
             let _ = self.timer.as_mut().poll(cx);
         }
@@ -204,6 +231,7 @@ impl Watch {
                 // ReadyForQuery
                 b'Z' => {
                     self.pending = self.pending.saturating_sub(1);
+                    self.is_ready = true;
                     self.is_done = self.response_timeout.is_none();
                 }
                 _ => {}
@@ -212,21 +240,30 @@ impl Watch {
         }
     }
 
+    fn timeout(&self) -> Option<Duration> {
+        match self.is_ready {
+            false => Some(self.startup_timeout),
+            true => self.response_timeout,
+        }
+    }
+
     fn restart_timer(&mut self) {
-        if let Some(timeout) = self.response_timeout {
+        if let Some(timeout) = self.timeout() {
             self.timer.as_mut().reset(Instant::now() + timeout);
         }
     }
 
     /// Fails when the response to a pending request is late.
     fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(timeout) = self.response_timeout.filter(|_| self.pending > 0) else {
+        let Some(timeout) = self.timeout().filter(|_| self.pending > 0) else {
             return Poll::Pending;
         };
         ready!(self.timer.as_mut().poll(cx));
-        let message = format!("no response from the database within {timeout:?}");
-        tracing::warn!("{message}, closing the session");
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+        let err = no_response(timeout);
+        if self.is_ready {
+            tracing::warn!("{err}, closing the session");
+        }
+        Poll::Ready(Err(err))
     }
 }
 

@@ -2,13 +2,12 @@
 
 use std::{
     borrow::Cow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use cli::{Problems, Secret};
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret as _;
 use tokio_postgres::{
@@ -18,6 +17,9 @@ use tokio_postgres::{
 
 use tls::{Identity, TlsFiles, Verification};
 
+const ENCODING_HINT: &str = "in a password, percent-encode @ : / ? # % as %40 %3A %2F %3F %23 %25";
+/// The time for which a pooler that keeps sessions apart is not tested again. It may be restarted in another mode.
+const VERIFIED_FOR: Duration = Duration::from_secs(2);
 /// The value of `sslrootcert` for the system's certificate authorities.
 const SYSTEM: &str = "system";
 
@@ -25,8 +27,8 @@ const SYSTEM: &str = "system";
 #[derive(Clone, Debug)]
 pub struct DatabaseUrl {
     url: Secret,
-    /// A pooler was found, and it keeps sessions apart.
-    has_verified_pooler: Arc<AtomicBool>,
+    /// The last time at which a pooler was found that keeps sessions apart.
+    pooler_verified_at: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A parsed URL.
@@ -80,11 +82,12 @@ impl DatabaseUrl {
     }
 
     pub(crate) fn has_verified_pooler(&self) -> bool {
-        self.has_verified_pooler.load(Ordering::Relaxed)
+        let at = *self.pooler_verified_at.lock();
+        at.is_some_and(|at| at.elapsed() < VERIFIED_FOR)
     }
 
     pub(crate) fn set_verified_pooler(&self) {
-        self.has_verified_pooler.store(true, Ordering::Relaxed);
+        *self.pooler_verified_at.lock() = Some(Instant::now());
     }
 
     /// Reads and parses the current URL. The error does not contain it.
@@ -98,7 +101,7 @@ impl From<Secret> for DatabaseUrl {
     fn from(url: Secret) -> Self {
         Self {
             url,
-            has_verified_pooler: Arc::default(),
+            pooler_verified_at: Arc::default(),
         }
     }
 }
@@ -123,8 +126,8 @@ fn parse_url(url: &str) -> Result<Target, String> {
     // The message of the parser names a parameter, and never a value.
     let invalid = |err| {
         format!(
-            "invalid Postgres URL, must be like postgres://user:password@host:5432/database: {err}; in a password, \
-             percent-encode @ : / ? # % as %40 %3A %2F %3F %23 %25"
+            "invalid Postgres URL, must be like postgres://user:password@host:5432/database: {}; {ENCODING_HINT}",
+            cli::chain(&err)
         )
     };
     let mut config: Config = rest.parse().map_err(invalid)?;
@@ -189,6 +192,16 @@ fn complete_hosts(config: &mut Config) -> Result<(), String> {
         for address in config.get_hostaddrs().to_vec() {
             config.host(address.to_string());
         }
+    }
+    // A part of a password that is not percent-encoded. An error would show it as the address.
+    let is_name = |host: &&Host| match host {
+        Host::Tcp(name) => name
+            .chars()
+            .all(|c| c.is_alphanumeric() || "-._:%".contains(c)),
+        _ => true,
+    };
+    if !config.get_hosts().iter().all(|host| is_name(&host)) {
+        return Err(format!("invalid host; {ENCODING_HINT}"));
     }
     let is_socket = |host: &&Host| !matches!(host, Host::Tcp(_));
     match config.get_hosts().iter().filter(is_socket).count() {
@@ -300,6 +313,17 @@ mod tests {
             let rejected = parse_url(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();
             assert!(rejected.contains(reason), "{query}: {rejected}");
             assert!(!rejected.contains("hunter2"), "{rejected}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_password_is_not_taken_for_a_host() {
+        for url in [
+            "postgres://postgres:SEK@RIT@host:1/db",
+            "postgres:///db?user=a@b&password=SEKRIT&host=127.0.0.1",
+        ] {
+            let rejected = parse_url(url).unwrap_err();
+            assert!(!rejected.contains("RIT"), "{rejected}");
         }
     }
 }

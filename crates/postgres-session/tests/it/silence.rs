@@ -96,3 +96,40 @@ async fn a_pool_replaces_all_silent_sessions_at_once() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn a_silent_first_host_does_not_block_the_second() -> Result<()> {
+    let (url, _) = create_database("hosts").await?;
+    let proxy = Proxy::start_for(&url).await?;
+    proxy.set(Fault::Silence).await?;
+    let (credentials, rest) = url.split_once('@').context("credentials")?;
+    let both = format!("{credentials}@{},{rest}", proxy.address());
+    for mode in ["prefer", "disable"] {
+        let url = format!("{both}?sslmode={mode}").as_str().into();
+        postgres_session::connect(&url, &OPTIONS).await?;
+        connect_diesel(&url, &OPTIONS).await?;
+    }
+    Ok(())
+}
+
+/// A session keeps the access that it was opened with, whatever has become of the server.
+#[tokio::test]
+async fn a_pool_replaces_sessions_that_are_read_only() -> Result<()> {
+    let (url, sql) = create_database("frozen_pool").await?;
+    let setting = "default_transaction_read_only";
+    sql.set_database_default(setting, "on").await?;
+    let pool = Pool::new(url.as_str().into(), OPTIONS, 1, Duration::from_secs(5));
+    let create = async |name: &str| {
+        let mut session = pool.get().await?;
+        let statement = format!("create table {name} (id integer)");
+        Ok::<_, anyhow::Error>(diesel::sql_query(statement).execute(&mut *session).await?)
+    };
+    assert!(create("frozen").await.is_err());
+    sql.batch_execute("set transaction_read_only = off").await?;
+    sql.set_database_default(setting, "off").await?;
+    eventually("a writable session", async || {
+        Ok(create("thawed").await.ok())
+    })
+    .await?;
+    Ok(())
+}

@@ -14,6 +14,7 @@ const HBA: &str = "
 host    all postgres  127.0.0.1/32 scram-sha-256
 hostssl all owner     127.0.0.1/32 scram-sha-256
 hostssl all certified 127.0.0.1/32 cert
+hostnossl all plain   127.0.0.1/32 scram-sha-256
 ";
 const PASSWORD: &str = "reconciled-harbour-5b1e";
 
@@ -38,7 +39,8 @@ async fn services_connect_to_a_postgres_that_requires_tls() -> Result<()> {
     let admin = Sql::connect(postgres.admin_url()).await?;
     admin
         .batch_execute(&format!(
-            "create role owner login password '{PASSWORD}'; create role certified login"
+            "create role owner login password '{PASSWORD}'; create role certified login; \
+             create role plain login password '{PASSWORD}'"
         ))
         .await?;
     let (_, address) = postgres.admin_url().split_once('@').context("an address")?;
@@ -82,6 +84,17 @@ async fn services_connect_to_a_postgres_that_requires_tls() -> Result<()> {
             "{parameters}"
         );
     }
+    // As in libpq, the default falls back to plaintext.
+    let url = format!("postgres://plain:{PASSWORD}@{address}");
+    let mut session = connect_diesel(&url.as_str().into(), &OPTIONS).await?;
+    let plain = "select 1 from pg_stat_ssl where pid = pg_backend_pid() and not ssl";
+    assert_eq!(diesel::sql_query(plain).execute(&mut session).await?, 1);
+    let url = format!("postgres://plain:{PASSWORD}@{address}?sslmode=require");
+    assert!(
+        connect_diesel(&url.as_str().into(), &OPTIONS)
+            .await
+            .is_err()
+    );
     for (user, parameters, words) in [
         (
             format!("owner:{PASSWORD}"),
