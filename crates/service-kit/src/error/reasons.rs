@@ -23,7 +23,8 @@ crate::reasons! {
         "RetryInfo, `grpc-retry-pushback-ms`", "retry after the given delay with the same `request_id`";
     UNIMPLEMENTED: Unimplemented, "the method or the compression encoding is unknown",
         "", "list the methods with server reflection";
-    TRANSPORT: Unknown, "the call failed before it reached the service; the code varies",
+    TRANSPORT: Unknown,
+        "failed outside the service's methods, such as a health check of an unknown name; the code varies",
         "", "read the message";
     INTERNAL: Internal, "the service has a bug",
         "RequestInfo, with an id", "report the id; the service logs the error under it";
