@@ -120,6 +120,14 @@ impl Connection {
             slot,
         }
     }
+
+    /// Fails if the connection is closed to admit another; otherwise wakes the task when it is.
+    fn fail_if_closed(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.closing.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
 }
 
 impl Connected for Connection {
@@ -137,15 +145,11 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        // Also while bytes arrive: a client can send without a pause.
+        this.fail_if_closed(cx)?;
         let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         let count = buf.filled().len() - before;
-        if count > 0 {
-            this.slot.activity.record_received_bytes();
-        }
-        if read.is_pending() && this.closing.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
         let Some(preface) = &mut this.preface else {
             return read;
         };
@@ -165,6 +169,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // While a client reads nothing, HTTP/2 does not read either.
+        self.fail_if_closed(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -181,6 +187,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.fail_if_closed(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

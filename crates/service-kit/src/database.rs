@@ -20,6 +20,9 @@ pub use postgres_session::{Pool, PoolError};
 /// DATABASE_UNAVAILABLE; a longer wait would only keep calls in memory.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The longest wait of a command for the next byte of a response: more than the `statement_timeout` of a rebuild, 60 s.
+const COMMAND_RESPONSE_TIMEOUT: Duration = Duration::from_secs(70);
+
 /// The address of the database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseOptions {
@@ -83,7 +86,11 @@ pub async fn connect_once(
     program: &'static str,
     url: &DatabaseUrl,
 ) -> Result<AsyncPgConnection, ConnectError> {
-    connect_diesel(url, &SessionOptions::for_service(program)).await
+    let options = SessionOptions {
+        response_timeout: Some(COMMAND_RESPONSE_TIMEOUT),
+        ..SessionOptions::for_service(program)
+    };
+    connect_diesel(url, &options).await
 }
 
 /// Rejects a URL that leads to a connection pooler in transaction mode. An unavailable database is accepted.

@@ -31,13 +31,13 @@ pub struct ServerOptions {
     /// Listen on this address, for example 0.0.0.0:50051; port 0 selects a free port, which is logged
     #[arg(long, env = "LISTEN_ADDR", value_parser = parse_listen_addr)]
     listen_addr: SocketAddr,
-    /// Keep at most this many connections open. A further one replaces the one that has been silent for longest, or
-    /// waits in the listener's backlog while all are in use. Each open connection uses a file descriptor: keep it
-    /// below the limit of the process
+    /// Keep at most this many connections open. A further one replaces the one that has been idle (without a call in
+    /// progress) for longest and for at least 2 seconds, or waits in the listener's backlog if there is none. Each open
+    /// connection uses a file descriptor: keep it below the limit of the process
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = number(1..=1_000_000_usize))]
     max_connections: usize,
     /// Keep at most this many connections of one client address open (IPv6: of one /64 network); by default half of
-    /// MAX_CONNECTIONS. A further one replaces a silent one of this address, or is closed. Set it to MAX_CONNECTIONS
+    /// MAX_CONNECTIONS. A further one replaces an idle one of this address, or is closed. Set it to MAX_CONNECTIONS
     /// behind a load balancer or NAT that hides the addresses of clients
     #[arg(long, env = "MAX_CONNECTIONS_PER_PEER", value_parser = number(1..=1_000_000_usize))]
     max_connections_per_peer: Option<usize>,

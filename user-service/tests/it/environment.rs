@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use devstack::{Addresses, Fault, PgBouncer, PoolMode, Proxy, Sql, eventually};
 use futures_util::future::try_join_all;
+use service_kit::{
+    Application as _,
+    database::{create_pool, migrate, probe},
+};
 use testkit::{RunningService, assert_config_errors};
 use tonic::Code;
 use user_service::UserService;
@@ -171,5 +175,27 @@ async fn a_pooler_in_transaction_mode_is_rejected_at_start() -> Result<()> {
         text.contains("connection pooler in transaction mode"),
         "{text}"
     );
+    Ok(())
+}
+
+/// A database that cannot store every character fails in some calls only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_another_encoding_is_rejected() -> Result<()> {
+    const REASON: &str = "database encoding is LATIN1, must be UTF8";
+    let name = Addresses::unique_name("encoding");
+    let url = Addresses::shared().create_database(&name).await?;
+    let latin1 = format!(
+        "create database \"{name}_latin1\" template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'"
+    );
+    Sql::connect(&url).await?.batch_execute(&latin1).await?;
+    let url = format!("{url}_latin1").as_str().into();
+    let migrations = UserService::migrations();
+    let migrated = migrate("user-service", &url, migrations).await;
+    let probed = probe(&create_pool("user-service", &url, 1), migrations).await;
+    assert_eq!(
+        migrated.map_err(|err| err.to_string()).err().as_deref(),
+        Some(REASON)
+    );
+    assert_eq!(probed.err().as_deref(), Some(REASON));
     Ok(())
 }

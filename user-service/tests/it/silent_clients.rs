@@ -35,6 +35,7 @@ const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionI
 const SOON: Duration = Duration::from_secs(10);
 
 const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+const OTHER_ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 
 async fn connect(service: &TestService, from: IpAddr) -> Result<TcpStream> {
@@ -121,6 +122,55 @@ async fn half_requests_lock_nobody_out() -> Result<()> {
     service.stop().await
 }
 
+/// Connects and sends a PING every second, without a call.
+async fn send_pings(service: &TestService, from: IpAddr) -> Result<Channel> {
+    let endpoint = (service.endpoint()?.local_address(Some(from)))
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect().await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pings_without_calls_lock_nobody_out() -> Result<()> {
+    let service = TestService::start_with("pings", &["--max-connections=10"]).await?;
+    let attackers = [ATTACKER; 5].into_iter().chain([OTHER_ATTACKER; 5]);
+    let pinging = try_join_all(attackers.map(|from| send_pings(&service, from))).await?;
+    check_and_create(&service, CLIENT, "ada").await?;
+    // Nor clients with the same address.
+    check_and_create(&service, ATTACKER, "bob").await?;
+    drop(pinging);
+    service.stop().await
+}
+
+/// Sends PINGs and reads none of the responses, until the server does not read either or closes the connection.
+async fn send_pings_without_reading(connection: &mut TcpStream) -> Result<()> {
+    const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const PING: &[u8] = &[0, 0, 8, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    connection
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await?;
+    connection.write_all(EMPTY_SETTINGS).await?;
+    let pings = PING.repeat(1_000);
+    while let Ok(written) = timeout(Duration::from_secs(1), connection.write_all(&pings)).await {
+        written?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_is_disconnected_for_another() -> Result<()> {
+    let service = TestService::start_with("unread", &["--max-connections=1"]).await?;
+    let mut flooding = connect(&service, ATTACKER).await?;
+    send_pings_without_reading(&mut flooding).await?;
+    let mut health = HealthClient::new(channel(&service, CLIENT).await?);
+    let check = health.check(HealthCheckRequest::default());
+    timeout(SOON, check).await.context("locked out")??;
+    let disconnected = async { while flooding.write_all(&[0]).await.is_ok() {} };
+    let disconnected = timeout(SOON, disconnected).await;
+    disconnected.context("the connection stays open")?;
+    service.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_with_a_call_is_not_closed_for_another() -> Result<()> {
     let limits = ["--max-connections=2", "--max-connections-per-peer=2"];
@@ -150,7 +200,7 @@ async fn a_connection_with_a_call_is_not_closed_for_another() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_cannot_take_all_connections() -> Result<()> {
     let service = TestService::start_with("one_address", &["--max-connections=10"]).await?;
-    // Watches are calls in progress: their connections are not silent.
+    // Watches are calls in progress: their connections are not idle.
     let watches = join_all((0..10).map(|_| watch(&service, ATTACKER))).await;
     let watches: Vec<_> = watches.into_iter().filter_map(Result::ok).collect();
     assert_eq!(watches.len(), 5);

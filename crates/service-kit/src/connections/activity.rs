@@ -1,47 +1,57 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// What a client does on its connection. Calls find it in the request's extensions.
+/// The calls of a connection. Calls find it in the request's extensions.
+///
+/// Received bytes do not count: a client can send PINGs without a call.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    opened: Instant,
-    /// The time of the last received byte, in milliseconds after `opened`.
-    last_received_ms: AtomicU64,
-    calls: AtomicUsize,
+    calls: Mutex<Calls>,
     /// Closes the connection.
     pub(super) close: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Calls {
+    in_progress: usize,
+    /// The end of the last call, at first the time at which the connection was opened.
+    idle_since: Instant,
 }
 
 impl Activity {
     pub(super) fn new() -> Self {
         Self {
-            opened: Instant::now(),
-            last_received_ms: AtomicU64::new(0),
-            calls: AtomicUsize::new(0),
+            calls: Mutex::new(Calls {
+                in_progress: 0,
+                idle_since: Instant::now(),
+            }),
             close: CancellationToken::new(),
         }
     }
 
-    pub(super) fn record_received_bytes(&self) {
-        let elapsed = self.opened.elapsed().as_millis();
-        self.last_received_ms
-            .store(u64::try_from(elapsed).unwrap_or(u64::MAX), Relaxed);
+    /// Returns the time since the end of the last call, or `None` while a call is in progress.
+    pub(super) fn idle_time(&self) -> Option<Duration> {
+        let calls = self.calls.lock();
+        (calls.in_progress == 0).then(|| calls.idle_since.elapsed())
     }
 
-    /// Returns the time since the last received byte, or `None` while a call is in progress, whose client has nothing
-    /// to send.
-    pub(super) fn silence(&self) -> Option<Duration> {
-        let last_received = Duration::from_millis(self.last_received_ms.load(Relaxed));
-        let silence = self.opened.elapsed().saturating_sub(last_received);
-        (self.calls.load(Relaxed) == 0).then_some(silence)
+    fn begin_call(&self) {
+        self.calls.lock().in_progress += 1;
+    }
+
+    fn end_call(&self) {
+        let mut calls = self.calls.lock();
+        calls.in_progress -= 1;
+        calls.idle_since = Instant::now();
     }
 }
 
@@ -66,7 +76,7 @@ impl CallActivity {
         if let Some(connection) = &self.connection
             && !self.is_in_progress.swap(true, Relaxed)
         {
-            connection.calls.fetch_add(1, Relaxed);
+            connection.begin_call();
         }
     }
 }
@@ -76,7 +86,7 @@ impl Drop for CallActivity {
         if let Some(connection) = &self.connection
             && *self.is_in_progress.get_mut()
         {
-            connection.calls.fetch_sub(1, Relaxed);
+            connection.end_call();
         }
     }
 }

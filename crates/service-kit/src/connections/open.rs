@@ -13,9 +13,9 @@ use tokio::{
 
 use super::activity::Activity;
 
-/// A connection that is silent for less time is not closed to admit another: its client may be slow.
-const MIN_SILENCE: Duration = Duration::from_secs(2);
-/// The delay before the next attempt to admit a connection while none is silent.
+/// A connection that is idle for less time is not closed to admit another: its client may be slow.
+const MIN_IDLE_TIME: Duration = Duration::from_secs(2);
+/// The delay before the next attempt to admit a connection while none is idle.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// The minimum time between two warnings.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -29,7 +29,7 @@ pub(crate) struct ConnectionLimits {
     pub(crate) per_peer: usize,
 }
 
-/// The open connections. At a limit, a new one replaces the one that has been silent for longest.
+/// The open connections. At a limit, a new one replaces the one that has been idle for longest.
 #[derive(Debug)]
 pub(super) struct OpenConnections {
     limits: ConnectionLimits,
@@ -110,13 +110,13 @@ impl ByPeer {
         let of_peer = self.connections.get(&peer).map_or(0, HashMap::len);
         if limits.per_peer < limits.total && of_peer >= limits.per_peer {
             self.warn("MAX_CONNECTIONS_PER_PEER");
-            if !self.close_most_silent(|candidate| candidate == peer) {
+            if !self.close_idlest(|candidate| candidate == peer) {
                 return Admission::TooManyOfPeer;
             }
         }
         if self.count >= limits.total {
             self.warn("MAX_CONNECTIONS");
-            if !self.close_most_silent(|_| true) {
+            if !self.close_idlest(|_| true) {
                 return Admission::Full;
             }
         }
@@ -129,16 +129,16 @@ impl ByPeer {
         Admission::Admitted { id, activity }
     }
 
-    /// Closes the connection of these peers that has been silent for longest; returns false if none is silent.
-    fn close_most_silent(&mut self, is_candidate: impl Fn(Peer) -> bool) -> bool {
+    /// Closes the connection of these peers that has been idle for longest; returns false if none is idle.
+    fn close_idlest(&mut self, is_candidate: impl Fn(Peer) -> bool) -> bool {
         let candidates = (self.connections.iter()).filter(|(peer, _)| is_candidate(**peer));
-        let silent = candidates.flat_map(|(peer, connections)| {
+        let idle = candidates.flat_map(|(peer, connections)| {
             connections.iter().filter_map(|(id, activity)| {
-                let silence = activity.silence().filter(|time| *time >= MIN_SILENCE)?;
-                Some((silence, *peer, *id))
+                let idle_time = (activity.idle_time()).filter(|time| *time >= MIN_IDLE_TIME)?;
+                Some((idle_time, *peer, *id))
             })
         });
-        let Some((_, peer, id)) = silent.max_by_key(|(silence, ..)| *silence) else {
+        let Some((_, peer, id)) = idle.max_by_key(|(idle_time, ..)| *idle_time) else {
             return false;
         };
         if let Some(activity) = self.remove(peer, id) {
@@ -159,10 +159,7 @@ impl ByPeer {
 
     fn warn(&mut self, limit: &'static str) {
         if (self.last_warning).is_none_or(|last| last.elapsed() >= WARNING_INTERVAL) {
-            tracing::warn!(
-                limit,
-                "connection limit reached, closing silent connections"
-            );
+            tracing::warn!(limit, "connection limit reached, closing idle connections");
             self.last_warning = Some(Instant::now());
         }
     }

@@ -6,7 +6,9 @@ use diesel::{
     migration::{Migration, MigrationSource},
     pg::Pg,
 };
-use diesel_async::{AsyncMigrationHarness, RunQueryDsl as _, SimpleAsyncConnection as _};
+use diesel_async::{
+    AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
+};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _};
 use postgres_session::{DatabaseUrl, SessionOptions, connect_diesel};
 
@@ -28,12 +30,14 @@ const APPLIED_MIGRATIONS: &str =
     "select version, current_setting('transaction_read_only')::boolean as read_only
     from __diesel_schema_migrations";
 
+const DATABASE_ENCODING: &str = "select current_setting('server_encoding') as name";
+
 /// Runs the pending ones of `migrations`, in order, and returns their names. The last source is the
 /// service's own; its versions must be unique across services.
 ///
 /// # Errors
-/// If the database is unreachable or belongs to another service, or a migration fails, which is
-/// then rolled back.
+/// If the database is unreachable, has another encoding than UTF8, or belongs to another service, or a migration fails,
+/// which is then rolled back.
 pub async fn migrate(
     program: &'static str,
     url: &DatabaseUrl,
@@ -47,6 +51,7 @@ pub async fn migrate(
         ..SessionOptions::for_service(program)
     };
     let mut conn = connect_diesel(url, &options).await?;
+    validate_encoding(&mut conn).await?;
     conn.batch_execute(MIGRATION_LOCK).await?;
     // Dropping the connection at the end of this function releases the lock.
     let mut harness = AsyncMigrationHarness::new(conn);
@@ -61,22 +66,20 @@ pub async fn migrate(
     Ok(names)
 }
 
-/// Checks that the database responds, is writable, and has every migration.
+/// Checks that the database responds, is encoded in UTF8, is writable, and has every migration.
 ///
 /// # Errors
 /// A description of the problem for an operator.
 pub async fn probe(pool: &Pool, migrations: &[EmbeddedMigrations]) -> Result<(), String> {
     let mut session = pool.get().await.map_err(|err| err.to_string())?;
-    let reading = diesel::sql_query(APPLIED_MIGRATIONS).load(&mut *session);
+    let reading = read_applied_migrations(&mut session);
     let Ok(read) = tokio::time::timeout(PROBE_TIMEOUT, reading).await else {
         session.discard();
         return Err(format!(
             "no response from the database within {PROBE_TIMEOUT:?}"
         ));
     };
-    let rows: Vec<AppliedMigration> = read.map_err(|err| {
-        format!("failed to read the applied migrations: {err}; run the migrate command")
-    })?;
+    let rows = read?;
     if rows.iter().any(|row| row.read_only) {
         return Err("database is read-only, probably a standby".to_owned());
     }
@@ -89,6 +92,27 @@ pub async fn probe(pool: &Pool, migrations: &[EmbeddedMigrations]) -> Result<(),
         )),
         None => Ok(()),
     }
+}
+
+async fn read_applied_migrations(
+    conn: &mut AsyncPgConnection,
+) -> Result<Vec<AppliedMigration>, String> {
+    validate_encoding(conn).await?;
+    let rows = diesel::sql_query(APPLIED_MIGRATIONS).load(conn).await;
+    rows.map_err(|err| {
+        format!("failed to read the applied migrations: {err}; run the migrate command")
+    })
+}
+
+/// Rejects a database that cannot store every character.
+async fn validate_encoding(conn: &mut AsyncPgConnection) -> Result<(), String> {
+    let encoding = diesel::sql_query(DATABASE_ENCODING).get_result(conn).await;
+    let Encoding { name } =
+        encoding.map_err(|err| format!("failed to read the encoding of the database: {err}"))?;
+    if name == "UTF8" {
+        return Ok(());
+    }
+    Err(format!("database encoding is {name}, must be UTF8"))
 }
 
 /// Rejects the database of another service: one with unknown migrations and none of our own. Unknown
@@ -144,6 +168,12 @@ struct AppliedMigration {
     version: String,
     #[diesel(sql_type = diesel::sql_types::Bool)]
     read_only: bool,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Encoding {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    name: String,
 }
 
 #[cfg(test)]
