@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use crate::{
+    certificates::{Authority, Issued},
     ports::free_port,
     processes::{Process, Program},
     sql::Sql,
@@ -69,6 +70,32 @@ impl Postgres {
             })
             .await?;
         Ok(Self { process, admin_url })
+    }
+
+    /// Starts a server with TLS, a certificate that `authority` has issued, and this `pg_hba.conf`. Writes `ca.crt`, `server.crt`
+    /// and `server.key` to `work_dir`.
+    ///
+    /// # Errors
+    /// If a file can't be written, or the server fails to start.
+    pub async fn start_with_tls(
+        work_dir: &Arc<WorkDir>,
+        authority: &Authority,
+        issued: &Issued,
+        hba: &str,
+    ) -> Result<Self> {
+        let ca = work_dir.write("ca.crt", &authority.pem)?;
+        let server = issued.write(work_dir, "server")?;
+        let hba = work_dir.write("pg_hba.conf", hba)?;
+        let settings = [
+            "fsync=off".to_owned(),
+            "ssl=on".to_owned(),
+            format!("ssl_ca_file={}", ca.display()),
+            format!("ssl_cert_file={}", server.certificate.display()),
+            format!("ssl_key_file={}", server.key.display()),
+            format!("hba_file={}", hba.display()),
+        ];
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        Self::start(work_dir, &settings).await
     }
 
     /// The superuser's URL of the database `postgres`.

@@ -5,8 +5,10 @@ use diesel_async::AsyncPgConnection;
 use tokio_postgres::error::SqlState;
 
 use crate::{
-    connect::{ConnectError, Opened, SessionOptions, prepare, with_timeout},
+    connect::{Opened, prepare, with_timeout},
+    error::ConnectError,
     error_response::PREFIX,
+    options::SessionOptions,
     url::DatabaseUrl,
 };
 
@@ -18,6 +20,7 @@ pub async fn connect_diesel(
     url: &DatabaseUrl,
     options: &SessionOptions,
 ) -> Result<AsyncPgConnection, ConnectError> {
+    url.ensure_tcp().map_err(ConnectError::Url)?;
     let opening = Box::pin(async {
         let Opened {
             client,
@@ -27,7 +30,7 @@ pub async fn connect_diesel(
         let session = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
         session.map_err(|err| ConnectError::Setup {
             address: server.address,
-            source: err.into(),
+            cause: err.into(),
         })
     });
     with_timeout(url, options, opening).await
@@ -46,10 +49,12 @@ pub fn sqlstate(err: &Error) -> Option<SqlState> {
 
 /// Returns whether an error is about the server or the session, so that a retry can help.
 ///
-/// The classes are 08 (connection), 25 (a standby, or a timeout of a transaction), 40 (rollback: serialization, deadlock), 53
-/// (resources), 55P03 (lock timeout), 57 (cancelled, shutdown) and 58 (system error).
+/// The classes are 08 (connection), 40 (rollback: serialization, deadlock), 53 (resources), 57 (cancelled, shutdown) and 58
+/// (system error); of others 25006 (read-only), 25P03 and 25P04 (timeouts of a transaction) and 55P03 (lock timeout).
 pub fn is_unavailable(err: &Error) -> bool {
-    const CLASSES: [&str; 7] = ["08", "25", "40", "53", "55P03", "57", "58"];
+    const STATES: [&str; 9] = [
+        "08", "40", "53", "57", "58", "25006", "25P03", "25P04", "55P03",
+    ];
     match err {
         Error::BrokenTransactionManager => true,
         Error::DatabaseError(
@@ -57,7 +62,7 @@ pub fn is_unavailable(err: &Error) -> bool {
             _,
         ) => true,
         err => sqlstate(err)
-            .is_some_and(|state| CLASSES.iter().any(|class| state.code().starts_with(class))),
+            .is_some_and(|state| STATES.iter().any(|start| state.code().starts_with(start))),
     }
 }
 

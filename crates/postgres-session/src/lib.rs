@@ -1,15 +1,20 @@
 //! Postgres sessions that do not trust their environment.
 //!
 //! - `url` parses a database URL with libpq's TLS parameters.
-//! - [`connect`](connect()) opens a session: limits on every wait, settings that the role or the database can't change.
-//! - `transport` is the connection below it: negotiates TLS, detects a server that does not respond.
+//! - [`connect`](connect()) opens a session: limits on every wait, settings that the role or the database can't change
+//!   (`options`).
+//! - `transport` is the connection below it, and negotiates TLS. `message_monitor` follows its messages, and
+//!   detects a server that does not respond.
 //! - `pooler` detects a connection pooler in transaction mode.
 //! - `diesel` and `pool` (the feature `diesel`) open sessions for diesel. `error_response` keeps the SQLSTATE of their errors.
 
 mod connect;
 #[cfg(feature = "diesel")]
 mod diesel;
+mod error;
 mod error_response;
+mod message_monitor;
+mod options;
 #[cfg(feature = "diesel")]
 mod pool;
 mod pooler;
@@ -23,7 +28,4 @@ pub use self::{
 };
 pub use tokio_postgres::error::SqlState;
 
-pub use self::{
-    connect::{ConnectError, SessionOptions, connect},
-    url::DatabaseUrl,
-};
+pub use self::{connect::connect, error::ConnectError, options::SessionOptions, url::DatabaseUrl};

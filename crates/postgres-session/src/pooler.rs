@@ -4,7 +4,9 @@
 //! lost, or reach another client.
 
 use crate::{
-    connect::{ConnectError, Opened, SessionOptions, open},
+    connect::{Opened, open},
+    error::ConnectError,
+    options::SessionOptions,
     url::DatabaseUrl,
 };
 

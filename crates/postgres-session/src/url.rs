@@ -71,6 +71,17 @@ impl DatabaseUrl {
         loaded.map(|_| ()).map_err(|err| err.to_string())
     }
 
+    /// Rejects a Unix socket, for which tokio-postgres has no hook: errors would have no SQLSTATE, and responses no limit.
+    ///
+    /// # Errors
+    /// As for [`validate`](Self::validate).
+    pub fn ensure_tcp(&self) -> Result<(), String> {
+        if has_unix_socket(&self.read()?.config) {
+            return Err("must name a TCP host; Unix sockets are not supported".into());
+        }
+        Ok(())
+    }
+
     /// Returns the name of the database; by default that of the user.
     ///
     /// # Errors
@@ -203,7 +214,7 @@ fn complete_hosts(config: &mut Config) -> Result<(), String> {
     if !config.get_hosts().iter().all(|host| is_name(&host)) {
         return Err(format!("invalid host; {ENCODING_HINT}"));
     }
-    let is_socket = |host: &&Host| !matches!(host, Host::Tcp(_));
+    let is_socket = |host: &&Host| is_unix_socket(host);
     match config.get_hosts().iter().filter(is_socket).count() {
         _ if config.get_hosts().is_empty() => {
             Err("must name a host, as in postgres://user:password@host:5432/database".into())
@@ -212,6 +223,14 @@ fn complete_hosts(config: &mut Config) -> Result<(), String> {
         sockets if sockets == config.get_hosts().len() => Ok(()),
         _ => Err("hosts and directories of Unix sockets can't be mixed".into()),
     }
+}
+
+fn is_unix_socket(host: &Host) -> bool {
+    !matches!(host, Host::Tcp(_))
+}
+
+pub(crate) fn has_unix_socket(config: &Config) -> bool {
+    config.get_hosts().iter().any(is_unix_socket)
 }
 
 /// Splits the TLS parameters off the URL.

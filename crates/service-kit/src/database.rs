@@ -57,14 +57,16 @@ impl DatabaseOptions {
 }
 
 fn parse_database_url(text: &str) -> Result<DatabaseUrl, String> {
-    let url = DatabaseUrl::from(text);
-    url.validate()?;
-    Ok(url)
+    validated(DatabaseUrl::from(text))
 }
 
 fn parse_database_url_file(file: &str) -> Result<DatabaseUrl, String> {
-    let url = DatabaseUrl::from(Secret::File(file.into()));
+    validated(DatabaseUrl::from(Secret::File(file.into())))
+}
+
+fn validated(url: DatabaseUrl) -> Result<DatabaseUrl, String> {
     url.validate()?;
+    url.ensure_tcp()?;
     Ok(url)
 }
 

@@ -295,7 +295,10 @@ pub async fn delete_expired_responses(pool: Pool, shutdown: CancellationToken) {
     let mut clock = ClockGuard::new("stored responses", RETENTION);
     loop {
         if let Err(err) = delete_all_expired(&pool, &mut clock).await {
-            tracing::warn!(error = %err, "failed to delete expired request ids, retrying");
+            tracing::warn!(
+                error = cli::chain(&err),
+                "failed to delete expired request ids, retrying"
+            );
         }
         tokio::select! {
             () = shutdown.cancelled() => return,

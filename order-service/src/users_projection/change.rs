@@ -31,7 +31,7 @@ pub enum UserChange {
         /// The event, if it had a `ce_id`.
         cause: Option<Cause>,
     },
-    /// The end of a user that somebody else than user-service reports. It changes only a known user.
+    /// The end of a user from a tombstone that user-service did not write. It changes only a known user.
     Ended {
         user_id: Uuid,
         /// The record, if it had a `ce_id`.

@@ -1,4 +1,4 @@
-//! Tombstones: a record with a null value is the end of its user, whoever wrote it.
+//! Tombstones: a record with a null value is the end of its user, with any headers.
 
 use std::sync::Arc;
 
@@ -118,8 +118,8 @@ async fn a_tombstone_with_any_headers_deletes_a_known_user() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tombstone_of_nobody_is_skipped() -> Result<()> {
-    let service = TestService::start("nobody").await?;
+async fn a_tombstone_of_an_unknown_key_is_skipped() -> Result<()> {
+    let service = TestService::start("unknown_key").await?;
     let user = service.known_user().await?;
     let upper_case = user.user_id.to_string().to_uppercase();
     for key in [&*Uuid::now_v7().to_string(), "ada", "", &upper_case] {

@@ -46,11 +46,14 @@ impl From<ConnectError> for DatabaseError {
         match err {
             ConnectError::Url(reason) => Self::Url(reason),
             ConnectError::Failed {
-                source,
+                cause,
                 hint: Some(hint),
                 ..
-            } => Self::Rejected { hint, source },
-            ConnectError::Failed { source, .. } => Self::Failed(source),
+            } => Self::Rejected {
+                hint,
+                source: cause,
+            },
+            ConnectError::Failed { cause, .. } => Self::Failed(cause),
             ConnectError::Timeout { timeout, .. } => Self::Timeout(timeout),
             err => Self::Pooler(err),
         }

@@ -111,7 +111,7 @@ async fn watch(service: &TestService, from: IpAddr) -> Result<Streaming<HealthCh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_requests_lock_nobody_out() -> Result<()> {
+async fn half_requests_lock_no_client_out() -> Result<()> {
     let limits = ["--max-connections=40", "--max-connections-per-peer=40"];
     let service = TestService::start_with("half_requests", &limits).await?;
     let half_requests = send_half_requests(&service, 40, ATTACKER).await?;
@@ -131,7 +131,7 @@ async fn send_pings(service: &TestService, from: IpAddr) -> Result<Channel> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pings_without_calls_lock_nobody_out() -> Result<()> {
+async fn pings_without_calls_lock_no_client_out() -> Result<()> {
     let service = TestService::start_with("pings", &["--max-connections=10"]).await?;
     let attackers = [ATTACKER; 5].into_iter().chain([OTHER_ATTACKER; 5]);
     let pinging = try_join_all(attackers.map(|from| send_pings(&service, from))).await?;

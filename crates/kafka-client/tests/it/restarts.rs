@@ -50,7 +50,7 @@ async fn every_bootstrap_broker_is_tried() -> Result<()> {
 
 #[tokio::test]
 async fn connecting_to_a_silent_broker_ends() -> Result<()> {
-    // The kernel accepts the connection, and nobody responds.
+    // The kernel accepts the connection, and no process responds.
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let options = Options {
         timeout: Duration::from_millis(100),

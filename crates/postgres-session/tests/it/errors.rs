@@ -77,6 +77,19 @@ async fn errors_are_classified_by_sqlstate_in_every_language() -> Result<()> {
                 false,
                 true,
             ),
+            (
+                "do $$ begin raise exception sqlstate '25006'; end $$",
+                "25006",
+                false,
+                true,
+            ),
+            // A bug of the caller.
+            (
+                "do $$ begin raise exception sqlstate '25001'; end $$",
+                "25001",
+                false,
+                false,
+            ),
         ] {
             let err = fail(&mut session, statement).await?;
             let state = sqlstate(&err).with_context(|| format!("no SQLSTATE: {err}"))?;
@@ -105,6 +118,31 @@ async fn without_this_crate_the_sqlstate_is_lost() -> Result<()> {
     let (url, _) = create_database("lost").await?;
     let mut session = AsyncPgConnection::establish(&url).await?;
     assert_eq!(sqlstate(&fail(&mut session, "select 1 / 0").await?), None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_error_names_address_and_cause_once() -> Result<()> {
+    let url = "postgres://owner@127.0.0.1:1/db".into();
+    let err = connect_diesel(&url, &OPTIONS)
+        .await
+        .err()
+        .context("connected")?;
+    let text = format!("{:#}", anyhow::Error::from(err));
+    assert!(text.contains("127.0.0.1:1"), "{text}");
+    assert_eq!(text.matches("Connection refused").count(), 1, "{text}");
+    Ok(())
+}
+
+/// Their errors would have no SQLSTATE.
+#[tokio::test]
+async fn a_unix_socket_is_rejected_for_diesel() -> Result<()> {
+    let url = "postgres://owner@%2Frun%2Fpostgresql/db".into();
+    let err = connect_diesel(&url, &OPTIONS)
+        .await
+        .err()
+        .context("connected")?;
+    assert!(err.to_string().contains("must name a TCP host"), "{err}");
     Ok(())
 }
 

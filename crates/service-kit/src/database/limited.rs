@@ -6,10 +6,9 @@ use std::{
 use clap::Args;
 use cli::number;
 use diesel_async::AsyncPgConnection;
+use postgres_session::PooledSession;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
-
-use postgres_session::PooledSession;
 
 use super::{DatabaseOptions, Pool, create_pool};
 use crate::{CallError, TokenKey};

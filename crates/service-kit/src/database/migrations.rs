@@ -22,6 +22,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Serializes the migrations of replicas that start at the same time.
 const MIGRATION_LOCK: &str = "select pg_advisory_lock(hashtextextended('schema migrations', 0))";
 
+/// The limit on a statement of a migration, which takes as long as its table is large.
+const MIGRATION_TIMEOUT: Duration = Duration::from_hours(1);
+
 /// The `lock_timeout`: a migration waits so long for that of another replica, and for a lock on a table.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -44,9 +47,8 @@ pub async fn migrate(
     migrations: &[EmbeddedMigrations],
 ) -> Result<Vec<String>, BoxError> {
     let options = SessionOptions {
-        // A migration takes as long as its table is large.
-        statement_timeout: Duration::ZERO,
-        response_timeout: None,
+        statement_timeout: MIGRATION_TIMEOUT,
+        response_timeout: Some(MIGRATION_TIMEOUT + Duration::from_secs(2)),
         lock_timeout: LOCK_TIMEOUT,
         ..SessionOptions::for_service(program)
     };

@@ -34,19 +34,7 @@ impl SecurePostgres {
     /// Starts a server with this certificate, and a source on it.
     async fn start(authority: Authority, issued: &Issued) -> Result<Self> {
         let work_dir = Arc::new(WorkDir::new()?);
-        let ca = work_dir.write("ca.crt", &authority.pem)?;
-        let server = issued.write(&work_dir, "server")?;
-        let hba = work_dir.write("pg_hba.conf", HBA)?;
-        let settings = [
-            "fsync=off".to_owned(),
-            "ssl=on".to_owned(),
-            format!("ssl_ca_file={}", ca.display()),
-            format!("ssl_cert_file={}", server.certificate.display()),
-            format!("ssl_key_file={}", server.key.display()),
-            format!("hba_file={}", hba.display()),
-        ];
-        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        let postgres = Postgres::start(&work_dir, &settings).await?;
+        let postgres = Postgres::start_with_tls(&work_dir, &authority, issued, HBA).await?;
         let database = Database::at(postgres.admin_url().to_owned()).await?;
         let session = Session::new(&database).await?;
         for name in [ROLE, CERTIFIED] {
