@@ -253,7 +253,7 @@ impl<P: Projection> ConsumerWorker<P> {
                 Ok(Outcome::OffsetConflict) => return Some(Outcome::OffsetConflict),
                 Err(err) => {
                     // A database that is only slow must be able to apply a part.
-                    if matches!(err, database::Error::Stalled) {
+                    if err.is_timeout() {
                         part_len = part.len().div_ceil(2);
                     }
                     let reason = format!("failed to apply records to the database: {err}");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
+use postgres_session::SqlState;
 
 use crate::handle::{ABANDON_AFTER_SHUTDOWN, Shared};
 
@@ -24,6 +25,17 @@ pub(crate) enum Error {
     Shutdown,
     #[error(transparent)]
     Query(#[from] diesel::result::Error),
+}
+
+impl Error {
+    /// Returns whether a smaller transaction can succeed, because a limit on time has passed.
+    pub(crate) fn is_timeout(&self) -> bool {
+        match self {
+            Self::Stalled => true,
+            Self::Query(err) => postgres_session::sqlstate(err) == Some(SqlState::QUERY_CANCELED),
+            Self::Connection(_) | Self::Shutdown => false,
+        }
+    }
 }
 
 /// Runs `query` on a pooled session. Gives up when the consumer has reported no progress for [`STALL_LIMIT`]: each statement

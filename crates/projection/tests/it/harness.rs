@@ -122,6 +122,15 @@ impl Setup {
         pool(&self.url)
     }
 
+    /// Creates a pool whose statements have this limit.
+    pub(crate) fn pool_with_statement_timeout(&self, statement_timeout: Duration) -> Pool {
+        let options = SessionOptions {
+            statement_timeout,
+            ..SessionOptions::for_service("projection")
+        };
+        pool_with(&self.url, options)
+    }
+
     /// Returns the configuration of a replica, as a static member of the group if it has an instance id.
     pub(crate) fn config(&self, instance_id: Option<&str>) -> ConsumerConfig {
         ConsumerConfig {
@@ -257,7 +266,10 @@ impl Setup {
 }
 
 fn pool(url: &str) -> Pool {
-    let options = SessionOptions::for_service("projection");
+    pool_with(url, SessionOptions::for_service("projection"))
+}
+
+fn pool_with(url: &str, options: SessionOptions) -> Pool {
     Pool::new(url.into(), options, 4, WAIT_TIMEOUT)
 }
 

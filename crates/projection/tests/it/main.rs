@@ -21,6 +21,7 @@ mod replicas;
 mod resetting;
 mod sessions;
 mod silence;
+mod slow_database;
 mod stale_consumers;
 mod stops;
 mod tombstones;
