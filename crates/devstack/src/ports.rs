@@ -1,7 +1,9 @@
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     net::TcpListener,
     ops::Range,
+    sync::{Mutex, PoisonError},
 };
 
 use uuid::Uuid;
@@ -11,7 +13,10 @@ use uuid::Uuid;
 const PORTS: Range<u16> = 15_000..32_000;
 const ATTEMPTS: usize = 100;
 
-/// Returns a random free loopback port. Concurrent callers are unlikely to get the same one.
+/// The ports that this process has returned. A server binds its port only after seconds.
+static RETURNED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// Returns a random free loopback port. No caller in this process gets it again, and one in another process is unlikely to get it.
 ///
 /// # Errors
 /// If all attempted ports are in use.
@@ -19,6 +24,10 @@ pub fn free_port() -> io::Result<u16> {
     for _ in 0..ATTEMPTS {
         let random = u16::try_from(Uuid::new_v4().as_u128() % PORTS.len() as u128).unwrap_or(0);
         let port = PORTS.start + random;
+        let mut returned = RETURNED.lock().unwrap_or_else(PoisonError::into_inner);
+        if !returned.insert(port) {
+            continue;
+        }
         match TcpListener::bind(("127.0.0.1", port)) {
             Ok(_) => return Ok(port),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
