@@ -28,4 +28,9 @@ pub use self::{
 };
 pub use tokio_postgres::error::SqlState;
 
-pub use self::{connect::connect, error::ConnectError, options::SessionOptions, url::DatabaseUrl};
+pub use self::{
+    connect::connect,
+    error::ConnectError,
+    options::{SessionOptions, apply_settings},
+    url::DatabaseUrl,
+};

@@ -62,3 +62,18 @@ async fn a_read_only_database_stays_read_only_unless_the_options_say_otherwise()
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_function_of_another_schema_does_not_replace_the_settings() -> Result<()> {
+    let (url, sql) = create_database("hijacked").await?;
+    // Postgres would prefer it to its own for a literal without a type.
+    sql.batch_execute(
+        "create function public.json_each_text(text) returns table (key text, value text)
+             language sql as $$ select 'work_mem', '4MB' $$",
+    )
+    .await?;
+    let session = connect(&url.as_str().into(), &OPTIONS).await?;
+    let found: String = session.query_one("show row_security", &[]).await?.get(0);
+    assert_eq!(found, "off");
+    Ok(())
+}
