@@ -1,7 +1,8 @@
 //! The pipeline of one source: election, reading, publishing, and the checkpoint.
 //!
 //! - `source` runs the source: it waits for leadership, publishes, and restarts from the checkpoint after an error.
-//! - `publisher` reads pages and sends records while the relay leads. `page_rows` sizes the pages.
+//! - `publisher` reads pages and sends records while the relay leads. `page_rows` sizes the pages,
+//!   `poll_schedule` times the polls.
 //! - `record_builder` builds a record from a row.
 //! - `rejections` applies the policy for records that Kafka rejects.
 //! - `checkpointer` stores the checkpoint, `truncation` truncates published partitions.
@@ -13,6 +14,7 @@ mod checkpointer;
 mod error;
 mod outcome;
 mod page_rows;
+mod poll_schedule;
 mod publisher;
 mod record_builder;
 mod recovery;

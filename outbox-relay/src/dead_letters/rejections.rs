@@ -8,7 +8,7 @@ use std::{
 use super::storage::{Delivery, EventRef, Storage};
 use crate::{
     config::Mapping,
-    postgres::{checkpoint::CheckpointError, leader::Leadership},
+    postgres::{checkpoint::CheckpointError, leader::Election},
 };
 
 /// The most parked keys of a source. With more of them, single records are not the problem and the source halts.
@@ -44,18 +44,23 @@ struct PendingDeadLetters {
 }
 
 impl<'a> Rejections<'a> {
+    /// Loads the parked keys, if there are rejected events.
     pub(crate) async fn load(
-        leadership: &'a Leadership,
+        election: &'a Election,
         mapping: &'a Mapping,
     ) -> Result<Self, CheckpointError> {
-        let storage = Storage::new(leadership, mapping);
+        let storage = Storage::new(&election.leadership, mapping);
+        let parked = match election.has_rejected_events {
+            true => storage.parked_keys().await?,
+            false => HashMap::new(),
+        };
         Ok(Self {
-            parked: storage.parked_keys().await?,
+            parked,
             storage,
             behind: Vec::new(),
             pending: PendingDeadLetters::default(),
             loaded_at: Instant::now(),
-            is_retry_pending: true,
+            is_retry_pending: election.has_rejected_events,
         })
     }
 

@@ -10,7 +10,7 @@ use crate::{
     postgres::{
         checkpoint::CheckpointError,
         leader::Leadership,
-        reader::{COLUMNS, Page, ReadError, Reader, Row, quote_literal},
+        reader::{COLUMNS, Page, ReadError, Reader, Row},
         session::{DatabaseError, Session},
     },
 };
@@ -105,10 +105,7 @@ impl<'a> Storage<'a> {
     pub(super) async fn parked_keys(
         &self,
     ) -> Result<HashMap<String, HashSet<String>>, CheckpointError> {
-        let sql = format!(
-            "{} select topic, key from parked_key",
-            with_parked_keys("$1")
-        );
+        let sql = format!("{} select topic, key from parked_key", with_parked_keys());
         let (session, source) = (self.leadership.session(), self.leadership.source());
         let mut parked: HashMap<String, HashSet<String>> = HashMap::new();
         for row in session.query(&sql, &[&source]).await? {
@@ -266,12 +263,12 @@ impl<'a> Storage<'a> {
 }
 
 /// Returns a `with` clause for statements about parked events: `parked_key` has the first event of each parked key. It skips
-/// from key to key in the index, however many events each has. `source` is an SQL expression.
-fn with_parked_keys(source: &str) -> String {
+/// from key to key in the index, however many events each has. `$1` is the source.
+fn with_parked_keys() -> String {
     let first = |condition: &str| {
         format!(
             "(select topic, key, error, retry from relay_parked
-              where source = {source} {condition} order by topic, key, seq, event_id limit 1)"
+              where source = $1 {condition} order by topic, key, seq, event_id limit 1)"
         )
     };
     format!(
@@ -292,19 +289,18 @@ pub(crate) async fn read_parked_page(
     source: &str,
     max_rows: usize,
 ) -> Result<Page, ReadError> {
-    let source = quote_literal(source);
     let sql = format!(
         "{}
          select of_key.* from parked_key, lateral (
              select {COLUMNS} from relay_parked
-             where source = {source} and (topic, key) = (parked_key.topic, parked_key.key)
-             order by seq, event_id limit {max_rows}
+             where source = $1 and (topic, key) = (parked_key.topic, parked_key.key)
+             order by seq, event_id limit $2
          ) as of_key
          where parked_key.error is null or parked_key.retry
-         order by seq, event_id limit {max_rows}",
-        with_parked_keys(&source)
+         order by seq, event_id limit $2",
+        with_parked_keys()
     );
-    reader.query_page(&sql, max_rows).await
+    read_page(reader, &sql, source, max_rows).await
 }
 
 /// Reads dead letters that are not in their topic yet, with the headers that describe the rejection.
@@ -319,36 +315,32 @@ pub(crate) async fn read_pending_page(
                  'dead_letter_topic', topic, 'dead_letter_seq', seq::text, 'dead_letter_error', error
              ) as headers
              from relay_dead_letters as dead_letter
-             where source = {} and in_topic = 'pending' order by seq, event_id limit {max_rows}
+             where source = $1 and in_topic = 'pending' order by seq, event_id limit $2
          ) as pending",
-        quote_literal(source),
         with_own_headers = COLUMNS.replace("headers,", "")
     );
-    reader.query_page(&sql, max_rows).await
+    read_page(reader, &sql, source, max_rows).await
 }
 
-/// The numbers of parked keys and dead letters of a source.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RejectionCounts {
-    pub(crate) parked_keys: i64,
-    pub(crate) dead_letters: i64,
-}
-
-pub(crate) async fn count_rejections(
-    session: &Session,
+/// Reads the page of a statement whose parameters are the source and the limit.
+async fn read_page(
+    reader: &Reader,
+    sql: &str,
     source: &str,
-) -> Result<RejectionCounts, DatabaseError> {
-    let sql = format!(
-        "select ({} select count(*) from parked_key),
-             (select count(*) from (
-                  select from relay_dead_letters where source = $1 limit {MAX_COUNTED}) as dead_letters)",
-        with_parked_keys("$1")
-    );
-    let row = session.query_one(&sql, &[&source]).await?;
-    Ok(RejectionCounts {
-        parked_keys: row.get(0),
-        dead_letters: row.get(1),
-    })
+    max_rows: usize,
+) -> Result<Page, ReadError> {
+    let limit = i64::try_from(max_rows).unwrap_or(i64::MAX);
+    reader.query_page(sql, &[&source, &limit], max_rows).await
+}
+
+/// Returns two columns of a select list: the numbers of parked keys and of dead letters of the source `$1`.
+pub(crate) fn rejection_counts_sql() -> String {
+    format!(
+        "({} select count(*) from parked_key),
+         (select count(*) from (
+              select from relay_dead_letters where source = $1 limit {MAX_COUNTED}) as dead_letters)",
+        with_parked_keys()
+    )
 }
 
 /// Lists the parked keys, oldest first.

@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use crate::{
     config::SourceConfig,
-    dead_letters::storage::{self, RejectionCounts},
+    dead_letters::storage::rejection_counts_sql,
     ops::status::{Role, SharedStatus},
     postgres::{
         backlog::{BacklogMonitor, Measurement},
@@ -20,9 +20,7 @@ pub(crate) async fn run_monitor(config: SourceConfig, status: SharedStatus) -> I
     loop {
         status.record_tick();
         match measure(&mut backlog, &config, &status).await {
-            Ok((measured, rejections)) => {
-                status.update(|status| status.record_measurement(measured, rejections));
-            }
+            Ok(measured) => status.update(|status| status.record_measurement(measured)),
             Err(err) => {
                 // Only debug: the leader or standby mostly logs the same failure.
                 let error = cli::chain(&err);
@@ -39,16 +37,15 @@ async fn measure(
     kept: &mut Option<BacklogMonitor>,
     config: &SourceConfig,
     status: &SharedStatus,
-) -> Result<(Measurement, RejectionCounts), DatabaseError> {
+) -> Result<Measurement, DatabaseError> {
     let backlog = match kept.take() {
         Some(backlog) => backlog,
         None => BacklogMonitor::connect(config).await?,
     };
-    let mut measured = backlog.measure(config).await?;
-    let rejections = storage::count_rejections(backlog.session(), &config.name).await?;
+    let mut measured = backlog.measure(config, &rejection_counts_sql()).await?;
     if status.get().role == Role::Standby {
         measured.leader = backlog.find_leader(config).await?;
     }
     *kept = Some(backlog);
-    Ok((measured, rejections))
+    Ok(measured)
 }

@@ -18,7 +18,6 @@ pub(crate) use self::{
     warning::{Warning, WarningReason},
 };
 use crate::{
-    dead_letters::storage::RejectionCounts,
     kafka::{Counts, Histogram},
     postgres::backlog::{Measurement, PendingRows},
 };
@@ -206,11 +205,7 @@ impl SourceStatus {
         self.failure = Some(failure);
     }
 
-    pub(crate) fn record_measurement(
-        &mut self,
-        measured: Measurement,
-        rejections: RejectionCounts,
-    ) {
+    pub(crate) fn record_measurement(&mut self, measured: Measurement) {
         let now = Instant::now();
         let PendingRows {
             newest_seq,
@@ -226,8 +221,8 @@ impl SourceStatus {
         });
         let is_stalled = is_unmoved && self.role == Role::Leader && measured.pending.rows > 0;
         self.stalled_since = is_stalled.then(|| self.stalled_since.unwrap_or(now));
-        self.parked_keys = usize::try_from(rejections.parked_keys).unwrap_or(0);
-        self.dead_letters = rejections.dead_letters;
+        self.parked_keys = usize::try_from(measured.rejections.parked_keys).unwrap_or(0);
+        self.dead_letters = measured.rejections.dead_letters;
         self.unmeasured = None;
         let stored_at = measured.checkpoint_age.and_then(|age| now.checked_sub(age));
         self.checkpoint_at = self.checkpoint_at.max(stored_at);
@@ -341,7 +336,7 @@ mod tests {
         let stall = |status: &mut SourceStatus| {
             status.role = Role::Leader;
             for _ in 0..2 {
-                status.record_measurement(measured(3, "1:1: 0"), RejectionCounts::default());
+                status.record_measurement(measured(3, "1:1: 0"));
             }
             let since = status.stalled_since.unwrap();
             status.stalled_since = since.checked_sub(STALLED_AFTER);
@@ -355,7 +350,7 @@ mod tests {
             "{error}"
         );
         for moved in [measured(3, "2:2: 3"), measured(0, "2:2: 3")] {
-            shared.update(|status| status.record_measurement(moved, RejectionCounts::default()));
+            shared.update(|status| status.record_measurement(moved));
             let view = shared.view();
             assert!(view.ready && view.error.is_none());
             shared.update(stall);
@@ -365,7 +360,7 @@ mod tests {
             status.role = Role::Standby;
             let mut measured = measured(3, "1:1: 0");
             measured.leader = Some("another".into());
-            status.record_measurement(measured, RejectionCounts::default());
+            status.record_measurement(measured);
         });
         let view = shared.view();
         assert_eq!(view.state, State::Standby);
@@ -389,7 +384,7 @@ mod tests {
                 pending,
                 ..Measurement::default()
             };
-            status.record_measurement(measured, RejectionCounts::default());
+            status.record_measurement(measured);
             if let Some((_, since)) = &mut status.pending_since {
                 *since = since.checked_sub(Duration::from_secs(5)).unwrap();
             }

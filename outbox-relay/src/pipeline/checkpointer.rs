@@ -17,6 +17,9 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(50);
 /// every version of the checkpoint's row, and each one slows the next write.
 const CHECKPOINT_PAUSE_FACTOR: u32 = 20;
 
+/// The longest pause. The next heartbeat is sent within 250 + 125 ms, well below the lease of 600 ms.
+const MAX_CHECKPOINT_INTERVAL: Duration = HEARTBEAT_INTERVAL.checked_div(2).unwrap();
+
 /// Stores the acknowledged position as checkpoint. Each write is also the leader's heartbeat. Returns only when a write
 /// fails; failures of the sink end [`Publisher::run`](super::publisher::Publisher::run).
 pub(super) async fn run_checkpointer(
@@ -38,14 +41,16 @@ pub(super) async fn run_checkpointer(
             }
             last_write = Instant::now();
             reporter.report_checkpoint();
-            // At most 125 ms: the next heartbeat is then sent within 250 + 125 ms, well below the lease of 600 ms.
             pause = ((last_write - started) * CHECKPOINT_PAUSE_FACTOR)
-                .clamp(CHECKPOINT_INTERVAL, HEARTBEAT_INTERVAL / 2);
+                .clamp(CHECKPOINT_INTERVAL, MAX_CHECKPOINT_INTERVAL);
             reporter.report_progress();
             // Progress beyond the start proves that the last failure is over.
             if cursor != start {
                 reporter.status.mark_recovered();
             }
+        } else if acknowledgements.is_empty() {
+            // Waking up is most of what an idle source costs.
+            pause = MAX_CHECKPOINT_INTERVAL;
         }
     }
 }

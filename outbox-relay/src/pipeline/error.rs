@@ -5,9 +5,8 @@ use std::time::Duration;
 use crate::{
     kafka::SinkError,
     postgres::{
-        checkpoint::CheckpointError,
-        reader::{FutureRow, ReadError},
-        session::DatabaseError,
+        checkpoint::CheckpointError, reader::ReadError, session::DatabaseError,
+        verification::FutureRow,
     },
 };
 

@@ -10,6 +10,7 @@ use super::{
     error::SourceError,
     outcome::{Cause, Outcome, Restart},
     page_rows::{first_page_rows, next_page_rows},
+    poll_schedule::PollSchedule,
     record_builder::RecordBuilder,
     recovery::Recovery,
     truncation::run_truncation,
@@ -23,18 +24,17 @@ use crate::{
     postgres::{
         leader::Leadership,
         reader::{Page, ReadError, Reader, Row},
-        window::{Cursor, Position, Snapshot},
+        snapshot::Snapshot,
+        window::{Cursor, Position},
     },
 };
 
-/// The shortest pause after a poll that found nothing.
-const MIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// The pause as a fraction of the time since the last row: 2 ms after 100 ms, 20 ms after a second.
-const POLL_PAUSE_DIVISOR: u32 = 50;
-/// The interval of checks for rows that were replicated or restored from another cluster.
-const FOREIGN_ROWS_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval of verifications. They find rows that were replicated or restored from another cluster.
+const VERIFICATION_INTERVAL: Duration = Duration::from_secs(5);
 /// Rows between two positions of a page that a checkpoint can store.
 const CHECKPOINT_ROWS: u64 = 500;
+/// Rows between two checks for a shutdown.
+const SHUTDOWN_CHECK_ROWS: usize = 100;
 /// After publishing without an error for this long, the backoff and the bound of records in flight are reset.
 pub(super) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// The longest wait for acknowledgements during the drain.
@@ -47,6 +47,7 @@ pub(super) struct Publisher<'a, S> {
     pub(super) configured_max_in_flight: usize,
     pub(super) status: &'a SharedStatus,
     pub(super) shutdown: &'a CancellationToken,
+    pub(super) leadership: &'a Leadership,
     pub(super) reader: &'a Reader,
     pub(super) sink: S,
     pub(super) record_builder: RecordBuilder,
@@ -61,7 +62,8 @@ pub(super) struct Publisher<'a, S> {
 impl<S: Sink> Publisher<'_, S> {
     /// Publishes until shutdown or an error. In both cases it waits for the records in flight and stores the checkpoint, so
     /// that the next leader does not send them again.
-    pub(super) async fn run(mut self, leadership: &Leadership) -> Result<Outcome, SourceError> {
+    pub(super) async fn run(mut self) -> Result<Outcome, SourceError> {
+        let leadership = self.leadership;
         let acknowledgements = self.sink.acknowledgements().clone();
         let reporter = ProgressReporter::new(self.status, &acknowledgements);
         let mut checkpointer = pin!(run_checkpointer(leadership, &acknowledgements, &reporter));
@@ -72,11 +74,11 @@ impl<S: Sink> Publisher<'_, S> {
             result = self.publish_rows() => result,
             never = run_truncation(config, leadership, status) => match never {},
             never = restore_max_in_flight(&acknowledgements, max_in_flight) => match never {},
-            err = &mut checkpointer => return self.store_acknowledged(leadership, &reporter, Err(err)).await,
+            err = &mut checkpointer => return self.store_acknowledged(&reporter, Err(err)).await,
         };
         let flushed = tokio::select! {
             flushed = timeout(FLUSH_TIMEOUT, flush_and_wait(&mut self.sink)) => flushed,
-            err = &mut checkpointer => return self.store_acknowledged(leadership, &reporter, Err(err)).await,
+            err = &mut checkpointer => return self.store_acknowledged(&reporter, Err(err)).await,
         };
         let flushed = match flushed {
             // The cursor may have passed rows that are parked or dead-lettered in memory only.
@@ -90,7 +92,7 @@ impl<S: Sink> Publisher<'_, S> {
                 Ok(Outcome::Shutdown) => Err(err),
                 ended => ended,
             };
-            return self.store_acknowledged(leadership, &reporter, ended).await;
+            return self.store_acknowledged(&reporter, ended).await;
         }
         leadership.resign(&self.cursor).await?;
         reporter.report_progress();
@@ -105,7 +107,6 @@ impl<S: Sink> Publisher<'_, S> {
     /// rejection of an unknown record into a restart that sends the records in flight one by one.
     async fn store_acknowledged(
         &self,
-        leadership: &Leadership,
         reporter: &ProgressReporter<'_>,
         ended: Result<Outcome, SourceError>,
     ) -> Result<Outcome, SourceError> {
@@ -114,7 +115,7 @@ impl<S: Sink> Publisher<'_, S> {
         let (cursor, count) = acknowledgements.acknowledged_cursor();
         let stores_checkpoint =
             (ended.as_ref()).map_or_else(|err| Recovery::from(err).stores_checkpoint, |_| true);
-        if stores_checkpoint && let Err(err) = leadership.advance(&cursor).await {
+        if stores_checkpoint && let Err(err) = self.leadership.advance(&cursor).await {
             return Err(match ended {
                 // The rows to send one by one start at the stored checkpoint, which is unknown now.
                 Ok(_) | Err(SourceError::Sink(SinkError::Rejected { .. })) => err.into(),
@@ -137,30 +138,36 @@ impl<S: Sink> Publisher<'_, S> {
     /// Reads window after window and gives the rows to the sink, until shutdown.
     async fn publish_rows(&mut self) -> Result<Outcome, SourceError> {
         let mut page_rows = first_page_rows(self.one_by_one_rows).min(self.config.max_page_rows);
-        let mut last_work = Instant::now();
-        // The check for foreign rows ran before publishing began.
-        let mut foreign_rows_at = Instant::now();
+        let mut schedule = PollSchedule::new(self.config.max_poll_interval, Instant::now());
+        // The reader was verified before publishing began.
+        let mut verified_at = Instant::now();
         let mut read_ahead = None;
         while !self.shutdown.is_cancelled() {
             self.retry_rejected().await?;
-            if foreign_rows_at.elapsed() > FOREIGN_ROWS_INTERVAL {
-                ensure_no_foreign_rows(self.reader, self.config).await?;
-                foreign_rows_at = Instant::now();
+            if verified_at.elapsed() > VERIFICATION_INTERVAL {
+                verify_reader(self.reader, self.leadership, self.config).await?;
+                verified_at = Instant::now();
             }
             let page = match read_ahead.take() {
-                Some(page) => page,
-                None => {
-                    if self.cursor.window().is_none() && !self.open_window().await? {
-                        self.status.set_leader();
-                        self.sink.run_maintenance().await?;
-                        self.pause_before_poll(last_work).await?;
-                        continue;
+                Some(page) => Some(page),
+                None => match self.cursor.window() {
+                    Some(_) => {
+                        Some(read_page(self.reader, self.status, &self.cursor, page_rows).await?)
                     }
-                    read_page(self.reader, self.status, &self.cursor, page_rows).await?
-                }
+                    None => {
+                        schedule.start_poll(Instant::now());
+                        self.poll(page_rows).await?
+                    }
+                },
             };
             // Not earlier: only a page proves that the outbox can be read.
             self.status.set_leader();
+            let Some(page) = page else {
+                self.sink.run_maintenance().await?;
+                self.pause_until(schedule.next_poll_at(Instant::now()))
+                    .await?;
+                continue;
+            };
             if let Some(seq) = page.repeated_seq() {
                 self.warn_of_repeated_seq(seq);
             }
@@ -171,33 +178,37 @@ impl<S: Sink> Publisher<'_, S> {
                 ControlFlow::Break(restart) => return Ok(Outcome::Restart(restart)),
             };
             if rows > 0 {
-                last_work = Instant::now();
+                schedule.record_rows(Instant::now());
             }
             if page.is_last() && !self.shutdown.is_cancelled() {
                 self.cursor.close();
                 let acknowledgements = self.sink.acknowledgements();
                 acknowledgements.register_cursor(acknowledgements.sent(), &self.cursor);
-                // No pause after a page with rows: more may have arrived while it was sent.
-                if rows == 0 {
-                    self.pause_before_poll(last_work).await?;
-                }
+                self.pause_until(schedule.next_poll_at(Instant::now()))
+                    .await?;
             }
         }
         Ok(Outcome::Shutdown)
     }
 
-    /// Opens the window up to the current snapshot. Returns false if nothing was committed since the last one.
-    async fn open_window(&mut self) -> Result<bool, SourceError> {
-        let now = self.reader.take_snapshot().await?;
+    /// Reads the first page of the next window and opens the window. Returns `None` if no transaction has completed since the last
+    /// one.
+    async fn poll(&mut self, page_rows: usize) -> Result<Option<Page>, SourceError> {
+        let started = Instant::now();
+        let (now, page) = self
+            .reader
+            .read_next_window(&self.cursor, page_rows)
+            .await?;
         self.ensure_checkpoint_not_ahead(&now)?;
-        if now == *self.cursor.start_snapshot() {
+        if now == *self.cursor.start_snapshot() && page.rows().len() == 0 {
             if self.sink.acknowledgements().is_empty() {
                 self.status.mark_recovered();
             }
-            return Ok(false);
+            return Ok(None);
         }
+        self.status.page_read().observe(started.elapsed(), 1);
         self.cursor.open(now);
-        Ok(true)
+        Ok(Some(page))
     }
 
     /// Sends a page and reads the next page of the window concurrently. Returns `None` if there is no next page or during
@@ -211,7 +222,7 @@ impl<S: Sink> Publisher<'_, S> {
         let ahead = match page.rows().len().checked_sub(1) {
             Some(last) if !page.is_last() => {
                 let mut cursor = self.cursor.clone();
-                if let Some(position) = page.position_after(last)? {
+                if let Some(position) = page.position_after(last) {
                     cursor.advance(position);
                 }
                 Some(async move { read_page(reader, status, &cursor, next_rows).await })
@@ -232,11 +243,12 @@ impl<S: Sink> Publisher<'_, S> {
         let acknowledgements = self.sink.acknowledgements().clone();
         let sampling = Sampling::of(page.rows().len());
         for (index, row) in page.rows().enumerate() {
-            if self.shutdown.is_cancelled() {
+            // Takes a lock.
+            if index.is_multiple_of(SHUTDOWN_CHECK_ROWS) && self.shutdown.is_cancelled() {
                 break;
             }
             let row = row?;
-            let position = page.position_after(index)?;
+            let position = page.position_after(index);
             if self.rejections.is_parked(row.topic, row.key) {
                 self.rejections.park_behind((&row).into());
                 self.advance(position);
@@ -343,14 +355,11 @@ impl<S: Sink> Publisher<'_, S> {
         }
     }
 
-    /// Pauses before the next poll of the outbox, for a fraction of the time since the last row: a busy outbox is polled often
-    /// and an idle one rarely.
-    async fn pause_before_poll(&self, last_work: Instant) -> Result<(), SourceError> {
-        let length = last_work.elapsed() / POLL_PAUSE_DIVISOR;
-        let length = length.clamp(MIN_POLL_INTERVAL, self.config.max_poll_interval);
+    /// Pauses until the time of the next poll.
+    async fn pause_until(&self, time: Instant) -> Result<(), SourceError> {
         tokio::select! {
             () = self.shutdown.cancelled() => Ok(()),
-            () = tokio::time::sleep(length) => Ok(()),
+            () = tokio::time::sleep_until(time) => Ok(()),
             err = self.sink.acknowledgements().failed() => Err(err.into()),
         }
     }
@@ -378,12 +387,15 @@ impl<S: Sink> Publisher<'_, S> {
     }
 }
 
-/// Fails if the source has rows whose transaction ids are ahead of this cluster.
-pub(super) async fn ensure_no_foreign_rows(
+/// Fails unless the reader is connected to the leader's database, and all of its rows are this cluster's.
+pub(super) async fn verify_reader(
     reader: &Reader,
+    leadership: &Leadership,
     config: &SourceConfig,
 ) -> Result<(), SourceError> {
-    match reader.find_future_row().await? {
+    let verification = reader.verify(leadership.identity()).await?;
+    verification.ensure_same_database()?;
+    match verification.future_row {
         None => Ok(()),
         Some(row) => Err(SourceError::ForeignRows {
             table: config.mapping.table().to_owned(),

@@ -74,7 +74,6 @@ impl Recovery {
             }
             CheckpointError::OtherCluster(_)
             | CheckpointError::OtherTable { .. }
-            | CheckpointError::Malformed(_)
             | CheckpointError::ForeignRows { .. }
             | CheckpointError::NoCreatedAt => Self::new(Reason::Checkpoint, None),
             CheckpointError::RowDeleted => Self::new(Reason::OneByOne, None),
@@ -125,7 +124,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::postgres::reader::FutureRow;
+    use crate::postgres::verification::FutureRow;
 
     fn unavailable() -> SinkError {
         SinkError::Unavailable("away".into())

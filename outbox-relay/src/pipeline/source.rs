@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     error::SourceError,
     outcome::{Cause, Outcome, Restart},
-    publisher::{FLUSH_TIMEOUT, HEALTHY_AFTER, Publisher, ensure_no_foreign_rows},
+    publisher::{FLUSH_TIMEOUT, HEALTHY_AFTER, Publisher, verify_reader},
     recovery::Recovery,
 };
 use crate::{
@@ -201,12 +201,10 @@ impl Source {
         let lease = election.leadership.lease().clone();
         match self.kafka.sink {
             SinkKind::Kafka => {
-                self.lead_with(&election, KafkaSink::open(options, lease))
-                    .await
+                Box::pin(self.lead_with(&election, KafkaSink::open(options, lease))).await
             }
             SinkKind::RdKafka => {
-                self.lead_with(&election, RdKafkaSink::open(options, lease))
-                    .await
+                Box::pin(self.lead_with(&election, RdKafkaSink::open(options, lease))).await
             }
         }
     }
@@ -222,9 +220,8 @@ impl Source {
         let opening = async {
             let url = &self.config.database_url;
             let reader = session::connect(url, "outbox-relay reader").await?;
-            leadership.verify_same_database(&reader).await?;
             let reader = Reader::new(reader.into_client(), &self.config.mapping).await?;
-            ensure_no_foreign_rows(&reader, &self.config).await?;
+            verify_reader(&reader, leadership, &self.config).await?;
             let mut sink = opening.await.map_err(SourceError::Opening)?;
             if let Some(topic) = &self.config.dead_letter_topic {
                 // A dead letter that the topic rejects is not retried, so a missing topic must be found now.
@@ -251,15 +248,16 @@ impl Source {
             configured_max_in_flight: self.kafka.max_in_flight_records,
             status: &self.status,
             shutdown: &self.shutdown,
+            leadership,
             reader: &reader,
             sink,
             record_builder: RecordBuilder::new(&self.config.ce_source, &self.config.content_type),
-            rejections: Rejections::load(leadership, &self.config.mapping).await?,
+            rejections: Rejections::load(election, &self.config.mapping).await?,
             one_by_one_rows: self.one_by_one_rows,
             has_warned_of_repeated_seq: false,
             cursor: election.cursor.clone(),
         };
-        Box::pin(publisher.run(leadership)).await
+        Box::pin(publisher.run()).await
     }
 
     /// Waits until this relay is elected leader. Returns `None` if the shutdown comes first.
@@ -269,7 +267,7 @@ impl Source {
             if candidate.try_lock().await? {
                 return Ok(Some(
                     candidate
-                        .lead(&self.config.mapping, self.kafka.delivery_timeout)
+                        .lead(&self.config, self.kafka.delivery_timeout)
                         .await?,
                 ));
             }

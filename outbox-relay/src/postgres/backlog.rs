@@ -6,7 +6,6 @@ use crate::{
     config::{Mapping, SourceConfig},
     postgres::{
         leader,
-        reader::quote_literal,
         session::{self, DatabaseError, Session},
     },
 };
@@ -16,16 +15,19 @@ use crate::{
 const MAX_COUNTED: i64 = 1_000;
 
 /// Forces index scans, as in the reader's session. The timeout is far below the interval between measurements.
-const SESSION: &str = "set enable_seqscan = off;
-    set enable_bitmapscan = off;
-    set jit = off;
-    set max_parallel_workers_per_gather = 0;
-    set statement_timeout = '2s'";
+const SETTINGS: [(&str, &str); 5] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("jit", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+    ("statement_timeout", "2s"),
+];
 
 /// The result of one measurement.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measurement {
     pub(crate) pending: PendingRows,
+    pub(crate) rejections: RejectionCounts,
     /// The size of the outbox with its indexes.
     pub(crate) outbox_bytes: i64,
     /// The age of the checkpoint by the database's clock.
@@ -35,6 +37,13 @@ pub(crate) struct Measurement {
     /// The session that holds the source's lock while this relay is a standby.
     pub(crate) leader: Option<String>,
     pub(crate) unpublishable: Option<UnpublishableRows>,
+}
+
+/// The numbers of parked keys and dead letters of a source.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RejectionCounts {
+    pub(crate) parked_keys: i64,
+    pub(crate) dead_letters: i64,
 }
 
 /// Rows without a seq or a transaction id. The reader never finds them.
@@ -71,26 +80,23 @@ pub(crate) struct BacklogMonitor {
 impl BacklogMonitor {
     pub(crate) async fn connect(config: &SourceConfig) -> Result<Self, DatabaseError> {
         let session = session::connect(&config.database_url, "outbox-relay backlog").await?;
-        session.batch_execute(SESSION).await?;
+        session.apply_settings(&SETTINGS).await?;
         Ok(Self { session })
     }
 
-    /// Measures the backlog now.
+    /// Measures the backlog now. `rejection_counts` are two columns of a select list: see [`RejectionCounts`].
     pub(crate) async fn measure(
         &self,
         config: &SourceConfig,
+        rejection_counts: &str,
     ) -> Result<Measurement, DatabaseError> {
-        let mut measurement = measure_pending_rows(&self.session, config).await?;
+        let measuring = measure_pending_rows(&self.session, config, rejection_counts);
+        let mut measurement = measuring.await?;
         if !config.mapping.is_own() {
             let unpublishable = count_unpublishable(&self.session, &config.mapping);
             measurement.unpublishable = unpublishable.await?;
         }
         Ok(measurement)
-    }
-
-    /// Returns the session for other queries.
-    pub(crate) fn session(&self) -> &Session {
-        &self.session
     }
 
     /// Describes the session that holds the source's lock.
@@ -153,6 +159,7 @@ async fn count_unpublishable(
 async fn measure_pending_rows(
     client: &Session,
     config: &SourceConfig,
+    rejection_counts: &str,
 ) -> Result<Measurement, DatabaseError> {
     let (outbox, table) = (
         config.mapping.outbox(),
@@ -193,7 +200,7 @@ async fn measure_pending_rows(
              coalesce(
                  (select sum(pg_total_relation_size(relid))::bigint from pg_partition_tree({table})),
                  pg_total_relation_size({table})),
-             checkpoint.age_s, checkpoint.place, checkpoint.done
+             checkpoint.age_s, checkpoint.place, checkpoint.done, {rejection_counts}
          from counted, checkpoint"
     );
     let row = client.query_one(&sql, &[&config.name, &i64::MIN]).await?;
@@ -218,6 +225,10 @@ async fn measure_pending_rows(
             newest_seq,
             published_seq,
         },
+        rejections: RejectionCounts {
+            parked_keys: row.try_get(8)?,
+            dead_letters: row.try_get(9)?,
+        },
         outbox_bytes: row.get::<_, Option<i64>>(4).unwrap_or(0),
         checkpoint_age: row
             .get::<_, Option<f64>>(5)
@@ -226,4 +237,9 @@ async fn measure_pending_rows(
         leader: None,
         unpublishable: None,
     })
+}
+
+/// Quotes a string literal. (Backslashes are ordinary characters in a standard string.)
+fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }

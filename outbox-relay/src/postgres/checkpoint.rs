@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Row, types::Type};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
 use crate::{
-    config::Mapping,
+    config::{Mapping, SourceConfig},
     hints,
     postgres::{
         session::{DatabaseError, Session},
-        window::{Cursor, MalformedSnapshot, Position},
+        snapshot::Snapshot,
+        window::{Cursor, Position},
     },
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Claim {
     pub(crate) pid: i32,
     /// The oid of the database.
     pub(crate) database_oid: u32,
+    /// True if there are parked events, or dead letters that are not in their topic yet.
+    pub(crate) has_rejected_events: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +52,6 @@ pub(crate) enum CheckpointError {
         table: String,
         source_name: String,
     },
-    #[error("failed to parse the checkpoint")]
-    Malformed(#[from] MalformedSnapshot),
     /// The relay does not repair such rows in a mapped table.
     #[error(
         "{table} has rows from another Postgres cluster, whose transaction ids are ahead of this cluster's. {}",
@@ -74,74 +75,102 @@ pub(crate) enum CheckpointError {
     SharedEventId,
 }
 
-/// Returns the identifier of this Postgres cluster, which survives a failover. `None` if the role lacks the privilege.
+/// Selects the identifier of this Postgres cluster, which survives a failover.
+const SYSTEM_IDENTIFIER: &str = "(select system_identifier from pg_control_system())";
+
+/// Runs a statement that contains [`SYSTEM_IDENTIFIER`]. If the role may not read it, or the server does not have it, runs the
+/// statement with null instead.
+async fn query_with_system_identifier(
+    session: &Session,
+    sql: &str,
+    params: &[&(dyn ToSql + Sync)],
+) -> Result<Option<Row>, DatabaseError> {
+    match session.query_opt(sql, params).await {
+        Err(err)
+            if matches!(
+                err.code(),
+                Some(&SqlState::INSUFFICIENT_PRIVILEGE | &SqlState::FEATURE_NOT_SUPPORTED)
+            ) =>
+        {
+            let sql = sql.replace(SYSTEM_IDENTIFIER, "null::bigint");
+            session.query_opt(&sql, params).await
+        }
+        result => result,
+    }
+}
+
+/// Returns the identifier of this Postgres cluster. `None` if the role lacks the privilege, or the server has none.
 pub(crate) async fn read_system_identifier(
     session: &Session,
 ) -> Result<Option<i64>, DatabaseError> {
-    let has_privilege = "select has_function_privilege('pg_control_system()', 'execute')";
-    if !session
-        .query_one(has_privilege, &[])
-        .await?
-        .get::<_, bool>(0)
-    {
-        return Ok(None);
-    }
-    let sql = "select system_identifier from pg_control_system()";
-    Ok(Some(session.query_one(sql, &[]).await?.get(0)))
+    let sql = format!("select {SYSTEM_IDENTIFIER}");
+    let row = query_with_system_identifier(session, &sql, &[]).await?;
+    Ok(row.and_then(|row| row.get(0)))
 }
 
 /// Records a new leader and returns the checkpoint. The caller must hold the source's lock.
 pub(crate) async fn claim(
     session: &Session,
-    source: &str,
-    mapping: &Mapping,
+    config: &SourceConfig,
 ) -> Result<Claim, CheckpointError> {
-    let system_identifier = read_system_identifier(session).await?;
-    session
-        .execute(
-            "insert into relay_checkpoints
-                 (source, epoch, snapshot, max_seq, heartbeat_at, resigned)
-             values ($1, 0, '1:1:', $2, clock_timestamp(), true)
-             on conflict (source) do nothing",
-            &[&source, &Cursor::beginning().max_seq()],
-        )
-        .await?;
-    let row = session
-        .query_one(
-            "with before as (select * from relay_checkpoints where source = $1 for update)
+    let (source, mapping) = (&config.name, &config.mapping);
+    let has_pending_dead_letters = match config.dead_letter_topic {
+        Some(_) => {
+            "exists (select from relay_dead_letters where source = $1 and in_topic = 'pending')"
+        }
+        None => "false",
+    };
+    let sql = format!(
+        "with before as (
+             select * from relay_checkpoints where source = $1 for update
+         ), cluster as materialized (
+             select {SYSTEM_IDENTIFIER} as id
+         ), created as (
+             insert into relay_checkpoints
+                 (source, epoch, snapshot, max_seq, heartbeat_at, resigned, system_identifier, outbox)
+             select $1, 1, '1:1:', $2, clock_timestamp(), false, id, to_regclass($3)
+             from cluster where not exists (select from before)
+             returning *
+         ), claimed as (
              update relay_checkpoints as now
              set epoch = now.epoch + 1, resigned = false, heartbeat_at = clock_timestamp(),
-                 system_identifier = coalesce(now.system_identifier, $2),
+                 system_identifier = coalesce(now.system_identifier, id),
                  outbox = coalesce(now.outbox, to_regclass($3))
-             from before where now.source = before.source
-             returning now.epoch, before.snapshot::text, before.max_seq,
-                 before.window_snapshot::text, before.window_seq, before.window_event_id, before.resigned,
-                 date_part('epoch', clock_timestamp() - before.heartbeat_at), before.instance::text,
-                 now.system_identifier, now.outbox <> to_regclass($3),
-                 pg_backend_pid(),
-                 (select oid from pg_database where datname = current_database())",
-            &[&source, &system_identifier, &mapping.table()],
-        )
-        .await?;
-    if system_identifier.is_some() && system_identifier != row.get(9) {
-        return Err(CheckpointError::OtherCluster(source.to_owned()));
+             from before, cluster where now.source = before.source
+             returning now.*
+         )
+         select now.epoch, now.snapshot, now.max_seq, now.window_snapshot, now.window_seq, now.window_event_id,
+             coalesce(before.resigned, true), date_part('epoch', clock_timestamp() - before.heartbeat_at),
+             now.instance::text, now.system_identifier <> cluster.id, now.outbox <> to_regclass($3),
+             pg_backend_pid(), (select oid from pg_database where datname = current_database()),
+             exists (select from relay_parked where source = $1) or {has_pending_dead_letters}
+         from (select * from created union all select * from claimed) as now
+             left join before using (source) cross join cluster"
+    );
+    let params: [&(dyn ToSql + Sync); 3] =
+        [source, &Cursor::beginning().max_seq(), &mapping.table()];
+    let row = query_with_system_identifier(session, &sql, &params).await?;
+    let row = row.ok_or(CheckpointError::Superseded)?;
+    if row.get::<_, Option<bool>>(9) == Some(true) {
+        return Err(CheckpointError::OtherCluster(source.clone()));
     }
     // Null if the table does not exist, which the reader reports better.
     if row.get::<_, Option<bool>>(10) == Some(true) {
         return Err(CheckpointError::OtherTable {
             table: mapping.table().to_owned(),
-            source_name: source.to_owned(),
+            source_name: source.clone(),
         });
     }
-    let (resigned, age_s): (bool, f64) = (row.get(6), row.get(7));
+    let (resigned, age_s): (bool, Option<f64>) = (row.get(6), row.get(7));
+    let age = age_s.and_then(|age_s| Duration::try_from_secs_f64(age_s).ok());
     Ok(Claim {
         epoch: row.get(0),
-        cursor: parse_cursor(&row, 1)?,
+        cursor: parse_cursor(&row, 1),
         instance: row.get(8),
-        predecessor_age: (!resigned)
-            .then(|| Duration::try_from_secs_f64(age_s).unwrap_or(Duration::ZERO)),
+        predecessor_age: (!resigned).then_some(age.unwrap_or_default()),
         pid: row.get(11),
         database_oid: row.get(12),
+        has_rejected_events: row.get(13),
     })
 }
 
@@ -150,24 +179,21 @@ pub(crate) async fn read_cursor(
     session: &Session,
     source: &str,
 ) -> Result<Cursor, CheckpointError> {
-    let sql = "select snapshot::text, max_seq, window_snapshot::text, window_seq, window_event_id
+    let sql = "select snapshot, max_seq, window_snapshot, window_seq, window_event_id
                from relay_checkpoints where source = $1";
-    match session.query_opt(sql, &[&source]).await? {
-        Some(row) => Ok(parse_cursor(&row, 0)?),
-        None => Ok(Cursor::beginning()),
-    }
+    let row = session.query_opt(sql, &[&source]).await?;
+    Ok(row.map_or_else(Cursor::beginning, |row| parse_cursor(&row, 0)))
 }
 
-/// Parses the five columns of a cursor, which start at `first`.
-fn parse_cursor(row: &Row, first: usize) -> Result<Cursor, MalformedSnapshot> {
-    let (start_snapshot, max_seq): (&str, i64) = (row.get(first), row.get(first + 1));
-    let (end_snapshot, seq): (Option<&str>, Option<i64>) = (row.get(first + 2), row.get(first + 3));
+/// Decodes the five columns of a cursor, which start at `first`.
+fn parse_cursor(row: &Row, first: usize) -> Cursor {
+    let (start_snapshot, max_seq): (Snapshot, i64) = (row.get(first), row.get(first + 1));
+    let (end_snapshot, seq): (Option<Snapshot>, Option<i64>) =
+        (row.get(first + 2), row.get(first + 3));
     let event_id = row.get(first + 4);
-    let window = match end_snapshot.zip(seq) {
-        Some((end_snapshot, seq)) => Some((end_snapshot.parse()?, Position { seq, event_id })),
-        None => None,
-    };
-    Ok(Cursor::new(start_snapshot.parse()?, max_seq, window))
+    let window = end_snapshot.zip(seq);
+    let window = window.map(|(end_snapshot, seq)| (end_snapshot, Position { seq, event_id }));
+    Cursor::new(start_snapshot, max_seq, window)
 }
 
 /// The leader's next step after it has stored a checkpoint.
@@ -190,29 +216,22 @@ pub(crate) async fn advance(
     next: AfterStore,
 ) -> Result<(), CheckpointError> {
     let window = cursor.window();
-    // One round trip: an idle relay writes nothing else.
     let updated = session
-        .execute_typed(
+        .execute(
             "update relay_checkpoints
-             set snapshot = $3::text::pg_snapshot, max_seq = $4,
-                 window_snapshot = $5::text::pg_snapshot, window_seq = $6, window_event_id = $7,
+             set snapshot = $3, max_seq = $4,
+                 window_snapshot = $5, window_seq = $6, window_event_id = $7,
                  heartbeat_at = clock_timestamp(), resigned = $8
              where source = $1 and epoch = $2",
             &[
-                (&source, Type::TEXT),
-                (&epoch, Type::INT8),
-                (&cursor.start_snapshot().to_string(), Type::TEXT),
-                (&cursor.max_seq(), Type::INT8),
-                (
-                    &window.map(|window| window.end_snapshot.to_string()),
-                    Type::TEXT,
-                ),
-                (&window.map(|window| window.position.seq), Type::INT8),
-                (
-                    &window.and_then(|window| window.position.event_id),
-                    Type::UUID,
-                ),
-                (&(next == AfterStore::Resign), Type::BOOL),
+                &source,
+                &epoch,
+                cursor.start_snapshot(),
+                &cursor.max_seq(),
+                &window.map(|window| window.end_snapshot.as_ref()),
+                &window.map(|window| window.position.seq),
+                &window.and_then(|window| window.position.event_id),
+                &(next == AfterStore::Resign),
             ],
         )
         .await?;
@@ -272,30 +291,20 @@ pub(crate) async fn reset(
                              or seq = window_seq and window_event_id is not null
                              or not pg_visible_in_snapshot(xid, window_snapshot))))
             ) as seq
+        ), cluster as materialized (
+            select {SYSTEM_IDENTIFIER} as id
         )
         update relay_checkpoints
-        set snapshot = '1:1:', max_seq = $6::bigint, window_snapshot = pg_current_snapshot(),
-            window_seq = greatest(start.seq, $6::bigint + 1) - 1,
-            window_event_id = null, system_identifier = $4,
-            instance = case when system_identifier is distinct from $4 then gen_random_uuid() else instance end,
-            outbox = to_regclass($5)
-        from start where source = $1
+        set snapshot = '1:1:', max_seq = $5::bigint, window_snapshot = pg_current_snapshot(),
+            window_seq = greatest(start.seq, $5::bigint + 1) - 1,
+            window_event_id = null, system_identifier = cluster.id,
+            instance = case when system_identifier is distinct from cluster.id then gen_random_uuid() else instance end,
+            outbox = to_regclass($4)
+        from start, cluster where source = $1
         returning window_seq"
     );
-    let system_identifier = read_system_identifier(session).await?;
-    let updated = session
-        .query_opt(
-            &sql,
-            &[
-                &source,
-                &seq,
-                &seconds,
-                &system_identifier,
-                &mapping.table(),
-                &i64::MIN,
-            ],
-        )
-        .await?;
+    let params: [&(dyn ToSql + Sync); 5] = [&source, &seq, &seconds, &mapping.table(), &i64::MIN];
+    let updated = query_with_system_identifier(session, &sql, &params).await?;
     Ok(updated.map_or(0, |row| row.get(0)))
 }
 

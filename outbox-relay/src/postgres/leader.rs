@@ -3,14 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::types::ToSql;
-
 use crate::{
-    config::{DatabaseUrl, Mapping, SourceConfig},
+    config::{DatabaseUrl, SourceConfig},
     postgres::{
         checkpoint::{self, AfterStore, CheckpointError, Claim, ResetTo},
         lease::Lease,
         session::{DatabaseError, Session, connect},
+        verification::LeaderIdentity,
         window::Cursor,
     },
 };
@@ -37,11 +36,7 @@ const RESET_TIMEOUT: Duration = Duration::from_hours(1);
 #[derive(Debug)]
 pub(crate) struct Leadership {
     session: Session,
-    source: String,
-    epoch: i64,
-    instance: String,
-    /// The process id of the session's backend.
-    pid: i32,
+    identity: LeaderIdentity,
     lease: Lease,
 }
 
@@ -55,6 +50,8 @@ pub(crate) struct Election {
     /// The time for which records of the previous leader can still arrive. Wait for it unless the sink fences the
     /// previous leader.
     pub(crate) wait: Duration,
+    /// True if there are parked events, or dead letters that are not in their topic yet.
+    pub(crate) has_rejected_events: bool,
 }
 
 /// A session that can become the leader of a source.
@@ -70,12 +67,15 @@ impl Candidate {
         source: &str,
     ) -> Result<Self, DatabaseError> {
         let session = connect(database_url, "outbox-relay leader").await?;
-        let sql = format!(
-            "set idle_session_timeout = {}; set lock_timeout = {}; set enable_seqscan = off",
-            SESSION_TIMEOUT.as_millis(),
-            LOCK_TIMEOUT.as_millis()
-        );
-        session.batch_execute(&sql).await?;
+        let settings = [
+            (
+                "idle_session_timeout",
+                SESSION_TIMEOUT.as_millis().to_string(),
+            ),
+            ("lock_timeout", LOCK_TIMEOUT.as_millis().to_string()),
+            ("enable_seqscan", "off".to_owned()),
+        ];
+        session.apply_settings(&settings).await?;
         Ok(Self {
             session,
             source: source.to_owned(),
@@ -92,7 +92,7 @@ impl Candidate {
     /// flight.
     pub(crate) async fn lead(
         self,
-        mapping: &Mapping,
+        config: &SourceConfig,
         delivery_timeout: Duration,
     ) -> Result<Election, CheckpointError> {
         let Self { session, source } = self;
@@ -103,17 +103,20 @@ impl Candidate {
             predecessor_age,
             pid,
             database_oid,
-        } = checkpoint::claim(&session, &source, mapping).await?;
+            has_rejected_events,
+        } = checkpoint::claim(&session, config).await?;
         let wait = predecessor_age.map_or(Duration::ZERO, |age| {
             (SEND_LEASE + delivery_timeout).saturating_sub(age)
         });
         let producer_name = producer_name(&source, &instance, database_oid);
         let leadership = Leadership {
             session,
-            source,
-            epoch,
-            instance,
-            pid,
+            identity: LeaderIdentity {
+                source,
+                epoch,
+                instance,
+                pid,
+            },
             lease: Lease::new(SEND_LEASE),
         };
         Ok(Election {
@@ -121,43 +124,26 @@ impl Candidate {
             cursor,
             producer_name,
             wait,
+            has_rejected_events,
         })
     }
 }
 
 impl Leadership {
     pub(crate) fn epoch(&self) -> i64 {
-        self.epoch
+        self.identity.epoch
     }
 
     pub(crate) fn source(&self) -> &str {
-        &self.source
+        &self.identity.source
     }
 
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// Fails unless `session` is connected to the leader's database, where it sees the leader's lock. The URL or the DNS
-    /// record may have changed since the election.
-    pub(crate) async fn verify_same_database(
-        &self,
-        session: &Session,
-    ) -> Result<(), DatabaseError> {
-        let sql = format!(
-            "select exists (select from pg_locks as lock where pid = $2 and {})
-                 and exists (select from relay_checkpoints
-                     where source = $1 and epoch = $3 and instance::text = $4)",
-            lock_condition()
-        );
-        let (source, pid, epoch) = (&self.source, &self.pid, &self.epoch);
-        let params: [&(dyn ToSql + Sync); 4] = [source, pid, epoch, &self.instance];
-        if session.query_one(&sql, &params).await?.get(0) {
-            return Ok(());
-        }
-        let reason =
-            "it leads to another database than when this relay became the leader of the source";
-        Err(DatabaseError::Url(reason.to_owned()))
+    pub(crate) fn identity(&self) -> &LeaderIdentity {
+        &self.identity
     }
 
     pub(crate) fn lease(&self) -> &Lease {
@@ -189,7 +175,7 @@ impl Leadership {
     }
 
     async fn store(&self, cursor: &Cursor, next: AfterStore) -> Result<(), CheckpointError> {
-        checkpoint::advance(&self.session, &self.source, self.epoch, cursor, next).await
+        checkpoint::advance(&self.session, self.source(), self.epoch(), cursor, next).await
     }
 }
 
@@ -207,7 +193,7 @@ pub(crate) async fn reset(source: &SourceConfig, to: ResetTo) -> Result<i64, Che
     // Reads or updates all rows, which can take long.
     let session = &mut candidate.session;
     session.set_timeout(RESET_TIMEOUT).await?;
-    session.batch_execute("set lock_timeout = 0").await?;
+    session.apply_settings(&[("lock_timeout", "0")]).await?;
     checkpoint::reset(session, &source.name, &source.mapping, to).await
 }
 
@@ -238,7 +224,7 @@ pub(crate) async fn find_lock_holder(
 }
 
 /// Returns the SQL condition for the leader's row `lock` of `pg_locks`, which splits the key into two halves.
-fn lock_condition() -> String {
+pub(super) fn lock_condition() -> String {
     format!(
         "lock.locktype = 'advisory' and lock.granted and lock.objsubid = 1
          and lock.database = (select oid from pg_database where datname = current_database())

@@ -1,43 +1,63 @@
-//! Reads pending rows page by page. `pending` has the SQL of a window, `page` decodes the result.
+//! Reads pending rows page by page. A poll reads the first page of a window with the SQL in `next_window`. `pending` has the SQL
+//! for any page of an open window, also for a first page that the poll could not read. `page` decodes the result.
 
+mod next_window;
 mod page;
 mod pending;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::TryStreamExt as _;
 use parking_lot::Mutex;
-use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
+use postgres_session::apply_settings;
+use tokio_postgres::{Client, RowStream, error::SqlState, types::ToSql};
 
 pub(crate) use self::page::COLUMNS;
 pub use self::page::{Page, Row};
-use self::pending::{LateRows, MAX_BRANCHES, Order, PageQuery, late_transactions_sql};
+use self::{
+    next_window::{Header, NextWindowQuery, RecentTransactions, next_window_sql},
+    pending::{LateRows, MAX_TRANSACTIONS, Order, PageQuery, late_transactions_sql},
+};
 use crate::{
     config::Mapping,
     hints,
     postgres::{
         session::{ANSWER_TIMEOUT, cause_of},
-        window::{Cursor, MalformedSnapshot, Position, Snapshot},
+        snapshot::{Snapshot, Xid},
+        statements::PreparingClient,
+        verification::{LeaderIdentity, Verification, verification_sql},
+        window::{Cursor, Position},
     },
 };
 
 /// The size at which a page is cut; the next page reads the rest again. A page uses at most this much memory plus one row.
 const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Forces scans of the two indexes. Statistics are wrong right after a partition was filled or truncated.
+/// Forces scans of the two indexes, in their order. Statistics are wrong right after a partition was filled or truncated.
 ///
-/// Disables constraint exclusion: no check constraint ever excludes a partition, and reading those of all partitions took two
-/// thirds of the cost of a poll.
+/// Forces generic plans: planning each page would be most of the cost of a small one. A plan is made again only after a partition
+/// was truncated or analyzed. Without constraint exclusion that takes a third of the time; no check constraint excludes a
+/// partition.
+///
+/// Disables parallel workers, so that the branches of a `union all` come in their order. `next_window` relies on it.
 ///
 /// The `lock_timeout` reports a session that locks the outbox, instead of waiting silently.
-const SESSION: &str = "set enable_seqscan = off;
-    set enable_bitmapscan = off;
-    set constraint_exclusion = off;
-    set max_parallel_workers_per_gather = 0;
-    set jit = off;
-    set statement_timeout = '60s';
-    set lock_timeout = '2s';
-    set application_name = 'outbox-relay reader'";
+const SETTINGS: [(&str, &str); 10] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("constraint_exclusion", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+    ("jit", "off"),
+    ("statement_timeout", "60s"),
+    ("lock_timeout", "2s"),
+    ("application_name", "outbox-relay reader"),
+];
 
 /// More than the `statement_timeout`, for a server that stalls.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(70);
@@ -45,22 +65,12 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(70);
 /// Reads an outbox page by page.
 #[derive(Debug)]
 pub struct Reader {
-    client: Client,
+    client: PreparingClient,
     /// The table expression of the outbox.
     outbox: String,
     /// The late rows of the current window, after they were looked up.
     late_rows: Mutex<Option<(WindowBounds, LateRows)>>,
-}
-
-/// A row whose transaction id is ahead of this cluster's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FutureRow {
-    /// The seq of the row.
-    pub seq: String,
-    /// The transaction id of the row.
-    pub xid: String,
-    /// The next transaction id of this cluster.
-    pub next_xid: String,
+    recent: Mutex<RecentTransactions>,
 }
 
 /// The snapshots at the start and at the end of a window.
@@ -122,12 +132,6 @@ async fn with_timeout<T>(
     read.unwrap_or(Err(ReadError::Timeout(timeout)))
 }
 
-impl From<MalformedSnapshot> for ReadError {
-    fn from(_: MalformedSnapshot) -> Self {
-        Self::Layout("malformed snapshot")
-    }
-}
-
 impl Reader {
     /// Prepares the connection for reading the outbox of this mapping.
     ///
@@ -135,13 +139,14 @@ impl Reader {
     /// If the database rejects the settings of the session.
     pub async fn new(client: Client, mapping: &Mapping) -> Result<Self, ReadError> {
         with_timeout(ANSWER_TIMEOUT, async {
-            Ok(client.batch_execute(SESSION).await?)
+            Ok(apply_settings(&client, &SETTINGS).await?)
         })
         .await?;
         Ok(Self {
-            client,
+            client: PreparingClient::new(client),
             outbox: mapping.outbox().to_owned(),
             late_rows: Mutex::new(None),
+            recent: Mutex::new(RecentTransactions::none(Instant::now())),
         })
     }
 
@@ -150,13 +155,98 @@ impl Reader {
     /// # Errors
     /// If the query fails.
     pub async fn take_snapshot(&self) -> Result<Snapshot, ReadError> {
-        let query = self.client.simple_query("select pg_current_snapshot()");
-        let messages = with_timeout(ANSWER_TIMEOUT, async { Ok(query.await?) }).await?;
-        let text = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
+        let taking = async {
+            let statement = self.client.prepare("select pg_current_snapshot()").await?;
+            let row = self.client.client().query_one(&statement, &[]).await?;
+            Ok(row.try_get(0)?)
+        };
+        with_timeout(ANSWER_TIMEOUT, taking).await
+    }
+
+    /// Reads the first rows of the next window, at most `max_rows`, in the order of [`Position`]. Also returns the
+    /// snapshot at the end of the window, with which the caller opens it. No window of the cursor may be open.
+    ///
+    /// One statement takes the snapshot and reads the rows. A separate statement for the snapshot would cost another round trip.
+    ///
+    /// # Errors
+    /// As [`read_page`](Self::read_page).
+    pub async fn read_next_window(
+        &self,
+        cursor: &Cursor,
+        max_rows: usize,
+    ) -> Result<(Snapshot, Page), ReadError> {
+        // One more row shows whether the last seq of the page is complete.
+        let limit = max_rows.saturating_add(1);
+        let (header, page) = match self.fetch_next_window(cursor, limit).await {
+            Ok(fetched) => fetched,
+            Err(ReadError::Database(err)) if is_data_error(&err) => {
+                return self
+                    .read_whole_window(cursor, self.take_snapshot().await?, max_rows)
+                    .await;
+            }
+            Err(err) => return Err(err),
+        };
+        let end_snapshot = header.end_snapshot;
+        let page = match page {
+            Some(page) if !header.older_has_completed => page.keep_complete_seqs()?,
             _ => None,
-        });
-        Ok(text.ok_or(ReadError::Layout("no snapshot"))?.parse()?)
+        };
+        match page {
+            Some(page) => Ok(self.record_window(end_snapshot, page)),
+            None => self.read_whole_window(cursor, end_snapshot, max_rows).await,
+        }
+    }
+
+    fn record_window(&self, end_snapshot: Snapshot, page: Page) -> (Snapshot, Page) {
+        let (mut recent, now) = (self.recent.lock(), Instant::now());
+        match page.is_last() {
+            true => recent.add(page.len(), &end_snapshot, now),
+            false => recent.restart(&end_snapshot, now),
+        }
+        drop(recent);
+        (end_snapshot, page)
+    }
+
+    /// Reads the first rows of the window to this snapshot with the statement for an open window.
+    async fn read_whole_window(
+        &self,
+        cursor: &Cursor,
+        end_snapshot: Snapshot,
+        max_rows: usize,
+    ) -> Result<(Snapshot, Page), ReadError> {
+        let mut opened = cursor.clone();
+        opened.open(end_snapshot.clone());
+        let page = self.read_page(&opened, max_rows).await?;
+        Ok(self.record_window(end_snapshot, page))
+    }
+
+    /// Fetches at most `limit` rows of the next window. Returns no page if it may lack late rows.
+    async fn fetch_next_window(
+        &self,
+        cursor: &Cursor,
+        limit: usize,
+    ) -> Result<(Header, Option<Page>), ReadError> {
+        let query = NextWindowQuery::new(cursor, &self.recent.lock(), limit);
+        let sql = next_window_sql(&self.outbox);
+        let fetching = async {
+            let mut rows = pin!(self.query(&sql, &query.params()).await?);
+            let header = rows.try_next().await?;
+            let header = Header::decode(&header.ok_or(ReadError::Layout("no snapshot"))?)?;
+            Ok((header, collect_page(rows).await?))
+        };
+        let (header, (mut page, is_whole)) = with_timeout(PAGE_TIMEOUT, fetching).await?;
+        let late = page.sort_up_to(cursor.max_seq())?;
+        let rows = page.len();
+        // The late rows may continue, beyond the limit or the size of a page.
+        if late >= limit || (!is_whole && late == rows) {
+            return Ok((header, None));
+        }
+        match is_whole && rows < limit {
+            true => page.finish(),
+            // The statement returns as many new rows as if there were no late ones.
+            false => page.truncate(limit),
+        }
+        Ok((header, Some(page)))
     }
 
     /// Reads the next rows of the open window, at most `max_rows`, in the order of [`Position`]. Returns the page as a whole: a
@@ -167,14 +257,8 @@ impl Reader {
     pub async fn read_page(&self, cursor: &Cursor, max_rows: usize) -> Result<Page, ReadError> {
         let late_rows = self.find_late_rows(cursor).await?;
         let query = PageQuery {
-            columns: COLUMNS,
-            outbox: &self.outbox,
-            cursor,
             late_rows: &late_rows,
-            last_seq: i64::MAX,
-            // One more row shows whether the last seq of the page is complete.
-            max_rows: max_rows.saturating_add(1),
-            order: Order::Seq,
+            ..self.page_query(cursor, max_rows)
         };
         match self.read(&query).await {
             Err(ReadError::Database(err)) if is_data_error(&err) => {
@@ -184,8 +268,21 @@ impl Reader {
         }
     }
 
+    fn page_query<'a>(&'a self, cursor: &'a Cursor, max_rows: usize) -> PageQuery<'a> {
+        PageQuery {
+            columns: COLUMNS,
+            outbox: &self.outbox,
+            cursor,
+            late_rows: &LateRows::OfAnyTransaction,
+            last_seq: i64::MAX,
+            // One more row shows whether the last seq of the page is complete.
+            max_rows: max_rows.saturating_add(1),
+            order: Order::Seq,
+        }
+    }
+
     async fn read(&self, query: &PageQuery<'_>) -> Result<Page, ReadError> {
-        let page = self.copy(&query.sql(), query.max_rows).await?;
+        let page = self.fetch(query).await?;
         if let Some(page) = page.keep_complete_seqs()? {
             return Ok(page);
         }
@@ -198,7 +295,7 @@ impl Reader {
                 max_rows,
                 ..*query
             };
-            let page = self.copy(&query.sql(), max_rows).await?;
+            let page = self.fetch(&query).await?;
             let is_cut = page.bytes() > MAX_PAGE_BYTES;
             match page.keep_complete_positions()? {
                 Ok(page) => return Ok(page),
@@ -232,7 +329,8 @@ impl Reader {
             cursor: &query.cursor.after_current_seq(),
             ..*query
         };
-        let mut seqs = self.copy(&listing.sql(), query.max_rows).await?.seqs()?;
+        let listed = self.fetch(&listing).await?;
+        let mut seqs = listed.decode_seqs()?;
         seqs.dedup();
         let mut count = seqs.len();
         while let Some(&seq) = seqs[..count].last() {
@@ -258,31 +356,19 @@ impl Reader {
         }
     }
 
-    /// Returns the row whose transaction id is farthest ahead of this cluster's, if any. It comes from another cluster, by
-    /// replication or from a dump. It would stay invisible until this cluster reaches that id, and then come after newer events.
+    /// Verifies the database of this session.
     ///
     /// # Errors
     /// If the query fails.
-    pub async fn find_future_row(&self) -> Result<Option<FutureRow>, ReadError> {
-        let sql = format!(
-            "select seq, xid, pg_snapshot_xmax(pg_current_snapshot()) from {}
-             where xid >= pg_snapshot_xmax(pg_current_snapshot()) order by xid desc limit 1",
-            self.outbox
-        );
-        let query = self.client.simple_query(&sql);
-        let messages = with_timeout(PAGE_TIMEOUT, async { Ok(query.await?) }).await?;
-        let row = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        Ok(row.map(|row| {
-            let text = |index| row.get(index).unwrap_or("null").to_owned();
-            FutureRow {
-                seq: text(0),
-                xid: text(1),
-                next_xid: text(2),
-            }
-        }))
+    pub(crate) async fn verify(&self, leader: &LeaderIdentity) -> Result<Verification, ReadError> {
+        let sql = verification_sql(&self.outbox);
+        let verifying = async {
+            let statement = self.client.prepare(&sql).await?;
+            let client = self.client.client();
+            let row = client.query_one(&statement, &leader.params()).await?;
+            Ok(Verification::decode(&row)?)
+        };
+        with_timeout(PAGE_TIMEOUT, verifying).await
     }
 
     /// Finds the transactions of the window's late rows. Queries once per window, and only for the second page: most windows
@@ -299,18 +385,35 @@ impl Reader {
         {
             return Ok(late_rows.clone());
         }
-        let sql = late_transactions_sql(&self.outbox, cursor, window);
-        let query = self.client.simple_query(&sql);
-        let messages = with_timeout(PAGE_TIMEOUT, async { Ok(query.await?) }).await?;
-        let mut transactions = Vec::new();
-        for message in &messages {
-            if let SimpleQueryMessage::Row(row) = message {
-                let xid = row.get(0).and_then(|xid| xid.parse().ok());
-                transactions.push(xid.ok_or(ReadError::Layout("column xid is not an xid8"))?);
-            }
+        let position = window.position;
+        let sql = late_transactions_sql(&self.outbox, position);
+        let start_snapshot = cursor.start_snapshot();
+        let listed: Vec<Xid> = (start_snapshot.in_progress().iter())
+            .map(|xid| Xid(*xid))
+            .collect();
+        let (from_xmax, max_seq) = (Xid(start_snapshot.xmax()), cursor.max_seq());
+        let limit = MAX_TRANSACTIONS as i64 + 1;
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![
+            &listed,
+            &*window.end_snapshot,
+            &from_xmax,
+            &position.seq,
+            &max_seq,
+            &limit,
+        ];
+        if let Some(event_id) = &position.event_id {
+            params.push(event_id);
         }
+        let finding = async {
+            let statement = self.client.prepare(&sql).await?;
+            Ok(self.client.client().query(&statement, &params).await?)
+        };
+        let rows = with_timeout(PAGE_TIMEOUT, finding).await?;
+        let transactions: Vec<Xid> = (rows.iter())
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()?;
         let late_rows = match transactions.len() {
-            0..=MAX_BRANCHES => LateRows::OfTransactions(transactions.into()),
+            0..=MAX_TRANSACTIONS => LateRows::OfTransactions(transactions.into()),
             _ => LateRows::OfAnyTransaction,
         };
         let bounds = (
@@ -325,27 +428,50 @@ impl Reader {
     ///
     /// # Errors
     /// As [`read_page`](Self::read_page).
-    pub(crate) async fn query_page(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
-        self.copy(query, max_rows).await
-    }
-
-    async fn copy(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
-        with_timeout(PAGE_TIMEOUT, self.copy_all(query, max_rows)).await
-    }
-
-    async fn copy_all(&self, query: &str, max_rows: usize) -> Result<Page, ReadError> {
-        let sql = format!("copy ({query}) to stdout (format binary)");
-        let mut messages = pin!(self.client.copy_out(&sql).await?);
-        let mut page = Page::default();
-        while let Some(message) = messages.try_next().await? {
-            page.push(message)?;
-            if page.bytes() > MAX_PAGE_BYTES {
-                return Ok(page);
+    pub(crate) async fn query_page(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        max_rows: usize,
+    ) -> Result<Page, ReadError> {
+        let querying = async {
+            let rows = pin!(self.query(sql, params).await?);
+            let (mut page, is_whole) = collect_page(rows).await?;
+            if is_whole && page.len() < max_rows {
+                page.finish();
             }
-        }
-        page.finish(max_rows);
-        Ok(page)
+            Ok(page)
+        };
+        with_timeout(PAGE_TIMEOUT, querying).await
     }
+
+    async fn fetch(&self, query: &PageQuery<'_>) -> Result<Page, ReadError> {
+        let params = query.params();
+        self.query_page(&query.sql(), &params.to_sql(), query.max_rows)
+            .await
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<RowStream, ReadError> {
+        let statement = self.client.prepare(sql).await?;
+        let params = params.iter().copied();
+        Ok(self.client.client().query_raw(&statement, params).await?)
+    }
+}
+
+/// Collects rows until they exceed the size of a page. Returns whether these are all of them.
+async fn collect_page(mut rows: Pin<&mut RowStream>) -> Result<(Page, bool), ReadError> {
+    let mut page = Page::default();
+    while let Some(row) = rows.try_next().await? {
+        page.push(row);
+        if page.bytes() > MAX_PAGE_BYTES {
+            return Ok((page, false));
+        }
+    }
+    Ok((page, true))
 }
 
 /// Returns true if a value may be the cause: it can't be converted, is too large, or is damaged.
@@ -354,9 +480,4 @@ fn is_data_error(err: &tokio_postgres::Error) -> bool {
     const CODES: [&str; 4] = ["22", "53200", "54", "XX"];
     let code = err.code().map_or("", SqlState::code);
     CODES.iter().any(|class| code.starts_with(class))
-}
-
-/// Quotes a string literal, because COPY takes no parameters. (Backslashes are ordinary characters in a standard string.)
-pub(crate) fn quote_literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }

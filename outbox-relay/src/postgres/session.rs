@@ -3,13 +3,9 @@
 use std::time::Duration;
 
 use postgres_session::{ConnectError, DatabaseUrl, SessionOptions};
-use tokio_postgres::{
-    Client, Row,
-    error::SqlState,
-    types::{ToSql, Type},
-};
+use tokio_postgres::{Client, Row, error::SqlState, types::ToSql};
 
-use crate::hints;
+use crate::{hints, postgres::statements::PreparingClient};
 
 /// The `statement_timeout`.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,7 +87,7 @@ impl DatabaseError {
 /// unknown.
 #[derive(Debug)]
 pub(crate) struct Session {
-    client: Client,
+    client: PreparingClient,
     timeout: Duration,
 }
 
@@ -100,13 +96,21 @@ type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 impl Session {
     /// Sets the timeout of later calls. `statement_timeout` becomes one second less.
     pub(crate) async fn set_timeout(&mut self, timeout: Duration) -> Result<(), DatabaseError> {
-        let sql = format!(
-            "set statement_timeout = {}",
-            timeout.saturating_sub(Duration::from_secs(1)).as_millis()
-        );
-        self.batch_execute(&sql).await?;
+        let statement_timeout = timeout.saturating_sub(Duration::from_secs(1)).as_millis();
+        self.apply_settings(&[("statement_timeout", statement_timeout.to_string())])
+            .await?;
         self.timeout = timeout;
         Ok(())
+    }
+
+    /// Changes settings of the session.
+    pub(crate) async fn apply_settings(
+        &self,
+        settings: &[(&str, impl AsRef<str> + Sync)],
+    ) -> Result<(), DatabaseError> {
+        let client = self.client.client();
+        self.with_timeout(postgres_session::apply_settings(client, settings))
+            .await
     }
 
     pub(crate) async fn query(
@@ -114,7 +118,11 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.with_timeout(self.client.query(sql, params)).await
+        self.with_timeout(async {
+            let statement = self.client.prepare(sql).await?;
+            self.client.client().query(&statement, params).await
+        })
+        .await
     }
 
     pub(crate) async fn query_one(
@@ -122,7 +130,11 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Row, DatabaseError> {
-        self.with_timeout(self.client.query_one(sql, params)).await
+        self.with_timeout(async {
+            let statement = self.client.prepare(sql).await?;
+            self.client.client().query_one(&statement, params).await
+        })
+        .await
     }
 
     pub(crate) async fn query_opt(
@@ -130,7 +142,11 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Option<Row>, DatabaseError> {
-        self.with_timeout(self.client.query_opt(sql, params)).await
+        self.with_timeout(async {
+            let statement = self.client.prepare(sql).await?;
+            self.client.client().query_opt(&statement, params).await
+        })
+        .await
     }
 
     pub(crate) async fn execute(
@@ -138,31 +154,27 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<u64, DatabaseError> {
-        self.with_timeout(self.client.execute(sql, params)).await
+        self.with_timeout(async {
+            let statement = self.client.prepare(sql).await?;
+            self.client.client().execute(&statement, params).await
+        })
+        .await
     }
 
-    /// Executes a statement in one round trip, because its parameter types are given.
-    pub(crate) async fn execute_typed(
-        &self,
-        sql: &str,
-        params: &[(&(dyn ToSql + Sync), Type)],
-    ) -> Result<u64, DatabaseError> {
-        self.with_timeout(self.client.execute_typed(sql, params))
-            .await
-    }
-
+    /// Executes a statement that can't be prepared because it commits.
     pub(crate) async fn batch_execute(&self, sql: &str) -> Result<(), DatabaseError> {
-        self.with_timeout(self.client.batch_execute(sql)).await
+        self.with_timeout(self.client.client().batch_execute(sql))
+            .await
     }
 
     /// Returns true if the connection is closed.
     pub(crate) fn is_closed(&self) -> bool {
-        self.client.is_closed()
+        self.client.client().is_closed()
     }
 
     /// Returns the client, which has no timeouts.
     pub(crate) fn into_client(self) -> Client {
-        self.client
+        self.client.into_client()
     }
 
     async fn with_timeout<T>(
@@ -213,7 +225,7 @@ pub(crate) async fn connect(
     };
     let client = postgres_session::connect(database_url, &options).await?;
     Ok(Session {
-        client,
+        client: PreparingClient::new(client),
         timeout: ANSWER_TIMEOUT,
     })
 }

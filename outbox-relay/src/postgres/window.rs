@@ -1,87 +1,10 @@
-//! The arithmetic of snapshots, positions and cursors. The SQL that selects the pending rows is in `reader/pending.rs`.
+//! The arithmetic of positions and cursors. The SQL that selects the pending rows is in `reader/pending.rs`.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-/// A Postgres snapshot (`pg_snapshot`): the set of transactions that had completed when it was taken.
-///
-/// Transactions below `xmax` had completed, except those in `in_progress`. Transactions from `xmax` on had not completed.
-/// They include transactions that were already in progress, because `xmax` is the last *completed* id plus one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    xmin: u64,
-    xmax: u64,
-    in_progress: Vec<u64>,
-}
-
-/// The text is not a `pg_snapshot`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a pg_snapshot")]
-pub struct MalformedSnapshot;
-
-impl Snapshot {
-    /// Returns the snapshot before the first transaction.
-    pub fn beginning() -> Self {
-        Self {
-            xmin: 1,
-            xmax: 1,
-            in_progress: Vec::new(),
-        }
-    }
-
-    /// Returns the last completed transaction id plus one.
-    pub fn xmax(&self) -> u64 {
-        self.xmax
-    }
-
-    /// Returns the transactions below `xmax` that were in progress.
-    pub fn in_progress(&self) -> &[u64] {
-        &self.in_progress
-    }
-
-    /// Returns true if the transaction had completed, like Postgres' `pg_visible_in_snapshot`.
-    pub fn sees(&self, xid: u64) -> bool {
-        xid < self.xmax && !self.in_progress.contains(&xid)
-    }
-
-    /// Returns true if this snapshot is later than `now`, the current one. Then the database was restored from a dump, or is
-    /// another one.
-    pub fn is_ahead_of(&self, now: &Self) -> bool {
-        self.xmax > now.xmax
-    }
-}
-
-impl FromStr for Snapshot {
-    type Err = MalformedSnapshot;
-
-    fn from_str(text: &str) -> Result<Self, MalformedSnapshot> {
-        let number = |text: &str| text.parse::<u64>().map_err(|_| MalformedSnapshot);
-        let mut parts = text.splitn(3, ':');
-        let mut next = || parts.next().ok_or(MalformedSnapshot);
-        let (xmin, xmax, in_progress) = (number(next()?)?, number(next()?)?, next()?);
-        let in_progress: Result<_, _> = in_progress
-            .split(',')
-            .filter(|part| !part.is_empty())
-            .map(number)
-            .collect();
-        Ok(Self {
-            xmin,
-            xmax,
-            in_progress: in_progress?,
-        })
-    }
-}
-
-impl fmt::Display for Snapshot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:", self.xmin, self.xmax)?;
-        for (index, xid) in self.in_progress.iter().enumerate() {
-            write!(f, "{}{xid}", if index == 0 { "" } else { "," })?;
-        }
-        Ok(())
-    }
-}
+use super::snapshot::Snapshot;
 
 /// A position in a window. Rows are read in the order of seq, and of event id among rows with the same seq.
 ///
@@ -214,54 +137,17 @@ impl Cursor {
         }
     }
 
-    /// Returns true if this window can have more late rows. They are its first rows, because their seqs are the lowest.
+    /// Returns true if this window, or the next one if none is open, can have more late rows. They are its first rows, because
+    /// their seqs are the lowest.
     pub fn may_have_late_rows(&self) -> bool {
-        self.window.as_ref().is_some_and(|Window { position, .. }| {
-            position.seq < self.max_seq
-                || position.seq == self.max_seq && position.event_id.is_some()
-        })
+        let position = (self.window.as_ref()).map_or(Position::BEGINNING, |window| window.position);
+        position.seq < self.max_seq || position.seq == self.max_seq && position.event_id.is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    proptest! {
-        #[test]
-        fn a_snapshot_round_trips_through_text(
-            xmin in 1..u64::MAX / 2,
-            ahead in 0..1_000_u64,
-            in_progress in prop::collection::vec(1..u64::MAX, 0..20),
-        ) {
-            let snapshot = Snapshot { xmin, xmax: xmin + ahead, in_progress };
-            prop_assert_eq!(snapshot.to_string().parse(), Ok(snapshot));
-        }
-
-        #[test]
-        fn parsing_never_panics(text in ".*") {
-            let _ = text.parse::<Snapshot>();
-        }
-    }
-
-    #[test]
-    fn valid_snapshots_are_parsed_and_others_rejected() {
-        for text in ["1:1:", "10:20:", "10:20:10", "10:20:10,14,15"] {
-            assert_eq!(text.parse::<Snapshot>().unwrap().to_string(), text);
-        }
-        for text in ["", "1", "1:2", "a:2:", "1:2:x", "-1:2:", "1:2:3:4"] {
-            assert_eq!(text.parse::<Snapshot>(), Err(MalformedSnapshot), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_snapshot_sees_completed_transactions() {
-        let snapshot: Snapshot = "10:20:10,15".parse().unwrap();
-        let seen: Vec<u64> = (8..22).filter(|xid| snapshot.sees(*xid)).collect();
-        assert_eq!(seen, [8, 9, 11, 12, 13, 14, 16, 17, 18, 19]);
-    }
 
     #[test]
     fn a_window_of_late_rows_keeps_the_highest_seq() {

@@ -226,12 +226,19 @@ async fn replicated_rows_with_old_transaction_ids_are_published() -> Result<()> 
 
 /// Withholds the response to each statement between the election and the first page.
 async fn a_relay_is_ready_only_after_it_has_read_a_page(sink: SinkKind) -> Result<()> {
+    /// A part of each statement.
+    const PARKED_KEYS: &str = "select topic, key from parked_key";
+    const FIRST_PAGE: &str = "as older (xid)";
     let mut setup = Setup::new("first_page", sink).await?;
     let session = Session::new(&setup.database).await?;
+    // Parked keys are loaded only if there are rejected events.
+    let sql = "insert into relay_parked (source, seq, event_id, topic, key, event_type, error)
+        values ('test', 0, gen_random_uuid(), 'topic', 'parked', 'made', 'rejected')";
+    session.client.batch_execute(sql).await?;
     setup.write(&session, "a").await?;
     let database_url = setup.database.url.clone();
     // The parked events, the settings of the reader's session, the first page.
-    for word in ["from relay_parked", "enable_bitmapscan", "copy (select"] {
+    for word in [PARKED_KEYS, "enable_bitmapscan", FIRST_PAGE] {
         // A standby is ready. The session of the last relay ends a moment after the relay.
         let leaders = "select count(*) from pg_locks join pg_database on oid = database
             where locktype = 'advisory' and datname = current_database()";
@@ -239,7 +246,7 @@ async fn a_relay_is_ready_only_after_it_has_read_a_page(sink: SinkKind) -> Resul
         let proxy = SilentProxy::start(&database_url, word).await?;
         setup.database.url = proxy.url().to_owned();
         let relay = setup.start().await?;
-        let is_page = word.starts_with("copy");
+        let is_page = word == FIRST_PAGE;
         never_ready_while(&relay, async || {
             proxy.wait_until_triggered().await?;
             match is_page {

@@ -21,6 +21,7 @@ mod schedule;
 mod secure;
 mod silence;
 mod sinks;
+mod statements;
 mod truncation;
 
 /// Declares a test for each of these functions with each sink.

@@ -4,6 +4,6 @@ pub(crate) mod broker;
 mod denied;
 mod kafka;
 mod postgres;
-mod role;
+pub(crate) mod role;
 mod rotation;
 mod secrets;

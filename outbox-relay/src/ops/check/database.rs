@@ -232,7 +232,7 @@ async fn check_next_rows(
             }
             // A page ends before an unreadable row.
             if let Some(last) = rows.checked_sub(1)
-                && let Some(position) = page.position_after(last)?
+                && let Some(position) = page.position_after(last)
             {
                 cursor.advance(position);
             }

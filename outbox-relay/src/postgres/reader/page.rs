@@ -1,6 +1,11 @@
-//! Pages of outbox rows, decoded from the binary COPY format without copying.
+//! Pages of outbox rows, decoded from Postgres' binary format without copying.
 
-use bytes::Bytes;
+use std::error::Error;
+
+use tokio_postgres::{
+    Row as EncodedRow,
+    types::{FromSql, Type},
+};
 use uuid::Uuid;
 
 use super::ReadError;
@@ -10,52 +15,73 @@ use crate::postgres::window::Position;
 pub(crate) const COLUMNS: &str =
     "seq, event_id, topic, key, event_type, aggregate_version, payload, headers,
      traceparent, created_at";
-/// The number of these columns.
-const FIELDS: i16 = 10;
-
 /// The encoded rows of one page.
 #[derive(Debug, Default)]
 pub struct Page {
-    rows: Vec<Bytes>,
+    rows: Vec<EncodedRow>,
+    /// The seq of each row, for `position_after`. Empty before `keep_complete_seqs` or `keep_complete_positions`.
+    seqs: Vec<i64>,
     bytes: usize,
     /// True if the window ends with this page.
     is_last: bool,
     /// True if no row after the page shares the seq of its last row.
     has_complete_seqs: bool,
+    /// A seq that several rows share.
     repeated_seq: Option<i64>,
 }
 
 impl Page {
-    /// Adds the row of a COPY message, if it contains one.
-    pub(super) fn push(&mut self, message: Bytes) -> Result<(), ReadError> {
-        if let Some(row) = strip_framing(message)? {
-            self.bytes += row.len();
-            self.rows.push(row);
-        }
-        Ok(())
+    pub(super) fn push(&mut self, row: EncodedRow) {
+        self.bytes += row.raw_size_bytes();
+        self.rows.push(row);
     }
 
-    /// Completes a page after the last of at most `max_rows` rows.
-    pub(super) fn finish(&mut self, max_rows: usize) {
-        self.is_last = self.rows.len() < max_rows;
+    /// Marks the page as the last of its window.
+    pub(super) fn finish(&mut self) {
+        self.is_last = true;
+    }
+
+    /// Returns the number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Sorts the rows with a seq up to `max_seq` by seq. They come first. Returns their number.
+    pub(super) fn sort_up_to(&mut self, max_seq: i64) -> Result<usize, ReadError> {
+        let mut rows = Vec::new();
+        for row in &self.rows {
+            let seq = decode_seq(row)?;
+            if seq > max_seq {
+                break;
+            }
+            rows.push((seq, rows.len()));
+        }
+        let count = rows.len();
+        if !rows.is_sorted() {
+            rows.sort_unstable();
+            let sorted: Vec<EncodedRow> =
+                (rows.iter().map(|(_, index)| self.rows[*index].clone())).collect();
+            self.rows.splice(..count, sorted);
+        }
+        Ok(count)
     }
 
     /// Removes the rows of the last seq if it may be incomplete, and sorts the others by position. Returns `None` if no row
     /// is left.
     pub(super) fn keep_complete_seqs(mut self) -> Result<Option<Self>, ReadError> {
-        let seqs = self.seqs()?;
+        self.seqs = self.decode_seqs()?;
         if !self.is_last
-            && let Some(&last_seq) = seqs.last()
+            && let Some(&last_seq) = self.seqs.last()
         {
-            let whole = seqs.partition_point(|seq| *seq < last_seq);
+            let whole = self.seqs.partition_point(|seq| *seq < last_seq);
             if whole == 0 {
                 return Ok(None);
             }
-            self.bytes -= self.rows.drain(whole..).map(|row| row.len()).sum::<usize>();
+            self.truncate(whole);
         }
         self.has_complete_seqs = true;
         let mut first = 0;
-        for of_one_seq in seqs[..self.rows.len()].chunk_by(|a, b| a == b) {
+        for of_one_seq in self.seqs.chunk_by(|a, b| a == b) {
             let end = first + of_one_seq.len();
             if of_one_seq.len() > 1 {
                 self.repeated_seq = of_one_seq.first().copied();
@@ -70,9 +96,23 @@ impl Page {
         Ok(Some(self))
     }
 
+    /// Removes the rows after the first `rows`.
+    pub(super) fn truncate(&mut self, rows: usize) {
+        if rows >= self.rows.len() {
+            return;
+        }
+        self.bytes -= self
+            .rows
+            .drain(rows..)
+            .map(|row| row.raw_size_bytes())
+            .sum::<usize>();
+        self.seqs.truncate(rows);
+    }
+
     /// Removes the rows of the last position if it may be incomplete. The rows must be sorted by position. Returns the seq as an
     /// inner error if no row is left.
     pub(super) fn keep_complete_positions(mut self) -> Result<Result<Self, i64>, ReadError> {
+        self.seqs = self.decode_seqs()?;
         let Some(last) = self.rows.last().filter(|_| !self.is_last) else {
             return Ok(Ok(self));
         };
@@ -84,34 +124,34 @@ impl Page {
         if whole == 0 {
             return Ok(Err(last_seq));
         }
-        self.bytes -= self.rows.drain(whole..).map(|row| row.len()).sum::<usize>();
+        self.truncate(whole);
         self.repeated_seq = Some(last_seq);
         Ok(Ok(self))
     }
 
     /// Returns the rows in the order of their positions.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Result<Row<'_>, ReadError>> {
-        self.rows.iter().map(|bytes| Row::parse(bytes))
+        self.rows.iter().map(Row::decode)
     }
 
-    /// Returns the position after this row. `None` if the next row has the same position. Decodes only seqs and event ids.
-    ///
-    /// # Errors
-    /// If a row has no seq.
+    /// Returns the position after this row. `None` if the next row has the same position.
     ///
     /// # Panics
-    /// If the index is out of bounds.
-    pub fn position_after(&self, index: usize) -> Result<Option<Position>, ReadError> {
-        let (seq, event_id) = decode_position(&self.rows[index])?;
-        let shares_seq = match self.rows.get(index + 1) {
-            Some(next) if decode_position(next)? == (seq, event_id) => return Ok(None),
-            Some(next) => decode_seq(next)? == seq,
+    /// If the index is out of bounds, or the page was not read with a cursor.
+    pub fn position_after(&self, index: usize) -> Option<Position> {
+        let seq = self.seqs[index];
+        let shares_seq = match self.seqs.get(index + 1) {
+            Some(next) => *next == seq,
             None => !self.has_complete_seqs,
         };
-        Ok(Some(Position {
-            seq,
-            event_id: event_id.filter(|_| shares_seq),
-        }))
+        if !shares_seq {
+            return Some(Position::after(seq));
+        }
+        let event_id = decode_event_id(&self.rows[index]);
+        match self.rows.get(index + 1) {
+            Some(next) if decode_event_id(next) == event_id => None,
+            _ => Some(Position { seq, event_id }),
+        }
     }
 
     /// Returns a seq that several rows share.
@@ -125,8 +165,8 @@ impl Page {
     }
 
     /// Returns the seq of each row. The rows may have no other column.
-    pub(super) fn seqs(&self) -> Result<Vec<i64>, ReadError> {
-        self.rows.iter().map(|row| decode_seq(row)).collect()
+    pub(super) fn decode_seqs(&self) -> Result<Vec<i64>, ReadError> {
+        self.rows.iter().map(decode_seq).collect()
     }
 
     /// Returns the page as one that is not the last of its window.
@@ -160,138 +200,101 @@ pub struct Row<'a> {
     pub created_at_us: Option<i64>,
 }
 
-/// `PGCOPY`, and bytes that reveal conversions of line ends or of the eighth bit.
-const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// 2000-01-01, the epoch of Postgres timestamps.
 const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
 
-/// Removes the header and the trailer of a COPY. Postgres sends each row in a separate message. The first message also has the
-/// header, and the trailer has no row. See "COPY Operations" in
-/// <https://www.postgresql.org/docs/current/protocol-flow.html>.
-fn strip_framing(mut message: Bytes) -> Result<Option<Bytes>, ReadError> {
-    if message.starts_with(SIGNATURE) {
-        let mut header = Fields(&message[SIGNATURE.len()..]);
-        let (_flags, extension) = (header.i32()?, header.i32()?);
-        let extension = usize::try_from(extension).map_err(|_| TOO_SHORT)?;
-        let length = SIGNATURE.len() + 8 + extension;
-        if message.len() < length {
-            return Err(TOO_SHORT);
-        }
-        message = message.split_off(length);
+/// The value of a column as it was received, of whatever type.
+struct Field<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Field<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Self(raw))
     }
-    Ok((message.len() > 2).then_some(message))
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
 }
 
-const TOO_SHORT: ReadError = ReadError::Layout("truncated row");
+/// Returns the value of a column, or `None` for null.
+fn field(row: &EncodedRow, index: usize) -> Result<Option<&[u8]>, ReadError> {
+    let field: Option<Field<'_>> = row
+        .try_get(index)
+        .map_err(|_| ReadError::Layout("unexpected number of columns"))?;
+    Ok(field.map(|field| field.0))
+}
 
 /// Decodes the first column of a row.
-fn decode_seq(row: &[u8]) -> Result<i64, ReadError> {
-    let mut fields = Fields(row);
-    fields.i16()?;
-    fields.seq()
+fn decode_seq(row: &EncodedRow) -> Result<i64, ReadError> {
+    seq(field(row, 0)?)
 }
 
 /// Decodes the second column of a row, if it is a UUID.
-fn decode_event_id(row: &[u8]) -> Option<Uuid> {
-    let mut fields = Fields(row);
-    fields.i16().ok()?;
-    fields.next().ok()?;
-    Uuid::from_slice(fields.next().ok()??).ok()
+fn decode_event_id(row: &EncodedRow) -> Option<Uuid> {
+    Uuid::from_slice(field(row, 1).ok()??).ok()
 }
 
-fn decode_position(row: &[u8]) -> Result<(i64, Option<Uuid>), ReadError> {
+fn decode_position(row: &EncodedRow) -> Result<(i64, Option<Uuid>), ReadError> {
     Ok((decode_seq(row)?, decode_event_id(row)))
 }
 
 impl<'a> Row<'a> {
     /// Decodes a row without copying.
-    fn parse(bytes: &'a [u8]) -> Result<Self, ReadError> {
-        let mut fields = Fields(bytes);
-        if fields.i16()? != FIELDS {
-            return Err(ReadError::Layout("unexpected number of columns"));
-        }
-        let seq = fields.seq()?;
-        Self::parse_rest(seq, fields).map_err(|err| match err {
+    fn decode(row: &'a EncodedRow) -> Result<Self, ReadError> {
+        Self::from_fields(|index| field(row, index))
+    }
+
+    fn from_fields(
+        field: impl Fn(usize) -> Result<Option<&'a [u8]>, ReadError>,
+    ) -> Result<Self, ReadError> {
+        let seq = seq(field(0)?)?;
+        Self::from_fields_after_seq(seq, field).map_err(|err| match err {
             ReadError::Layout(reason) => ReadError::Row { seq, reason },
             err => err,
         })
     }
 
-    fn parse_rest(seq: i64, mut fields: Fields<'a>) -> Result<Self, ReadError> {
+    fn from_fields_after_seq(
+        seq: i64,
+        field: impl Fn(usize) -> Result<Option<&'a [u8]>, ReadError>,
+    ) -> Result<Self, ReadError> {
+        let required = |index, error| field(index)?.ok_or(ReadError::Layout(error));
+        let event_id = required(1, "its event_id is null (source.columns.event_id)")?;
         Ok(Self {
             seq,
-            event_id: Uuid::from_slice(
-                fields.required("its event_id is null (source.columns.event_id)")?,
-            )
-            .map_err(|_| {
+            event_id: Uuid::from_slice(event_id).map_err(|_| {
                 ReadError::Layout("its event_id is not a uuid (source.columns.event_id)")
             })?,
-            topic: text(fields.required("its topic is null (a column in source.topic)")?)?,
-            key: text(fields.required("its key is null (source.columns.key)")?)?,
-            event_type: text(
-                fields.required("its event_type is null (source.columns.event_type)")?,
-            )?,
-            aggregate_version: fields.i64("its aggregate_version is not a bigint")?,
-            payload: fields.next()?,
-            headers: match fields.next()? {
+            topic: text(required(2, "its topic is null (a column in source.topic)")?)?,
+            key: text(required(3, "its key is null (source.columns.key)")?)?,
+            event_type: text(required(
+                4,
+                "its event_type is null (source.columns.event_type)",
+            )?)?,
+            aggregate_version: bigint(field(5)?, "its aggregate_version is not a bigint")?,
+            payload: field(6)?,
+            headers: match field(7)? {
                 None => None,
                 // Binary jsonb is the version 1 and the text.
                 Some([1, json @ ..]) => Some(json),
                 Some(_) => return Err(ReadError::Layout("column headers is not a jsonb")),
             },
-            traceparent: fields.next()?.map(text).transpose()?,
-            created_at_us: (fields.i64("its created_at is not a timestamptz")?)
+            traceparent: field(8)?.map(text).transpose()?,
+            created_at_us: bigint(field(9)?, "its created_at is not a timestamptz")?
                 .map(|us| us.saturating_add(POSTGRES_EPOCH_UNIX_US)),
         })
     }
 }
 
-/// The remaining fields of a row: each is its length, or -1 for null, and its bytes.
-struct Fields<'a>(&'a [u8]);
+fn seq(field: Option<&[u8]>) -> Result<i64, ReadError> {
+    bigint(field, "column seq is not a bigint")?.ok_or(ReadError::Layout("column seq is null"))
+}
 
-impl<'a> Fields<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], ReadError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(TOO_SHORT)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn i16(&mut self) -> Result<i16, ReadError> {
-        Ok(i16::from_be_bytes(
-            self.take(2)?.try_into().map_err(|_| TOO_SHORT)?,
-        ))
-    }
-
-    fn i32(&mut self) -> Result<i32, ReadError> {
-        Ok(i32::from_be_bytes(
-            self.take(4)?.try_into().map_err(|_| TOO_SHORT)?,
-        ))
-    }
-
-    fn next(&mut self) -> Result<Option<&'a [u8]>, ReadError> {
-        match self.i32()? {
-            -1 => Ok(None),
-            length => self
-                .take(usize::try_from(length).map_err(|_| TOO_SHORT)?)
-                .map(Some),
-        }
-    }
-
-    fn required(&mut self, error: &'static str) -> Result<&'a [u8], ReadError> {
-        self.next()?.ok_or(ReadError::Layout(error))
-    }
-
-    fn seq(&mut self) -> Result<i64, ReadError> {
-        (self.i64("column seq is not a bigint")?).ok_or(ReadError::Layout("column seq is null"))
-    }
-
-    fn i64(&mut self, error: &'static str) -> Result<Option<i64>, ReadError> {
-        let integer = |bytes: &[u8]| (bytes.try_into().ok()).map(i64::from_be_bytes);
-        match self.next()? {
-            None => Ok(None),
-            Some(bytes) => (integer(bytes).map(Some)).ok_or(ReadError::Layout(error)),
-        }
-    }
+fn bigint(field: Option<&[u8]>, error: &'static str) -> Result<Option<i64>, ReadError> {
+    let integer = |bytes: &[u8]| bytes.try_into().ok().map(i64::from_be_bytes);
+    field
+        .map(|bytes| integer(bytes).ok_or(ReadError::Layout(error)))
+        .transpose()
 }
 
 fn text(bytes: &[u8]) -> Result<&str, ReadError> {
@@ -306,9 +309,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Row::parse(&bytes);
-            let _ = strip_framing([SIGNATURE, &bytes].concat().into());
+        fn decoding_never_panics(
+            fields in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 10)
+        ) {
+            let _ = Row::from_fields(|index| Ok(fields[index].as_deref()));
         }
     }
 }

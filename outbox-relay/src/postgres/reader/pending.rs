@@ -1,20 +1,28 @@
-//! The SQL for the pending rows of a window. Only numbers and the mapping's table expression are inserted into the text.
+//! The SQL for the pending rows of an open window. All values are parameters. The text depends only on the mapping, the columns,
+//! the order, and whether the position is between rows of one seq.
 //!
 //! A row is pending if its transaction is visible in the window's snapshot and was not visible in the previous one. There are
-//! two kinds. New rows have a seq above `max_seq`, the highest one visible before: for them the window's snapshot alone decides, because all rows
-//! that were visible before have a lower seq. Late rows have a lower seq: their transaction was in progress. It was either listed
-//! in the previous snapshot or has an id from its xmax on. Omitting the second case looks correct and loses rows.
+//! two kinds. New rows have a seq above `max_seq`, the highest one visible before. For them the window's snapshot alone decides,
+//! because no row that was visible before has such a seq. Late rows have `max_seq` or a lower seq. Their transaction was in
+//! progress: it was listed in the previous snapshot, or has an id from its xmax on. Omitting the second case looks correct and
+//! loses rows.
 //!
-//! The statistics of a partition are wrong right after it was filled or truncated. Therefore each branch of the query permits
-//! only one index: new rows are found by seq, and late rows by (xid, seq), with `seq + 0` in their other conditions.
+//! The statistics of a partition are wrong right after it was filled or truncated, and a generic plan does not know the limit.
+//! Therefore each branch of the query permits only one index: new rows are found by seq, and late rows by (xid, seq), with
+//! `seq + 0` in their other conditions.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
-use crate::postgres::window::{Cursor, Position, Snapshot, Window};
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
-/// The limit on late transactions with a separate branch. Planning a branch takes half a millisecond, and more transactions
-/// have fewer rows each.
-pub(super) const MAX_BRANCHES: usize = 16;
+use crate::postgres::{
+    snapshot::{Snapshot, Xid},
+    window::{Cursor, Position},
+};
+
+/// The most late transactions that are read one by one. Each may be read up to the limit of the page.
+pub(super) const MAX_TRANSACTIONS: usize = 16;
 
 /// The transactions of a window's late rows.
 #[derive(Clone, Debug)]
@@ -22,10 +30,11 @@ pub(super) enum LateRows {
     /// Any transaction that was in progress. Each page reads the index entries of all of them.
     OfAnyTransaction,
     /// These transactions. Each is read in the order of seq, so a page reads no more rows than it returns per transaction.
-    OfTransactions(Arc<[u64]>),
+    OfTransactions(Arc<[Xid]>),
 }
 
 /// The query for the next page of a window.
+#[derive(Clone, Copy)]
 pub(super) struct PageQuery<'a> {
     pub(super) columns: &'a str,
     pub(super) outbox: &'a str,
@@ -55,135 +64,172 @@ impl Order {
     }
 }
 
-impl PageQuery<'_> {
+/// The parameters of a page query, in the order of their numbers.
+pub(super) struct PageParams<'a> {
+    start_snapshot: &'a Snapshot,
+    end_snapshot: &'a Snapshot,
+    max_rows: i64,
+    /// New rows have a seq above `new_after`, up to `new_last`.
+    new_after: i64,
+    new_last: i64,
+    /// Late rows have a seq above `late_after`, up to `late_last`, and an id in one of the ranges from `first_xids` to
+    /// `last_xids`.
+    late_after: i64,
+    late_last: i64,
+    first_xids: Vec<Xid>,
+    last_xids: Vec<Xid>,
+    /// The event id of the position, if it is between rows of one seq. Only then the statement has this parameter.
+    event_id: Option<Uuid>,
+}
+
+impl PageParams<'_> {
+    pub(super) fn to_sql(&self) -> Vec<&(dyn ToSql + Sync)> {
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![
+            self.start_snapshot,
+            self.end_snapshot,
+            &self.max_rows,
+            &self.new_after,
+            &self.new_last,
+            &self.late_after,
+            &self.late_last,
+            &self.first_xids,
+            &self.last_xids,
+        ];
+        if let Some(event_id) = &self.event_id {
+            params.push(event_id);
+        }
+        params
+    }
+}
+
+impl<'a> PageQuery<'a> {
+    /// Returns the statement.
     pub(super) fn sql(&self) -> String {
         let Self {
-            columns,
-            outbox,
-            cursor,
-            last_seq,
-            max_rows,
-            ..
+            columns, outbox, ..
         } = *self;
-        let (start_snapshot, max_seq) = (cursor.start_snapshot(), cursor.max_seq());
-        let (end_snapshot, position) = match cursor.window() {
-            Some(window) => (window.end_snapshot.as_ref(), window.position),
-            None => (start_snapshot, Position::after(max_seq)),
+        let position = self.position();
+        let (new_after, late_after) = match position.event_id {
+            None => (after_seq("seq", "$4"), after_seq("seq + 0", "$6")),
+            Some(_) if self.starts_with_new_rows() => (
+                after_position("seq", "$4", "$10"),
+                after_seq("seq + 0", "$6"),
+            ),
+            Some(_) => (
+                after_seq("seq", "$4"),
+                after_position("seq + 0", "$6", "$10"),
+            ),
         };
-        let visible = format!("pg_visible_in_snapshot(xid, '{end_snapshot}')");
-        // A row above max_seq was not visible in `start_snapshot`, unless its xid comes from another cluster by replication or
-        // a restore. Such a row is new as well.
-        let start = match position.seq > max_seq {
-            true => position,
-            false => Position::after(max_seq),
-        };
-        let mut new = format!(
-            "select {columns} from {outbox} where {} and {visible}",
-            after(start, "seq")
-        );
-        if last_seq < i64::MAX {
-            let _ = write!(new, " and seq <= {}", bigint(last_seq));
-        }
-        let late = |condition: &str| {
-            format!(
-                "select {columns} from {outbox} where {condition} and {} and seq + 0 <= {}",
-                after(position, "seq + 0"),
-                bigint(max_seq.min(last_seq))
-            )
-        };
-        let order = self.order.columns();
-        let mut branches = new;
-        match self.late_rows {
-            _ if !cursor.may_have_late_rows() => {}
-            LateRows::OfTransactions(xids) => {
-                branches = format!("({branches} order by {order} limit {max_rows})");
-                for xid in &**xids {
-                    let _ = write!(
-                        branches,
-                        " union all (select {columns} from {outbox} where {}
-                          order by xid, {order} limit {max_rows})",
-                        transaction_condition(&format!("'{xid}'"), position, max_seq.min(last_seq))
-                    );
-                }
-            }
-            // Planning a branch costs more than reading a small page, so empty branches are left out: a transaction that
-            // is still open has no late rows yet.
+        // A range of one transaction is in the order of seq, so its first `$3` rows are enough. A longer range is not: all of its
+        // rows are read and sorted.
+        format!(
+            "select * from (
+                 (select late.* from unnest($8::xid8[], $9::xid8[]) as listed (first, last), lateral (
+                      select {columns} from {outbox}
+                      where {in_range} and {late_after} and seq + 0 <= $7::bigint
+                          and not pg_visible_in_snapshot(xid, $1) and pg_visible_in_snapshot(xid, $2)
+                      order by xid, {order} limit case when listed.first = listed.last then $3::bigint end
+                  ) as late
+                  where listed.first < listed.last or pg_visible_in_snapshot(listed.first, $2)
+                  order by {order} limit $3::bigint)
+                 union all
+                 (select {columns} from {outbox}
+                  where {new_after} and seq <= $5::bigint and pg_visible_in_snapshot(xid, $2)
+                  order by {order} limit $3::bigint)
+             ) as pending order by {order} limit $3::bigint",
+            in_range = in_range("listed.first", "listed.last", position, "$6", "$7"),
+            order = self.order.columns(),
+        )
+    }
+
+    pub(super) fn params(&self) -> PageParams<'a> {
+        let (cursor, position) = (self.cursor, self.position());
+        let start_snapshot = cursor.start_snapshot();
+        let max_seq = cursor.max_seq();
+        let (first_xids, last_xids) = match self.late_rows {
+            _ if !cursor.may_have_late_rows() => Default::default(),
+            LateRows::OfTransactions(xids) => (xids.to_vec(), xids.to_vec()),
             LateRows::OfAnyTransaction => {
-                let listed = list_completed(cursor, end_snapshot);
-                if !listed.is_empty() {
-                    let late = late(&format!("xid = any ('{{{listed}}}'::xid8[])"));
-                    let _ = write!(branches, " union all {late}");
-                }
-                if end_snapshot.xmax() > start_snapshot.xmax() {
-                    let late = late(&format!("xid >= '{}' and {visible}", start_snapshot.xmax()));
-                    let _ = write!(branches, " union all {late}");
-                }
+                let listed = start_snapshot.in_progress().iter().map(|xid| Xid(*xid));
+                let from_xmax = Xid(start_snapshot.xmax());
+                (
+                    listed.clone().chain([from_xmax]).collect(),
+                    listed.chain([Xid::MAX]).collect(),
+                )
             }
+        };
+        PageParams {
+            start_snapshot,
+            end_snapshot: cursor
+                .window()
+                .map_or(start_snapshot, |window| &window.end_snapshot),
+            max_rows: i64::try_from(self.max_rows).unwrap_or(i64::MAX),
+            // A row above max_seq was not visible in `start_snapshot`, unless its xid comes from another cluster by replication
+            // or a restore. Such a row is new as well.
+            new_after: position.seq.max(max_seq),
+            new_last: self.last_seq,
+            late_after: position.seq,
+            late_last: max_seq.min(self.last_seq),
+            first_xids,
+            last_xids,
+            event_id: position.event_id,
         }
-        format!("select * from ({branches}) as pending order by {order} limit {max_rows}")
+    }
+
+    fn position(&self) -> Position {
+        (self.cursor.window()).map_or(Position::BEGINNING, |window| window.position)
+    }
+
+    /// Returns true if all late rows were read.
+    fn starts_with_new_rows(&self) -> bool {
+        self.position().seq > self.cursor.max_seq()
     }
 }
 
-/// Selects the transactions of the unread late rows of a window, at most one more than [`MAX_BRANCHES`]. An index-only scan
-/// reads all rows of the window with an id from xmax on.
-pub(super) fn late_transactions_sql(outbox: &str, cursor: &Cursor, window: &Window) -> String {
-    let (end_snapshot, position, max_seq) =
-        (&window.end_snapshot, window.position, cursor.max_seq());
-    format!(
-        "select xid from unnest('{{{listed}}}'::xid8[]) as listed (xid)
-         where exists (select from {outbox} where {of_listed})
-         union
-         select xid from {outbox}
-         where xid >= '{xmax}' and {after} and seq + 0 <= {max_seq}
-             and pg_visible_in_snapshot(xid, '{end_snapshot}')
-         limit {limit}",
-        of_listed = transaction_condition("listed.xid", position, max_seq),
-        listed = list_completed(cursor, end_snapshot),
-        xmax = cursor.start_snapshot().xmax(),
-        after = after(position, "seq + 0"),
-        max_seq = bigint(max_seq),
-        limit = MAX_BRANCHES + 1,
-    )
-}
-
-/// Returns the condition for the rows of one transaction after a position and up to a seq. The row comparison makes them a
-/// range of the index, in its order. `outbox` is the alias in [`Mapping::outbox`](crate::config::Mapping::outbox).
-fn transaction_condition(xid: &str, position: Position, last_seq: i64) -> String {
-    let (comparison, rest) = match position.event_id {
-        None => (">", String::new()),
-        Some(_) => (">=", format!(" and {}", after(position, "seq + 0"))),
+/// Selects the transactions of the unread late rows of a window, at most `$6` of them. An index-only scan reads all rows of the
+/// window with an id from xmax on.
+///
+/// `$1` lists the transactions that were in progress, `$2` is the window's snapshot, `$3` the previous xmax, `$4` and `$7` the
+/// position, `$5` the previous highest seq.
+pub(super) fn late_transactions_sql(outbox: &str, position: Position) -> String {
+    let after = match position.event_id {
+        None => after_seq("seq + 0", "$4"),
+        Some(_) => after_position("seq + 0", "$4", "$7"),
     };
     format!(
-        "(outbox.xid, outbox.seq) {comparison} ({xid}, {})
-         and (outbox.xid, outbox.seq) <= ({xid}, {}){rest}",
-        bigint(position.seq),
-        bigint(last_seq),
+        "select xid from unnest($1::xid8[]) as listed (xid)
+         where pg_visible_in_snapshot(listed.xid, $2) and exists (
+             select from {outbox} where {in_transaction} and {after})
+         union
+         select xid from {outbox}
+         where xid >= $3::xid8 and {after} and seq + 0 <= $5::bigint and pg_visible_in_snapshot(xid, $2)
+         limit $6::bigint",
+        in_transaction = in_range("listed.xid", "listed.xid", position, "$4", "$5"),
     )
 }
 
-/// Returns the condition for the rows after a position. A row without an event id is unreadable, and follows all others with
-/// its seq.
-fn after(Position { seq, event_id }: Position, column: &str) -> String {
-    let seq = bigint(seq);
-    match event_id {
-        None => format!("{column} > {seq}"),
-        Some(event_id) => format!(
-            "{column} >= {seq} and ({column} > {seq} or event_id > '{event_id}' or event_id is null)"
-        ),
-    }
+/// Returns the condition for the rows of a range of transactions that is also a range of the index. In the first transaction they
+/// are after a position, and in the last one up to a seq. `outbox` is the alias in
+/// [`Mapping::outbox`](crate::config::Mapping::outbox).
+fn in_range(first: &str, last: &str, position: Position, after: &str, up_to: &str) -> String {
+    let comparison = match position.event_id {
+        None => ">",
+        Some(_) => ">=",
+    };
+    format!(
+        "(outbox.xid, outbox.seq) {comparison} ({first}, {after}::bigint)
+         and (outbox.xid, outbox.seq) <= ({last}, {up_to}::bigint)"
+    )
 }
 
-/// Formats a bigint literal. Without the cast the lowest bigint is a `numeric`, which can't use an index on bigint.
-fn bigint(number: i64) -> String {
-    format!("'{number}'::bigint")
+fn after_seq(column: &str, seq: &str) -> String {
+    format!("{column} > {seq}::bigint")
 }
 
-/// Lists the transactions that were in progress in the previous snapshot and have completed.
-fn list_completed(cursor: &Cursor, end_snapshot: &Snapshot) -> String {
-    let listed = cursor.start_snapshot().in_progress().iter();
-    let completed: Vec<String> = listed
-        .filter(|xid| end_snapshot.sees(**xid))
-        .map(ToString::to_string)
-        .collect();
-    completed.join(",")
+/// Returns the condition for the rows after a position with an event id. A row without an event id is unreadable, and follows all
+/// others with its seq.
+fn after_position(column: &str, seq: &str, event_id: &str) -> String {
+    format!(
+        "{column} >= {seq}::bigint and ({column} > {seq}::bigint or event_id > {event_id}::uuid or event_id is null)"
+    )
 }

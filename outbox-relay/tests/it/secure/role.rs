@@ -18,7 +18,7 @@ const SQL: &str = include_str!("../../../sql/role.sql");
 const WRITER_SQL: &str = include_str!("../../../sql/role-writer.sql");
 
 /// Creates the role with a unique name, because all databases of a cluster share their roles.
-pub(super) async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
+pub(crate) async fn create(admin: &Sql, name: &str, password: &str) -> Result<()> {
     let sql = SQL.replace("outbox_relay", name);
     admin.batch_execute(&sql).await?;
     let sql = format!("alter role {name} password '{password}'");
@@ -26,7 +26,7 @@ pub(super) async fn create(admin: &Sql, name: &str, password: &str) -> Result<()
 }
 
 /// Returns the URL of the same database for another role.
-pub(super) fn url_for(url: &str, name: &str, password: &str) -> Result<String> {
+pub(crate) fn url_for(url: &str, name: &str, password: &str) -> Result<String> {
     let (_, place) = url.split_once('@').context("a URL with a password")?;
     Ok(format!("postgres://{name}:{password}@{place}"))
 }
