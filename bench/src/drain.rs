@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 use devstack::step;
 use lab::{Cpu, EndOffsets, Lab, Processes, Relay, peak_rss_mib};
 
+use crate::postgres_use;
+
 /// Interval between polls of the topic, which is the error of a run's duration.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Limit for the time without a new record. A JVM takes some seconds to its first one.
@@ -21,6 +23,8 @@ pub(crate) struct Drain {
     pub(crate) cpu: Cpu,
     /// Peak memory of the publisher.
     pub(crate) peak_rss_mib: f64,
+    /// The relay's entries in `pg_stat_statements`. 0 for another publisher.
+    pub(crate) statements: usize,
 }
 
 /// When the CPU measurement starts.
@@ -37,10 +41,12 @@ pub(crate) async fn by_relay(lab: &Lab, rows: u64, sink: &str) -> Result<Drain> 
     let draining = async {
         lab.topic.recreate().await?;
         let ends = open_ends(lab).await?;
+        postgres_use::reset_statements(lab).await?;
         let relay = Relay::start(lab, sink).await?;
-        let drain = watch(lab, ends, rows, relay.pid(), CpuFrom::Start).await?;
+        let mut drain = watch(lab, ends, rows, relay.pid(), CpuFrom::Start).await?;
         relay.wait_published(rows).await?;
         relay.stop().await?;
+        drain.statements = postgres_use::relay_statements(lab).await?.entries;
         check_total(lab, rows).await?;
         Ok(drain)
     };
@@ -98,6 +104,7 @@ fn watch_blocking(
         seconds: started_at.elapsed().as_secs_f64(),
         cpu: processes.cpu()?.since(cpu),
         peak_rss_mib: peak_rss_mib(processes.publisher)?,
+        statements: 0,
     })
 }
 

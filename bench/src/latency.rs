@@ -2,15 +2,18 @@
 
 mod consumer;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use devstack::step;
 use hdrhistogram::Histogram;
-use lab::{Change, Lab, Plan, cpu_s, unix_us};
+use lab::{Change, Lab, Plan, unix_us};
 use serde::Serialize;
 
-use crate::latency::consumer::Consumer;
+use crate::{latency::consumer::Consumer, postgres_use::CpuSample};
 
 /// Warm-up before each rate.
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -22,7 +25,7 @@ const IDLE_FOR: Duration = Duration::from_secs(10);
 const SETTLE_FOR: Duration = Duration::from_secs(2);
 
 /// The figures at one rate.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Latency {
     /// Requested commits per second.
     pub(crate) rate: u64,
@@ -39,6 +42,8 @@ pub(crate) struct Latency {
     pub(crate) publisher_cpu_percent: f64,
     pub(crate) postgres_cpu_percent: f64,
     pub(crate) broker_cpu_percent: f64,
+    /// The part of Postgres by session, in percent of a core.
+    pub(crate) postgres_cpu_percent_by_session: BTreeMap<String, f64>,
 }
 
 /// Measures `rate` commits per second for `seconds`, while the process `publisher` publishes.
@@ -69,11 +74,13 @@ async fn measure_at(lab: &Lab, publisher: u32, rate: u64, seconds: u64) -> Resul
     let processes = lab.processes(publisher)?;
     let cpu_share = async {
         tokio::time::sleep(WARM_UP).await;
-        let before = processes.cpu()?;
+        let (before, sessions_before) = (processes.cpu()?, CpuSample::take(lab).await?);
         tokio::time::sleep(measured_for).await;
-        Ok::<_, anyhow::Error>(processes.cpu()?.since(before))
+        let cpu = processes.cpu()?.since(before);
+        let by_session = CpuSample::take(lab).await?.since(&sessions_before);
+        Ok::<_, anyhow::Error>((cpu, by_session))
     };
-    let (written, cpu) = tokio::try_join!(writers.write(), cpu_share)?;
+    let (written, (cpu, by_session)) = tokio::try_join!(writers.write(), cpu_share)?;
     let received = consumer.finish(written.committed).await?;
     let since_due = &received.since_due;
     let since_created = &received.since_created;
@@ -90,17 +97,32 @@ async fn measure_at(lab: &Lab, publisher: u32, rate: u64, seconds: u64) -> Resul
         publisher_cpu_percent: percent(cpu.publisher),
         postgres_cpu_percent: percent(cpu.postgres),
         broker_cpu_percent: percent(cpu.broker),
+        postgres_cpu_percent_by_session: by_session
+            .into_iter()
+            .map(|(session, cpu_s)| (session, percent(cpu_s)))
+            .collect(),
     })
 }
 
-/// Returns the CPU of a publisher without pending rows, in percent of a core.
-pub(crate) async fn idle_cpu_percent(publisher: u32) -> Result<f64> {
+/// The CPU of a publisher without pending rows, in percent of a core.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Idle {
+    pub(crate) publisher_cpu_percent: f64,
+    pub(crate) postgres_cpu_percent: f64,
+}
+
+pub(crate) async fn measure_idle(lab: &Lab, publisher: u32) -> Result<Idle> {
     let measuring = async {
         tokio::time::sleep(SETTLE_FOR).await;
-        let before = cpu_s(publisher)?;
+        let processes = lab.processes(publisher)?;
+        let before = processes.cpu()?;
         tokio::time::sleep(IDLE_FOR).await;
-        let used = cpu_s(publisher)? - before;
-        Ok(used / IDLE_FOR.as_secs_f64() * 100.0)
+        let used = processes.cpu()?.since(before);
+        let percent = |cpu_s: f64| cpu_s / IDLE_FOR.as_secs_f64() * 100.0;
+        Ok(Idle {
+            publisher_cpu_percent: percent(used.publisher),
+            postgres_cpu_percent: percent(used.postgres),
+        })
     };
     step("idle", measuring).await
 }

@@ -1,7 +1,7 @@
 //! `bench`: measures throughput, latency and resource use on a real Postgres and a real Kafka.
 //!
 //! - `session` runs one measurement of the relay from server start to report. Start reading there.
-//! - `drain`, `limits`, `latency` and `curves` are its parts; `debezium` is the comparison.
+//! - `drain`, `limits`, `latency` and `curves` are its parts; `debezium` is the comparison, `postgres_use` what Postgres does.
 //! - `calls` measures the gRPC services, `projection` a projection.
 //! - `report` holds the figures, `tables` formats them.
 //!
@@ -16,6 +16,7 @@ mod drain;
 mod latency;
 mod limits;
 mod options;
+mod postgres_use;
 mod projection;
 mod report;
 mod session;

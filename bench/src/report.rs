@@ -7,8 +7,9 @@ use serde::Serialize;
 use crate::{
     curves::Point,
     drain::{Drain, Spread},
-    latency::Latency,
+    latency::{Idle, Latency},
     limits::Limit,
+    postgres_use::Statements,
 };
 
 /// The report.
@@ -27,7 +28,9 @@ pub(crate) struct Report {
     pub(crate) limits: LimitFigures,
     /// The relay with the first sink.
     pub(crate) latency: Vec<Latency>,
-    pub(crate) idle_cpu_percent: f64,
+    /// The relay's statements during these measurements.
+    pub(crate) statements: Statements,
+    pub(crate) idle: Idle,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) debezium: Option<DebeziumFigures>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -56,6 +59,8 @@ pub(crate) struct DrainFigures {
     pub(crate) events_per_broker_cpu_s: f64,
     /// The highest of all runs.
     pub(crate) peak_rss_mib: f64,
+    /// The relay's entries in `pg_stat_statements`, the most of all runs.
+    pub(crate) statements: usize,
 }
 
 /// Figures of reading only and producing only.
@@ -87,6 +92,7 @@ impl DrainFigures {
             events_per_postgres_cpu_s: per_cpu_s(|run| run.cpu.postgres)?.median,
             events_per_broker_cpu_s: per_cpu_s(|run| run.cpu.broker)?.median,
             peak_rss_mib: Spread::of(runs, |run| run.peak_rss_mib)?.max,
+            statements: runs.iter().map(|run| run.statements).max().unwrap_or(0),
         })
     }
 }

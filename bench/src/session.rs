@@ -9,9 +9,10 @@ use crate::{
     curves,
     debezium::{Connector, Tuning},
     drain::{self, Drain},
-    latency::{self, Latency},
+    latency::{self, Idle, Latency},
     limits::{self, Limit},
     options::RelayOptions,
+    postgres_use::{self, Statements},
     report::{DebeziumFigures, DrainFigures, LimitFigures, Report},
     tables,
 };
@@ -62,7 +63,7 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
     if let Some(connector) = &connector {
         connector.drop_slots(lab).await?;
     }
-    let (latency, idle_cpu_percent) = relay_latency(lab, default_sink, options).await?;
+    let (latency, statements, idle) = relay_latency(lab, default_sink, options).await?;
     let debezium = match &connector {
         Some(connector) => Some(DebeziumFigures {
             version: Installation::VERSION,
@@ -86,7 +87,8 @@ async fn measure(lab: &Lab, options: &RelayOptions) -> Result<Report> {
         drain_rdkafka: runs.drain_figures(&program("rdkafka")).ok(),
         limits: LimitFigures::of(&runs.reading, &runs.producing)?,
         latency,
-        idle_cpu_percent,
+        statements,
+        idle,
         debezium,
         curves,
     })
@@ -144,15 +146,17 @@ async fn relay_latency(
     lab: &Lab,
     sink: &str,
     options: &RelayOptions,
-) -> Result<(Vec<Latency>, f64)> {
+) -> Result<(Vec<Latency>, Statements, Idle)> {
     lab.truncate_outbox().await?;
     lab.topic.recreate().await?;
+    postgres_use::reset_statements(lab).await?;
     let relay = Relay::start(lab, sink).await?;
     relay.wait_ready().await?;
     let latency = latency_at_rates(lab, relay.pid(), options).await?;
-    let idle_cpu_percent = latency::idle_cpu_percent(relay.pid()).await?;
+    let statements = postgres_use::relay_statements(lab).await?;
+    let idle = latency::measure_idle(lab, relay.pid()).await?;
     relay.stop().await?;
-    Ok((latency, idle_cpu_percent))
+    Ok((latency, statements, idle))
 }
 
 async fn debezium_latency(

@@ -50,7 +50,13 @@ fn setting(report: &Report) -> String {
 }
 
 fn tables(report: &Report) -> Vec<Table> {
-    let mut tables = vec![drains(report), limits(report), latencies(report)];
+    let mut tables = vec![
+        drains(report),
+        limits(report),
+        latencies(report),
+        sessions(report),
+        statements(report),
+    ];
     if !report.curves.is_empty() {
         tables.push(curves(report));
     }
@@ -179,12 +185,57 @@ fn latencies(report: &Report) -> Table {
     }
     Table {
         heading: format!(
-            "Latency of single-row commits; an idle relay uses {:.2} % of a core",
-            report.idle_cpu_percent
+            "Latency of single-row commits; an idle relay uses {:.2} % of a core, and Postgres {:.2} %",
+            report.idle.publisher_cpu_percent, report.idle.postgres_cpu_percent
         ),
         note: "After a warm-up. Latency is the time from the row's timestamp, taken right before its commit, to the \
                consumer. From schedule, it is the time from the commit's scheduled time, which is independent of \
                slow commits",
+        rows,
+    }
+}
+
+fn sessions(report: &Report) -> Table {
+    let mut rows = vec![row(&["", "commits/s", "session", "CPU, % of a core"])];
+    let relay = report.latency.iter().map(|found| ("outbox-relay", found));
+    let debezium = report
+        .debezium
+        .iter()
+        .flat_map(|debezium| &debezium.latency);
+    for (program, found) in relay.chain(debezium.map(|found| ("Debezium, tuned", found))) {
+        for (session, percent) in &found.postgres_cpu_percent_by_session {
+            rows.push(vec![
+                program.to_owned(),
+                whole(found.rate as f64),
+                session.clone(),
+                format!("{percent:.1}"),
+            ]);
+        }
+    }
+    Table {
+        heading: "CPU of Postgres during these commits, by session".to_owned(),
+        note: "Sessions of the same kind are added up, and those that have ended are left out. \"Debezium\" is its \
+               walsender and its other sessions",
+        rows,
+    }
+}
+
+fn statements(report: &Report) -> Table {
+    let mut rows = vec![row(&["statement", "calls", "ms a call", "ms in total"])];
+    for statement in &report.statements.most_expensive {
+        rows.push(vec![
+            format!("`{}`", statement.text),
+            whole(statement.calls as f64),
+            format!("{:.3}", statement.total_ms / statement.calls.max(1) as f64),
+            whole(statement.total_ms),
+        ]);
+    }
+    Table {
+        heading: format!(
+            "Statements of the relay during these commits: {} entries in pg_stat_statements; {} during a drain",
+            report.statements.entries, report.drain.statements
+        ),
+        note: "Execution time without planning. Includes the start of the relay and all warm-ups",
         rows,
     }
 }

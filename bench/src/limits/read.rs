@@ -22,7 +22,7 @@ const COLUMNS: &str = "seq, event_id, topic, key, event_type, aggregate_version,
 /// A binary COPY ends with a message of two bytes.
 const TRAILER_BYTES: usize = 2;
 
-/// Reads the outbox in pages by seq, as the relay does, without its other queries.
+/// Reads the outbox by seq in pages with binary COPY. (The relay reads with a prepared statement.)
 pub(crate) async fn read(options: &ReadOptions) -> Result<()> {
     let sql = Sql::connect(&options.database_url).await?;
     // Forces the index, whatever the planner estimates.

@@ -31,11 +31,19 @@ pub use self::{
 };
 
 const FILL: &str = include_str!("fill.sql");
+const ROLE: &str = include_str!("../../../outbox-relay/sql/role.sql");
 /// The default `shared_buffers` are for very small machines, and with the default `max_wal_size` checkpoints would happen
 /// during a run.
-const POSTGRES_SETTINGS: [&str; 2] = ["shared_buffers=512MB", "max_wal_size=4GB"];
+const POSTGRES_SETTINGS: [&str; 3] = [
+    "shared_buffers=512MB",
+    "max_wal_size=4GB",
+    "shared_preload_libraries=pg_stat_statements",
+];
 /// The options of Kafka's own scripts. Those of the tests start quickly but limit the JIT compiler.
 const KAFKA_JVM: [&str; 3] = ["-Xms256m", "-Xmx1g", "-XX:+UseG1GC"];
+
+/// The role of the relay, whose statements `pg_stat_statements` therefore shows separately.
+pub const RELAY_ROLE: &str = "outbox_relay";
 
 /// The payload size of most measurements.
 pub const PAYLOAD_BYTES: u32 = 200;
@@ -46,6 +54,8 @@ pub const BASE_HEADERS: u32 = 8;
 pub struct Lab {
     pub servers: Servers,
     pub database_url: String,
+    /// The same database for the relay.
+    pub relay_database_url: String,
     pub topic: Topic,
 }
 
@@ -95,12 +105,22 @@ impl Lab {
             brokers: servers.kafka.brokers().to_owned(),
             name: "bench.v1".to_owned(),
         };
+        let (_, place) = database_url
+            .split_once('@')
+            .context("a URL with a password")?;
         let lab = Self {
             servers,
+            relay_database_url: format!("postgres://{RELAY_ROLE}:{RELAY_ROLE}@{place}"),
             database_url,
             topic,
         };
-        lab.sql().await?.batch_execute(FILL).await?;
+        let sql = lab.sql().await?;
+        sql.batch_execute(FILL).await?;
+        sql.batch_execute(ROLE).await?;
+        let sql_of_role = format!(
+            "alter role {RELAY_ROLE} password '{RELAY_ROLE}'; create extension pg_stat_statements"
+        );
+        sql.batch_execute(&sql_of_role).await?;
         Ok(lab)
     }
 

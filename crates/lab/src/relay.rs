@@ -87,7 +87,7 @@ impl Relay {
 
     /// Starts a relay that continues from the checkpoint, or is the standby of a running one.
     pub async fn start_beside(lab: &Lab, sink: &str, name: &str) -> Result<Self> {
-        let database_url = &lab.database_url;
+        let database_url = &lab.relay_database_url;
         let source = format!("[[source]]\nname = \"bench\"\ndatabase_url = \"{database_url}\"\n");
         ConfiguredRelay::new(lab, sink, name, &source)?
             .start(lab)
