@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use lab::Table;
 
-use crate::report::{DrainFigures, Report};
+use crate::{
+    latency::Latency,
+    report::{DrainFigures, Report},
+};
 
 /// Returns the report as plain text.
 pub(crate) fn text(report: &Report) -> String {
@@ -149,6 +152,16 @@ fn limits(report: &Report) -> Table {
     }
 }
 
+/// Returns the latencies of the relay, then those of Debezium, each with the program's name.
+fn latencies_by_program(report: &Report) -> impl Iterator<Item = (&'static str, &Latency)> {
+    let relay = report.latency.iter().map(|found| ("outbox-relay", found));
+    let debezium = report
+        .debezium
+        .iter()
+        .flat_map(|debezium| &debezium.latency);
+    relay.chain(debezium.map(|found| ("Debezium, tuned", found)))
+}
+
 fn latencies(report: &Report) -> Table {
     let mut rows = vec![row(&[
         "",
@@ -163,12 +176,7 @@ fn latencies(report: &Report) -> Table {
         "Postgres",
         "broker",
     ])];
-    let relay = report.latency.iter().map(|found| ("outbox-relay", found));
-    let debezium = report
-        .debezium
-        .iter()
-        .flat_map(|debezium| &debezium.latency);
-    for (program, found) in relay.chain(debezium.map(|found| ("Debezium, tuned", found))) {
+    for (program, found) in latencies_by_program(report) {
         rows.push(vec![
             program.to_owned(),
             whole(found.rate as f64),
@@ -197,12 +205,7 @@ fn latencies(report: &Report) -> Table {
 
 fn sessions(report: &Report) -> Table {
     let mut rows = vec![row(&["", "commits/s", "session", "CPU, % of a core"])];
-    let relay = report.latency.iter().map(|found| ("outbox-relay", found));
-    let debezium = report
-        .debezium
-        .iter()
-        .flat_map(|debezium| &debezium.latency);
-    for (program, found) in relay.chain(debezium.map(|found| ("Debezium, tuned", found))) {
+    for (program, found) in latencies_by_program(report) {
         for (session, percent) in &found.postgres_cpu_percent_by_session {
             rows.push(vec![
                 program.to_owned(),

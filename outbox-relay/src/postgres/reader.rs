@@ -28,7 +28,7 @@ use crate::{
     postgres::{
         session::{ANSWER_TIMEOUT, cause_of},
         snapshot::{Snapshot, Xid},
-        statements::PreparingClient,
+        statements::{Params, PreparingClient},
         verification::{LeaderIdentity, Verification, verification_sql},
         window::{Cursor, Position},
     },
@@ -156,9 +156,8 @@ impl Reader {
     /// If the query fails.
     pub async fn take_snapshot(&self) -> Result<Snapshot, ReadError> {
         let taking = async {
-            let statement = self.client.prepare("select pg_current_snapshot()").await?;
-            let row = self.client.client().query_one(&statement, &[]).await?;
-            Ok(row.try_get(0)?)
+            let sql = "select pg_current_snapshot()";
+            Ok(self.client.query_one(sql, &[]).await?.try_get(0)?)
         };
         with_timeout(ANSWER_TIMEOUT, taking).await
     }
@@ -229,7 +228,7 @@ impl Reader {
         let query = NextWindowQuery::new(cursor, &self.recent.lock(), limit);
         let sql = next_window_sql(&self.outbox);
         let fetching = async {
-            let mut rows = pin!(self.query(&sql, &query.params()).await?);
+            let mut rows = pin!(self.client.query_stream(&sql, &query.params()).await?);
             let header = rows.try_next().await?;
             let header = Header::decode(&header.ok_or(ReadError::Layout("no snapshot"))?)?;
             Ok((header, collect_page(rows).await?))
@@ -363,9 +362,7 @@ impl Reader {
     pub(crate) async fn verify(&self, leader: &LeaderIdentity) -> Result<Verification, ReadError> {
         let sql = verification_sql(&self.outbox);
         let verifying = async {
-            let statement = self.client.prepare(&sql).await?;
-            let client = self.client.client();
-            let row = client.query_one(&statement, &leader.params()).await?;
+            let row = self.client.query_one(&sql, &leader.params()).await?;
             Ok(Verification::decode(&row)?)
         };
         with_timeout(PAGE_TIMEOUT, verifying).await
@@ -404,10 +401,7 @@ impl Reader {
         if let Some(event_id) = &position.event_id {
             params.push(event_id);
         }
-        let finding = async {
-            let statement = self.client.prepare(&sql).await?;
-            Ok(self.client.client().query(&statement, &params).await?)
-        };
+        let finding = async { Ok(self.client.query(&sql, &params).await?) };
         let rows = with_timeout(PAGE_TIMEOUT, finding).await?;
         let transactions: Vec<Xid> = (rows.iter())
             .map(|row| row.try_get(0))
@@ -431,11 +425,11 @@ impl Reader {
     pub(crate) async fn query_page(
         &self,
         sql: &str,
-        params: &[&(dyn ToSql + Sync)],
+        params: Params<'_>,
         max_rows: usize,
     ) -> Result<Page, ReadError> {
         let querying = async {
-            let rows = pin!(self.query(sql, params).await?);
+            let rows = pin!(self.client.query_stream(sql, params).await?);
             let (mut page, is_whole) = collect_page(rows).await?;
             if is_whole && page.len() < max_rows {
                 page.finish();
@@ -449,16 +443,6 @@ impl Reader {
         let params = query.params();
         self.query_page(&query.sql(), &params.to_sql(), query.max_rows)
             .await
-    }
-
-    async fn query(
-        &self,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<RowStream, ReadError> {
-        let statement = self.client.prepare(sql).await?;
-        let params = params.iter().copied();
-        Ok(self.client.client().query_raw(&statement, params).await?)
     }
 }
 

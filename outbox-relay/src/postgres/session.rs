@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use postgres_session::{ConnectError, DatabaseUrl, SessionOptions};
-use tokio_postgres::{Client, Row, error::SqlState, types::ToSql};
+use tokio_postgres::{Client, Row, error::SqlState};
 
-use crate::{hints, postgres::statements::PreparingClient};
+use crate::{
+    hints,
+    postgres::statements::{Params, PreparingClient},
+};
 
 /// The `statement_timeout`.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,8 +94,6 @@ pub(crate) struct Session {
     timeout: Duration,
 }
 
-type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
-
 impl Session {
     /// Sets the timeout of later calls. `statement_timeout` becomes one second less.
     pub(crate) async fn set_timeout(&mut self, timeout: Duration) -> Result<(), DatabaseError> {
@@ -118,11 +119,7 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.with_timeout(async {
-            let statement = self.client.prepare(sql).await?;
-            self.client.client().query(&statement, params).await
-        })
-        .await
+        self.with_timeout(self.client.query(sql, params)).await
     }
 
     pub(crate) async fn query_one(
@@ -130,11 +127,7 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Row, DatabaseError> {
-        self.with_timeout(async {
-            let statement = self.client.prepare(sql).await?;
-            self.client.client().query_one(&statement, params).await
-        })
-        .await
+        self.with_timeout(self.client.query_one(sql, params)).await
     }
 
     pub(crate) async fn query_opt(
@@ -142,11 +135,7 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Option<Row>, DatabaseError> {
-        self.with_timeout(async {
-            let statement = self.client.prepare(sql).await?;
-            self.client.client().query_opt(&statement, params).await
-        })
-        .await
+        self.with_timeout(self.client.query_opt(sql, params)).await
     }
 
     pub(crate) async fn execute(
@@ -154,11 +143,7 @@ impl Session {
         sql: &str,
         params: Params<'_>,
     ) -> Result<u64, DatabaseError> {
-        self.with_timeout(async {
-            let statement = self.client.prepare(sql).await?;
-            self.client.client().execute(&statement, params).await
-        })
-        .await
+        self.with_timeout(self.client.execute(sql, params)).await
     }
 
     /// Executes a statement that can't be prepared because it commits.

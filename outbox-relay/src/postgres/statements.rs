@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
-use tokio_postgres::{Client, Error, Statement};
+use tokio_postgres::{Client, Error, Row, RowStream, Statement, types::ToSql};
+
+pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// A client and its prepared statements: one for each statement text of this program that it has run.
 #[derive(Debug)]
@@ -23,8 +25,41 @@ impl PreparingClient {
         }
     }
 
+    pub(crate) async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
+        self.client.query(&self.prepare(sql).await?, params).await
+    }
+
+    pub(crate) async fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row, Error> {
+        let statement = self.prepare(sql).await?;
+        self.client.query_one(&statement, params).await
+    }
+
+    pub(crate) async fn query_opt(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Option<Row>, Error> {
+        let statement = self.prepare(sql).await?;
+        self.client.query_opt(&statement, params).await
+    }
+
+    /// Returns the rows one by one, as they are received.
+    pub(crate) async fn query_stream(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<RowStream, Error> {
+        let statement = self.prepare(sql).await?;
+        let params = params.iter().copied();
+        self.client.query_raw(&statement, params).await
+    }
+
+    pub(crate) async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, Error> {
+        self.client.execute(&self.prepare(sql).await?, params).await
+    }
+
     /// Returns the prepared statement. The first call for a text takes a round trip.
-    pub(crate) async fn prepare(&self, sql: &str) -> Result<Statement, Error> {
+    async fn prepare(&self, sql: &str) -> Result<Statement, Error> {
         if let Some(statement) = self.prepared.lock().get(sql) {
             return Ok(statement.clone());
         }

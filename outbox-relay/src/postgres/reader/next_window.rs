@@ -16,9 +16,10 @@ use crate::postgres::{
     window::Cursor,
 };
 
-/// The most rows of recent transactions, twice. A poll reads their index entries again, and skips them.
+/// The number of rows read after which transactions are no longer recent, at the latest after twice as many. A poll reads the
+/// index entries of recent transactions again, and skips them.
 const MAX_RECENT_ROWS: usize = 1_000;
-/// The time for which a transaction is recent, up to twice.
+/// The time after which a transaction is no longer recent, at the latest after twice as long.
 const RECENT: Duration = Duration::from_millis(250);
 
 /// Evaluated once.
