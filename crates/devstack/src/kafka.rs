@@ -9,7 +9,7 @@ use anyhow::Result;
 
 pub use self::cluster::KafkaCluster;
 pub(crate) use self::groups::count_assigned_members;
-use self::node::Node;
+use self::node::{Node, class_path, java};
 pub(crate) use self::topics::{
     add_partitions, alter_topic, create_topic, delete_records_before, delete_topic, describe_topic,
     topic_names,
@@ -85,6 +85,20 @@ impl Kafka {
     /// The bootstrap servers.
     pub fn brokers(&self) -> &str {
         &self.brokers
+    }
+
+    /// Sets a quota of all clients with this id, such as `producer_byte_rate=100000`.
+    ///
+    /// # Errors
+    /// If the broker returns an error.
+    pub async fn set_quota(&self, work_dir: &WorkDir, client_id: &str, quota: &str) -> Result<()> {
+        let program = java("kafka-configs", &class_path().await?, &LIGHT_JVM);
+        let program = program
+            .args(["kafka.admin.ConfigCommand", "--bootstrap-server"])
+            .args([self.brokers()])
+            .args(["--alter", "--entity-type", "clients", "--entity-name"])
+            .args([client_id, "--add-config", quota]);
+        program.run_once(work_dir).await
     }
 
     /// Creates a topic unless it exists.

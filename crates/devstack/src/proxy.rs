@@ -20,6 +20,10 @@ pub enum Fault {
         to_server: Duration,
         to_client: Duration,
     },
+    /// Limits the bytes per second of each direction of a connection.
+    Limit {
+        bytes_per_s: u32,
+    },
     /// Accepts connections and bytes, but forwards nothing in either direction, not even the end of a connection. The next
     /// fault forwards what was held back, as TCP does after a network partition.
     Silence,

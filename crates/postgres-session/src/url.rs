@@ -233,7 +233,29 @@ pub(crate) fn has_unix_socket(config: &Config) -> bool {
     config.get_hosts().iter().any(is_unix_socket)
 }
 
-/// Splits the TLS parameters off the URL.
+/// Parameters of other clients that are often found in URLs, such as Prisma's.
+const NOT_IN_LIBPQ: [&str; 6] = [
+    "connection_limit",
+    "pgbouncer",
+    "pool_timeout",
+    "schema",
+    "socket_timeout",
+    "statement_cache_size",
+];
+
+/// Returns true for a libpq parameter that tokio-postgres does not know and whose value asks for what it does anyway.
+fn is_without_effect(name: &str, value: &str) -> bool {
+    match name {
+        "gssencmode" => ["disable", "prefer"].contains(&value),
+        "client_encoding" => ["utf8", "utf-8", "unicode"].contains(&&*value.to_lowercase()),
+        "sslcompression" => value == "0",
+        "ssl_min_protocol_version" => ["TLSv1", "TLSv1.1", "TLSv1.2"].contains(&value),
+        "krbsrvname" | "fallback_application_name" => true,
+        _ => false,
+    }
+}
+
+/// Splits the TLS parameters off the URL, and removes those without effect.
 fn take_tls_settings(url: &str) -> Result<(String, TlsSettings<'_>), String> {
     // The password can contain any character except this.
     let host = url.find('@').unwrap_or(0);
@@ -253,6 +275,12 @@ fn take_tls_settings(url: &str) -> Result<(String, TlsSettings<'_>), String> {
             "sslrootcert" => settings.root = Some(decoded()?.into_owned()),
             "sslcert" => settings.certificate = Some(decoded()?.into_owned()),
             "sslkey" => settings.key = Some(decoded()?.into_owned()),
+            _ if is_without_effect(name, &decoded()?) => {}
+            _ if NOT_IN_LIBPQ.contains(&name) => {
+                return Err(format!(
+                    "unsupported parameter {name} in the Postgres URL, which is another client's; remove it"
+                ));
+            }
             _ => others.push(setting),
         }
     }
@@ -331,6 +359,30 @@ mod tests {
         ] {
             let rejected = parse_url(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();
             assert!(rejected.contains(reason), "{query}: {rejected}");
+            assert!(!rejected.contains("hunter2"), "{rejected}");
+        }
+    }
+
+    #[test]
+    fn parameters_without_effect_are_accepted_and_others_are_named() {
+        for query in [
+            "gssencmode=disable",
+            "client_encoding=UTF8&application_name=a&gssencmode=prefer",
+            "sslcompression=0&sslmode=require&ssl_min_protocol_version=TLSv1.2",
+        ] {
+            parse_url(&format!("postgres://u:p@host/db?{query}")).unwrap();
+        }
+        for (query, name) in [
+            ("gssencmode=require", "gssencmode"),
+            ("client_encoding=LATIN1", "client_encoding"),
+            (
+                "ssl_min_protocol_version=TLSv1.3",
+                "ssl_min_protocol_version",
+            ),
+            ("sslmode=require&pgbouncer=true", "pgbouncer"),
+        ] {
+            let rejected = parse_url(&format!("postgres://u:hunter2@host/db?{query}")).unwrap_err();
+            assert!(rejected.contains(name), "{query}: {rejected}");
             assert!(!rejected.contains("hunter2"), "{rejected}");
         }
     }

@@ -77,9 +77,7 @@ impl Node {
         voters: &str,
         settings: &[&str],
     ) -> Result<Process> {
-        let cached = format!("kafka-{}", Kafka::VERSION);
-        let jars = fetch_jars("Apache Kafka", &cached, POM).await?;
-        let class_path = format!("{}/*", jars.display());
+        let class_path = class_path().await?;
         let data = work_dir.path().join(&self.name);
         let mut properties = PROPERTIES.to_owned();
         for line in settings {
@@ -93,16 +91,7 @@ impl Node {
             .replace("@CONTROLLER_PORT@", &self.controller_port.to_string())
             .replace("@DATA@", &data.display().to_string());
         let properties = work_dir.write(&format!("{}.properties", self.name), &properties)?;
-        let java = |name: &str| {
-            // Reads arguments, such as passwords, as UTF-8.
-            let program = Program::new(name, "java").env("LC_ALL", "C.UTF-8");
-            program.args(jvm_options).args([
-                "-Xshare:auto",
-                "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-                "-cp",
-                &class_path,
-            ])
-        };
+        let java = |name: &str| java(name, &class_path, jvm_options);
         java(&format!("{}-format", self.name))
             .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
             .args([&properties])
@@ -120,6 +109,25 @@ impl Node {
             .await?;
         Ok(process)
     }
+}
+
+/// Downloads Kafka unless cached. Returns its class path.
+pub(super) async fn class_path() -> Result<String> {
+    let cached = format!("kafka-{}", Kafka::VERSION);
+    let jars = fetch_jars("Apache Kafka", &cached, POM).await?;
+    Ok(format!("{}/*", jars.display()))
+}
+
+/// Returns a Java program of Kafka, without its main class.
+pub(super) fn java(name: &str, class_path: &str, jvm_options: &[&str]) -> Program {
+    // Reads arguments, such as passwords, as UTF-8.
+    let program = Program::new(name, "java").env("LC_ALL", "C.UTF-8");
+    program.args(jvm_options).args([
+        "-Xshare:auto",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        "-cp",
+        class_path,
+    ])
 }
 
 async fn fetch_metadata(brokers: &str) -> Result<()> {

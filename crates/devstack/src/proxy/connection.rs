@@ -109,7 +109,13 @@ impl Connection {
                 }
                 bytes.truncate(read?);
                 let is_end = bytes.is_empty();
-                let time = Instant::now() + delay(self.state.borrow().fault);
+                let fault = self.state.borrow().fault;
+                let time = Instant::now() + delay(fault);
+                // Not read ahead, so that the sender notices the limit.
+                if let Fault::Limit { bytes_per_s } = fault {
+                    let nanos = bytes.len() as u64 * 1_000_000_000 / u64::from(bytes_per_s.max(1));
+                    tokio::time::sleep(Duration::from_nanos(nanos)).await;
+                }
                 if queue.send((time, bytes)).await.is_err() || is_end {
                     return Ok(());
                 }
