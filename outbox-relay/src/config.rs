@@ -27,7 +27,7 @@ use serde::Deserialize;
 pub use cli::Secret;
 pub use postgres_session::DatabaseUrl;
 
-pub(crate) use self::names::OWN_HEADERS;
+pub(crate) use self::names::{OWN_HEADERS, PARTITION_HEADER, TIMESTAMP_HEADER};
 use self::{
     kafka::KafkaTable,
     source::{SourceTable, variable_part},
@@ -54,9 +54,8 @@ pub struct KafkaConfig {
     pub brokers: String,
     /// The producer implementation.
     pub sink: SinkKind,
-    /// The time that a broker has to acknowledge a record. After it the source restarts from its
-    /// checkpoint. A longer timeout lengthens a failover; with a shorter one a busy broker can look like
-    /// a dead one.
+    /// The time that a broker may be silent while records are in flight, in addition to its throttle times. After it the source
+    /// restarts from its checkpoint, which may publish records again.
     pub delivery_timeout: Duration,
     /// The limit on unacknowledged records per source. A higher limit raises throughput; up to this many
     /// records are sent twice after a crash.
@@ -66,6 +65,8 @@ pub struct KafkaConfig {
     /// The size limit of a record. The relay rejects larger records without sending them. Topics should have a
     /// `max.message.bytes` of at least this.
     pub max_record_bytes: usize,
+    /// The compression of batches.
+    pub compression: Compression,
     /// Encryption and authentication.
     pub security: KafkaSecurity,
     /// Additional librdkafka properties, for the sink `rdkafka`.
@@ -81,6 +82,33 @@ pub enum SinkKind {
     Kafka,
     /// librdkafka.
     RdKafka,
+}
+
+/// The codec of record batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Costs the relay the least CPU.
+    #[default]
+    None,
+    /// Understood by every client.
+    Gzip,
+    /// The least CPU of the codecs.
+    Lz4,
+    /// The smallest batches.
+    Zstd,
+}
+
+impl Compression {
+    /// Returns the value of the configuration, which is also librdkafka's `compression.type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
 }
 
 /// The policy for a record that Kafka rejects permanently.
@@ -128,6 +156,8 @@ pub struct SourceConfig {
     pub on_rejection: OnRejection,
     /// The topic that receives a copy of each dead letter.
     pub dead_letter_topic: Option<String>,
+    /// The consecutive rejections of events of a topic that may become dead letters. After them the source halts.
+    pub max_consecutive_rejections: u32,
     /// The minimum age of the newest row of a partition before the partition is truncated. All rows must
     /// have been published as well.
     pub retention: Duration,
@@ -288,7 +318,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.sources[0].ce_source, "/orders");
-        assert_eq!(config.kafka.delivery_timeout, Duration::from_secs(2));
+        assert_eq!(config.kafka.delivery_timeout, Duration::from_secs(30));
         assert!(!format!("{config:?}").contains("secret"));
     }
 

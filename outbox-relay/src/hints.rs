@@ -7,6 +7,8 @@ use crate::config::Mapping;
 pub(crate) const SILENT_POSTGRES: &str =
     "Check that Postgres is responsive and that no proxy or firewall drops the connection.";
 pub(crate) const DATABASE_URL: &str = "Correct database_url.";
+pub(crate) const MOVED: &str = "After a failover, stop the former primary if it still accepts writes. The relay connects to \
+    the new one automatically.";
 pub(crate) const POOLER: &str =
     "Set the host and port of Postgres in database_url, or use a pool in session mode.";
 pub(crate) const TABLES: &str = "Create the tables as in crates/outbox/migrations, or correct the mapping of your own \
@@ -19,6 +21,11 @@ pub(crate) const DEAD_LETTER_TOPIC: &str = "Create the topic, allow Describe and
     dead_letter_topic from the configuration.";
 pub(crate) const REJECTED: &str = "Create the topic, raise the named limit, allow Describe and Write, or repair the row. \
     Or set on_rejection to park_key or dead_letter.";
+pub(crate) const REJECTED_BY_ENVIRONMENT: &str = "Allow Describe and Write on the topic, and check the clock of this \
+    machine. Publishing resumes automatically. on_rejection does not apply to this error, which is not the record's.";
+pub(crate) const CONSECUTIVE_REJECTIONS: &str = "Every event of this topic was rejected, more than \
+    max_consecutive_rejections. Run `outbox-relay dead-letters retry --topic TOPIC` to park the previous ones in front of later events, \
+    then repair the topic or its events. Or raise max_consecutive_rejections.";
 pub(crate) const SHARED_EVENT_ID: &str = "Give each event its own id: as the owner of the outbox, set event_id to \
     gen_random_uuid() in one of these rows.";
 pub(crate) const ROW: &str =

@@ -21,9 +21,10 @@ pub use self::{
     native::KafkaSink,
     rdkafka::RdKafkaSink,
     record::{Headers, Record},
-    sink::{Sink, SinkError, SinkOptions},
+    sink::{RejectionCause, Sink, SinkError, SinkOptions},
 };
 pub(crate) use self::{
+    acknowledgements::Throttling,
     histogram::{BOUNDS_US, Counts, Histogram, quantile_s},
     latency::{Latency, Sampling},
     native::{Inspector, Permission, TopicFacts},

@@ -5,6 +5,7 @@
 //! - [`kafka`] sends records and tracks the acknowledgements.
 //! - `dead_letters` stores parked and dead-lettered events.
 //! - `ops` has the status, the metrics and `check`. `hints` has the hints attached to errors.
+//! - [`clock`] has the timestamps of records.
 //! - [`config`] parses the configuration file, `tls` sets up TLS.
 //!
 //! **Invariant:** the relay never inserts, updates or deletes a row of the outbox, and the checkpoint is never ahead of the
@@ -13,6 +14,7 @@
 
 #![allow(missing_docs, reason = "a program, not a library")]
 
+pub mod clock;
 pub mod config;
 mod dead_letters;
 mod hints;
@@ -34,7 +36,10 @@ use crate::{
     postgres::leader,
 };
 pub use crate::{
-    dead_letters::{DropOutcome, ParkedKey, ParkedKeys},
+    dead_letters::{
+        DeadLetter, DeadLetters, DropOutcome, ParkedKey, ParkedKeys, Retried, Selection,
+        StoredEvent,
+    },
     ops::{Finding, Level, check, status_table},
     postgres::ResetTo,
 };

@@ -1,5 +1,7 @@
 //! `outbox-relay`: publishes committed outbox rows from Postgres to Kafka.
 
+mod commands;
+
 use std::{
     io::IsTerminal as _,
     num::NonZero,
@@ -9,13 +11,12 @@ use std::{
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use clap::{Args, Parser, Subcommand};
-use cli::{LogOptions, print_error, say, visible};
-use outbox_relay::{
-    DropOutcome, Finding, Level, ParkedKey, ParkedKeys, Relay, ResetTo, config::Config,
-};
+use clap::{Parser, Subcommand};
+use cli::{LogOptions, print_error, say};
+use outbox_relay::{Finding, Level, Relay, ResetTo, config::Config};
 use tokio::runtime::Runtime;
-use uuid::Uuid;
+
+use self::commands::{Source, dead_letters::DeadLettersCommand, parked::ParkedCommand};
 
 /// Publishes committed outbox rows from Postgres to Kafka, at least once and in order per key
 #[derive(Parser)]
@@ -56,10 +57,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List, retry or drop parked events, which are held back because Kafka rejected an event of their key
+    /// List, show, retry or drop parked events, which are held back because Kafka rejected an event of their key
     Parked {
         #[command(subcommand)]
         command: ParkedCommand,
+    },
+    /// List, show, retry or delete dead letters, which Kafka rejected while later events of their keys were published
+    DeadLetters {
+        #[command(subcommand)]
+        command: DeadLettersCommand,
     },
     /// Move the checkpoint back, so that the next leader publishes rows of the outbox again
     ///
@@ -74,54 +80,6 @@ enum Command {
         /// Publish from the first row created at or after this time, such as 2026-01-31T12:00:00Z
         #[arg(long)]
         to_time: Option<DateTime<Utc>>,
-    },
-}
-
-#[derive(Args)]
-struct Source {
-    /// Name of the source in the configuration
-    #[arg(long)]
-    source: String,
-}
-
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-struct Keys {
-    /// Retry this key
-    #[arg(long)]
-    key: Option<String>,
-    /// Retry every parked key
-    #[arg(long)]
-    all: bool,
-}
-
-#[derive(Subcommand)]
-enum ParkedCommand {
-    /// List the parked keys, oldest first
-    List {
-        #[command(flatten)]
-        source: Source,
-        /// Print JSON, one object per line
-        #[arg(long)]
-        json: bool,
-    },
-    /// Retry the rejected event of a key and the events behind it; the leader does so within a second
-    Retry {
-        #[command(flatten)]
-        source: Source,
-        #[command(flatten)]
-        keys: Keys,
-    },
-    /// Move the rejected event of a key to relay_dead_letters; the leader publishes the events after it
-    Drop {
-        #[command(flatten)]
-        source: Source,
-        /// Seq of the event, as listed
-        #[arg(long, allow_negative_numbers = true)]
-        seq: i64,
-        /// Id of the event; required if several events share the seq, or if it is not the rejected one of its key
-        #[arg(long)]
-        event_id: Option<Uuid>,
     },
 }
 
@@ -176,7 +134,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(cli::BAD_CONFIGURATION));
             }
         }
-        Command::Parked { command } => run_parked(&cli.config, command).await?,
+        Command::Parked { command } => command.run(&cli.config).await?,
+        Command::DeadLetters { command } => command.run(&cli.config).await?,
         Command::Reset {
             source: Source { source },
             to_seq,
@@ -216,85 +175,6 @@ fn print_findings(found: &[Finding]) -> anyhow::Result<()> {
         count(Level::Unknown)
     );
     Ok(())
-}
-
-async fn run_parked(config: &Path, command: ParkedCommand) -> anyhow::Result<()> {
-    let (ParkedCommand::List { source, .. }
-    | ParkedCommand::Retry { source, .. }
-    | ParkedCommand::Drop { source, .. }) = &command;
-    let (config, source) = (Config::load(config)?, &source.source);
-    let parked = ParkedKeys::connect(config.source(source)?).await?;
-    match &command {
-        ParkedCommand::List { json: true, .. } => {
-            for key in parked.list().await? {
-                say!("{}", serde_json::to_string(&key)?);
-            }
-        }
-        ParkedCommand::List { json: false, .. } => {
-            let keys = parked.list().await?;
-            if keys.is_empty() {
-                say!("source {source} has no parked keys");
-            }
-            for key in keys {
-                let ParkedKey {
-                    topic,
-                    key,
-                    rejected_seq,
-                    error,
-                    events,
-                    retry,
-                    ..
-                } = key;
-                let state = if retry { ", retry requested" } else { "" };
-                let (topic, key, error) = (visible(&topic), visible(&key), visible(&error));
-                let events = pluralize(events, "event");
-                say!("{topic} {key}: {events} from seq {rejected_seq}{state}: {error}");
-            }
-        }
-        ParkedCommand::Retry {
-            keys: Keys { key, .. },
-            ..
-        } => {
-            let keys = parked.retry(key.as_deref()).await?;
-            if let (0, Some(key)) = (keys, key) {
-                anyhow::bail!("key {key:?} of source {source} is not parked");
-            }
-            let keys = pluralize(i64::try_from(keys)?, "key");
-            say!("{source}: retry of {keys} requested; the leader retries within a second");
-        }
-        ParkedCommand::Drop { seq, event_id, .. } => {
-            match parked.drop_event(*seq, *event_id).await? {
-                DropOutcome::Dropped => say!(
-                    "{source}: moved the event with seq {seq} to relay_dead_letters; if it was the first of its key, the \
-                     leader publishes the events after it"
-                ),
-                DropOutcome::NotRejected {
-                    event_id,
-                    behind_seq,
-                } => anyhow::bail!(
-                    "the event with seq {seq} of source {source} was not rejected, it is parked behind seq {behind_seq}. To drop \
-                     it nevertheless, add --event-id {event_id}"
-                ),
-                DropOutcome::NotFound => {
-                    anyhow::bail!("source {source} has no parked event with seq {seq}")
-                }
-                DropOutcome::Ambiguous(event_ids) => {
-                    let event_ids: Vec<String> = event_ids.iter().map(Uuid::to_string).collect();
-                    anyhow::bail!(
-                        "several parked events of source {source} have seq {seq}. Select one with --event-id: {}",
-                        event_ids.join(", ")
-                    );
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Formats a count with its noun: `1 event`, `2 events`.
-fn pluralize(count: i64, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
 }
 
 async fn run_healthcheck(config: &Path) -> ExitCode {

@@ -10,7 +10,9 @@
 //!
 //! SQL belongs to `postgres` and `dead_letters`, protocols to `kafka`.
 
+mod address_monitor;
 mod checkpointer;
+mod circuit_breaker;
 mod error;
 mod outcome;
 mod page_rows;

@@ -14,7 +14,7 @@ const FAILED: u8 = 70;
 /// The exit codes, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes:
   0   success
-  1   a check failed (healthcheck)
+  1   not ready (healthcheck)
   64  invalid options or configuration; one line per mistake
   70  failed; the reason is on standard error";
 

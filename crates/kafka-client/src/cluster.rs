@@ -6,7 +6,7 @@ use kafka_protocol::{
 };
 
 use crate::{
-    Connection, Error, Options, TopicMetadata,
+    Connection, Error, Options, Throttled, TopicMetadata,
     dial::dial,
     metadata::{parse_topics, request},
 };
@@ -19,7 +19,7 @@ const MAX_KNOWN_BROKERS: usize = 10;
 /// A client of a cluster. It keeps a connection to one broker, and one to each partition leader that it sent requests
 /// to. The next call replaces a connection that failed or that the broker closed.
 ///
-/// A method waits at most [`Options::timeout`] for each response. If it has to connect, it waits at most seven times as
+/// A method waits at most [`Options::timeout`] for each response, after a throttle time that the last one announced. If it has to connect, it waits at most seven times as
 /// long for each broker it tries: for TCP, TLS, three messages of SASL, ApiVersions and Metadata. All methods are
 /// cancel-safe.
 pub struct Cluster {
@@ -107,7 +107,10 @@ impl Cluster {
         &mut self,
         request: &R,
         version: i16,
-    ) -> Result<R::Response, Error> {
+    ) -> Result<R::Response, Error>
+    where
+        R::Response: Throttled,
+    {
         self.ensure_connected().await?;
         let timeout = self.options.timeout;
         self.connection.call(request, version, timeout).await

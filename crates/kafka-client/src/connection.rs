@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{ApiVersions, Error, Hints, Options, response_layout};
+use crate::{ApiVersions, Error, Hints, Options, Throttled, response_layout};
 
 /// The limit on the length of a response: enough for the metadata of 400,000 partitions.
 const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
@@ -48,6 +48,8 @@ pub struct Connection {
     is_in_sync: bool,
     /// The limit on the length of a response.
     max_frame_bytes: usize,
+    /// The broker reads nothing before, because of a quota.
+    throttled_until: Instant,
 }
 
 impl Connection {
@@ -69,6 +71,7 @@ impl Connection {
             last_correlation_id: 0,
             is_in_sync: true,
             max_frame_bytes: MAX_UNAUTHENTICATED_FRAME_BYTES,
+            throttled_until: Instant::now(),
         }
     }
 
@@ -96,7 +99,8 @@ impl Connection {
         }
     }
 
-    /// Sends a request and waits for the response, for at most `timeout`.
+    /// Sends a request and waits for the response, for at most `timeout`. A throttle time that the last response announced is
+    /// waited for before.
     ///
     /// # Errors
     /// If the broker does not respond in time or its response is malformed. The connection must be replaced.
@@ -105,7 +109,11 @@ impl Connection {
         request: &R,
         version: i16,
         timeout: Duration,
-    ) -> Result<R::Response, Error> {
+    ) -> Result<R::Response, Error>
+    where
+        R::Response: Throttled,
+    {
+        tokio::time::sleep_until(self.throttled_until).await;
         self.last_correlation_id += 1;
         let id = self.last_correlation_id;
         self.is_in_sync = false;
@@ -142,6 +150,7 @@ impl Connection {
         response_layout::validate(R::KEY, version, &response)
             .map_err(|err| malformed(err.into()))?;
         let response = R::Response::decode(&mut response, version).map_err(malformed)?;
+        self.throttled_until = Instant::now() + response.throttle_time();
         self.is_in_sync = true;
         Ok(response)
     }

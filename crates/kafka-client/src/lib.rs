@@ -4,7 +4,7 @@
 //! - [`dial`] opens a [`Connection`] to one broker: TCP, TLS, and SASL with PLAIN or SCRAM.
 //! - [`validate_response`] compares every length in a response with the received bytes before it is decoded.
 //!
-//! Waits are limited by [`Options::timeout`], responses to 16 MiB, and before authentication to 64 KiB.
+//! Waits are limited by [`Options::timeout`] and the throttle times that brokers announce, responses to 16 MiB, and before authentication to 64 KiB.
 
 mod api_versions;
 mod cluster;
@@ -18,6 +18,7 @@ mod response_layout;
 mod sasl;
 mod scram;
 mod security;
+mod throttle;
 
 use self::api_versions::ApiVersions;
 pub use self::{
@@ -33,4 +34,5 @@ pub use self::{
     options::{Hints, Options},
     response_layout::{MalformedResponse, validate as validate_response},
     security::{Mechanism, Sasl, Security},
+    throttle::Throttled,
 };

@@ -6,7 +6,7 @@ use cli::Problems;
 use serde::Deserialize;
 
 use super::{
-    KafkaConfig, KafkaProperties, SinkKind,
+    Compression, KafkaConfig, KafkaProperties, SinkKind,
     security::{SaslTable, TlsTable, parse_security},
 };
 
@@ -15,6 +15,7 @@ use super::{
 pub(super) struct KafkaTable {
     brokers: Option<String>,
     sink: SinkKind,
+    compression: Compression,
     delivery_timeout_ms: u64,
     max_in_flight_records: usize,
     max_in_flight_bytes: usize,
@@ -29,7 +30,8 @@ impl Default for KafkaTable {
         Self {
             brokers: None,
             sink: SinkKind::default(),
-            delivery_timeout_ms: 2_000,
+            compression: Compression::default(),
+            delivery_timeout_ms: 30_000,
             max_in_flight_records: 20_000,
             max_in_flight_bytes: 32 * 1024 * 1024,
             max_record_bytes: 1_000_000,
@@ -107,6 +109,7 @@ impl KafkaTable {
         Some(KafkaConfig {
             brokers,
             sink: self.sink,
+            compression: self.compression,
             delivery_timeout,
             max_in_flight_records: self.max_in_flight_records,
             max_in_flight_bytes: self.max_in_flight_bytes,

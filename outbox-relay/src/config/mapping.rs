@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use cli::Problems;
 use serde::Deserialize;
 
-use super::names::{add_header_columns, parse_table_name, parse_topic_template, quote_identifier};
+use super::names::{
+    add_header_columns, add_placement, parse_table_name, parse_topic_template, quote_identifier,
+};
 
 /// The outbox table and its columns. The default is the table `outbox` of this project's migrations.
 #[derive(Clone, Debug)]
@@ -126,6 +128,8 @@ pub(super) struct ColumnsTable {
     headers: Option<String>,
     traceparent: Option<String>,
     created_at: Option<String>,
+    partition: Option<String>,
+    timestamp: Option<String>,
 }
 
 macro_rules! default_column_names {
@@ -152,6 +156,8 @@ impl Default for ColumnsTable {
             headers: Some("headers".to_owned()),
             traceparent: Some("traceparent".to_owned()),
             created_at: Some("created_at".to_owned()),
+            partition: None,
+            timestamp: None,
         }
     }
 }
@@ -206,6 +212,8 @@ impl ColumnsTable {
             ("headers", self.headers.as_ref()),
             ("traceparent", self.traceparent.as_ref()),
             ("created_at", self.created_at.as_ref()),
+            ("partition", self.partition.as_ref()),
+            ("timestamp", self.timestamp.as_ref()),
         ];
         let columns = columns.into_iter().filter_map(|(setting, column)| {
             Some((format!("source.columns.{setting}"), column?.clone()))
@@ -236,7 +244,11 @@ impl ColumnsTable {
             quote_identifier(&self.event_type)?,
             quote_identifier(&self.payload)?,
             optional(&self.aggregate_version, "bigint")?,
-            add_header_columns(optional(&self.headers, "jsonb")?, header_columns)?,
+            add_placement(
+                add_header_columns(optional(&self.headers, "jsonb")?, header_columns)?,
+                self.partition.as_deref(),
+                self.timestamp.as_deref(),
+            )?,
             optional(&self.traceparent, "text")?,
             optional(&self.created_at, "timestamptz")?,
         ))

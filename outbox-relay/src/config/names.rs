@@ -17,14 +17,47 @@ pub(crate) const OWN_HEADERS: [&str; 8] = [
     "traceparent",
 ];
 
+/// A header of a row that is not sent: the partition of its record.
+pub(crate) const PARTITION_HEADER: &str = "relay_partition";
+/// A header of a row that is not sent: the timestamp of its record in milliseconds since 1970.
+pub(crate) const TIMESTAMP_HEADER: &str = "relay_timestamp_ms";
+
+/// Returns `headers` extended with those that place a record, from columns of types that convert to int and timestamptz. As headers
+/// they also reach the tables of rejected events.
+pub(super) fn add_placement(
+    headers: String,
+    partition: Option<&str>,
+    timestamp: Option<&str>,
+) -> Result<String, String> {
+    let mut pairs = Vec::new();
+    if let Some(column) = partition {
+        let column = quote_identifier(column)?;
+        pairs.push(format!("'{PARTITION_HEADER}', {column}::int::text"));
+    }
+    if let Some(column) = timestamp {
+        let column = quote_identifier(column)?;
+        let ms = format!("(date_part('epoch', {column}::timestamptz) * 1000)::bigint::text");
+        pairs.push(format!("'{TIMESTAMP_HEADER}', {ms}"));
+    }
+    Ok(extend_headers(headers, &pairs))
+}
+
+/// Returns `headers` extended with pairs of a name and a text, without those that are null.
+fn extend_headers(headers: String, pairs: &[String]) -> String {
+    if pairs.is_empty() {
+        return headers;
+    }
+    format!(
+        "coalesce({headers}, '{{}}') || jsonb_strip_nulls(jsonb_build_object({}))",
+        pairs.join(", ")
+    )
+}
+
 /// Returns `headers` extended with a header for each of these columns that is not null.
 pub(super) fn add_header_columns(
     headers: String,
     columns: &BTreeMap<String, String>,
 ) -> Result<String, String> {
-    if columns.is_empty() {
-        return Ok(headers);
-    }
     let mut pairs = Vec::new();
     for (header, column) in columns {
         if !is_plain(header) {
@@ -39,10 +72,7 @@ pub(super) fn add_header_columns(
         }
         pairs.push(format!("'{header}', {}::text", quote_identifier(column)?));
     }
-    Ok(format!(
-        "coalesce({headers}, '{{}}') || jsonb_strip_nulls(jsonb_build_object({}))",
-        pairs.join(", ")
-    ))
+    Ok(extend_headers(headers, &pairs))
 }
 
 /// Parses `schema.table`, or `table`, which is found by the search path. Quoted parts may contain dots.

@@ -30,6 +30,8 @@ pub(super) struct SourceTable {
     #[serde(default)]
     on_rejection: OnRejection,
     dead_letter_topic: Option<String>,
+    #[serde(default = "default_max_consecutive_rejections")]
+    max_consecutive_rejections: u32,
     #[serde(default = "default_retention_s")]
     retention_s: u64,
     #[serde(default = "default_max_page_rows")]
@@ -50,6 +52,10 @@ const MAX_RETENTION_S: u64 = 3_600;
 
 fn default_retention_s() -> u64 {
     600
+}
+
+fn default_max_consecutive_rejections() -> u32 {
+    100
 }
 
 fn default_max_page_rows() -> usize {
@@ -127,6 +133,12 @@ impl SourceTable {
                 "must be between 1 and 1000000",
             );
         }
+        if !(1..=1_000_000).contains(&self.max_consecutive_rejections) {
+            problems.add(
+                format!("{name}.max_consecutive_rejections"),
+                "must be between 1 and 1000000",
+            );
+        }
         let mapping = MappingTable {
             table: self.table,
             topic: self.topic,
@@ -143,6 +155,7 @@ impl SourceTable {
             max_poll_interval: Duration::from_millis(self.max_poll_interval_ms),
             on_rejection: self.on_rejection,
             dead_letter_topic: self.dead_letter_topic,
+            max_consecutive_rejections: self.max_consecutive_rejections,
             retention: Duration::from_secs(self.retention_s),
             truncation_interval: TRUNCATION_INTERVAL,
             max_page_rows: self.max_page_rows,

@@ -6,7 +6,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -23,6 +23,15 @@ use crate::postgres::Cursor;
 #[derive(Clone, Debug)]
 pub struct Acknowledgements(Arc<Inner>);
 
+/// How long the brokers throttled a sink, because it exceeds a quota.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Throttling {
+    /// The sum of all throttle times.
+    pub(crate) total: Duration,
+    /// The end of the last one.
+    pub(crate) until: Option<Instant>,
+}
+
 #[derive(Debug)]
 struct Inner {
     /// The limit on records in flight.
@@ -34,6 +43,7 @@ struct Inner {
     /// Cursors, each with the number of records sent when it was reached. The first is not after the last checkpoint.
     cursors: Mutex<VecDeque<(u64, Cursor)>>,
     failure: Mutex<Option<SinkError>>,
+    throttling: Mutex<Throttling>,
     /// Set if latency is measured.
     latency: OnceLock<Latency>,
     /// Notified on the first failure, when half of the capacity is free again, and when nothing is in flight. Not on
@@ -51,6 +61,7 @@ impl Acknowledgements {
             outstanding: Mutex::default(),
             cursors: Mutex::new([(0, start)].into()),
             failure: Mutex::new(None),
+            throttling: Mutex::default(),
             latency: OnceLock::new(),
             changed: Notify::new(),
         }))
@@ -138,6 +149,20 @@ impl Acknowledgements {
         if let Some(latency) = self.0.latency.get() {
             latency.untrack(self.sent());
         }
+    }
+
+    /// Records a throttle time that a broker announced.
+    pub(super) fn record_throttle(&self, throttle_time: Duration) {
+        if throttle_time.is_zero() {
+            return;
+        }
+        let mut throttling = self.0.throttling.lock();
+        throttling.total += throttle_time;
+        throttling.until = throttling.until.max(Some(Instant::now() + throttle_time));
+    }
+
+    pub(crate) fn throttling(&self) -> Throttling {
+        *self.0.throttling.lock()
     }
 
     /// Returns the number of the next record, the first of a batch.

@@ -1,7 +1,7 @@
 //! The sink that speaks Kafka's protocol itself: rows are encoded directly into record batches, without an allocation or
 //! an intermediate copy per record.
 //!
-//! - `record_batch` encodes records, `partitioner` assigns keys to partitions.
+//! - `record_batch` encodes records, `compression` compresses them, `partitioner` assigns keys to partitions.
 //! - `topics` holds the known topics and the open batch of each partition.
 //! - `produce` sends batches to one broker as `produce_request`s. `cluster` sends all other requests.
 //! - `client` has the options of connections. The crate `kafka_client` opens them.
@@ -12,6 +12,7 @@
 
 mod client;
 mod cluster;
+mod compression;
 mod partitioner;
 mod produce;
 mod produce_request;
@@ -21,7 +22,7 @@ mod topics;
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt::Display,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use cli::{MAX_TOPIC_NAME_CHARS, is_topic_name};
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 pub(crate) use self::cluster::{Inspector, Permission, TopicFacts};
 use self::{
     cluster::{Cluster, Registration},
+    compression::Compressor,
     partitioner::partition_of,
     produce::{InFlight, ProduceConnection},
     produce_request::PartitionBatch,
@@ -49,6 +51,8 @@ const KEPT_BYTES: usize = 2 * 1024 * 1024;
 /// (`transactional.id.expiration.ms`). They expire a producer's sequence in a partition after a day
 /// (`producer.id.expiration.ms`), and then accept any sequence.
 const RENEWAL_INTERVAL: Duration = Duration::from_hours(12);
+/// The pause after maintenance that failed.
+const MAINTENANCE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Publishes with the native client.
 pub struct KafkaSink {
@@ -56,12 +60,14 @@ pub struct KafkaSink {
     lease: Lease,
     cluster: Cluster,
     producer: Producer,
-    has_fencing: bool,
+    has_transactional_id: bool,
     registered_at: Instant,
     maintained_at: Instant,
+    next_maintenance_at: Instant,
     topics: Topics,
     connections: HashMap<i32, ProduceConnection>,
     acknowledgements: Acknowledgements,
+    compressor: Compressor,
     /// Partitions with unsent records.
     buffered: Vec<PartitionIndex>,
     /// The total size of their batches.
@@ -75,7 +81,7 @@ impl KafkaSink {
     /// If no broker responds, or the brokers are too old.
     pub async fn open(options: SinkOptions, lease: Lease) -> Result<Self, SinkError> {
         let mut cluster = Cluster::connect(&options.kafka).await?;
-        let (producer, has_fencing) = match cluster
+        let (producer, has_transactional_id) = match cluster
             .register_producer(&options.producer_name, None)
             .await?
         {
@@ -92,13 +98,15 @@ impl KafkaSink {
         };
         Ok(Self {
             acknowledgements: Acknowledgements::new(options.max_in_flight, options.start.clone()),
-            options,
+            compressor: Compressor::new(options.kafka.compression),
             lease,
             cluster,
             producer,
-            has_fencing,
+            has_transactional_id,
             registered_at: Instant::now(),
             maintained_at: Instant::now(),
+            next_maintenance_at: Instant::now() + options.maintenance_interval,
+            options,
             topics: Topics::default(),
             connections: HashMap::new(),
             buffered: Vec::new(),
@@ -129,6 +137,20 @@ impl KafkaSink {
         Ok(Topic::new(name, max_batch_bytes, leaders))
     }
 
+    /// Fails if the topic has another number of partitions now: keys may belong to other ones.
+    async fn ensure_partition_count(
+        &mut self,
+        topic: &str,
+        partitions: usize,
+    ) -> Result<(), SinkError> {
+        let current = self.cluster.topics(&[topic]).await?;
+        let found = (current.get(topic)).map_or(0, |found| found.partitions.len());
+        if found == partitions {
+            return Ok(());
+        }
+        Err(partition_count_changed(topic, partitions, found))
+    }
+
     /// Fetches the limit on the size of a batch for this topic.
     async fn fetch_max_batch_bytes(&mut self, topic: &str) -> Result<usize, SinkError> {
         let own = self.options.kafka.max_record_bytes;
@@ -151,8 +173,6 @@ impl KafkaSink {
             return Ok(());
         }
         self.acknowledgements.ensure_usable()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now_ms = i64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
         let mut buffered = std::mem::take(&mut self.buffered);
         buffered.sort_unstable();
         for index in &buffered {
@@ -160,7 +180,7 @@ impl KafkaSink {
             let (batch, sequence) = (&mut partition.batch, partition.next_sequence);
             // Sequences wrap around to 0 after `i32::MAX`.
             partition.next_sequence = sequence.wrapping_add(batch.records()) & i32::MAX;
-            batch.seal(self.producer, sequence, now_ms);
+            batch.seal(self.producer, sequence, &mut self.compressor);
         }
         for partitions in buffered.chunk_by(|a, b| a.leader == b.leader) {
             self.send_request(partitions).await?;
@@ -192,9 +212,11 @@ impl KafkaSink {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let address = self.cluster.address(leader)?;
-                let (options, acknowledgements) =
-                    (self.cluster.options(), self.acknowledgements.clone());
-                entry.insert(ProduceConnection::open(address, options, acknowledgements).await?)
+                let (kafka, options) = (&self.options.kafka, self.cluster.options());
+                let acknowledgements = self.acknowledgements.clone();
+                let opening =
+                    ProduceConnection::open(leader, address, kafka, options, acknowledgements);
+                entry.insert(opening.await?)
             }
         };
         let batch = |index: &PartitionIndex| {
@@ -235,6 +257,12 @@ impl KafkaSink {
     }
 }
 
+fn partition_count_changed(topic: &str, before: usize, now: usize) -> SinkError {
+    SinkError::Unavailable(format!(
+        "partition count of topic {topic} changed from {before} to {now}"
+    ))
+}
+
 /// Connects with the native client to find out why librdkafka cannot; `None` if this works.
 pub(super) async fn diagnose_connection(kafka: &KafkaConfig) -> Option<SinkError> {
     Cluster::connect(kafka).await.err()
@@ -250,6 +278,18 @@ pub(super) fn batch_bytes(record: &Record<'_>) -> usize {
     RecordBatch::len_of(record)
 }
 
+/// Returns the partition that the record names, or that of its key.
+fn partition_index(record: &Record<'_>, partitions: usize) -> Result<usize, SinkError> {
+    let Some(partition) = record.partition else {
+        return Ok(partition_of(record.key, partitions));
+    };
+    let index = usize::try_from(partition).ok();
+    index.filter(|index| *index < partitions).ok_or_else(|| {
+        let reason = format!("partition {partition} does not exist, the topic has {partitions}");
+        SinkError::rejected(record.topic, reason)
+    })
+}
+
 impl Sink for KafkaSink {
     async fn send(&mut self, record: &Record<'_>) -> Result<(), SinkError> {
         let topic_index = match self.topics.find(record.topic) {
@@ -257,7 +297,17 @@ impl Sink for KafkaSink {
             None => self.topic_index(record.topic).await?,
         };
         let topic = self.topics.get(topic_index);
-        let index = partition_of(record.key, topic.partitions.len());
+        let partitions = topic.partitions.len();
+        let index = match partition_index(record, partitions) {
+            Ok(index) => index,
+            Err(err) => {
+                // It may have been added since.
+                self.ensure_partition_count(record.topic, partitions)
+                    .await?;
+                return Err(err);
+            }
+        };
+        let topic = self.topics.get(topic_index);
         let alone = batch_bytes(record);
         if alone > topic.max_batch_bytes {
             // The limit may have been raised since.
@@ -297,6 +347,7 @@ impl Sink for KafkaSink {
             });
         }
         if is_first {
+            partition.batch.begin(self.options.clock.now_ms());
             partition.first = self.acknowledgements.begin_batch();
         } else {
             self.acknowledgements.join_batch();
@@ -320,26 +371,36 @@ impl Sink for KafkaSink {
     }
 
     async fn run_maintenance(&mut self) -> Result<(), SinkError> {
-        if self.maintained_at.elapsed() < self.options.maintenance_interval {
+        let interval = self.options.maintenance_interval;
+        if Instant::now() < self.next_maintenance_at {
             return Ok(());
         }
-        if self.has_fencing && self.registered_at.elapsed() > RENEWAL_INTERVAL {
+        self.next_maintenance_at = Instant::now() + interval.min(MAINTENANCE_RETRY_INTERVAL);
+        if self.has_transactional_id && self.registered_at.elapsed() > RENEWAL_INTERVAL {
             self.renew_epoch().await?;
         }
         let names: Vec<&str> = self.topics.iter().map(|topic| &*topic.name).collect();
-        let current = self.cluster.topics(&names).await?;
+        let current = match self.cluster.topics(&names).await {
+            Ok(current) => current,
+            // Brokers that do not respond for a while are waited for, as with Produce requests.
+            Err(SinkError::Unavailable(_))
+                if self.maintained_at.elapsed()
+                    < interval + self.options.kafka.delivery_timeout =>
+            {
+                return Ok(());
+            }
+            Err(err) => return Err(err),
+        };
         for topic in self.topics.iter() {
             let found = current.get(&*topic.name);
             let partitions = found.map_or(0, |found| found.partitions.len());
             if partitions != topic.partitions.len() {
-                return Err(SinkError::Unavailable(format!(
-                    "partition count of topic {} changed from {} to {partitions}",
-                    topic.name,
-                    topic.partitions.len()
-                )));
+                let known = topic.partitions.len();
+                return Err(partition_count_changed(&topic.name, known, partitions));
             }
         }
         self.maintained_at = Instant::now();
+        self.next_maintenance_at = self.maintained_at + interval;
         Ok(())
     }
 
@@ -348,6 +409,8 @@ impl Sink for KafkaSink {
     }
 
     fn has_fencing(&self) -> bool {
-        self.has_fencing
+        // With epoch 0 the producer id is new, because the epochs of the last one are exhausted or it has expired. The broker
+        // fences only producers with the same id.
+        self.has_transactional_id && self.producer.epoch > 0
     }
 }

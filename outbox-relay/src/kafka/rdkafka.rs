@@ -1,6 +1,7 @@
 //! The sink based on librdkafka: widely used, slower than the native client.
 
 mod access;
+mod queue;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,12 +10,12 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientConfig, ClientContext, Statistics,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
     client::DefaultClientContext,
     config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
-    message::{Header, Message as _, OwnedHeaders},
+    message::{Header, Headers as _, Message as _, OwnedHeaders},
     producer::{
         BaseRecord, DeliveryResult, NoCustomPartitioner, Producer as _, ProducerContext,
         PurgeConfig, ThreadedProducer,
@@ -23,9 +24,9 @@ use rdkafka::{
 
 use tokio::{task::JoinHandle, time::Instant};
 
-use self::access::client_config;
+use self::{access::client_config, queue::Queue};
 use super::{
-    Acknowledgements, Sink, SinkError, SinkOptions,
+    Acknowledgements, RejectionCause, Sink, SinkError, SinkOptions,
     native::{batch_bytes, diagnose_connection},
 };
 use crate::{kafka::record::Record, postgres::lease::Lease};
@@ -37,8 +38,10 @@ pub(crate) const MAX_BATCH_BYTES: usize = 1_000_000;
 /// The pause before a retry while librdkafka's queue has reached its limit on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
 const TOPIC_MISSING: &str = "the topic does not exist, or the relay may not describe it";
-/// The resolution of the age of records in flight.
+/// The resolution of the age of records in flight and of the queue's limit.
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
+/// The interval of librdkafka's statistics, which have the throttle times.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(5);
 /// The limit on connecting, and on metadata requests.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval between checks for a failure while connecting.
@@ -50,6 +53,7 @@ pub struct RdKafkaSink {
     producer: Option<Arc<ThreadedProducer<DeliveryReports>>>,
     watchdog: JoinHandle<()>,
     acknowledgements: Acknowledgements,
+    queue: Arc<Queue>,
     lease: Lease,
     /// The limit on the size of a record, for each known topic.
     limits: HashMap<String, usize>,
@@ -84,11 +88,18 @@ impl RdKafkaSink {
                     "queue.buffering.max.kbytes",
                     &(kafka.max_in_flight_bytes / 1024).to_string(),
                 ),
+                ("compression.type", kafka.compression.name()),
                 ("message.max.bytes", &kafka.max_record_bytes.to_string()),
+                (
+                    "statistics.interval.ms",
+                    &STATISTICS_INTERVAL.as_millis().to_string(),
+                ),
             ],
         )?;
+        let queue = Arc::new(Queue::new(kafka.max_in_flight_bytes));
         let context = DeliveryReports {
             acknowledgements: acknowledgements.clone(),
+            queue: Arc::clone(&queue),
         };
         let failed = acknowledgements.clone();
         let producer = tokio::task::spawn_blocking(move || connect(&config, context, &failed))
@@ -101,13 +112,17 @@ impl RdKafkaSink {
             Err(err) => return Err(diagnose_connection(kafka).await.unwrap_or(err)),
         };
         let producer = Arc::new(producer);
-        // Before librdkafka expires single records.
-        let limit = kafka.delivery_timeout * 3 / 4;
-        let watchdog = purge_on_failure(Arc::downgrade(&producer), acknowledgements.clone(), limit);
+        let watchdog = Watchdog {
+            producer: Arc::downgrade(&producer),
+            acknowledgements: acknowledgements.clone(),
+            queue: Arc::clone(&queue),
+            delivery_timeout: kafka.delivery_timeout,
+        };
         Ok(Self {
             producer: Some(producer),
-            watchdog: tokio::spawn(watchdog),
+            watchdog: tokio::spawn(watchdog.run()),
             acknowledgements,
+            queue,
             lease,
             limits: HashMap::new(),
             options,
@@ -188,12 +203,25 @@ impl Sink for RdKafkaSink {
             });
         }
         self.acknowledgements.wait_for_capacity().await?;
+        let bytes = queue::bytes_of(record.key, record.payload, record.headers.iter());
+        while !self.queue.has_capacity(bytes) {
+            self.acknowledgements.ensure_usable()?;
+            tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+        }
+        // Before it can be acknowledged.
+        self.queue.add(bytes);
         // librdkafka acknowledges the records of a batch one by one.
         let number = self.acknowledgements.begin_batch();
         let opaque = usize::try_from(number).unwrap_or(usize::MAX);
         let mut base_record = BaseRecord::with_opaque_to(record.topic, opaque)
             .key(record.key)
-            .headers(headers);
+            .headers(headers)
+            .timestamp(
+                record
+                    .timestamp_ms
+                    .unwrap_or_else(|| self.options.clock.now_ms()),
+            );
+        base_record.partition = record.partition;
         base_record.payload = record.payload;
         loop {
             self.lease.wait_until_valid().await;
@@ -206,6 +234,7 @@ impl Sink for RdKafkaSink {
                 }
                 Err((err, _)) => {
                     self.acknowledgements.undo_begin(number);
+                    self.queue.remove(bytes);
                     return Err(classify(&err, record.topic));
                 }
             }
@@ -268,21 +297,43 @@ fn connect(
     }
 }
 
-/// Purges all records when one fails, or when the oldest in flight exceeds the age `limit`. librdkafka itself expires
-/// records one by one and would send younger records after the gap.
-async fn purge_on_failure(
+/// Purges all records when one fails, or when the oldest in flight becomes too old. librdkafka itself expires records one by
+/// one and would send younger records after the gap. Also adapts the limit of the queue.
+struct Watchdog {
     producer: Weak<ThreadedProducer<DeliveryReports>>,
     acknowledgements: Acknowledgements,
-    limit: Duration,
+    queue: Arc<Queue>,
+    delivery_timeout: Duration,
+}
+
+impl Watchdog {
+    async fn run(self) {
+        let failing = wait_for_failure(&self.acknowledgements, &self.queue, self.delivery_timeout);
+        failing.await;
+        if let Some(producer) = self.producer.upgrade() {
+            producer.purge(PurgeConfig::default().queue().inflight());
+        }
+    }
+}
+
+/// Waits until the sink fails. Fails it if the oldest record in flight becomes too old.
+async fn wait_for_failure(
+    acknowledgements: &Acknowledgements,
+    queue: &Queue,
+    delivery_timeout: Duration,
 ) {
+    // Before librdkafka expires single records.
+    let limit = delivery_timeout * 3 / 4;
+    let mut rate = queue::RateLimiter::new(delivery_timeout);
     // The number of records sent, by time.
     let mut sent: VecDeque<(u64, Instant)> = VecDeque::new();
     loop {
         tokio::select! {
-            _ = acknowledgements.failed() => break,
+            _ = acknowledgements.failed() => return,
             () = tokio::time::sleep(AGE_INTERVAL) => {}
         }
         let (count, now) = (acknowledgements.sent(), Instant::now());
+        rate.adapt(queue, now);
         if sent.back().is_none_or(|(known, _)| *known < count) {
             sent.push_back((count, now));
         }
@@ -296,23 +347,30 @@ async fn purge_on_failure(
         if sent.front().is_some_and(|(_, at)| now - *at > limit) {
             let reason = format!("no acknowledgement within {} s", limit.as_secs_f64());
             acknowledgements.fail(SinkError::Unavailable(reason));
-            break;
+            return;
         }
-    }
-    if let Some(producer) = producer.upgrade() {
-        producer.purge(PurgeConfig::default().queue().inflight());
     }
 }
 
 /// Receives delivery reports, on librdkafka's thread.
 struct DeliveryReports {
     acknowledgements: Acknowledgements,
+    queue: Arc<Queue>,
 }
 
 impl ClientContext for DeliveryReports {
     /// At debug level: librdkafka logs every second while a broker is unreachable, and failures are reported elsewhere.
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "librdkafka");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let brokers = statistics.brokers.into_values();
+        let throttled_ms: i64 = brokers
+            .filter_map(|broker| Some(broker.throttle?.sum))
+            .sum();
+        let throttle_time = Duration::from_millis(u64::try_from(throttled_ms).unwrap_or(0));
+        self.acknowledgements.record_throttle(throttle_time);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -332,6 +390,20 @@ impl ProducerContext<NoCustomPartitioner> for DeliveryReports {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        let message = match result {
+            Ok(message) | Err((_, message)) => message,
+        };
+        let headers = message
+            .headers()
+            .into_iter()
+            .flat_map(|headers| headers.iter());
+        let headers = headers.map(|header| (header.key, header.value.unwrap_or_default()));
+        let bytes = queue::bytes_of(
+            message.key().unwrap_or_default(),
+            message.payload(),
+            headers,
+        );
+        self.queue.remove(bytes);
         match result {
             Ok(_) => self.acknowledgements.acknowledge([number as u64]),
             Err((err, message)) => self.acknowledgements.fail(classify(err, message.topic())),
@@ -350,10 +422,16 @@ fn classify(err: &KafkaError, topic: &str) -> SinkError {
             | Code::InvalidRecord
             | Code::UnknownTopic
             | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
             | Code::InvalidTopic
-            | Code::TopicAuthorizationFailed
             | Code::PolicyViolation,
         ) => SinkError::rejected(topic, err),
+        Some(Code::TopicAuthorizationFailed) => {
+            SinkError::rejected(topic, err).because_of(RejectionCause::Environment)
+        }
+        Some(Code::InvalidTimestamp) => {
+            SinkError::rejected(topic, err).because_of(RejectionCause::Clock)
+        }
         _ => SinkError::Unavailable(err.to_string()),
     }
 }

@@ -11,6 +11,10 @@ pub struct Record<'a> {
     /// The value; `None` is a tombstone.
     pub payload: Option<&'a [u8]>,
     pub headers: &'a Headers,
+    /// The partition; by default it follows from the key.
+    pub partition: Option<i32>,
+    /// The timestamp in milliseconds since 1970; by default the time of sending.
+    pub timestamp_ms: Option<i64>,
 }
 
 /// The headers of one record, already encoded as in a record batch: length-prefixed names and values.

@@ -4,7 +4,7 @@
 use std::{fmt::Display, time::Duration};
 
 use super::{Acknowledgements, Record};
-use crate::{config::KafkaConfig, postgres::Cursor};
+use crate::{clock::Clock, config::KafkaConfig, postgres::Cursor};
 
 /// Publishes records in order and tracks their acknowledgements.
 pub trait Sink: Send {
@@ -53,6 +53,8 @@ pub struct SinkOptions {
     pub max_in_flight: usize,
     /// The source's checkpoint.
     pub start: Cursor,
+    /// The clock that dates records.
+    pub clock: Clock,
     /// The interval between metadata refreshes.
     pub maintenance_interval: Duration,
     /// The transactional id: identifies the source to the brokers, the same for all relays that could publish it.
@@ -72,10 +74,23 @@ pub enum SinkError {
         topic: String,
         /// The broker's reason.
         reason: String,
+        /// Whether other records of the topic would be accepted.
+        cause: RejectionCause,
     },
     /// Another relay became the leader, and the broker rejects this one.
     #[error("fenced: another relay publishes this source now")]
     Fenced,
+}
+
+/// The cause of a rejection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectionCause {
+    /// The record, as far as the broker's error tells.
+    Record,
+    /// The timestamp, which one of the clocks has set.
+    Clock,
+    /// The environment, such as permissions. Every record of the topic is rejected until an operator repairs it.
+    Environment,
 }
 
 impl SinkError {
@@ -93,6 +108,23 @@ impl SinkError {
         Self::Rejected {
             topic: topic.to_owned(),
             reason: reason.to_string(),
+            cause: RejectionCause::Record,
         }
+    }
+
+    /// Returns the cause of a rejection. Other errors are faults of the environment.
+    pub(crate) fn cause(&self) -> RejectionCause {
+        match self {
+            Self::Rejected { cause, .. } => *cause,
+            Self::Unavailable(_) | Self::Fenced => RejectionCause::Environment,
+        }
+    }
+
+    /// Changes the cause of a rejection.
+    pub(crate) fn because_of(mut self, new: RejectionCause) -> Self {
+        if let Self::Rejected { cause, .. } = &mut self {
+            *cause = new;
+        }
+        self
     }
 }

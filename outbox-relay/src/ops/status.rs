@@ -18,7 +18,7 @@ pub(crate) use self::{
     warning::{Warning, WarningReason},
 };
 use crate::{
-    kafka::{Counts, Histogram},
+    kafka::{Counts, Histogram, Throttling},
     postgres::backlog::{Measurement, PendingRows},
 };
 
@@ -26,6 +26,8 @@ use crate::{
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 /// The period of the quantiles, in ticks.
 const RECENT_TICKS: usize = 12;
+/// A source that was throttled within this time is reported as throttled.
+const RECENTLY_THROTTLED: Duration = Duration::from_secs(10);
 /// The validity of a measurement of the database.
 const MEASUREMENT_TTL: Duration = Duration::from_secs(30);
 
@@ -38,6 +40,9 @@ pub(crate) struct SourceStatus {
     pub(crate) published: u64,
     /// Records sent and not yet acknowledged.
     pub(crate) in_flight: u64,
+    pub(crate) throttling: Throttling,
+    /// How far the database's clock is ahead of this machine's, in seconds; 0 within half a minute.
+    pub(crate) clock_skew_s: f64,
     pub(crate) parked_keys: usize,
     /// The failure that prevents publishing now.
     pub(crate) failure: Option<Failure>,
@@ -130,6 +135,16 @@ impl SharedStatus {
         self.lock().role = Role::Leader;
     }
 
+    /// Sets how far the database's clock is ahead of this machine's, and logs it when it changes by more than a minute.
+    pub(crate) fn set_clock_skew(&self, seconds: f64) {
+        let before = std::mem::replace(&mut self.lock().clock_skew_s, seconds);
+        if let Some(Warning { message, hint, .. }) = Warning::clock(seconds)
+            && (before - seconds).abs() > 60.0
+        {
+            tracing::warn!(source = self.name(), hint, "{message}");
+        }
+    }
+
     /// Clears the failure and logs the recovery.
     pub(crate) fn mark_recovered(&self) {
         let failure = self.lock().failure.take();
@@ -177,6 +192,8 @@ impl SourceStatus {
             epoch: None,
             published: 0,
             in_flight: 0,
+            throttling: Throttling::default(),
+            clock_skew_s: 0.0,
             parked_keys: 0,
             failure: None,
             last_failure: None,
@@ -263,7 +280,12 @@ impl SourceStatus {
             matches!(&self.failure, Some(failure) if failure.reason == Reason::Database);
         let unmeasured = self.unmeasured.as_ref().filter(|_| !is_reported);
         let unmeasured = unmeasured.filter(|(since, _)| since.elapsed() > MEASUREMENT_TTL);
+        let throttled = (self.throttling.until)
+            .filter(|until| until.elapsed() < RECENTLY_THROTTLED)
+            .map(|_| Warning::throttled(self.throttling.total));
         rows.into_iter()
+            .chain(throttled)
+            .chain(Warning::clock(self.clock_skew_s))
             .chain(self.truncation_warning.clone())
             .chain(unmeasured.map(|(_, warning)| warning.clone()))
             .collect()

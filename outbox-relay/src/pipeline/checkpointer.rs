@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::error::SourceError;
 use crate::{
-    kafka::Acknowledgements,
+    kafka::{Acknowledgements, Throttling},
     ops::status::SharedStatus,
     postgres::leader::{HEARTBEAT_INTERVAL, Leadership},
 };
@@ -61,15 +61,18 @@ pub(super) struct ProgressReporter<'a> {
     acknowledgements: &'a Acknowledgements,
     /// Records that earlier sinks have published.
     published_before: u64,
+    /// The time for which earlier sinks were throttled.
+    throttled_before: Duration,
 }
 
 impl<'a> ProgressReporter<'a> {
     pub(super) fn new(status: &'a SharedStatus, acknowledgements: &'a Acknowledgements) -> Self {
-        let published_before = status.get().published;
+        let before = status.get();
         Self {
             status,
             acknowledgements,
-            published_before,
+            published_before: before.published,
+            throttled_before: before.throttling.total,
         }
     }
 
@@ -82,9 +85,13 @@ impl<'a> ProgressReporter<'a> {
     pub(super) fn report_progress(&self) {
         let acknowledged = self.acknowledgements.acknowledged();
         let in_flight = self.acknowledgements.in_flight();
+        let Throttling { total, until } = self.acknowledgements.throttling();
+        let throttled_before = self.throttled_before;
         self.status.update(|status| {
             status.published = self.published_before + acknowledged;
             status.in_flight = in_flight;
+            status.throttling.total = throttled_before + total;
+            status.throttling.until = status.throttling.until.max(until);
         });
     }
 }

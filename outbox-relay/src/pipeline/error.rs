@@ -30,6 +30,7 @@ pub(super) enum SourceError {
         event_id: uuid::Uuid,
         seq: i64,
         key: String,
+        halt_cause: HaltCause,
         source: SinkError,
     },
     #[error(
@@ -48,4 +49,15 @@ pub(super) enum SourceError {
     },
     #[error("the records in flight were not acknowledged within {0:?}")]
     FlushTimeout(Duration),
+}
+
+/// Why a rejected event halts the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HaltCause {
+    /// `on_rejection`, or the key cannot be parked.
+    Policy,
+    /// The policy does not apply, because every record of the topic is rejected until the environment is repaired.
+    Environment,
+    /// The policy is `dead_letter`, but `max_consecutive_rejections` events of the topic were rejected.
+    Streak,
 }

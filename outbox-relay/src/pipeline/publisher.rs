@@ -1,12 +1,21 @@
 //! Reads rows, sends records, and stores the checkpoint of the acknowledged rows.
 
-use std::{convert::Infallible, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    ops::ControlFlow,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    address_monitor::run_address_monitor,
     checkpointer::{ProgressReporter, run_checkpointer},
+    circuit_breaker::CircuitBreaker,
     error::SourceError,
     outcome::{Cause, Outcome, Restart},
     page_rows::{first_page_rows, next_page_rows},
@@ -16,10 +25,11 @@ use super::{
     truncation::run_truncation,
 };
 use crate::{
+    clock::Clock,
     config::SourceConfig,
     dead_letters::rejections::Rejections,
     hints,
-    kafka::{Acknowledgements, Sampling, Sink, SinkError},
+    kafka::{Acknowledgements, RejectionCause, Sampling, Sink, SinkError},
     ops::status::SharedStatus,
     postgres::{
         leader::Leadership,
@@ -56,6 +66,12 @@ pub(super) struct Publisher<'a, S> {
     pub(super) rejections: Rejections<'a>,
     /// Rows still to be sent one by one, because one of them was rejected when they were sent together.
     pub(super) one_by_one_rows: u64,
+    pub(super) clock: &'a Clock,
+    /// Parked events are not retried before.
+    pub(super) next_retry_at: &'a Mutex<Instant>,
+    pub(super) circuit_breaker: &'a Mutex<CircuitBreaker>,
+    /// False while no rejection is counted. Then nothing is locked.
+    pub(super) is_counting_rejections: bool,
     pub(super) has_warned_of_repeated_seq: bool,
 }
 
@@ -73,6 +89,7 @@ impl<S: Sink> Publisher<'_, S> {
         let ended = tokio::select! {
             result = self.publish_rows() => result,
             never = run_truncation(config, leadership, status) => match never {},
+            err = run_address_monitor(config, leadership) => Err(err),
             never = restore_max_in_flight(&acknowledgements, max_in_flight) => match never {},
             err = &mut checkpointer => return self.store_acknowledged(&reporter, Err(err)).await,
         };
@@ -145,8 +162,13 @@ impl<S: Sink> Publisher<'_, S> {
         while !self.shutdown.is_cancelled() {
             self.retry_rejected().await?;
             if verified_at.elapsed() > VERIFICATION_INTERVAL {
-                verify_reader(self.reader, self.leadership, self.config).await?;
+                verify_reader(self.reader, self.leadership, self.config, self.clock).await?;
+                self.status.set_clock_skew(self.clock.database_ahead_s());
                 verified_at = Instant::now();
+                // An operator may have moved dead letters to the parked events.
+                if self.status.get().parked_keys != self.rejections.parked_keys() {
+                    self.rejections.reload_soon();
+                }
             }
             let page = match read_ahead.take() {
                 Some(page) => Some(page),
@@ -273,7 +295,13 @@ impl<S: Sink> Publisher<'_, S> {
             }
             let is_sent = rejection.is_none();
             match rejection {
-                None => self.advance(position),
+                None => {
+                    if self.is_counting_rejections {
+                        let sent = acknowledgements.sent();
+                        self.circuit_breaker.lock().record_sent(row.topic, sent);
+                    }
+                    self.advance(position);
+                }
                 Some(rejection) => {
                     let restart = self.handle_rejection(&row, position, rejection).await?;
                     if restart.is_break() {
@@ -336,8 +364,12 @@ impl<S: Sink> Publisher<'_, S> {
             // Any rejection from here on is this row's.
             flush_and_wait(&mut self.sink).await?;
         }
+        let mut has_own_timestamp = false;
         let mut sent = match self.record_builder.build(row) {
-            Ok(record) => self.sink.send(&record).await,
+            Ok(record) => {
+                has_own_timestamp = record.timestamp_ms.is_some();
+                self.sink.send(&record).await
+            }
             Err(err) => Err(SinkError::rejected(row.topic, err)),
         };
         if is_alone && sent.is_ok() {
@@ -349,7 +381,12 @@ impl<S: Sink> Publisher<'_, S> {
             Err(rejection @ SinkError::Rejected { .. })
                 if is_alone || self.sink.acknowledgements().ensure_usable().is_ok() =>
             {
-                Ok(Some(rejection))
+                Ok(Some(match rejection.cause() {
+                    RejectionCause::Clock if has_own_timestamp => {
+                        rejection.because_of(RejectionCause::Record)
+                    }
+                    _ => rejection,
+                }))
             }
             Err(err) => Err(err.into()),
         }
@@ -392,8 +429,11 @@ pub(super) async fn verify_reader(
     reader: &Reader,
     leadership: &Leadership,
     config: &SourceConfig,
+    clock: &Clock,
 ) -> Result<(), SourceError> {
+    let before = SystemTime::now();
     let verification = reader.verify(leadership.identity()).await?;
+    clock.record_database_time(verification.database_ms, before, SystemTime::now());
     verification.ensure_same_database()?;
     match verification.future_row {
         None => Ok(()),

@@ -9,7 +9,7 @@ use serde::{
 };
 
 use crate::{
-    config::OWN_HEADERS,
+    config::{OWN_HEADERS, PARTITION_HEADER, TIMESTAMP_HEADER},
     kafka::{Headers, Record},
     postgres::reader::Row,
 };
@@ -35,6 +35,9 @@ pub enum BadRow {
     /// It has a header that the relay sets. Consumers could read either value.
     #[error("column headers contains {0}, which the relay sets itself")]
     OwnHeader(&'static str),
+    /// The partition or the timestamp is not a non-negative integer.
+    #[error("header {0} is not a non-negative integer in its range")]
+    Placement(&'static str),
     /// RFC 3339 has no form for its time: infinity, or a year with more than four digits.
     #[error("column created_at is not a time between the years 0 and 9999")]
     Time,
@@ -63,6 +66,7 @@ impl RecordBuilder {
     pub fn build<'a>(&'a mut self, row: &Row<'a>) -> Result<Record<'a>, BadRow> {
         let headers = &mut self.headers;
         headers.clear();
+        let mut placement = Placement::default();
         headers.extend(match row.payload {
             Some(_) => &self.common,
             None => &self.tombstone,
@@ -84,12 +88,23 @@ impl RecordBuilder {
         if let Some(json) = row.headers {
             let mut parser = serde_json::Deserializer::from_slice(json);
             let own_header = parser
-                .deserialize_map(RowHeaders(headers))
+                .deserialize_map(RowHeaders {
+                    headers,
+                    placement: &mut placement,
+                })
                 .and_then(|own_header| parser.end().map(|()| own_header))
                 .map_err(|_| BadRow::Headers)?;
             if let Some(name) = own_header {
                 return Err(BadRow::OwnHeader(name));
             }
+        }
+        let Placement {
+            partition,
+            timestamp_ms,
+            invalid,
+        } = placement;
+        if let Some(name) = invalid {
+            return Err(BadRow::Placement(name));
         }
         let (topic, key, payload) = (row.topic, row.key.as_bytes(), row.payload);
         Ok(Record {
@@ -97,12 +112,49 @@ impl RecordBuilder {
             key,
             payload,
             headers,
+            partition,
+            timestamp_ms,
         })
     }
 }
 
+/// Where and when a record is stored, as the headers [`PARTITION_HEADER`] and [`TIMESTAMP_HEADER`] of its row say.
+#[derive(Debug, Default)]
+struct Placement {
+    partition: Option<i32>,
+    timestamp_ms: Option<i64>,
+    /// The header whose value is not a number in its range.
+    invalid: Option<&'static str>,
+}
+
+impl Placement {
+    /// Takes a header that places the record. Returns false for any other.
+    fn take(&mut self, name: &str, value: &str) -> bool {
+        let is_valid = match name {
+            PARTITION_HEADER => {
+                self.partition = value.parse().ok().filter(|partition| *partition >= 0);
+                self.partition.is_some()
+            }
+            TIMESTAMP_HEADER => {
+                self.timestamp_ms = value.parse().ok().filter(|timestamp_ms| *timestamp_ms >= 0);
+                self.timestamp_ms.is_some()
+            }
+            _ => return false,
+        };
+        if !is_valid {
+            self.invalid = [PARTITION_HEADER, TIMESTAMP_HEADER]
+                .into_iter()
+                .find(|known| *known == name);
+        }
+        true
+    }
+}
+
 /// Appends the headers of a JSON object. Returns the first name that the relay sets itself, if there is one.
-struct RowHeaders<'a>(&'a mut Headers);
+struct RowHeaders<'a> {
+    headers: &'a mut Headers,
+    placement: &'a mut Placement,
+}
 
 impl<'de> Visitor<'de> for RowHeaders<'_> {
     type Value = Option<&'static str>;
@@ -115,7 +167,9 @@ impl<'de> Visitor<'de> for RowHeaders<'_> {
         let mut own_header = None;
         while let Some((Text(name), Text(value))) = map.next_entry()? {
             own_header = own_header.or(OWN_HEADERS.into_iter().find(|own| *own == name));
-            self.0.push(&name, value.as_bytes());
+            if !self.placement.take(&name, &value) {
+                self.headers.push(&name, value.as_bytes());
+            }
         }
         Ok(own_header)
     }
@@ -251,6 +305,41 @@ mod tests {
                     .is_err(),
                 "{json}"
             );
+        }
+    }
+
+    #[test]
+    fn partition_and_timestamp_are_taken_out_of_the_headers() {
+        let mut builder = RecordBuilder::new("/users", "application/json");
+        let json = br#"{"a":"1","relay_partition":"3","relay_timestamp_ms":"1700000000123"}"#;
+        let row = Row {
+            headers: Some(json),
+            ..ROW
+        };
+        let record = builder.build(&row).unwrap();
+        assert_eq!(record.partition, Some(3));
+        assert_eq!(record.timestamp_ms, Some(1_700_000_000_123));
+        let names: Vec<&str> = record
+            .headers
+            .iter()
+            .skip(7)
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["a"]);
+        let record = builder.build(&ROW).unwrap();
+        assert_eq!((record.partition, record.timestamp_ms), (None, None));
+        for (name, value) in [
+            (PARTITION_HEADER, "-1"),
+            (PARTITION_HEADER, "3000000000"),
+            (TIMESTAMP_HEADER, "-1"),
+            (TIMESTAMP_HEADER, "now"),
+        ] {
+            let json = format!(r#"{{"{name}":"{value}"}}"#);
+            let row = Row {
+                headers: Some(json.as_bytes()),
+                ..ROW
+            };
+            assert_eq!(builder.build(&row).unwrap_err(), BadRow::Placement(name));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The table from error to recovery.
 
-use super::error::SourceError;
+use super::error::{HaltCause, SourceError};
 use crate::{
     hints,
     kafka::SinkError,
@@ -52,10 +52,17 @@ impl Recovery {
             SourceError::DeadLetterTopic(_) => {
                 Self::new(Reason::Rejected, Some(hints::DEAD_LETTER_TOPIC))
             }
-            SourceError::Rejected { .. } => Self {
-                one_by_one_rows: 1,
-                ..Self::new(Reason::Rejected, Some(hints::REJECTED))
-            },
+            SourceError::Rejected { halt_cause, .. } => {
+                let hint = match halt_cause {
+                    HaltCause::Policy => hints::REJECTED,
+                    HaltCause::Environment => hints::REJECTED_BY_ENVIRONMENT,
+                    HaltCause::Streak => hints::CONSECUTIVE_REJECTIONS,
+                };
+                Self {
+                    one_by_one_rows: 1,
+                    ..Self::new(Reason::Rejected, Some(hint))
+                }
+            }
             // The error contains the hint.
             SourceError::CheckpointFromTheFuture { .. } | SourceError::ForeignRows { .. } => {
                 Self::new(Reason::Checkpoint, None)
@@ -88,6 +95,7 @@ impl Recovery {
             DatabaseError::Failed(err) => Some(hints::for_postgres(err)),
             DatabaseError::Timeout(_) => Some(hints::SILENT_POSTGRES),
             DatabaseError::Url(_) => Some(hints::DATABASE_URL),
+            DatabaseError::Moved => Some(hints::MOVED),
             // The error contains the hint.
             DatabaseError::Rejected { .. } | DatabaseError::Pooler(_) => None,
         };
@@ -220,7 +228,17 @@ mod tests {
                 Rejected,
                 Some(hints::DEAD_LETTER_TOPIC),
             ),
-            (halt(), Rejected, Some(hints::REJECTED)),
+            (halt(HaltCause::Policy), Rejected, Some(hints::REJECTED)),
+            (
+                halt(HaltCause::Environment),
+                Rejected,
+                Some(hints::REJECTED_BY_ENVIRONMENT),
+            ),
+            (
+                halt(HaltCause::Streak),
+                Rejected,
+                Some(hints::CONSECUTIVE_REJECTIONS),
+            ),
             (
                 SourceError::CheckpointFromTheFuture {
                     name: "s".into(),
@@ -254,8 +272,9 @@ mod tests {
         }
     }
 
-    fn halt() -> SourceError {
+    fn halt(halt_cause: HaltCause) -> SourceError {
         SourceError::Rejected {
+            halt_cause,
             event_id: Uuid::nil(),
             seq: 1,
             key: "k".into(),
@@ -277,7 +296,7 @@ mod tests {
             CheckpointError::RowDeleted.into(),
             SourceError::Sink(SinkError::Fenced),
             ReadError::Timeout(Duration::ZERO).into(),
-            halt(),
+            halt(HaltCause::Policy),
         ] {
             assert!(Recovery::from(&err).stores_checkpoint, "{err:?}");
         }
@@ -298,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_row_that_halts_the_source_is_retried_alone() {
-        assert_eq!(Recovery::from(&halt()).one_by_one_rows, 1);
+        assert_eq!(Recovery::from(&halt(HaltCause::Streak)).one_by_one_rows, 1);
         for err in [
             SourceError::Sink(unavailable()),
             SourceError::DeadLetterTopic(rejected()),

@@ -1,11 +1,13 @@
 //! Applies the source's policy to records that Kafka rejects permanently.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Duration};
 
 use cli::MAX_TOPIC_NAME_CHARS;
+use tokio::time::Instant;
 
 use super::{
-    error::SourceError,
+    circuit_breaker::Verdict,
+    error::{HaltCause, SourceError},
     outcome::{Cause, Restart},
     publisher::{Publisher, flush_and_wait},
 };
@@ -15,7 +17,7 @@ use crate::{
         rejections::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
         storage::{self, Delivery, EventRef},
     },
-    kafka::{Sink, SinkError, record::Record},
+    kafka::{RejectionCause, Sink, SinkError, record::Record},
     postgres::{
         reader::{Page, Row},
         window::Position,
@@ -24,6 +26,9 @@ use crate::{
 
 /// Parked events or dead letters that are retried at once.
 const RETRY_ROWS: usize = 100;
+/// The pause after a rejection of a parked event by the broker. Each one restarts the source, which publishes other events
+/// meanwhile.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// The longest key in an error message.
 const MAX_KEY_CHARS_IN_ERROR: usize = 200;
 
@@ -36,11 +41,15 @@ impl<S: Sink> Publisher<'_, S> {
         position: Option<Position>,
         rejection: SinkError,
     ) -> Result<ControlFlow<Restart>, SourceError> {
-        let can_park = self.rejections.parked_keys() < MAX_PARKED_KEYS
+        let can_park = rejection.cause() != RejectionCause::Clock
+            && self.rejections.parked_keys() < MAX_PARKED_KEYS
             && row.key.len() <= MAX_PARKED_KEY_BYTES
             && row.topic.len() <= MAX_TOPIC_NAME_CHARS;
         let reason = rejection.to_string();
-        match self.config.on_rejection {
+        let policy = self.config.on_rejection;
+        let may_dead_letter = policy == OnRejection::DeadLetter
+            && self.may_dead_letter(row.topic, &rejection).await?;
+        match policy {
             OnRejection::ParkKey if can_park => {
                 let (topic, key) = (row.topic, row.key);
                 self.rejections
@@ -48,18 +57,21 @@ impl<S: Sink> Publisher<'_, S> {
                     .await?;
                 self.status.update(|status| status.rejected.parked += 1);
             }
-            OnRejection::DeadLetter => {
+            OnRejection::DeadLetter if may_dead_letter => {
                 let (topic, key) = (row.topic, row.key);
                 self.rejections
                     .add_dead_letter(row.into(), topic, key, reason.clone());
             }
-            OnRejection::ParkKey | OnRejection::Halt => {
-                return Err(SourceError::Rejected {
-                    event_id: row.event_id,
-                    seq: row.seq,
-                    key: row.key.chars().take(MAX_KEY_CHARS_IN_ERROR).collect(),
-                    source: rejection,
-                });
+            _ => {
+                let halt_cause = match (policy, rejection.cause()) {
+                    (_, RejectionCause::Clock)
+                    | (OnRejection::DeadLetter, RejectionCause::Environment) => {
+                        HaltCause::Environment
+                    }
+                    (OnRejection::DeadLetter, RejectionCause::Record) => HaltCause::Streak,
+                    _ => HaltCause::Policy,
+                };
+                return Err(halt(row, halt_cause, rejection));
             }
         }
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
@@ -83,9 +95,31 @@ impl<S: Sink> Publisher<'_, S> {
         }))
     }
 
+    /// Returns false if the rejection is, or seems to be, a fault of the environment and not of the record. Dead letters would
+    /// let later events of their keys pass.
+    async fn may_dead_letter(
+        &mut self,
+        topic: &str,
+        rejection: &SinkError,
+    ) -> Result<bool, SourceError> {
+        if rejection.cause() != RejectionCause::Record {
+            return Ok(false);
+        }
+        self.is_counting_rejections = true;
+        loop {
+            let acknowledged = self.sink.acknowledgements().acknowledged();
+            let verdict = (self.circuit_breaker.lock()).record_rejection(topic, acknowledged);
+            match verdict {
+                Verdict::DeadLetter => return Ok(true),
+                Verdict::Halt => return Ok(false),
+                Verdict::WaitForAcknowledgements => flush_and_wait(&mut self.sink).await?,
+            }
+        }
+    }
+
     /// Publishes the parked events to retry and the pending dead letters.
     pub(super) async fn retry_rejected(&mut self) -> Result<(), SourceError> {
-        if !self.rejections.needs_reload() {
+        if !self.rejections.needs_reload() || *self.next_retry_at.lock() > Instant::now() {
             return Ok(());
         }
         self.rejections.reload().await?;
@@ -121,18 +155,31 @@ impl<S: Sink> Publisher<'_, S> {
             self.one_by_one_rows = self.one_by_one_rows.max(1);
             match self.send_row(&row).await? {
                 None => self.rejections.unpark((&row).into(), topic, key).await?,
+                // The retry must not end with it.
+                Some(rejection) if rejection.cause() == RejectionCause::Clock => {
+                    return Err(halt(&row, HaltCause::Environment, rejection));
+                }
                 Some(rejection) => {
                     let reason = rejection.to_string();
                     self.rejections.park_again((&row).into(), &reason).await?;
                     let (source, event_id) = (&self.config.name, row.event_id);
                     tracing::warn!(%source, %event_id, seq = row.seq, reason, "parked event rejected again");
                     // A rejection by the broker makes the sink unusable, one by the sink itself does not.
-                    self.sink.acknowledgements().ensure_usable()?;
+                    self.pause_retries_if_unusable()?;
                     rejected.push((topic, key));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Fails if the sink is unusable. Then the next sink publishes other events before it retries.
+    fn pause_retries_if_unusable(&self) -> Result<(), SinkError> {
+        let usable = self.sink.acknowledgements().ensure_usable();
+        if usable.is_err() {
+            *self.next_retry_at.lock() = Instant::now() + RETRY_PAUSE;
+        }
+        usable
     }
 
     async fn publish_dead_letters(&mut self, page: &Page, topic: &str) -> Result<(), SourceError> {
@@ -145,7 +192,11 @@ impl<S: Sink> Publisher<'_, S> {
                     .await?;
                 continue;
             };
-            let record = Record { topic, ..record };
+            let record = Record {
+                topic,
+                partition: None,
+                ..record
+            };
             // Any rejection from here on is this dead letter's.
             flush_and_wait(&mut self.sink).await?;
             let sent = match self.sink.send(&record).await {
@@ -169,11 +220,22 @@ impl<S: Sink> Publisher<'_, S> {
                     self.rejections
                         .record_delivery(event, Delivery::Rejected)
                         .await?;
-                    self.sink.acknowledgements().ensure_usable()?;
+                    self.pause_retries_if_unusable()?;
                 }
                 Err(err) => return Err(err.into()),
             }
         }
         Ok(())
+    }
+}
+
+/// Returns the error of a rejected row that blocks its source.
+fn halt(row: &Row<'_>, halt_cause: HaltCause, rejection: SinkError) -> SourceError {
+    SourceError::Rejected {
+        halt_cause,
+        event_id: row.event_id,
+        seq: row.seq,
+        key: row.key.chars().take(MAX_KEY_CHARS_IN_ERROR).collect(),
+        source: rejection,
     }
 }

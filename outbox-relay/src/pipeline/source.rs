@@ -3,20 +3,25 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
+    circuit_breaker::CircuitBreaker,
     error::SourceError,
     outcome::{Cause, Outcome, Restart},
     publisher::{FLUSH_TIMEOUT, HEALTHY_AFTER, Publisher, verify_reader},
     recovery::Recovery,
 };
 use crate::{
+    clock::Clock,
     config::{KafkaConfig, SinkKind, SourceConfig},
     dead_letters::rejections::Rejections,
-    kafka::{KafkaSink, MAINTENANCE_INTERVAL, RdKafkaSink, Sink, SinkError, SinkOptions},
+    kafka::{
+        KafkaSink, MAINTENANCE_INTERVAL, RdKafkaSink, RejectionCause, Sink, SinkError, SinkOptions,
+    },
     ops::status::{Failure, Reason, Role, SharedStatus},
     pipeline::record_builder::RecordBuilder,
     postgres::{
@@ -50,6 +55,9 @@ pub(crate) async fn run(
         backoff: backoff(),
         last_warning: None,
         last_rejected: None,
+        clock: Clock::default(),
+        next_retry_at: Mutex::new(Instant::now()),
+        circuit_breaker: Mutex::new(CircuitBreaker::new(config.max_consecutive_rejections)),
         config,
         kafka,
         status,
@@ -92,6 +100,10 @@ struct Source {
     last_warning: Option<(String, Instant)>,
     /// The last event that halted the source. It is counted once.
     last_rejected: Option<Uuid>,
+    clock: Clock,
+    /// Parked events are not retried before.
+    next_retry_at: Mutex<Instant>,
+    circuit_breaker: Mutex<CircuitBreaker>,
     status: SharedStatus,
     shutdown: CancellationToken,
 }
@@ -156,6 +168,11 @@ impl Source {
         {
             self.status.update(|status| status.rejected.halted += 1);
         }
+        if let SourceError::Rejected { source, .. } = err
+            && source.cause() == RejectionCause::Clock
+        {
+            self.clock.use_earlier();
+        }
         self.one_by_one_rows = recovery.one_by_one_rows;
         self.report(Failure {
             reason: recovery.reason,
@@ -197,6 +214,7 @@ impl Source {
             maintenance_interval: MAINTENANCE_INTERVAL,
             producer_name: election.producer_name.clone(),
             start: election.cursor.clone(),
+            clock: self.clock.clone(),
         };
         let lease = election.leadership.lease().clone();
         match self.kafka.sink {
@@ -221,7 +239,8 @@ impl Source {
             let url = &self.config.database_url;
             let reader = session::connect(url, "outbox-relay reader").await?;
             let reader = Reader::new(reader.into_client(), &self.config.mapping).await?;
-            verify_reader(&reader, leadership, &self.config).await?;
+            verify_reader(&reader, leadership, &self.config, &self.clock).await?;
+            self.status.set_clock_skew(self.clock.database_ahead_s());
             let mut sink = opening.await.map_err(SourceError::Opening)?;
             if let Some(topic) = &self.config.dead_letter_topic {
                 // A dead letter that the topic rejects is not retried, so a missing topic must be found now.
@@ -254,10 +273,18 @@ impl Source {
             record_builder: RecordBuilder::new(&self.config.ce_source, &self.config.content_type),
             rejections: Rejections::load(election, &self.config.mapping).await?,
             one_by_one_rows: self.one_by_one_rows,
+            is_counting_rejections: self.circuit_breaker.lock().is_counting(),
+            clock: &self.clock,
+            next_retry_at: &self.next_retry_at,
+            circuit_breaker: &self.circuit_breaker,
             has_warned_of_repeated_seq: false,
             cursor: election.cursor.clone(),
         };
-        Box::pin(publisher.run()).await
+        let acknowledgements = publisher.sink.acknowledgements().clone();
+        let outcome = Box::pin(publisher.run()).await;
+        let acknowledged = acknowledgements.acknowledged();
+        self.circuit_breaker.lock().end_sink(acknowledged);
+        outcome
     }
 
     /// Waits until this relay is elected leader. Returns `None` if the shutdown comes first.

@@ -32,6 +32,11 @@ pub enum DatabaseError {
     /// The URL, or a file that it names, is unusable.
     #[error("invalid database URL: {0}")]
     Url(String),
+    /// The address leads to another database than when this relay became the leader.
+    #[error(
+        "the database URL leads to another database than when this relay became the leader of the source"
+    )]
+    Moved,
     /// Postgres did not respond in time.
     #[error("the database did not respond within {0:?}")]
     Timeout(Duration),
@@ -72,6 +77,7 @@ impl DatabaseError {
             Self::Failed(err) => hints::for_postgres(err),
             Self::Rejected { hint, .. } => hint,
             Self::Url(_) => hints::DATABASE_URL,
+            Self::Moved => hints::MOVED,
             Self::Timeout(_) => hints::SILENT_POSTGRES,
             Self::Pooler(_) => hints::POOLER,
         }
@@ -81,7 +87,7 @@ impl DatabaseError {
     pub(crate) fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Failed(source) | Self::Rejected { source, .. } => source.code(),
-            Self::Url(_) | Self::Timeout(_) | Self::Pooler(_) => None,
+            Self::Url(_) | Self::Moved | Self::Timeout(_) | Self::Pooler(_) => None,
         }
     }
 }

@@ -7,9 +7,7 @@ use serde::Deserialize;
 use crate::{
     config::SourceConfig,
     postgres::{
-        leader::Leadership,
-        session::{self, DatabaseError},
-        verification::{Verification, verification_sql},
+        leader::Leadership, session::DatabaseError, verification::connect_to_leaders_database,
     },
 };
 
@@ -72,13 +70,10 @@ pub(crate) async fn truncate_published_partitions(
     report: &mut TruncationReport,
 ) -> Result<(), DatabaseError> {
     // A separate session, because locks take time.
-    let mut session = session::connect(&config.database_url, "outbox-relay truncation").await?;
-    // A copy of the database would have the same checkpoint, and rows that were never published.
-    let sql = verification_sql(config.mapping.outbox());
-    let row = session
-        .query_one(&sql, &leadership.identity().params())
-        .await?;
-    Verification::decode(&row)?.ensure_same_database()?;
+    // Verified: a copy of the database would have the same checkpoint, and rows that were never published.
+    let identity = leadership.identity();
+    let mut session =
+        connect_to_leaders_database(config, identity, "outbox-relay truncation").await?;
     let retention_s = config.retention.as_secs_f64().to_string();
     let mut settings = SETTINGS.to_vec();
     settings.push(("outbox_relay.retention_s", &retention_s));

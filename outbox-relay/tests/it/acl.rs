@@ -4,10 +4,10 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use kafka_protocol::{
     messages::{
-        CreateAclsRequest, CreateAclsResponse, RequestHeader, ResponseHeader,
-        create_acls_request::AclCreation,
+        CreateAclsRequest, DeleteAclsRequest, RequestHeader, ResponseHeader,
+        create_acls_request::AclCreation, delete_acls_request::DeleteAclsFilter,
     },
-    protocol::{Decodable as _, Encodable as _, HeaderVersion as _, Request as _, StrBytes},
+    protocol::{Decodable as _, Encodable as _, HeaderVersion as _, Request, StrBytes},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -86,6 +86,24 @@ pub(crate) async fn deny_writing(broker: &str, topic: &str) -> Result<()> {
     create(broker, acls.into()).await
 }
 
+/// Ends [`deny_writing`].
+pub(crate) async fn allow_writing(broker: &str, topic: &str) -> Result<()> {
+    let filter = DeleteAclsFilter::default()
+        .with_resource_type_filter(TOPIC)
+        .with_resource_name_filter(Some(StrBytes::from_string(topic.to_owned())))
+        .with_pattern_type_filter(LITERAL)
+        .with_principal_filter(None)
+        .with_host_filter(None)
+        .with_operation(WRITE)
+        .with_permission_type(DENY);
+    let request = DeleteAclsRequest::default().with_filters(vec![filter]);
+    let response = call(broker, &request).await?;
+    let deleted = response.filter_results.iter();
+    let deleted: usize = deleted.map(|filter| filter.matching_acls.len()).sum();
+    ensure!(deleted == 1, "{response:?}");
+    Ok(())
+}
+
 /// Returns an ACL for every user.
 fn acl(resource: i8, name: &str, operation: i8, permission: i8) -> AclCreation {
     AclCreation::default()
@@ -100,12 +118,22 @@ fn acl(resource: i8, name: &str, operation: i8, permission: i8) -> AclCreation {
 
 async fn create(broker: &str, acls: Vec<AclCreation>) -> Result<()> {
     let request = CreateAclsRequest::default().with_creations(acls);
+    let response = call(broker, &request).await?;
+    ensure!(
+        response.results.iter().all(|result| result.error_code == 0),
+        "{response:?}"
+    );
+    Ok(())
+}
+
+/// Sends a request on a new connection.
+async fn call<R: Request>(broker: &str, request: &R) -> Result<R::Response> {
     let mut frame = BytesMut::new();
     frame.put_i32(0);
     RequestHeader::default()
-        .with_request_api_key(CreateAclsRequest::KEY)
+        .with_request_api_key(R::KEY)
         .with_request_api_version(VERSION)
-        .encode(&mut frame, CreateAclsRequest::header_version(VERSION))?;
+        .encode(&mut frame, R::header_version(VERSION))?;
     request.encode(&mut frame, VERSION)?;
     let length = u32::try_from(frame.len() - 4)?;
     frame[..4].copy_from_slice(&length.to_be_bytes());
@@ -114,11 +142,6 @@ async fn create(broker: &str, acls: Vec<AclCreation>) -> Result<()> {
     let mut response = vec![0; usize::try_from(stream.read_u32().await?)?];
     stream.read_exact(&mut response).await?;
     let mut response = Bytes::from(response);
-    ResponseHeader::decode(&mut response, CreateAclsResponse::header_version(VERSION))?;
-    let response = CreateAclsResponse::decode(&mut response, VERSION).context("a response")?;
-    ensure!(
-        response.results.iter().all(|result| result.error_code == 0),
-        "{response:?}"
-    );
-    Ok(())
+    ResponseHeader::decode(&mut response, R::Response::header_version(VERSION))?;
+    R::Response::decode(&mut response, VERSION).context("a response")
 }

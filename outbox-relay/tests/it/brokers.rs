@@ -1,6 +1,6 @@
 //! Brokers are killed, suspended, or lose leadership while rows are published.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Kafka, KafkaCluster, WorkDir};
@@ -30,10 +30,14 @@ async fn nothing_is_lost_during_a_rolling_failure_of_brokers() -> Result<()> {
     let work_dir = Arc::new(WorkDir::new()?);
     let mut cluster = KafkaCluster::start(&work_dir).await?;
     let mut relays = Vec::new();
-    for sink in [SinkKind::Kafka, SinkKind::RdKafka] {
+    for (sink, timeout) in [
+        // Longer than the test waits: a suspended broker's successor must be found before.
+        (SinkKind::Kafka, Duration::from_mins(5)),
+        (SinkKind::RdKafka, Duration::from_secs(2)),
+    ] {
         let topic = Addresses::unique_name("in_turn");
         cluster.create_topic(&topic, 6, &[COMPACTED]).await?;
-        relays.push(Running::start(&work_dir, cluster.brokers(), &topic, sink).await?);
+        relays.push(Running::start(&work_dir, cluster.brokers(), &topic, sink, timeout).await?);
     }
     for id in KafkaCluster::IDS {
         publish(&relays, 300).await?;
@@ -102,7 +106,8 @@ async fn a_stalled_broker_is_detected_and_loses_nothing(sink: SinkKind) -> Resul
     let kafka = Kafka::start(&work_dir).await?;
     let topic = Addresses::unique_name("stalled");
     kafka.create_topic(&topic, 3, &[COMPACTED]).await?;
-    let running = Running::start(&work_dir, kafka.brokers(), &topic, sink).await?;
+    let timeout = Duration::from_secs(2);
+    let running = Running::start(&work_dir, kafka.brokers(), &topic, sink, timeout).await?;
     for stall in 0..STALLS {
         running.publish(300).await?;
         kafka.process.suspend();

@@ -1,6 +1,6 @@
 //! Kafka's log compaction of published records.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Kafka, Record, WorkDir, eventually};
@@ -28,7 +28,14 @@ async fn compaction_keeps_the_newest_version_of_every_key_unchanged() -> Result<
     let kafka = Kafka::start_with_settings(&work_dir, &settings).await?;
     let topic = Addresses::unique_name("compacted");
     kafka.create_topic(&topic, 1, &EAGER).await?;
-    let mut running = Running::start(&work_dir, kafka.brokers(), &topic, SinkKind::Kafka).await?;
+    let mut running = Running::start(
+        &work_dir,
+        kafka.brokers(),
+        &topic,
+        SinkKind::Kafka,
+        Duration::from_secs(30),
+    )
+    .await?;
     running.publish(1_000).await?;
     running.end_writers().await?;
     let session = Session::new(&running.database).await?;

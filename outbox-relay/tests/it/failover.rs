@@ -49,7 +49,7 @@ impl Pair {
         let work_dir = Arc::new(WorkDir::new()?);
         let program = work_dir.stage(Path::new(env!("CARGO_BIN_EXE_outbox-relay")))?;
         let config = format!(
-            "kafka.brokers = {:?}\nkafka.sink = {:?}\n[[source]]\nname = \"test\"\ndatabase_url = {:?}\n",
+            "kafka.brokers = {:?}\nkafka.sink = {:?}\nkafka.delivery_timeout_ms = 2000\n[[source]]\nname = \"test\"\ndatabase_url = {:?}\n",
             Addresses::shared().brokers(),
             match sink {
                 SinkKind::Kafka => "kafka",

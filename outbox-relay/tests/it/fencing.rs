@@ -30,6 +30,7 @@ async fn a_fenced_leader_reports_the_reason_even_if_it_fails_to_store_its_checkp
         kafka,
         maintenance_interval: Duration::from_secs(1),
         producer_name,
+        clock: outbox_relay::clock::Clock::default(),
         start: Cursor::beginning(),
     };
     let record = Record {
@@ -37,6 +38,8 @@ async fn a_fenced_leader_reports_the_reason_even_if_it_fails_to_store_its_checkp
         key: b"a",
         payload: None,
         headers: &Headers::default(),
+        partition: None,
+        timestamp_ms: None,
     };
     // A successor writes to the partition, which fences the relay there, and takes over the checkpoint in the transaction that
     // writes the next row. A heartbeat can notice the latter first, so there are several attempts.

@@ -3,7 +3,9 @@
 mod acl;
 mod admin;
 mod brokers;
+mod clocks;
 mod compaction;
+mod dead_letters;
 mod every_row;
 mod failover;
 mod fencing;
@@ -13,6 +15,7 @@ mod metrics;
 mod misconfigured;
 mod moved;
 mod packages;
+mod patience;
 mod publishing;
 mod reading;
 mod rejections;

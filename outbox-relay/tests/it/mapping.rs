@@ -11,7 +11,10 @@ use outbox_relay::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Database, Setup};
+use crate::{
+    for_each_sink,
+    harness::{Database, Setup},
+};
 
 const COLUMNS_ONLINE: &str = include_str!("../../sql/columns-online.sql");
 const DELETE_PUBLISHED: &str = include_str!("../../sql/delete-published.sql");
@@ -89,6 +92,75 @@ async fn partitioned_setup(test: &str) -> Result<(Setup, Sql)> {
         create index on outboxevent (xid, seq)";
     client.batch_execute(table).await?;
     Ok((setup, client))
+}
+
+for_each_sink! {
+    columns_set_the_partition_and_the_timestamp,
+}
+
+/// As with the placements of Debezium's event router.
+async fn columns_set_the_partition_and_the_timestamp(sink: SinkKind) -> Result<()> {
+    let (mut setup, client) = debezium_setup("placement").await?;
+    setup.sink = sink;
+    setup.on_rejection = OnRejection::ParkKey;
+    setup.mapping = mapping(&format!(
+        "table = 'public.outboxevent'
+         topic = '{}'
+         [source.columns]
+         event_id = 'id'
+         key = 'aggregateid'
+         event_type = 'type'
+         partition = 'part'
+         timestamp = 'at'",
+        setup.topic
+    ))?;
+    let columns = "alter table outboxevent add part smallint, add at timestamptz";
+    client.batch_execute(columns).await?;
+    let rows = "insert into outboxevent (aggregatetype, aggregateid, type, part, at) values
+        ('order', 'a', '1', 0, '2020-01-02T03:04:05.678Z'), ('order', 'a', '2', 1, null),
+        ('order', 'a', '3', 2, '1969-12-31T23:59:59Z'), ('order', 'a', '4', 2, '2021-01-01T00:00:00Z'),
+        ('order', 'b', '5', 7, null), ('order', 'c', '6', null, null)";
+    client.batch_execute(rows).await?;
+    let found = check(&setup.config()?).await;
+    let failed = found.iter().find(|finding| finding.level == Level::Fail);
+    assert!(failed.is_none(), "{failed:?}");
+    let relay = setup.start().await?;
+    // The first event of key a is published, the third is rejected, and the fourth is parked behind it.
+    let records = setup.records(3).await?;
+    let of = |kind| {
+        let record = records
+            .iter()
+            .find(|record| record.header("ce_type") == Some(kind));
+        record.map(|record| (record.partition, record.timestamp_ms))
+    };
+    assert_eq!(of("1"), Some((0, Some(1_577_934_245_678))));
+    let recently = 1_700_000_000_000;
+    assert!(of("2").is_some_and(|(partition, at)| partition == 1 && at > Some(recently)));
+    assert!(of("6").is_some_and(|(_, at)| at > Some(recently)));
+    let errors = "select string_agg(error, '; ' order by seq) from relay_parked";
+    let errors = eventually("two rejections and an event behind one", async || {
+        let count = client.count("select count(*) from relay_parked").await?;
+        Ok(match count {
+            3 => Some(client.query_one(errors, &[]).await?.get::<_, String>(0)),
+            _ => None,
+        })
+    })
+    .await?;
+    assert!(errors.contains("relay_timestamp_ms"), "{errors}");
+    assert_eq!(records.len(), 3);
+    if sink == SinkKind::RdKafka {
+        // It notices new partitions within five minutes.
+        return relay.stop().await;
+    }
+    // What is parked keeps its partition.
+    Addresses::shared().add_partitions(&setup.topic, 8).await?;
+    client
+        .batch_execute("update relay_parked set retry = true where key = 'b'")
+        .await?;
+    let records = setup.records(4).await?;
+    let of_b = records.iter().find(|record| record.key == "b");
+    assert_eq!(of_b.map(|record| record.partition), Some(7));
+    relay.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -139,6 +139,12 @@ mistakes! {
         run: Run::NotReady(&["row-level security", "outbox-relay check"]),
         ..MISTAKE
     };
+    connection_limit: Mistake {
+        sql: "alter role ROLE connection limit 4",
+        check: &["permits 4 connections, but a source can need five at once", "connection limit -1"],
+        run: Run::Publishes,
+        ..MISTAKE
+    };
     missing_usage_on_the_schema: Mistake {
         sql: "create schema app; create table app.events ()",
         change: |parts| parts.source += "table = 'app.events'\n",

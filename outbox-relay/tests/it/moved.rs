@@ -109,6 +109,23 @@ async fn no_partition_of_another_database_is_truncated() -> Result<()> {
     relay.stop().await
 }
 
+/// The former primary may live on, with the leader's sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_follows_the_address_of_its_database() -> Result<()> {
+    let here = Setup::new("address_here", SinkKind::Kafka).await?;
+    let there = Setup::new("address_there", SinkKind::Kafka).await?;
+    let url_file = UrlFile::new(&here)?;
+    let relay = url_file.start(&here).await?;
+    relay.wait_for_state(200, "test: idle").await?;
+    let _other = write(&there).await?;
+    url_file.point_to(&there)?;
+    assert_eq!(there.records(20).await?.len(), 20);
+    relay.wait_for_readiness(200).await?;
+    let error = relay.status().await?["last_error"].to_string();
+    assert!(error.contains("leads to another database"), "{error}");
+    relay.stop().await
+}
+
 /// The copy contains the checkpoint with the instance that distinguishes relays for the brokers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_and_its_copy_are_published_side_by_side() -> Result<()> {

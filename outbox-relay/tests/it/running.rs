@@ -1,5 +1,7 @@
 //! A relay that publishes the rows of concurrent writers.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use devstack::{Audit, Record, WAIT_TIMEOUT, WorkDir, eventually, read_topic};
 use outbox_relay::{
@@ -40,16 +42,18 @@ impl Running {
         brokers: &str,
         topic: &str,
         sink: SinkKind,
+        delivery_timeout: Duration,
     ) -> Result<Self> {
         let database = Database::new("brokers").await?;
         let config = format!(
             "admin_addr = '127.0.0.1:0'\n[kafka]\nbrokers = {brokers:?}\nsink = {:?}\n\
-             max_in_flight_records = {MAX_IN_FLIGHT_RECORDS}\n\
+             max_in_flight_records = {MAX_IN_FLIGHT_RECORDS}\ndelivery_timeout_ms = {}\n\
              [[source]]\nname = 'test'\ndatabase_url = {:?}\n",
             match sink {
                 SinkKind::Kafka => "kafka",
                 SinkKind::RdKafka => "rdkafka",
             },
+            delivery_timeout.as_millis(),
             database.url,
         );
         let config = Config::load(&work_dir.write("outbox-relay.toml", &config)?)?;

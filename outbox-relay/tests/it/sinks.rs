@@ -5,7 +5,8 @@ use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use devstack::{Addresses, Kafka, Record as Stored, WAIT_TIMEOUT, WorkDir};
 use outbox_relay::{
-    config::{KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind},
+    clock::Clock,
+    config::{Compression, KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind},
     kafka::{
         Acknowledgements, Headers, KafkaSink, RdKafkaSink, Record, Sink, SinkError, SinkOptions,
     },
@@ -41,6 +42,7 @@ for_each_variant! {
     records_arrive_unchanged_and_in_order,
     both_sinks_agree_on_the_partition_of_a_key,
     large_and_small_records_are_published_together,
+    compressed_records_arrive_unchanged,
     a_missing_topic_is_rejected_by_name,
     nothing_is_sent_without_the_lease,
 }
@@ -102,6 +104,7 @@ impl Setup {
         let kafka = KafkaConfig {
             brokers: brokers.to_owned(),
             sink: kind,
+            compression: Compression::None,
             delivery_timeout: Duration::from_secs(5),
             max_in_flight_records: 1_000,
             max_in_flight_bytes: 8 << 20,
@@ -115,6 +118,7 @@ impl Setup {
             maintenance_interval: Duration::from_millis(50),
             producer_name: topic.clone(),
             start: Cursor::beginning(),
+            clock: Clock::default(),
         };
         Ok(Self {
             kind,
@@ -173,6 +177,8 @@ impl AnySink {
             key: key.as_bytes(),
             payload,
             headers: &Headers::default(),
+            partition: None,
+            timestamp_ms: None,
         };
         match self {
             Self::Kafka(sink) => sink.send(&record).await,
@@ -276,6 +282,31 @@ async fn large_and_small_records_are_published_together(variant: Variant) -> Res
     Ok(())
 }
 
+/// Read by librdkafka, which decompresses with the codec that the batch names.
+async fn compressed_records_arrive_unchanged(variant: Variant) -> Result<()> {
+    let payload = |n: usize| format!(r#"{{"number":{n},"text":"{}"}}"#, "words ".repeat(n % 300));
+    for codec in [Compression::Gzip, Compression::Lz4, Compression::Zstd] {
+        let mut setup = Setup::for_variant("compressed", variant).await?;
+        setup.options.kafka.compression = codec;
+        let mut sink = setup.open(unlimited()).await?;
+        for n in 0..2_000 {
+            sink.send(&setup.topic, "key", Some(payload(n).as_bytes()))
+                .await?;
+        }
+        sink.deliver().await?;
+        let stored = setup.read().await?;
+        let stored: Vec<_> = stored
+            .into_iter()
+            .filter_map(|record| record.payload)
+            .collect();
+        assert_eq!(stored.len(), 2_000);
+        for (n, stored) in stored.iter().enumerate() {
+            assert_eq!(stored, payload(n).as_bytes(), "{codec:?}");
+        }
+    }
+    Ok(())
+}
+
 async fn a_missing_topic_is_rejected_by_name(variant: Variant) -> Result<()> {
     let setup = Setup::for_variant("missing", variant).await?;
     let mut sink = setup.open(unlimited()).await?;
@@ -355,6 +386,19 @@ async fn a_failed_sink_sends_no_record_after_one_it_dropped(kind: SinkKind) -> R
     }
     assert_eq!(newest, VERSIONS);
     kafka.process.stop().await;
+    Ok(())
+}
+
+/// A new producer id does not fence an earlier one, for example after the last epoch. Then the relay waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_producer_id_fences_nobody() -> Result<()> {
+    let setup = Setup::new("new_producer", SinkKind::Kafka).await?;
+    for has_fencing in [false, true, true] {
+        let AnySink::Kafka(sink) = setup.open(unlimited()).await? else {
+            unreachable!("opened as such")
+        };
+        assert_eq!(sink.has_fencing(), has_fencing);
+    }
     Ok(())
 }
 
@@ -451,6 +495,8 @@ async fn many_unchanged_topics_are_not_reported_as_changed() -> Result<()> {
             key: b"a",
             payload: None,
             headers: &Headers::default(),
+            partition: None,
+            timestamp_ms: None,
         };
         sink.send(&record).await?;
         sink.flush().await?;

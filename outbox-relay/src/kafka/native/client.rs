@@ -1,9 +1,14 @@
 //! The use of the crate `kafka_client`: options, hints and errors.
 
+use std::time::Duration;
+
 use kafka_client::{Hints, Options};
 use kafka_protocol::{error::ResponseError, messages::ApiKey};
 
-use crate::{config::KafkaConfig, kafka::SinkError};
+use crate::{
+    config::KafkaConfig,
+    kafka::{RejectionCause, SinkError},
+};
 
 /// The client id in the brokers' logs and quotas.
 pub(super) const CLIENT_ID: &str = "outbox-relay";
@@ -22,6 +27,9 @@ const REQUIRED_VERSIONS: [(ApiKey, i16); 5] = [
     (ApiKey::InitProducerId, INIT_PRODUCER_ID_VERSION),
     (ApiKey::DescribeConfigs, DESCRIBE_CONFIGS_VERSION),
 ];
+
+/// The limit on connecting, and on all requests other than Produce. A shorter delivery timeout limits them, too.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 const HINTS: Hints = Hints {
     add_tls: "if this port uses TLS, add [kafka.tls]",
@@ -43,7 +51,7 @@ pub(super) fn options(kafka: &KafkaConfig) -> Options {
     Options {
         client_id: CLIENT_ID,
         security: kafka.security.clone(),
-        timeout: kafka.delivery_timeout,
+        timeout: kafka.delivery_timeout.min(REQUEST_TIMEOUT),
         required_versions: &REQUIRED_VERSIONS,
         hints: &HINTS,
     }
@@ -55,7 +63,8 @@ impl From<kafka_client::Error> for SinkError {
         match err {
             E::Unavailable(reason) => Self::Unavailable(reason),
             E::TopicDenied(topic) => {
-                Self::rejected(&topic, ResponseError::TopicAuthorizationFailed)
+                let reason = ResponseError::TopicAuthorizationFailed;
+                Self::rejected(&topic, reason).because_of(RejectionCause::Environment)
             }
             E::InvalidTopic(topic) => Self::rejected(&topic, ResponseError::InvalidTopicException),
             E::UnknownTopic(_) | E::UnknownPartition { .. } => Self::Unavailable(err.to_string()),

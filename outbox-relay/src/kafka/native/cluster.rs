@@ -5,7 +5,7 @@ mod inspect;
 use std::{collections::HashMap, fmt::Display, time::Duration};
 
 use backon::{BackoffBuilder as _, ConstantBuilder};
-use kafka_client::{Options, TopicMetadata, dial};
+use kafka_client::{Options, Throttled, TopicMetadata, dial};
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
@@ -107,6 +107,12 @@ impl Cluster {
         let response = self.call(&request, INIT_PRODUCER_ID_VERSION).await?;
         match response.error_code.err() {
             None => self.producer(&response),
+            // Write on any topic suffices since Kafka 3.0 (KIP-679).
+            Some(err @ ResponseError::ClusterAuthorizationFailed) => {
+                let reason =
+                    format!("{err}; allow Write on the topics and on the transactional id");
+                Err(self.unavailable(reason))
+            }
             Some(err) => Err(self.unavailable(err)),
         }
     }
@@ -184,7 +190,10 @@ impl Cluster {
         &mut self,
         request: &R,
         version: i16,
-    ) -> Result<R::Response, SinkError> {
+    ) -> Result<R::Response, SinkError>
+    where
+        R::Response: Throttled,
+    {
         Ok(self.0.call(request, version).await?)
     }
 }

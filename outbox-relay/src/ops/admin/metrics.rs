@@ -89,6 +89,18 @@ fn write_progress(text: &mut Text, views: &[View]) {
         "Records sent and not yet acknowledged.",
         |view| Some(view.in_flight),
     );
+    text.counters(
+        views,
+        "throttled_seconds_total",
+        "Time for which the brokers throttled this relay because of a quota.",
+        |view| Some(view.throttled_s),
+    );
+    text.gauges(
+        views,
+        "clock_skew_seconds",
+        "How far the database's clock is ahead of this machine's; 0 within half a minute.",
+        |view| Some(view.clock_skew_s),
+    );
     text.gauges(
         views,
         "pending_rows",

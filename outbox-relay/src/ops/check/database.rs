@@ -45,9 +45,10 @@ pub(super) async fn check_database(
                     format!("failed to connect to the database: {}", cli::chain(source))
                 }
                 DatabaseError::Url(what) => what.clone(),
-                DatabaseError::Failed(_) | DatabaseError::Timeout(_) | DatabaseError::Pooler(_) => {
-                    cli::chain(&err)
-                }
+                DatabaseError::Failed(_)
+                | DatabaseError::Moved
+                | DatabaseError::Timeout(_)
+                | DatabaseError::Pooler(_) => cli::chain(&err),
             };
             found.fail(what, err.hint());
             None

@@ -78,6 +78,24 @@ pub(super) const TABLES_ARE_MIGRATED: Rule = Rule {
     ..Rule::DEFAULT
 };
 
+/// A leader has three sessions. Truncation and the address monitor open another one each from time to time.
+pub(super) const CONNECTIONS_SUFFICE: Rule = Rule {
+    passed: "the connection limits permit the five connections that a source can need",
+    sql: "
+        select owner || ' permits ' || connections || ' connections, but a source can need five at once: truncation and '
+            || 'measurements fail without them', statement
+        from (
+            select 'role ' || quote_ident(rolname), rolconnlimit, format('alter role %I connection limit -1', rolname)
+            from pg_roles where rolname = current_user
+            union all
+            select 'database ' || quote_ident(datname), datconnlimit,
+                format('alter database %I connection limit -1', datname)
+            from pg_database where datname = current_database()
+        ) as limits (owner, connections, statement)
+        where connections between 0 and 4",
+    ..Rule::DEFAULT
+};
+
 /// Two changes of a key must be numbered in the order in which they were made.
 pub(super) const SEQ_INCREASES: Rule = Rule {
     passed: "seq increases from row to row",
@@ -278,8 +296,9 @@ pub(super) const WRITERS_MAY_USE_SEQUENCE: Rule = Rule {
 };
 
 /// The rules for the outbox of this project's migrations.
-pub(super) const OUTBOX_RULES: [Rule; 17] = [
+pub(super) const OUTBOX_RULES: [Rule; 18] = [
     POSTGRES_ACCEPTS_WRITES,
+    CONNECTIONS_SUFFICE,
     Rule {
         passed: "the outbox and the relay's tables exist",
         is_prerequisite: true,

@@ -23,6 +23,10 @@ pub(crate) struct View {
     /// Records per second over the last 5 to 10 s.
     pub(crate) published_per_s: f64,
     pub(crate) in_flight: u64,
+    /// How long the brokers throttled this relay because of a quota, since it started.
+    pub(crate) throttled_s: f64,
+    /// How far the database's clock is ahead of this machine's; 0 within half a minute.
+    pub(crate) clock_skew_s: f64,
     /// Number of times that this relay was fenced because another one publishes the source.
     pub(crate) fenced: u64,
     /// Rows committed and not published. `None` while the database does not answer.
@@ -96,6 +100,8 @@ impl SharedStatus {
             published: status.published,
             published_per_s: status.published_per_s(),
             in_flight: status.in_flight,
+            throttled_s: status.throttling.total.as_secs_f64(),
+            clock_skew_s: status.clock_skew_s,
             fenced: status.restarts[Reason::Fenced as usize],
             pending_rows: pending.map(|pending| pending.rows),
             pending_is_estimate: pending.is_some_and(|pending| pending.is_estimate),

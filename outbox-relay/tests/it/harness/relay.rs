@@ -7,8 +7,8 @@ use devstack::{Addresses, Record, WAIT_TIMEOUT, eventually, read_topic};
 use outbox_relay::{
     Relay,
     config::{
-        Config, KafkaConfig, KafkaProperties, KafkaSecurity, Mapping, OnRejection, SinkKind,
-        SourceConfig,
+        Compression, Config, KafkaConfig, KafkaProperties, KafkaSecurity, Mapping, OnRejection,
+        SinkKind, SourceConfig,
     },
 };
 use tokio::task::JoinHandle;
@@ -22,12 +22,16 @@ pub(crate) struct Setup {
     pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) sink: SinkKind,
+    pub(crate) compression: Compression,
     pub(crate) security: KafkaSecurity,
     pub(crate) properties: KafkaProperties,
     pub(crate) mapping: Mapping,
     pub(crate) on_rejection: OnRejection,
     pub(crate) dead_letter_topic: Option<String>,
+    pub(crate) max_consecutive_rejections: u32,
     pub(crate) max_record_bytes: usize,
+    pub(crate) delivery_timeout: Duration,
+    pub(crate) max_in_flight_records: usize,
     /// Small, so that a test of a few hundred rows has many pages.
     pub(crate) max_page_rows: usize,
 }
@@ -47,12 +51,16 @@ impl Setup {
             brokers: Addresses::shared().brokers().to_owned(),
             topic,
             sink,
+            compression: Compression::None,
             security: KafkaSecurity::default(),
             properties: KafkaProperties::default(),
             mapping: Mapping::default(),
             on_rejection: OnRejection::Halt,
             dead_letter_topic: None,
+            max_consecutive_rejections: 100,
             max_record_bytes: 100_000,
+            delivery_timeout: Duration::from_secs(2),
+            max_in_flight_records: 1_000,
             max_page_rows: 50,
         })
     }
@@ -63,8 +71,9 @@ impl Setup {
             kafka: KafkaConfig {
                 brokers: self.brokers.clone(),
                 sink: self.sink,
-                delivery_timeout: Duration::from_secs(2),
-                max_in_flight_records: 1_000,
+                compression: self.compression,
+                delivery_timeout: self.delivery_timeout,
+                max_in_flight_records: self.max_in_flight_records,
                 max_in_flight_bytes: 8 << 20,
                 max_record_bytes: self.max_record_bytes,
                 security: self.security.clone(),
@@ -82,6 +91,7 @@ impl Setup {
                 retention: Duration::ZERO,
                 truncation_interval: Duration::from_millis(200),
                 dead_letter_topic: self.dead_letter_topic.clone(),
+                max_consecutive_rejections: self.max_consecutive_rejections,
             }],
         })
     }
@@ -126,11 +136,17 @@ impl Running {
             .context("the relay did not shut down")??
     }
 
+    /// Returns the status of the source.
+    pub(crate) async fn status(&self) -> Result<serde_json::Value> {
+        let (_, text) = outbox_relay::ask(self.admin_addr, "/status").await?;
+        let [status] = serde_json::from_str::<[serde_json::Value; 1]>(&text)?;
+        Ok(status)
+    }
+
     /// Waits until the source has restarted this many times.
     pub(crate) async fn wait_for_restarts(&self, restarts: u64) -> Result<()> {
         eventually(&format!("{restarts} restarts"), async || {
-            let (_, text) = outbox_relay::ask(self.admin_addr, "/status").await?;
-            let [status]: [serde_json::Value; 1] = serde_json::from_str(&text)?;
+            let status = self.status().await?;
             let counts = status["restarts"].as_object().context("an object")?;
             let count: u64 = counts.values().filter_map(serde_json::Value::as_u64).sum();
             Ok((count >= restarts).then_some(()))
