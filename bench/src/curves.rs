@@ -1,4 +1,4 @@
-//! Measures the cost per event by backlog, payload size and number of headers.
+//! Measures the cost per event by backlog, payload size, number of headers and compression.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +19,8 @@ pub(crate) struct Point {
     pub(crate) rows: u64,
     pub(crate) payload_bytes: u32,
     pub(crate) headers: u32,
+    /// On the broker's disk.
+    pub(crate) topic_bytes_per_event: f64,
     pub(crate) events_per_s: f64,
     pub(crate) relay_us_per_event: f64,
     pub(crate) postgres_us_per_event: f64,
@@ -26,6 +28,8 @@ pub(crate) struct Point {
     pub(crate) peak_rss_mib: f64,
 }
 
+/// Values of `kafka.compression`.
+const CODECS: [&str; 4] = ["none", "gzip", "lz4", "zstd"];
 /// Rows of the runs in which the payload or the headers vary.
 const ROWS: u64 = 200_000;
 /// Small backlogs are drained several times per round, up to this many rows in total, because the CPU
@@ -58,6 +62,13 @@ pub(crate) async fn measure(lab: &Lab, sink: &str, reach: Curves) -> Result<Vec<
     }
     for further in [0, 4, 16] {
         points.push(run("headers", backlog(ROWS, PAYLOAD_BYTES, further)).await?);
+    }
+    for (rows, payload_bytes) in [(ROWS, 200), (ROWS / 4, 2_000)] {
+        for codec in CODECS {
+            let sink = format!("{sink}+{codec}");
+            let backlog = backlog(rows, payload_bytes, 0);
+            points.push(self::run(lab, &sink, codec, backlog).await?);
+        }
     }
     let holder = lab.sql().await?;
     holder
@@ -125,6 +136,11 @@ async fn measure_starts(lab: &Lab, sink: &str, backlog: &Backlog) -> Result<Vec<
 }
 
 impl Point {
+    /// Returns whether it belongs to the comparison of codecs.
+    pub(crate) fn is_of_codec(&self) -> bool {
+        CODECS.contains(&self.what)
+    }
+
     fn of(
         what: &'static str,
         backlog: &Backlog,
@@ -142,6 +158,10 @@ impl Point {
             rows: backlog.rows,
             payload_bytes: backlog.payload_bytes,
             headers: BASE_HEADERS + backlog.further_headers,
+            topic_bytes_per_event: Spread::of(drains, |drain| {
+                drain.topic_bytes as f64 / drain.rows as f64
+            })?
+            .median,
             events_per_s: Spread::of(drains, |drain| per(drain.rows, drain.seconds))?.median,
             relay_us_per_event: us_per_event(|cpu| cpu.publisher)?,
             postgres_us_per_event: us_per_event(|cpu| cpu.postgres)?,

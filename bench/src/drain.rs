@@ -23,6 +23,8 @@ pub(crate) struct Drain {
     pub(crate) cpu: Cpu,
     /// Peak memory of the publisher.
     pub(crate) peak_rss_mib: f64,
+    /// The size of the topic. 0 for another publisher.
+    pub(crate) topic_bytes: u64,
     /// The relay's entries in `pg_stat_statements`. 0 for another publisher.
     pub(crate) statements: usize,
 }
@@ -48,6 +50,7 @@ pub(crate) async fn by_relay(lab: &Lab, rows: u64, sink: &str) -> Result<Drain> 
         relay.stop().await?;
         drain.statements = postgres_use::relay_statements(lab).await?.entries;
         check_total(lab, rows).await?;
+        drain.topic_bytes = lab.topic_bytes()?;
         Ok(drain)
     };
     step(&format!("draining, {sink} sink"), draining).await
@@ -104,6 +107,7 @@ fn watch_blocking(
         seconds: started_at.elapsed().as_secs_f64(),
         cpu: processes.cpu()?.since(cpu),
         peak_rss_mib: peak_rss_mib(processes.publisher)?,
+        topic_bytes: 0,
         statements: 0,
     })
 }

@@ -13,7 +13,7 @@ mod table;
 mod topic;
 mod usage;
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use devstack::{Kafka, Postgres, Servers, Sql, WorkDir, step};
@@ -150,6 +150,33 @@ impl Lab {
                 .pid()
                 .context("the broker is not running")?,
         })
+    }
+
+    /// Returns the size of the topic's partitions on the broker's disk, without indexes.
+    pub fn topic_bytes(&self) -> Result<u64> {
+        let prefix = format!("{}-", self.topic.name);
+        let mut bytes = 0;
+        for partition in fs::read_dir(self.servers.work_dir.path().join("kafka"))? {
+            let partition = partition?;
+            let name = partition.file_name();
+            let name = name.to_string_lossy();
+            // The folder of a deleted partition has a longer name, and is deleted a minute later.
+            let number = name.strip_prefix(&prefix);
+            if number.is_none_or(|number| number.parse::<u32>().is_err()) {
+                continue;
+            }
+            for file in fs::read_dir(partition.path())? {
+                let file = file?;
+                if file
+                    .path()
+                    .extension()
+                    .is_some_and(|extension| extension == "log")
+                {
+                    bytes += file.metadata()?.len();
+                }
+            }
+        }
+        Ok(bytes)
     }
 
     /// Truncates the outbox and flushes all dirty pages. Otherwise the kernel would write back a gigabyte of Kafka's data

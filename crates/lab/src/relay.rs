@@ -34,16 +34,18 @@ struct Status {
 }
 
 impl ConfiguredRelay {
-    /// Writes a configuration with this source.
+    /// Writes a configuration with this source. `sink` can name a compression: `kafka+zstd`.
     pub fn new(lab: &Lab, sink: &str, name: &str, source: &str) -> Result<Self> {
         let work_dir = &lab.servers.work_dir;
         let admin_addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let brokers = &lab.topic.brokers;
+        let (sink, compression) = sink.split_once('+').unwrap_or((sink, "none"));
         let config = work_dir.write(
             &format!("{name}.toml"),
             &format!(
                 "admin_addr = \"{admin_addr}\"\n\
-                 [kafka]\nbrokers = \"{brokers}\"\nsink = \"{sink}\"\n{source}"
+                 [kafka]\nbrokers = \"{brokers}\"\nsink = \"{sink}\"\n\
+                 compression = \"{compression}\"\n{source}"
             ),
         )?;
         Ok(Self {
