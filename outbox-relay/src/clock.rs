@@ -1,6 +1,6 @@
 //! The timestamps of records, when the clocks of this machine and of the database disagree.
 //!
-//! Nobody knows which clock is wrong. A timestamp in the past can make Kafka delete a new segment (`retention.ms`), so the later
+//! The relay cannot tell which clock is wrong. A timestamp in the past can make Kafka delete a new segment (`retention.ms`), so the later
 //! clock is used. A timestamp in the future makes Kafka reject the record (`message.timestamp.after.max.ms`), after which the
 //! earlier one is used.
 

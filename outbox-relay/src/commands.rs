@@ -43,6 +43,29 @@ impl Format {
     }
 }
 
+/// An event of `show`.
+#[derive(Args)]
+pub(crate) struct EventArgs {
+    /// Seq of the event, as listed
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) seq: i64,
+    /// Id of the event, if several events share the seq
+    #[arg(long)]
+    pub(crate) event_id: Option<Uuid>,
+    #[command(flatten)]
+    format: Format,
+}
+
+impl EventArgs {
+    /// Prints the events that were found. Fails if there is none.
+    fn show(&self, source: &str, what: &str, found: &[StoredEvent]) -> anyhow::Result<()> {
+        if found.is_empty() {
+            bail!("source {source} has no {what} with seq {}", self.seq);
+        }
+        self.format.print(found, describe_event)
+    }
+}
+
 /// Describes all fields of an event.
 fn describe_event(event: &StoredEvent) -> String {
     let version = event.aggregate_version.map(|version| version.to_string());

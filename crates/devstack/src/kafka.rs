@@ -14,7 +14,7 @@ pub(crate) use self::topics::{
     add_partitions, alter_topic, create_topic, delete_records_before, delete_topic, describe_topic,
     topic_names,
 };
-use crate::{processes::Process, work_dir::WorkDir};
+use crate::{ports::free_port, processes::Process, proxy::Proxy, work_dir::WorkDir};
 
 /// Options for a fast start and a small footprint, for tests.
 const LIGHT_JVM: [&str; 3] = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
@@ -53,6 +53,28 @@ impl Kafka {
     /// As [`start`](Self::start).
     pub async fn start_with_settings(work_dir: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
         Self::launch(work_dir, &LIGHT_JVM, settings, &[]).await
+    }
+
+    /// Like [`start_with_settings`](Self::start_with_settings), with a second listener that clients reach through the returned
+    /// proxy only.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), or if no port is free.
+    pub async fn start_behind_proxy(
+        work_dir: &Arc<WorkDir>,
+        settings: &[&str],
+    ) -> Result<(Self, Proxy)> {
+        let behind_proxy = format!("127.0.0.1:{}", free_port()?);
+        let proxy = Proxy::start(&behind_proxy).await?;
+        let plain = "PLAINTEXT://127.0.0.1:@PORT@";
+        let listeners = format!(
+            "listeners={plain},PROXIED://{behind_proxy},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
+             advertised.listeners={plain},PROXIED://{}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
+            proxy.address()
+        );
+        let settings = [&[&*listeners], settings].concat();
+        Ok((Self::start_with_settings(work_dir, &settings).await?, proxy))
     }
 
     /// Like [`start_with_settings`](Self::start_with_settings), with SCRAM users in the format of

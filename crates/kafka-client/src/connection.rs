@@ -238,28 +238,12 @@ async fn read_frame_up_to(
 }
 
 /// Limits the time of an operation on a broker.
-///
-/// # Errors
-/// If the operation fails, or does not end in time.
-pub async fn with_timeout<T>(
+pub(crate) async fn with_timeout<T>(
     timeout: Duration,
     address: &str,
     operation: impl Future<Output = io::Result<T>>,
 ) -> Result<T, Error> {
-    with_timeout_since(Instant::now(), timeout, address, operation).await
-}
-
-/// Limits the time of an operation that started earlier.
-///
-/// # Errors
-/// If the operation fails, or does not end in time.
-pub async fn with_timeout_since<T>(
-    started_at: Instant,
-    timeout: Duration,
-    address: &str,
-    operation: impl Future<Output = io::Result<T>>,
-) -> Result<T, Error> {
-    match tokio::time::timeout_at(started_at + timeout, operation).await {
+    match tokio::time::timeout(timeout, operation).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(err)) => Err(unavailable(address, err)),
         Err(_) => Err(Error::Unavailable(format!(

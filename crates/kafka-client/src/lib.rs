@@ -23,10 +23,7 @@ mod throttle;
 use self::api_versions::ApiVersions;
 pub use self::{
     cluster::Cluster,
-    connection::{
-        Connection, Reader, Writer, is_stale, read_frame, unavailable, with_timeout,
-        with_timeout_since,
-    },
+    connection::{Connection, Reader, Writer, is_stale, read_frame, unavailable},
     dial::dial,
     epochs::EpochEnd,
     error::Error,

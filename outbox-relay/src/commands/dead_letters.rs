@@ -8,7 +8,7 @@ use cli::{say, visible};
 use outbox_relay::{DeadLetter, DeadLetters, Retried, Selection, config::Config};
 use uuid::Uuid;
 
-use super::{Format, Source, bail_ambiguous, describe_event, pluralize};
+use super::{EventArgs, Format, Source, bail_ambiguous, pluralize};
 
 #[derive(Subcommand)]
 pub(crate) enum DeadLettersCommand {
@@ -32,39 +32,33 @@ pub(crate) enum DeadLettersCommand {
     Show {
         #[command(flatten)]
         source: Source,
-        /// Seq of the event, as listed
-        #[arg(long, allow_negative_numbers = true)]
-        seq: i64,
-        /// Id of the event, if several events share the seq
-        #[arg(long)]
-        event_id: Option<Uuid>,
         #[command(flatten)]
-        format: Format,
+        event: EventArgs,
     },
     /// Park dead letters and retry them in the order of the outbox
     ///
-    /// The leader retries within ten seconds, and later events of their keys wait from then on. An event that is rejected again stays parked. At most 1,000 events are parked at a
-    /// time. A dead letter is published after later events of its key that were published already: retry it only if its version
-    /// is the newest of its key, or consumers compare versions.
+    /// The leader retries within ten seconds, and later events of their keys wait from then on. An event that is rejected again
+    /// stays parked. At most 1,000 events are parked at a time. A dead letter is published after later events of its key that
+    /// were published already: retry it only if its version is the newest of its key, or consumers compare versions.
     Retry {
         #[command(flatten)]
         source: Source,
         #[command(flatten)]
-        which: Which,
+        selectors: Selectors,
     },
     /// Delete dead letters; their events are never published
     Drop {
         #[command(flatten)]
         source: Source,
         #[command(flatten)]
-        which: Which,
+        selectors: Selectors,
     },
 }
 
 /// At least one is required, so that nothing is selected by mistake. Several narrow the selection.
 #[derive(Args)]
 #[group(required = true, multiple = true)]
-pub(crate) struct Which {
+pub(crate) struct Selectors {
     /// Select this seq, as listed
     #[arg(long, allow_negative_numbers = true)]
     seq: Option<i64>,
@@ -85,7 +79,7 @@ pub(crate) struct Which {
     all: bool,
 }
 
-impl Which {
+impl Selectors {
     fn selection(&self) -> Selection {
         let days = |days| Duration::from_hours(24 * u64::from(days));
         Selection {
@@ -131,36 +125,28 @@ impl DeadLettersCommand {
                 let has_more = found.len() > usize::try_from(*limit)?;
                 found.truncate(usize::try_from(*limit)?);
                 format.print(&found, describe_dead_letter)?;
-                match (format.json, found.is_empty()) {
-                    (true, _) => {}
-                    (false, true) => say!("source {source} has no such dead letters"),
-                    (false, false) if has_more => say!("there are more; raise --limit"),
-                    (false, false) => {}
+                if found.is_empty() && !format.json {
+                    say!("source {source} has no such dead letters");
+                } else if has_more && !format.json {
+                    say!("there are more; raise --limit");
                 }
                 Ok(())
             }
-            Self::Show {
-                seq,
-                event_id,
-                format,
-                ..
-            } => {
-                let events = dead_letters.find(*seq, *event_id).await?;
-                if events.is_empty() {
-                    bail!("source {source} has no dead letter with seq {seq}");
-                }
-                format.print(&events, describe_event)
+            Self::Show { event, .. } => {
+                let events = dead_letters.find(event.seq, event.event_id).await?;
+                event.show(source, "dead letter", &events)
             }
-            Self::Retry { which, .. } => {
-                ensure_unambiguous(&dead_letters, source, which).await?;
-                let Retried { moved, remaining } = dead_letters.retry(&which.selection()).await?;
-                ensure_found(source, which, moved + remaining)?;
+            Self::Retry { selectors, .. } => {
+                ensure_unambiguous(&dead_letters, source, selectors).await?;
+                let Retried { moved, remaining } =
+                    dead_letters.retry(&selectors.selection()).await?;
+                ensure_found(source, selectors, moved + remaining)?;
                 report_retry(source, moved, remaining)
             }
-            Self::Drop { which, .. } => {
-                ensure_unambiguous(&dead_letters, source, which).await?;
-                let deleted = dead_letters.delete(&which.selection()).await?;
-                ensure_found(source, which, deleted)?;
+            Self::Drop { selectors, .. } => {
+                ensure_unambiguous(&dead_letters, source, selectors).await?;
+                let deleted = dead_letters.delete(&selectors.selection()).await?;
+                ensure_found(source, selectors, deleted)?;
                 say!("{source}: deleted {}", pluralize(deleted, "dead letter"));
                 Ok(())
             }
@@ -172,12 +158,12 @@ impl DeadLettersCommand {
 async fn ensure_unambiguous(
     dead_letters: &DeadLetters,
     source: &str,
-    which: &Which,
+    selectors: &Selectors,
 ) -> anyhow::Result<()> {
-    let (Some(seq), None) = (which.seq, which.event_id) else {
+    let (Some(seq), None) = (selectors.seq, selectors.event_id) else {
         return Ok(());
     };
-    let found = dead_letters.list(&which.selection(), 10).await?;
+    let found = dead_letters.list(&selectors.selection(), 10).await?;
     if found.len() > 1 {
         let event_ids: Vec<Uuid> = found.iter().map(|found| found.event_id).collect();
         bail_ambiguous(source, "dead letters", seq, &event_ids)?;
@@ -186,8 +172,9 @@ async fn ensure_unambiguous(
 }
 
 /// Fails if one event or key was selected and there is none. Otherwise a selection may be empty.
-fn ensure_found(source: &str, which: &Which, found: u64) -> anyhow::Result<()> {
-    let names_one = which.seq.is_some() || which.event_id.is_some() || which.key.is_some();
+fn ensure_found(source: &str, selectors: &Selectors, found: u64) -> anyhow::Result<()> {
+    let names_one =
+        selectors.seq.is_some() || selectors.event_id.is_some() || selectors.key.is_some();
     if found == 0 && names_one {
         bail!("source {source} has no dead letter that matches all selectors");
     }
@@ -206,8 +193,8 @@ fn report_retry(source: &str, moved: u64, remaining: u64) -> anyhow::Result<()> 
     }
     if remaining > 0 {
         say!(
-            "{source}: {} not retried, because 1,000 events are parked, or a key or topic is too long. Repeat the command when fewer are \
-             parked",
+            "{source}: {} not retried, because 1,000 events are parked, or a key or topic is too long. Repeat the command when \
+             fewer are parked",
             pluralize(remaining, "dead letter")
         );
     }

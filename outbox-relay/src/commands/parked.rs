@@ -8,7 +8,7 @@ use cli::{say, visible};
 use outbox_relay::{DropOutcome, ParkedKey, ParkedKeys, config::Config};
 use uuid::Uuid;
 
-use super::{Format, Source, bail_ambiguous, describe_event, pluralize};
+use super::{EventArgs, Format, Source, bail_ambiguous, pluralize};
 
 #[derive(Subcommand)]
 pub(crate) enum ParkedCommand {
@@ -23,14 +23,8 @@ pub(crate) enum ParkedCommand {
     Show {
         #[command(flatten)]
         source: Source,
-        /// Seq of the event
-        #[arg(long, allow_negative_numbers = true)]
-        seq: i64,
-        /// Id of the event, if several events share the seq
-        #[arg(long)]
-        event_id: Option<Uuid>,
         #[command(flatten)]
-        format: Format,
+        event: EventArgs,
     },
     /// Retry the rejected event of a key and the events behind it; the leader does so within a second
     Retry {
@@ -84,17 +78,9 @@ impl ParkedCommand {
                 }
                 format.print(&keys, describe_key)
             }
-            Self::Show {
-                seq,
-                event_id,
-                format,
-                ..
-            } => {
-                let events = parked.find(*seq, *event_id).await?;
-                if events.is_empty() {
-                    bail!("source {source} has no parked event with seq {seq}");
-                }
-                format.print(&events, describe_event)
+            Self::Show { event, .. } => {
+                let events = parked.find(event.seq, event.event_id).await?;
+                event.show(source, "parked event", &events)
             }
             Self::Retry { keys, .. } => {
                 let keys_to_retry = parked.retry(keys.key.as_deref()).await?;

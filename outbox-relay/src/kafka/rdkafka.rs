@@ -1,32 +1,30 @@
 //! The sink based on librdkafka: widely used, slower than the native client.
 
 mod access;
+mod delivery;
 mod queue;
+mod watchdog;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use rdkafka::{
-    ClientConfig, ClientContext, Statistics,
+    ClientConfig,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
     client::DefaultClientContext,
-    config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
-    message::{Header, Headers as _, Message as _, OwnedHeaders},
-    producer::{
-        BaseRecord, DeliveryResult, NoCustomPartitioner, Producer as _, ProducerContext,
-        PurgeConfig, ThreadedProducer,
-    },
+    message::{Header, OwnedHeaders},
+    producer::{BaseRecord, Producer as _, PurgeConfig, ThreadedProducer},
 };
-
 use tokio::{task::JoinHandle, time::Instant};
 
-use self::{access::client_config, queue::Queue};
+use self::{
+    access::client_config,
+    delivery::{DeliveryReports, classify},
+    queue::Queue,
+    watchdog::Watchdog,
+};
 use super::{
-    Acknowledgements, RejectionCause, Sink, SinkError, SinkOptions,
+    Acknowledgements, Sink, SinkError, SinkOptions,
     native::{batch_bytes, diagnose_connection},
 };
 use crate::{kafka::record::Record, postgres::lease::Lease};
@@ -38,8 +36,6 @@ pub(crate) const MAX_BATCH_BYTES: usize = 1_000_000;
 /// The pause before a retry while librdkafka's queue has reached its limit on bytes.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
 const TOPIC_MISSING: &str = "the topic does not exist, or the relay may not describe it";
-/// The resolution of the age of records in flight and of the queue's limit.
-const AGE_INTERVAL: Duration = Duration::from_millis(50);
 /// The interval of librdkafka's statistics, which have the throttle times.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(5);
 /// The limit on connecting, and on metadata requests.
@@ -294,144 +290,5 @@ fn connect(
             Err(err) if Instant::now() > deadline => return Err(unavailable(err)),
             Err(_) => acknowledgements.ensure_usable()?,
         }
-    }
-}
-
-/// Purges all records when one fails, or when the oldest in flight becomes too old. librdkafka itself expires records one by
-/// one and would send younger records after the gap. Also adapts the limit of the queue.
-struct Watchdog {
-    producer: Weak<ThreadedProducer<DeliveryReports>>,
-    acknowledgements: Acknowledgements,
-    queue: Arc<Queue>,
-    delivery_timeout: Duration,
-}
-
-impl Watchdog {
-    async fn run(self) {
-        let failing = wait_for_failure(&self.acknowledgements, &self.queue, self.delivery_timeout);
-        failing.await;
-        if let Some(producer) = self.producer.upgrade() {
-            producer.purge(PurgeConfig::default().queue().inflight());
-        }
-    }
-}
-
-/// Waits until the sink fails. Fails it if the oldest record in flight becomes too old.
-async fn wait_for_failure(
-    acknowledgements: &Acknowledgements,
-    queue: &Queue,
-    delivery_timeout: Duration,
-) {
-    // Before librdkafka expires single records.
-    let limit = delivery_timeout * 3 / 4;
-    let mut rate = queue::RateLimiter::new(delivery_timeout);
-    // The number of records sent, by time.
-    let mut sent: VecDeque<(u64, Instant)> = VecDeque::new();
-    loop {
-        tokio::select! {
-            _ = acknowledgements.failed() => return,
-            () = tokio::time::sleep(AGE_INTERVAL) => {}
-        }
-        let (count, now) = (acknowledgements.sent(), Instant::now());
-        rate.adapt(queue, now);
-        if sent.back().is_none_or(|(known, _)| *known < count) {
-            sent.push_back((count, now));
-        }
-        let acknowledged = acknowledgements.acknowledged();
-        while sent
-            .front()
-            .is_some_and(|(count, _)| *count <= acknowledged)
-        {
-            sent.pop_front();
-        }
-        if sent.front().is_some_and(|(_, at)| now - *at > limit) {
-            let reason = format!("no acknowledgement within {} s", limit.as_secs_f64());
-            acknowledgements.fail(SinkError::Unavailable(reason));
-            return;
-        }
-    }
-}
-
-/// Receives delivery reports, on librdkafka's thread.
-struct DeliveryReports {
-    acknowledgements: Acknowledgements,
-    queue: Arc<Queue>,
-}
-
-impl ClientContext for DeliveryReports {
-    /// At debug level: librdkafka logs every second while a broker is unreachable, and failures are reported elsewhere.
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, message, "librdkafka");
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        let brokers = statistics.brokers.into_values();
-        let throttled_ms: i64 = brokers
-            .filter_map(|broker| Some(broker.throttle?.sum))
-            .sum();
-        let throttle_time = Duration::from_millis(u64::try_from(throttled_ms).unwrap_or(0));
-        self.acknowledgements.record_throttle(throttle_time);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        use RDKafkaErrorCode as Code;
-        tracing::debug!(%error, reason, "librdkafka");
-        // An idle relay would not notice otherwise that the brokers are unreachable.
-        if let Some(Code::Fatal | Code::AllBrokersDown | Code::SSL | Code::Authentication) =
-            error.rdkafka_error_code()
-        {
-            let reason = reason.to_owned();
-            self.acknowledgements.fail(SinkError::Unavailable(reason));
-        }
-    }
-}
-
-impl ProducerContext<NoCustomPartitioner> for DeliveryReports {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
-        let message = match result {
-            Ok(message) | Err((_, message)) => message,
-        };
-        let headers = message
-            .headers()
-            .into_iter()
-            .flat_map(|headers| headers.iter());
-        let headers = headers.map(|header| (header.key, header.value.unwrap_or_default()));
-        let bytes = queue::bytes_of(
-            message.key().unwrap_or_default(),
-            message.payload(),
-            headers,
-        );
-        self.queue.remove(bytes);
-        match result {
-            Ok(_) => self.acknowledgements.acknowledge([number as u64]),
-            Err((err, message)) => self.acknowledgements.fail(classify(err, message.topic())),
-        }
-    }
-}
-
-/// Distinguishes rejections from errors after which a new producer may succeed.
-fn classify(err: &KafkaError, topic: &str) -> SinkError {
-    use RDKafkaErrorCode as Code;
-    match err.rdkafka_error_code() {
-        Some(
-            Code::MessageSizeTooLarge
-            | Code::InvalidMessageSize
-            | Code::MessageBatchTooLarge
-            | Code::InvalidRecord
-            | Code::UnknownTopic
-            | Code::UnknownTopicOrPartition
-            | Code::UnknownPartition
-            | Code::InvalidTopic
-            | Code::PolicyViolation,
-        ) => SinkError::rejected(topic, err),
-        Some(Code::TopicAuthorizationFailed) => {
-            SinkError::rejected(topic, err).because_of(RejectionCause::Environment)
-        }
-        Some(Code::InvalidTimestamp) => {
-            SinkError::rejected(topic, err).because_of(RejectionCause::Clock)
-        }
-        _ => SinkError::Unavailable(err.to_string()),
     }
 }

@@ -121,7 +121,7 @@ impl SinkError {
     }
 
     /// Changes the cause of a rejection.
-    pub(crate) fn because_of(mut self, new: RejectionCause) -> Self {
+    pub(crate) fn with_cause(mut self, new: RejectionCause) -> Self {
         if let Self::Rejected { cause, .. } = &mut self {
             *cause = new;
         }

@@ -57,6 +57,8 @@ pub(crate) struct SourceStatus {
     pub(crate) truncations: Option<u64>,
     /// The reason why published partitions are not truncated.
     pub(crate) truncation_warning: Option<Warning>,
+    /// The reason why the address of the database cannot be verified.
+    pub(crate) address_warning: Option<Warning>,
     /// The last measurement of the database and when it was made.
     measured: Option<(Measurement, Instant)>,
     /// The dead letters of that measurement.
@@ -202,6 +204,7 @@ impl SourceStatus {
             checkpoint_at: None,
             truncations: None,
             truncation_warning: None,
+            address_warning: None,
             pending_since: None,
             measured: None,
             dead_letters: 0,
@@ -217,6 +220,7 @@ impl SourceStatus {
         self.in_flight = 0;
         self.stalled_since = None;
         self.truncation_warning = None;
+        self.address_warning = None;
         self.restarts[failure.reason as usize] += 1;
         self.last_failure = Some((failure.clone(), Instant::now()));
         self.failure = Some(failure);
@@ -287,6 +291,7 @@ impl SourceStatus {
             .chain(throttled)
             .chain(Warning::clock(self.clock_skew_s))
             .chain(self.truncation_warning.clone())
+            .chain(self.address_warning.clone())
             .chain(unmeasured.map(|(_, warning)| warning.clone()))
             .collect()
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::error::SourceError;
 use crate::{
     config::SourceConfig,
+    ops::status::{SharedStatus, Warning, WarningReason},
     postgres::{
         leader::Leadership, session::DatabaseError, verification::connect_to_leaders_database,
     },
@@ -14,23 +15,34 @@ use crate::{
 /// The interval between two connections.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Connects to the database periodically. Returns the error if it is not the leader's.
+/// Connects to the database periodically. Returns the error if it is not the leader's. Reports other errors: the leader's own
+/// sessions can work although no new one can be opened.
 pub(super) async fn run_address_monitor(
     config: &SourceConfig,
     leadership: &Leadership,
+    status: &SharedStatus,
 ) -> SourceError {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let identity = leadership.identity();
         let connecting = connect_to_leaders_database(config, identity, "outbox-relay address");
-        match connecting.await {
-            Ok(_) => {}
+        let warning = match connecting.await {
+            Ok(_) => None,
             Err(err @ DatabaseError::Moved) => return err.into(),
-            // The leader's own sessions report an unavailable database.
             Err(err) => {
                 let error = cli::chain(&err);
-                tracing::debug!(source = %config.name, error, "failed to verify the address of the database");
+                Some(Warning {
+                    reason: WarningReason::Address,
+                    message: format!("failed to verify the address of the database: {error}"),
+                    hint: err.hint().to_owned(),
+                })
             }
+        };
+        if let Some(Warning { message, hint, .. }) = &warning
+            && status.get().address_warning.is_none()
+        {
+            tracing::warn!(source = %config.name, hint, "{message}");
         }
+        status.update(|status| status.address_warning = warning);
     }
 }

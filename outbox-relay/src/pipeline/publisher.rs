@@ -89,7 +89,7 @@ impl<S: Sink> Publisher<'_, S> {
         let ended = tokio::select! {
             result = self.publish_rows() => result,
             never = run_truncation(config, leadership, status) => match never {},
-            err = run_address_monitor(config, leadership) => Err(err),
+            err = run_address_monitor(config, leadership, status) => Err(err),
             never = restore_max_in_flight(&acknowledgements, max_in_flight) => match never {},
             err = &mut checkpointer => return self.store_acknowledged(&reporter, Err(err)).await,
         };
@@ -383,7 +383,7 @@ impl<S: Sink> Publisher<'_, S> {
             {
                 Ok(Some(match rejection.cause() {
                     RejectionCause::Clock if has_own_timestamp => {
-                        rejection.because_of(RejectionCause::Record)
+                        rejection.with_cause(RejectionCause::Record)
                     }
                     _ => rejection,
                 }))

@@ -71,7 +71,7 @@ impl<S: Sink> Publisher<'_, S> {
                     (OnRejection::DeadLetter, RejectionCause::Record) => HaltCause::Streak,
                     _ => HaltCause::Policy,
                 };
-                return Err(halt(row, halt_cause, rejection));
+                return Err(halting_error(row, halt_cause, rejection));
             }
         }
         let (source, event_id, seq) = (&self.config.name, row.event_id, row.seq);
@@ -157,7 +157,7 @@ impl<S: Sink> Publisher<'_, S> {
                 None => self.rejections.unpark((&row).into(), topic, key).await?,
                 // The retry must not end with it.
                 Some(rejection) if rejection.cause() == RejectionCause::Clock => {
-                    return Err(halt(&row, HaltCause::Environment, rejection));
+                    return Err(halting_error(&row, HaltCause::Environment, rejection));
                 }
                 Some(rejection) => {
                     let reason = rejection.to_string();
@@ -230,7 +230,7 @@ impl<S: Sink> Publisher<'_, S> {
 }
 
 /// Returns the error of a rejected row that blocks its source.
-fn halt(row: &Row<'_>, halt_cause: HaltCause, rejection: SinkError) -> SourceError {
+fn halting_error(row: &Row<'_>, halt_cause: HaltCause, rejection: SinkError) -> SourceError {
     SourceError::Rejected {
         halt_cause,
         event_id: row.event_id,

@@ -43,7 +43,7 @@ fn versions_of(records: &[Record], key: &str) -> Vec<i64> {
     of_key.map(Record::version).collect()
 }
 
-/// With `dead_letter` and `halt` nobody has to do anything but to grant the permission again.
+/// With `dead_letter` and `halt`, granting the permission again is enough.
 async fn a_revoked_permission_delays_events_and_loses_none(sink: SinkKind) -> Result<()> {
     let seconds =
         std::env::var("REVOKED_SECONDS").map_or(Ok(REVOKED_SECONDS), |text| text.parse())?;

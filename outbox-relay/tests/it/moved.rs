@@ -126,6 +126,27 @@ async fn a_leader_follows_the_address_of_its_database() -> Result<()> {
     relay.stop().await
 }
 
+/// The leader's sessions work, but a failover would go unnoticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_cannot_be_verified_is_reported() -> Result<()> {
+    let setup = Setup::new("address_unknown", SinkKind::Kafka).await?;
+    let url_file = UrlFile::new(&setup)?;
+    let relay = url_file.start(&setup).await?;
+    relay.wait_for_state(200, "test: idle").await?;
+    let elsewhere = "postgres://relay:secret@127.0.0.1:1/nowhere";
+    url_file.work_dir.write("url", elsewhere)?;
+    relay
+        .wait_for_state(200, "failed to verify the address of the database")
+        .await?;
+    url_file.point_to(&setup)?;
+    eventually("no warning", async || {
+        let warnings = relay.status().await?["warnings"].clone();
+        Ok((warnings == serde_json::json!([])).then_some(()))
+    })
+    .await?;
+    relay.stop().await
+}
+
 /// The copy contains the checkpoint with the instance that distinguishes relays for the brokers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_and_its_copy_are_published_side_by_side() -> Result<()> {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
-use devstack::{Fault, Kafka, Proxy, WorkDir, eventually, free_port, read_topic};
+use devstack::{Fault, Kafka, WorkDir, eventually, read_topic};
 use outbox_relay::config::SinkKind;
 use serde_json::Value;
 
@@ -167,16 +167,7 @@ async fn a_suspended_broker_delays_records_and_repeats_none(sink: SinkKind) -> R
 /// The requests in flight take longer than the delivery timeout together, each of them less.
 async fn a_slow_link_delays_records_and_repeats_none(sink: SinkKind) -> Result<()> {
     let work_dir = Arc::new(WorkDir::new()?);
-    let behind_proxy = format!("127.0.0.1:{}", free_port()?);
-    let proxy = Proxy::start(&behind_proxy).await?;
-    let plain = "PLAINTEXT://127.0.0.1:@PORT@";
-    let listeners = format!(
-        "listeners={plain},PROXIED://{behind_proxy},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
-         advertised.listeners={plain},PROXIED://{}\n\
-         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
-        proxy.address()
-    );
-    let kafka = Kafka::start_with_settings(&work_dir, &[&listeners]).await?;
+    let (kafka, proxy) = Kafka::start_behind_proxy(&work_dir, &[]).await?;
     let mut patience = Patience::with_broker("slow_link", sink, work_dir, kafka).await?;
     patience.setup.brokers = proxy.address();
     patience.setup.max_record_bytes = 1_000_000;

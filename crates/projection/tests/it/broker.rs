@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use devstack::{Addresses, Kafka, Proxy, WorkDir, free_port};
+use devstack::{Addresses, Kafka, Proxy, WorkDir};
 
 use crate::harness::Setup;
 
@@ -16,18 +16,9 @@ pub(crate) struct TestBroker {
 impl TestBroker {
     pub(crate) async fn start() -> Result<Self> {
         let work_dir = Arc::new(WorkDir::new()?);
-        let behind_proxy = format!("127.0.0.1:{}", free_port()?);
-        let proxy = Proxy::start(&behind_proxy).await?;
-        let plain = "PLAINTEXT://127.0.0.1:@PORT@";
-        let listeners = format!(
-            "listeners={plain},PROXIED://{behind_proxy},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
-             advertised.listeners={plain},PROXIED://{}\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
-            proxy.address()
-        );
         let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
              allow.everyone.if.no.acl.found=true";
-        let kafka = Kafka::start_with_settings(&work_dir, &[&listeners, authorizer]).await?;
+        let (kafka, proxy) = Kafka::start_behind_proxy(&work_dir, &[authorizer]).await?;
         Ok(Self {
             kafka,
             proxy,

@@ -64,7 +64,7 @@ impl From<kafka_client::Error> for SinkError {
             E::Unavailable(reason) => Self::Unavailable(reason),
             E::TopicDenied(topic) => {
                 let reason = ResponseError::TopicAuthorizationFailed;
-                Self::rejected(&topic, reason).because_of(RejectionCause::Environment)
+                Self::rejected(&topic, reason).with_cause(RejectionCause::Environment)
             }
             E::InvalidTopic(topic) => Self::rejected(&topic, ResponseError::InvalidTopicException),
             E::UnknownTopic(_) | E::UnknownPartition { .. } => Self::Unavailable(err.to_string()),

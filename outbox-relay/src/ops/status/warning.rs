@@ -26,16 +26,19 @@ pub(crate) enum WarningReason {
     Unmeasured,
     /// The brokers throttle this relay because of a quota.
     Throttled,
+    /// The relay cannot verify that the database's address leads to the leader's database.
+    Address,
     /// The clocks of this machine and of the database disagree.
     Clock,
 }
 
 impl WarningReason {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::UnpublishableRows,
         Self::Truncation,
         Self::Unmeasured,
         Self::Throttled,
+        Self::Address,
         Self::Clock,
     ];
 
@@ -45,6 +48,7 @@ impl WarningReason {
             Self::Truncation => "truncation",
             Self::Unmeasured => "unmeasured",
             Self::Throttled => "throttled",
+            Self::Address => "address",
             Self::Clock => "clock",
         }
     }

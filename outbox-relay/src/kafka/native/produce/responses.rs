@@ -163,9 +163,9 @@ fn classify(
         | E::InvalidTopicException
         | E::PolicyViolation => SinkError::rejected(topic, reason),
         E::TopicAuthorizationFailed => {
-            SinkError::rejected(topic, reason).because_of(RejectionCause::Environment)
+            SinkError::rejected(topic, reason).with_cause(RejectionCause::Environment)
         }
-        E::InvalidTimestamp => SinkError::rejected(topic, reason).because_of(RejectionCause::Clock),
+        E::InvalidTimestamp => SinkError::rejected(topic, reason).with_cause(RejectionCause::Clock),
         _ => unavailable(
             address,
             format!("partition {topic}-{}: {reason}", partition.index),
