@@ -3,8 +3,7 @@
 //! - `OUTBOX_RELAY_ADMIN_ADDR`: `admin_addr`
 //! - `OUTBOX_RELAY_KAFKA_BROKERS`: `kafka.brokers`
 //! - `OUTBOX_RELAY_KAFKA_TLS_<SETTING>`: `ca_file`, `certificate_file`, `key_file` of `kafka.tls`
-//! - `OUTBOX_RELAY_KAFKA_SASL_<SETTING>`: `mechanism`, `username`, `password` or `password_file` of
-//!   `kafka.sasl`
+//! - `OUTBOX_RELAY_KAFKA_SASL_<SETTING>`: each setting of `kafka.sasl` except `extensions`
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL`: `database_url` of the source with that name, in upper case,
 //!   with `_` in place of every character that is neither a letter nor a digit
 //! - `OUTBOX_RELAY_<SOURCE>_DATABASE_URL_FILE`: `database_url_file` of that source
@@ -15,8 +14,9 @@ mod names;
 mod properties;
 #[cfg(test)]
 mod reference;
-mod security;
+mod sasl;
 mod source;
+mod tls;
 mod toml_error;
 
 use std::{collections::HashSet, env, net::SocketAddr, path::Path, time::Duration};
@@ -34,7 +34,10 @@ use self::{
     toml_error::describe_toml_error,
 };
 pub use self::{mapping::Mapping, properties::KafkaProperties};
-pub use kafka_client::{Mechanism, Sasl, Security as KafkaSecurity};
+pub use kafka_client::{
+    ClientCredentials, Extensions, PasswordMechanism, Sasl, Security as KafkaSecurity,
+    TokenEndpoint, TokenSource, TokenUrl,
+};
 
 /// A validated configuration.
 #[derive(Clone, Debug)]
@@ -340,10 +343,17 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.kafka.brokers, "kafka:9092");
-        let sasl = config.kafka.security.sasl.as_ref().unwrap();
-        assert_eq!(sasl.mechanism, Mechanism::ScramSha512);
-        assert_eq!(sasl.username, "relay");
-        assert_eq!(sasl.password.read().unwrap().expose_secret(), "hunter2");
+        let Some(Sasl::Password {
+            mechanism,
+            username,
+            password,
+        }) = &config.kafka.security.sasl
+        else {
+            panic!("{:?}", config.kafka.security);
+        };
+        assert_eq!(*mechanism, PasswordMechanism::ScramSha512);
+        assert_eq!(username, "relay");
+        assert_eq!(password.read().unwrap().expose_secret(), "hunter2");
         assert!(!format!("{config:?}").contains("hunter2"));
         assert_eq!(config.sources[0].database_url.dbname().unwrap(), "db");
     }

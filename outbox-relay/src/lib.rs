@@ -90,10 +90,11 @@ impl Relay {
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Config { kafka, sources, .. } = self.config;
         tracing::info!(address = %self.admin_addr, sources = sources.len(), "listening");
-        if kafka.security.sends_plaintext_password() {
+        if kafka.security.sends_plaintext_secret() {
             tracing::warn!(
-                hint = "Add [kafka.tls], or set kafka.sasl.mechanism to SCRAM-SHA-512.",
-                "the password is sent to Kafka in plain text"
+                hint = "Add [kafka.tls] and use https for kafka.sasl.token_endpoint, or set kafka.sasl.mechanism to \
+                        SCRAM-SHA-512.",
+                "a password or token is sent in plain text"
             );
         }
         let mut tasks = JoinSet::new();

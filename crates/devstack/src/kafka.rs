@@ -77,17 +77,19 @@ impl Kafka {
         Ok((Self::start_with_settings(work_dir, &settings).await?, proxy))
     }
 
-    /// Like [`start_with_settings`](Self::start_with_settings), with SCRAM users in the format of
-    /// `kafka-storage.sh format --add-scram`.
+    /// Like [`start_with_settings`](Self::start_with_settings), with additional JVM options, and with SCRAM users in the
+    /// format of `kafka-storage.sh format --add-scram`.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_with_users(
         work_dir: &Arc<WorkDir>,
+        jvm_options: &[&str],
         settings: &[&str],
         users: &[&str],
     ) -> Result<Self> {
-        Self::launch(work_dir, &LIGHT_JVM, settings, users).await
+        let jvm_options = [&LIGHT_JVM, jvm_options].concat();
+        Self::launch(work_dir, &jvm_options, settings, users).await
     }
 
     async fn launch(

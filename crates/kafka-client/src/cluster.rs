@@ -19,8 +19,8 @@ const MAX_KNOWN_BROKERS: usize = 10;
 /// A client of a cluster. It keeps a connection to one broker, and one to each partition leader that it sent requests
 /// to. The next call replaces a connection that failed or that the broker closed.
 ///
-/// A method waits at most [`Options::timeout`] for each response, after a throttle time that the last one announced. If it has to connect, it waits at most seven times as
-/// long for each broker it tries: for TCP, TLS, three messages of SASL, ApiVersions and Metadata. All methods are
+/// A method waits at most [`Options::timeout`] for each response, after a throttle time that the last one announced. If it has to connect, it waits at most eight times as
+/// long for each broker it tries: for TCP, TLS, a token or three messages of SASL, ApiVersions and Metadata. All methods are
 /// cancel-safe.
 pub struct Cluster {
     bootstrap: Vec<String>,

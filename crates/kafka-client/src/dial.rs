@@ -20,7 +20,7 @@ use crate::{
 /// The part of a SASL session's lifetime after which the connection is replaced. The rest is for requests in flight.
 const USED_LIFETIME_PERCENT: u32 = 80;
 
-/// Connects to `host:port`, with TLS and SASL as configured. Each of the at most five waits, two of them for TCP and TLS,
+/// Connects to `host:port`, with TLS and SASL as configured. Each of the at most five waits, for TCP, TLS, a token and messages of SASL,
 /// is limited by `options.timeout`.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! A small Kafka client: connections in Kafka's own protocol, for what librdkafka does not expose.
 //!
 //! - [`Cluster`] connects to the first broker that responds, describes topics, and finds the end of a leader epoch.
-//! - [`dial`] opens a [`Connection`] to one broker: TCP, TLS, and SASL with PLAIN or SCRAM.
+//! - [`dial`] opens a [`Connection`] to one broker: TCP, TLS, and SASL with PLAIN, SCRAM or OAUTHBEARER.
 //! - [`validate_response`] compares every length in a response with the received bytes before it is decoded.
 //!
 //! Waits are limited by [`Options::timeout`] and the throttle times that brokers announce, responses to 16 MiB, and before authentication to 64 KiB.
@@ -19,6 +19,8 @@ mod sasl;
 mod scram;
 mod security;
 mod throttle;
+mod token;
+mod token_endpoint;
 
 use self::api_versions::ApiVersions;
 pub use self::{
@@ -28,8 +30,10 @@ pub use self::{
     epochs::EpochEnd,
     error::Error,
     metadata::{PartitionMetadata, TopicMetadata},
-    options::{Hints, Options},
+    options::{Hints, Options, TokenHints},
     response_layout::{MalformedResponse, validate as validate_response},
-    security::{Mechanism, Sasl, Security},
+    security::{PasswordMechanism, Sasl, Security},
     throttle::Throttled,
+    token::{Extensions, TokenSource},
+    token_endpoint::{ClientCredentials, TokenEndpoint, TokenUrl},
 };

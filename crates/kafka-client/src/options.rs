@@ -35,8 +35,23 @@ pub struct Hints {
     pub mechanism: &'static str,
     /// For a wrong SASL user name or password.
     pub credentials: &'static str,
+    /// For tokens.
+    pub tokens: TokenHints,
     /// For a broker that does not support a required API version.
     pub old_broker: &'static str,
     /// The names of the settings of certificates.
+    pub certificates: tls::Settings,
+}
+
+/// What errors of OAUTHBEARER advise.
+#[derive(Debug)]
+pub struct TokenHints {
+    /// For a token from a file that a broker rejects.
+    pub file: &'static str,
+    /// For a client that an authorization server rejects, and for its token that a broker rejects.
+    pub client_credentials: &'static str,
+    /// For an address that does not respond as an authorization server.
+    pub endpoint: &'static str,
+    /// The names of the settings of the authorization server's certificate.
     pub certificates: tls::Settings,
 }

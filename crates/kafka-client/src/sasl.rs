@@ -8,11 +8,11 @@ use kafka_protocol::{
     messages::{SaslAuthenticateRequest, SaslHandshakeRequest},
     protocol::StrBytes,
 };
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
 
 use crate::{
-    Error, Hints, Mechanism, Options, Sasl,
+    Error, Hints, Options, PasswordMechanism, Sasl,
     connection::{Connection, unavailable},
     scram::Scram,
 };
@@ -28,52 +28,74 @@ pub(crate) async fn authenticate(
     sasl: &Sasl,
     options: &Options,
 ) -> Result<Option<Instant>, Error> {
-    let password = sasl.password.read();
-    let password = password.map_err(|err| Error::Unavailable(err.to_string()))?;
-    handshake(connection, sasl.mechanism, options).await?;
-    // Before the broker's clock for the session starts.
-    let started_at = Instant::now();
-    let mut session = Session {
-        connection,
-        sasl,
-        timeout: options.timeout,
-        hints: options.hints,
-        lifetime: Duration::ZERO,
-    };
-    match sasl.mechanism {
-        Mechanism::Plain => session.authenticate_plain(&password).await?,
-        Mechanism::ScramSha256 | Mechanism::ScramSha512 => {
-            session.authenticate_scram(&password).await?
+    // Secrets are read before the handshake, after which the broker waits for them.
+    match sasl {
+        Sasl::Password {
+            mechanism,
+            username,
+            password,
+        } => {
+            let password = password.read();
+            let password = password.map_err(|err| Error::Unavailable(err.to_string()))?;
+            let password = password.expose_secret();
+            let mut session = Session::start(connection, sasl, options).await?;
+            let authenticated = match mechanism {
+                PasswordMechanism::Plain => session.send_password(username, password).await,
+                PasswordMechanism::ScramSha256 | PasswordMechanism::ScramSha512 => {
+                    let scram = Scram::new(*mechanism, username);
+                    session.prove_password(scram, password).await
+                }
+            };
+            let user = format!(" for user {username:?}");
+            authenticated.map_err(|err| session.failed(err, &user, options.hints.credentials))?;
+            Ok(session.expires_at())
+        }
+        Sasl::OAuthBearer { tokens, extensions } => {
+            let token = tokens.token(options.timeout, &options.hints.tokens).await?;
+            let mut session = Session::start(connection, sasl, options).await?;
+            let message = token.client_message(extensions);
+            if let Err(err) = session.send_token(message).await {
+                if let Failure::Rejected(_) = err {
+                    tokens.reject(&token).await;
+                }
+                let mut hint = tokens.hint(&options.hints.tokens).to_owned();
+                if let Some(age) = token.expired_for() {
+                    hint = format!("the token expired {} s ago; {hint}", age.as_secs());
+                }
+                return Err(session.failed(err, "", &hint));
+            }
+            Ok(session.expires_at())
         }
     }
-    let lifetime = session.lifetime;
-    Ok((!lifetime.is_zero()).then(|| started_at + lifetime))
 }
 
 /// Selects the mechanism.
 async fn handshake(
     connection: &mut Connection,
-    mechanism: Mechanism,
+    mechanism: &'static str,
     options: &Options,
 ) -> Result<(), Error> {
-    let name = StrBytes::from_static_str(mechanism.name());
+    let name = StrBytes::from_static_str(mechanism);
     let request = SaslHandshakeRequest::default().with_mechanism(name);
     let response = connection
         .call(&request, HANDSHAKE_VERSION, options.timeout)
         .await?;
+    let Hints {
+        mechanism: setting,
+        remove_sasl,
+        ..
+    } = options.hints;
     let reason = match response.error_code.err() {
         None => return Ok(()),
         Some(ResponseError::UnsupportedSaslMechanism) => {
             let offered: Vec<&str> = response.mechanisms.iter().map(|name| &**name).collect();
             format!(
-                "SASL mechanism {} is not enabled on this port; set {} to one of {}",
-                mechanism.name(),
-                options.hints.mechanism,
+                "SASL mechanism {mechanism} is not enabled on this port; set {setting} to one of {}",
                 offered.join(", ")
             )
         }
         Some(ResponseError::IllegalSaslState) => {
-            format!("this port does not use SASL; {}", options.hints.remove_sasl)
+            format!("this port does not use SASL; {remove_sasl}")
         }
         Some(err) => err.to_string(),
     };
@@ -82,60 +104,104 @@ async fn handshake(
 
 struct Session<'a> {
     connection: &'a mut Connection,
-    sasl: &'a Sasl,
+    mechanism: &'static str,
     timeout: Duration,
-    hints: &'static Hints,
+    started_at: Instant,
     /// From the last response; zero means unlimited.
     lifetime: Duration,
 }
 
-impl Session<'_> {
+enum Failure {
+    /// The broker did not respond.
+    Connection(Error),
+    /// The broker rejected the credentials, for this reason.
+    Rejected(String),
+    /// The broker's message is invalid.
+    Invalid(&'static str),
+}
+
+impl<'a> Session<'a> {
+    async fn start(
+        connection: &'a mut Connection,
+        sasl: &Sasl,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let mechanism = sasl.mechanism();
+        handshake(connection, mechanism, options).await?;
+        Ok(Self {
+            connection,
+            mechanism,
+            timeout: options.timeout,
+            // Before the broker's clock for the session starts.
+            started_at: Instant::now(),
+            lifetime: Duration::ZERO,
+        })
+    }
+
     /// PLAIN, RFC 4616.
-    async fn authenticate_plain(&mut self, password: &SecretString) -> Result<(), Error> {
-        let message = format!("\0{}\0{}", self.sasl.username, password.expose_secret());
+    async fn send_password(&mut self, username: &str, password: &str) -> Result<(), Failure> {
+        let message = format!("\0{username}\0{password}");
         self.exchange(message).await.map(drop)
     }
 
-    async fn authenticate_scram(&mut self, password: &SecretString) -> Result<(), Error> {
-        let scram = Scram::new(self.sasl.mechanism, &self.sasl.username);
+    async fn prove_password(&mut self, scram: Scram, password: &str) -> Result<(), Failure> {
         let server_first = self.exchange(scram.client_first()).await?;
-        let client_final = scram.client_final(password.expose_secret(), &server_first);
-        let client_final = client_final.map_err(|reason| self.failed(reason))?;
+        let client_final = scram
+            .client_final(password, &server_first)
+            .map_err(Failure::Invalid)?;
         let server_final = self.exchange(client_final.message.clone()).await?;
         if client_final.verify(&server_final) {
             return Ok(());
         }
-        Err(self.failed("invalid server signature; check that this is the right broker"))
+        Err(Failure::Invalid(
+            "invalid server signature; check that this is the right broker",
+        ))
+    }
+
+    /// OAUTHBEARER, RFC 7628.
+    async fn send_token(&mut self, message: String) -> Result<(), Failure> {
+        let reply = self.exchange(message).await?;
+        if reply.is_empty() {
+            return Ok(());
+        }
+        // The reply is the reason of a failure as JSON. The broker fails the exchange after an acknowledgement (section 3.2.3).
+        self.exchange("\u{1}".into()).await?;
+        Err(Failure::Rejected(reply))
     }
 
     /// Sends a message of the mechanism and returns the broker's reply.
-    async fn exchange(&mut self, message: String) -> Result<String, Error> {
+    async fn exchange(&mut self, message: String) -> Result<String, Failure> {
         let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
         let call = self
             .connection
             .call(&request, AUTHENTICATE_VERSION, self.timeout);
-        let response = call.await?;
+        let response = call.await.map_err(Failure::Connection)?;
         if let Some(err) = response.error_code.err() {
             let reason = response
                 .error_message
                 .map_or(err.to_string(), |message| message.to_string());
-            return Err(self.failed(&format!("{reason}; {}", self.hints.credentials)));
+            return Err(Failure::Rejected(reason));
         }
         let lifetime_ms = u64::try_from(response.session_lifetime_ms).unwrap_or(0);
         self.lifetime = Duration::from_millis(lifetime_ms).min(MAX_LIFETIME);
         let text = |bytes: Bytes| String::from_utf8(bytes.to_vec());
-        text(response.auth_bytes).map_err(|_| self.failed("the broker's message is not UTF-8"))
+        text(response.auth_bytes).map_err(|_| Failure::Invalid("the broker's message is not UTF-8"))
     }
 
-    fn failed(&self, reason: &str) -> Error {
-        let Sasl {
-            mechanism,
-            username,
-            ..
-        } = self.sasl;
-        let mechanism = mechanism.name();
-        let reason =
-            format!("SASL authentication failed for user {username:?} with {mechanism}: {reason}");
-        unavailable(&self.connection.address, reason)
+    fn expires_at(&self) -> Option<Instant> {
+        (!self.lifetime.is_zero()).then(|| self.started_at + self.lifetime)
+    }
+
+    fn failed(&self, failure: Failure, user: &str, hint: &str) -> Error {
+        let reason = match failure {
+            Failure::Connection(err) => return err,
+            Failure::Rejected(reason) => format!("{reason}; {hint}"),
+            Failure::Invalid(reason) => reason.to_owned(),
+        };
+        let mechanism = self.mechanism;
+        unavailable(
+            &self.connection.address,
+            format!("SASL authentication failed{user} with {mechanism}: {reason}"),
+        )
     }
 }

@@ -11,7 +11,7 @@ use hmac::{
 use pbkdf2::pbkdf2_hmac;
 use sha2::{Sha256, Sha512};
 
-use crate::Mechanism;
+use crate::PasswordMechanism;
 
 /// No channel binding: Kafka does not support it.
 const GS2_HEADER: &str = "n,,";
@@ -24,7 +24,7 @@ const MAX_ITERATIONS: u32 = 1_000_000;
 
 /// An exchange in progress.
 pub(crate) struct Scram {
-    mechanism: Mechanism,
+    mechanism: PasswordMechanism,
     nonce: String,
     first_bare: String,
 }
@@ -36,12 +36,12 @@ pub(crate) struct ClientFinal {
 }
 
 impl Scram {
-    pub(crate) fn new(mechanism: Mechanism, username: &str) -> Self {
+    pub(crate) fn new(mechanism: PasswordMechanism, username: &str) -> Self {
         let nonce = uuid::Uuid::new_v4().simple().to_string();
         Self::with_nonce(mechanism, username, nonce)
     }
 
-    fn with_nonce(mechanism: Mechanism, username: &str, nonce: String) -> Self {
+    fn with_nonce(mechanism: PasswordMechanism, username: &str, nonce: String) -> Self {
         let username = username.replace('=', "=3D").replace(',', "=2C");
         Self {
             mechanism,
@@ -83,8 +83,8 @@ impl Scram {
         let without_proof = format!("c={CHANNEL_BINDING},r={nonce}");
         let signed = format!("{},{server_first},{without_proof}", self.first_bare);
         let (proof, server) = match self.mechanism {
-            Mechanism::ScramSha512 => sign::<Sha512>(password, &salt, iterations, &signed),
-            Mechanism::ScramSha256 | Mechanism::Plain => {
+            PasswordMechanism::ScramSha512 => sign::<Sha512>(password, &salt, iterations, &signed),
+            PasswordMechanism::ScramSha256 | PasswordMechanism::Plain => {
                 sign::<Sha256>(password, &salt, iterations, &signed)
             }
         };
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn scram_sha_256_matches_the_example_of_the_rfc() {
         let nonce = "rOprNGfwEbeRWgbNEkqO".to_owned();
-        let scram = Scram::with_nonce(Mechanism::ScramSha256, "user", nonce);
+        let scram = Scram::with_nonce(PasswordMechanism::ScramSha256, "user", nonce);
         assert_eq!(scram.client_first(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
         let server_first = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
                             s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn scram_sha_512_matches_an_independent_implementation() {
         let nonce = "rOprNGfwEbeRWgbNEkqO".to_owned();
-        let scram = Scram::with_nonce(Mechanism::ScramSha512, "us=e,r", nonce);
+        let scram = Scram::with_nonce(PasswordMechanism::ScramSha512, "us=e,r", nonce);
         assert_eq!(
             scram.client_first(),
             "n,,n=us=3De=2Cr,r=rOprNGfwEbeRWgbNEkqO"
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn an_invalid_server_message_gets_no_proof() {
-        let scram = Scram::with_nonce(Mechanism::ScramSha256, "user", "abc".to_owned());
+        let scram = Scram::with_nonce(PasswordMechanism::ScramSha256, "user", "abc".to_owned());
         for (server_first, reason) in [
             ("r=xyz,s=AAAA,i=4096", "nonce"),
             ("r=abcd,s=AAAA,i=1", "iteration count"),

@@ -6,7 +6,7 @@
 
 use std::{fmt, time::Duration};
 
-use kafka_client::{Cluster, Error, Hints, Options, Security, TopicMetadata};
+use kafka_client::{Cluster, Error, Hints, Options, Security, TokenHints, TopicMetadata};
 use uuid::Uuid;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,6 +17,16 @@ const HINTS: Hints = Hints {
     remove_sasl: "KAFKA_BROKERS must name listeners without SASL",
     mechanism: "the SASL mechanism",
     credentials: "check the credentials",
+    tokens: TokenHints {
+        file: "check the token",
+        client_credentials: "check the client's credentials",
+        endpoint: "check the URL of the token endpoint",
+        certificates: tls::Settings {
+            ca: "the CA of the token endpoint",
+            address: "the URL of the token endpoint",
+            identity: "the client certificate",
+        },
+    },
     old_broker: "use Kafka 2.3 or later",
     certificates: tls::Settings {
         ca: "the CA",

@@ -197,9 +197,10 @@ pub fn hint_for(err: &(dyn Error + 'static), settings: &Settings) -> Option<Stri
 }
 
 fn tls_error<'a>(err: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let inner = match err.downcast_ref::<io::Error>() {
-        Some(err) => err.get_ref().map(|err| err as &(dyn Error + 'static)),
-        None => Some(err),
-    };
-    inner?.downcast_ref()
+    let mut err = err;
+    // Libraries wrap I/O errors in others.
+    while let Some(wrapper) = err.downcast_ref::<io::Error>() {
+        err = wrapper.get_ref()?;
+    }
+    err.downcast_ref()
 }

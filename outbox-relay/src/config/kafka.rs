@@ -6,8 +6,9 @@ use cli::Problems;
 use serde::Deserialize;
 
 use super::{
-    Compression, KafkaConfig, KafkaProperties, SinkKind,
-    security::{SaslTable, TlsTable, parse_security},
+    Compression, KafkaConfig, KafkaProperties, KafkaSecurity, SinkKind,
+    sasl::{SaslTable, parse_sasl},
+    tls::{TlsTable, parse_tls},
 };
 
 #[derive(Deserialize)]
@@ -101,7 +102,10 @@ impl KafkaTable {
                 "must not exceed kafka.max_in_flight_bytes",
             );
         }
-        let security = parse_security(self.tls, self.sasl, variable, problems);
+        let security = KafkaSecurity {
+            tls: parse_tls(self.tls, variable, problems),
+            sasl: parse_sasl(self.sasl, self.sink, variable, problems),
+        };
         let sasl = security.sasl.as_ref();
         let delivery_timeout = Duration::from_millis(self.delivery_timeout_ms);
         let properties =

@@ -7,7 +7,7 @@ use rdkafka::{ClientConfig, error::KafkaError, producer::BaseProducer};
 use secrecy::{ExposeSecret as _, SecretString};
 use toml::{Table, Value};
 
-use super::{Mechanism, Sasl, SinkKind};
+use super::{PasswordMechanism, Sasl, SinkKind};
 
 /// Properties that another setting controls, and that setting.
 const SET_ELSEWHERE: [(&str, &str); 13] = [
@@ -144,8 +144,8 @@ fn validate_property(
         return Err("can't be changed because the delivery guarantees depend on it".into());
     }
     if MECHANISM.contains(&name) {
-        let is_ours = |mechanism: &Mechanism| mechanism.name().eq_ignore_ascii_case(value);
-        if sasl.is_some() || Mechanism::ALL.iter().any(is_ours) {
+        let is_ours = |mechanism: &PasswordMechanism| mechanism.name().eq_ignore_ascii_case(value);
+        if sasl.is_some() || PasswordMechanism::ALL.iter().any(is_ours) {
             return Err("is controlled by kafka.sasl.mechanism".into());
         }
     }

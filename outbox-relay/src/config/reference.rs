@@ -4,11 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::de::DeserializeOwned;
 
-use super::{
-    File, KafkaTable, SourceTable,
-    mapping::ColumnsTable,
-    security::{SaslTable, TlsTable},
-};
+use super::{File, KafkaTable, SourceTable, mapping::ColumnsTable, sasl::SaslTable, tls::TlsTable};
 
 /// Returns the settings of a table. The error for an unknown setting lists them.
 fn list_settings<T: DeserializeOwned>(prefix: &str) -> Vec<String> {

@@ -14,7 +14,9 @@ pub(super) fn describe_toml_error(text: &str, err: &toml::de::Error) -> String {
     {
         return format!("line {number}: must be {expected}");
     }
-    let may_be_secret = line.contains("password") || line.contains("database_url");
+    let may_be_secret = ["password", "secret", "database_url"]
+        .iter()
+        .any(|name| line.contains(name));
     // For an unknown or duplicate key the message contains the key alone.
     let contains_only_names =
         message.starts_with("unknown field") || message.starts_with("duplicate key");
@@ -33,9 +35,15 @@ mod tests {
         let broken = [
             "[kafka.sasl]\nusername = 'relay'\npassword = 4711",
             "[kafka.sasl]\n\npassword = hunter2",
+            "[kafka.sasl]\n\nclient_secret = hunter2",
             "[[source]]\nname = 'a'\ndatabase_url = postgres://u:hunter2@host/db",
         ];
-        let expected = ["a string", "a quoted string", "a quoted string"];
+        let expected = [
+            "a string",
+            "a quoted string",
+            "a quoted string",
+            "a quoted string",
+        ];
         for (text, what) in broken.into_iter().zip(expected) {
             let err = toml::from_str::<File>(text).err().unwrap();
             assert_eq!(

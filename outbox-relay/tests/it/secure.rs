@@ -1,5 +1,6 @@
 //! TLS and authentication, to Kafka and to Postgres.
 
+mod authorization_server;
 pub(crate) mod broker;
 mod denied;
 mod kafka;
@@ -7,3 +8,4 @@ mod postgres;
 pub(crate) mod role;
 mod rotation;
 mod secrets;
+mod tokens;

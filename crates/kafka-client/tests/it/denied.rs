@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use devstack::{Kafka, WorkDir, free_port};
-use kafka_client::{Error, Mechanism, Sasl, Security};
+use kafka_client::{Error, PasswordMechanism, Sasl, Security};
 
 use crate::harness::{connect, connect_with};
 
@@ -21,8 +21,8 @@ async fn a_missing_permission_is_distinguished_from_a_missing_topic() -> Result<
     // Clients of the plaintext listener are administrators.
     let mut administrator = connect(kafka.brokers()).await?;
     administrator.topic(TOPIC).await?;
-    let sasl = Sasl {
-        mechanism: Mechanism::Plain,
+    let sasl = Sasl::Password {
+        mechanism: PasswordMechanism::Plain,
         username: USER.into(),
         password: PASSWORD.into(),
     };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use kafka_client::{Cluster, Error, Hints, Options, Security};
+use kafka_client::{Cluster, Error, Hints, Options, Security, TokenHints};
 use rdkafka::{
     ClientConfig,
     producer::{FutureProducer, FutureRecord},
@@ -18,6 +18,16 @@ const HINTS: Hints = Hints {
     remove_sasl: "remove SASL",
     mechanism: "the mechanism",
     credentials: "check the credentials",
+    tokens: TokenHints {
+        file: "renew the token",
+        client_credentials: "check the client",
+        endpoint: "check the URL",
+        certificates: tls::Settings {
+            ca: "the endpoint's CA",
+            address: "the endpoint",
+            identity: "no certificate",
+        },
+    },
     old_broker: "use a newer Kafka",
     certificates: tls::Settings {
         ca: "the CA",

@@ -4,4 +4,5 @@ mod denied;
 mod elections;
 mod harness;
 mod restarts;
+mod token_endpoint;
 mod topics;

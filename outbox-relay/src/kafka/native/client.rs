@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kafka_client::{Hints, Options};
+use kafka_client::{Hints, Options, TokenHints};
 use kafka_protocol::{error::ResponseError, messages::ApiKey};
 
 use crate::{
@@ -38,6 +38,17 @@ const HINTS: Hints = Hints {
     remove_sasl: "remove [kafka.sasl], or set kafka.brokers to a port with SASL",
     mechanism: "kafka.sasl.mechanism",
     credentials: "check kafka.sasl.username and its password",
+    tokens: TokenHints {
+        file: "check that kafka.sasl.token_file is renewed, and that the brokers accept its issuer and audience",
+        client_credentials: "check kafka.sasl.client_id, its secret and scope, and the issuer and audience that the brokers \
+                             accept",
+        endpoint: "check kafka.sasl.token_endpoint, and that its server is running",
+        certificates: tls::Settings {
+            ca: "kafka.sasl.token_endpoint_ca_file",
+            address: "the host of kafka.sasl.token_endpoint",
+            identity: "",
+        },
+    },
     old_broker: "use Kafka 2.8 or newer, or set `sink = \"rdkafka\"`",
     certificates: tls::Settings {
         ca: "kafka.tls.ca_file",

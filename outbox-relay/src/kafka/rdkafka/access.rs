@@ -5,7 +5,10 @@ use std::path::Path;
 use rdkafka::ClientConfig;
 use secrecy::ExposeSecret as _;
 
-use crate::{config::KafkaConfig, kafka::SinkError};
+use crate::{
+    config::{KafkaConfig, Sasl},
+    kafka::SinkError,
+};
 
 /// Builds a client configuration. Secrets and certificates are read per client, so a replaced file takes effect with the
 /// next client.
@@ -39,13 +42,24 @@ pub(super) fn client_config(
                 .set("ssl.key.location", identity.key.to_string_lossy());
         }
     }
-    if let Some(sasl) = &security.sasl {
-        let password = sasl.password.read();
-        let password = password.map_err(|err| SinkError::Unavailable(err.to_string()))?;
-        config
-            .set("sasl.mechanism", sasl.mechanism.name())
-            .set("sasl.username", &sasl.username)
-            .set("sasl.password", password.expose_secret());
+    match &security.sasl {
+        Some(Sasl::Password {
+            mechanism,
+            username,
+            password,
+        }) => {
+            let password = password.read();
+            let password = password.map_err(|err| SinkError::Unavailable(err.to_string()))?;
+            config
+                .set("sasl.mechanism", mechanism.name())
+                .set("sasl.username", username)
+                .set("sasl.password", password.expose_secret());
+        }
+        Some(Sasl::OAuthBearer { .. }) => {
+            let reason = "OAUTHBEARER of [kafka.sasl] requires kafka.sink = \"kafka\"";
+            return Err(SinkError::Unavailable(reason.into()));
+        }
+        None => {}
     }
     for (name, value) in settings {
         config.set(*name, *value);

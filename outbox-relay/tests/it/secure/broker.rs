@@ -10,9 +10,12 @@ use anyhow::{Result, anyhow};
 use devstack::{Authority, Kafka, WorkDir, free_port};
 use outbox_relay::{
     Identity, TlsFiles,
-    config::{KafkaSecurity, Mechanism, Sasl},
+    config::{ClientCredentials, Extensions, KafkaSecurity, PasswordMechanism, Sasl, TokenSource},
 };
 
+use super::authorization_server::{
+    AUDIENCE, AuthorizationServer, CLIENT_ID, CLIENT_SECRET, Signer,
+};
 use crate::acl::{self, Allowed};
 
 /// Has all permissions of a relay; also the name in the client certificate.
@@ -35,6 +38,7 @@ pub(crate) struct SecureBroker {
     pub(crate) ca: PathBuf,
     pub(crate) identity: Identity,
     pub(crate) authority: Authority,
+    pub(crate) authorization_server: AuthorizationServer,
 }
 
 /// The addresses of the listeners, `host:port`.
@@ -43,6 +47,8 @@ pub(crate) struct Ports {
     pub(crate) sasl: String,
     /// TLS with SASL, where sessions expire after [`SHORT_SESSION_MS`].
     pub(crate) short_session: String,
+    /// TLS with SASL, for tokens that the authorization server has signed.
+    pub(crate) token: String,
     /// TLS with a client certificate.
     pub(crate) certificate: String,
     /// TLS with a server certificate for another name.
@@ -83,6 +89,7 @@ impl SecureBroker {
         let ports = Ports {
             sasl: address()?,
             short_session: address()?,
+            token: address()?,
             certificate: address()?,
             misnamed: address()?,
             expired: address()?,
@@ -98,6 +105,7 @@ impl SecureBroker {
         for (listener, issued) in [
             ("sasl", authority.issue("localhost")?),
             ("short", authority.issue("localhost")?),
+            ("token", authority.issue("localhost")?),
             ("certificate", authority.issue("localhost")?),
             ("misnamed", authority.issue("kafka.example")?),
             ("expired", authority.issue_expired("localhost")?),
@@ -114,13 +122,20 @@ impl SecureBroker {
         settings.push(format!(
             "listener.name.short.connections.max.reauth.ms={SHORT_SESSION_MS}"
         ));
+        let signer = Signer::new()?;
+        let key_set = work_dir.write("key-set.json", &signer.key_set().to_string())?;
+        let key_set = format!("file://{}", key_set.display());
+        settings.push(token_settings(&key_set));
+        let server = authority.issue("localhost")?;
+        let authorization_server = AuthorizationServer::start(&server, signer).await?;
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
         let users = [USER, NEWCOMER].map(|user| {
             ["SCRAM-SHA-256", "SCRAM-SHA-512"]
                 .map(|mechanism| format!("{mechanism}=[name={user},password={PASSWORD}]"))
         });
         let users: Vec<&str> = users.iter().flatten().map(String::as_str).collect();
-        let kafka = Kafka::start_with_users(&work_dir, &settings, &users).await?;
+        let allow_url = format!("-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={key_set}");
+        let kafka = Kafka::start_with_users(&work_dir, &[&allow_url], &settings, &users).await?;
         let identity = authority.issue(USER)?.write(&work_dir, "client")?;
         for principal in [format!("User:{USER}"), format!("User:CN={USER}")] {
             let allowed = [Allowed::topic("*"), Allowed::transactional_id("*")];
@@ -133,22 +148,45 @@ impl SecureBroker {
             ca,
             identity,
             authority,
+            authorization_server,
         })
     }
 
     /// Client settings for TLS and SCRAM.
     pub(crate) fn scram(&self) -> KafkaSecurity {
-        self.sasl(Mechanism::ScramSha512, PASSWORD)
+        self.sasl(PasswordMechanism::ScramSha512, PASSWORD)
     }
 
-    pub(crate) fn sasl(&self, mechanism: Mechanism, password: &str) -> KafkaSecurity {
+    pub(crate) fn sasl(&self, mechanism: PasswordMechanism, password: &str) -> KafkaSecurity {
+        self.with_sasl(Sasl::Password {
+            mechanism,
+            username: USER.into(),
+            password: password.into(),
+        })
+    }
+
+    /// Client settings for TLS and OAUTHBEARER.
+    pub(crate) fn tokens(&self, tokens: TokenSource) -> KafkaSecurity {
+        self.with_sasl(Sasl::OAuthBearer {
+            tokens,
+            extensions: Extensions::default(),
+        })
+    }
+
+    pub(crate) fn with_sasl(&self, sasl: Sasl) -> KafkaSecurity {
         KafkaSecurity {
             tls: self.tls().tls,
-            sasl: Some(Sasl {
-                mechanism,
-                username: USER.into(),
-                password: password.into(),
-            }),
+            sasl: Some(sasl),
+        }
+    }
+
+    /// The client credentials that the authorization server accepts.
+    pub(crate) fn client_credentials(&self) -> ClientCredentials {
+        ClientCredentials {
+            client_id: CLIENT_ID.into(),
+            client_secret: CLIENT_SECRET.into(),
+            scope: None,
+            ca: Some(self.ca.clone()),
         }
     }
 
@@ -181,6 +219,7 @@ fn listeners(ports: &Ports) -> String {
     let secure = [
         ("SASL", &ports.sasl, "SASL_SSL"),
         ("SHORT", &ports.short_session, "SASL_SSL"),
+        ("TOKEN", &ports.token, "SASL_SSL"),
         ("CERTIFICATE", &ports.certificate, "SSL"),
         ("MISNAMED", &ports.misnamed, "SSL"),
         ("EXPIRED", &ports.expired, "SSL"),
@@ -208,5 +247,18 @@ fn sasl_settings(listener: &str) -> String {
          listener.name.{listener}.oauthbearer.sasl.jaas.config={modules}.oauthbearer.OAuthBearerLoginModule required;\n\
          listener.name.{listener}.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required \
          user_{USER}=\"{PLAIN_PASSWORD}\";"
+    )
+}
+
+/// Verifies tokens with the authorization server's key.
+fn token_settings(key_set: &str) -> String {
+    let package = "org.apache.kafka.common.security.oauthbearer";
+    let listener = "listener.name.token.oauthbearer.sasl";
+    format!(
+        "listener.name.token.sasl.enabled.mechanisms=OAUTHBEARER\n\
+         {listener}.jaas.config={package}.OAuthBearerLoginModule required;\n\
+         {listener}.server.callback.handler.class={package}.OAuthBearerValidatorCallbackHandler\n\
+         sasl.oauthbearer.jwks.endpoint.url={key_set}\n\
+         sasl.oauthbearer.expected.audience={AUDIENCE}"
     )
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use devstack::{Authority, Issued};
 use outbox_relay::{
     Level, TlsFiles, check,
-    config::{KafkaSecurity, Mechanism, SinkKind},
+    config::{KafkaSecurity, PasswordMechanism, SinkKind},
 };
 
 use super::{
@@ -48,19 +48,19 @@ async fn a_connection_failure_is_one_line_with_its_cause_and_a_hint(sink: SinkKi
         (
             "a wrong password",
             &ports.sasl,
-            wrong(Mechanism::Plain),
+            wrong(PasswordMechanism::Plain),
             "check kafka.sasl.username and its password",
         ),
         (
             "a wrong password",
             &ports.sasl,
-            wrong(Mechanism::ScramSha256),
+            wrong(PasswordMechanism::ScramSha256),
             "check kafka.sasl.username and its password",
         ),
         (
             "a wrong password",
             &ports.sasl,
-            wrong(Mechanism::ScramSha512),
+            wrong(PasswordMechanism::ScramSha512),
             "check kafka.sasl.username and its password",
         ),
         (

@@ -4,7 +4,7 @@ use anyhow::Result;
 use devstack::{Record, WorkDir, eventually, read_topic};
 use outbox_relay::{
     Level, check,
-    config::{Config, KafkaProperties, KafkaSecurity, Mechanism, SinkKind},
+    config::{Config, KafkaProperties, KafkaSecurity, PasswordMechanism, Sasl, SinkKind},
 };
 
 use super::broker::{NEWCOMER, PASSWORD, PLAIN_PASSWORD, SecureBroker, USER};
@@ -48,7 +48,7 @@ pub(super) async fn records(
     .await
 }
 
-async fn publish_one(setup: &Setup) -> Result<()> {
+pub(super) async fn publish_one(setup: &Setup) -> Result<()> {
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
     let relay = setup.start().await?;
@@ -65,9 +65,9 @@ async fn publish_one(setup: &Setup) -> Result<()> {
 async fn every_sasl_mechanism_authenticates(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
     for (mechanism, password) in [
-        (Mechanism::Plain, PLAIN_PASSWORD),
-        (Mechanism::ScramSha256, PASSWORD),
-        (Mechanism::ScramSha512, PASSWORD),
+        (PasswordMechanism::Plain, PLAIN_PASSWORD),
+        (PasswordMechanism::ScramSha256, PASSWORD),
+        (PasswordMechanism::ScramSha512, PASSWORD),
     ] {
         let security = broker.sasl(mechanism, password);
         let setup = setup(broker, &broker.ports.sasl, sink, security).await?;
@@ -76,7 +76,7 @@ async fn every_sasl_mechanism_authenticates(sink: SinkKind) -> Result<()> {
     Ok(())
 }
 
-/// `kafka.properties` enables mechanisms that only librdkafka supports.
+/// With the sink `rdkafka`, `kafka.properties` enables mechanisms of librdkafka.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mechanism_of_librdkafka_authenticates() -> Result<()> {
     let broker = SecureBroker::shared();
@@ -94,7 +94,7 @@ async fn a_mechanism_of_librdkafka_authenticates() -> Result<()> {
     assert_eq!(records.len(), 1, "{records:?}");
     relay.wait_for_readiness(200).await?;
     relay.stop().await?;
-    // `check` uses the native client, which does not support the mechanism and must not report a failure.
+    // `check` uses the native client, which does not have these properties and must not report a failure.
     let found = check(&setup.config()?).await;
     let of_kafka = found.iter().filter(|found| found.subject == "kafka");
     let levels: Vec<_> = of_kafka.map(|found| found.level).collect();
@@ -122,8 +122,8 @@ async fn a_client_certificate_authenticates(sink: SinkKind) -> Result<()> {
 async fn the_documented_acls_are_sufficient(sink: SinkKind) -> Result<()> {
     let broker = SecureBroker::shared();
     let mut security = broker.scram();
-    if let Some(sasl) = &mut security.sasl {
-        sasl.username = NEWCOMER.into();
+    if let Some(Sasl::Password { username, .. }) = &mut security.sasl {
+        *username = NEWCOMER.into();
     }
     let setup = setup(broker, &broker.ports.sasl, sink, security).await?;
     let session = Session::new(&setup.database).await?;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, bail};
 use devstack::{Audit, Authority, eventually, read_topic};
 use outbox_relay::{
     TlsFiles,
-    config::{KafkaSecurity, Secret, SinkKind},
+    config::{KafkaSecurity, Sasl, Secret, SinkKind},
 };
 
 use super::{
@@ -106,8 +106,11 @@ async fn a_replaced_password_takes_effect_without_a_restart(sink: SinkKind) -> R
     let broker = SecureBroker::shared();
     let name = format!("password-{sink:?}");
     let mut security = broker.scram();
-    let sasl = security.sasl.as_mut().context("no SASL settings")?;
-    sasl.password = Secret::File(broker.work_dir.write(&name, "old-password")?);
+    let file = broker.work_dir.write(&name, "old-password")?;
+    let Some(Sasl::Password { password, .. }) = &mut security.sasl else {
+        bail!("no password");
+    };
+    *password = Secret::File(file);
     let setup = setup(broker, &broker.ports.sasl, sink, security).await?;
     let session = Session::new(&setup.database).await?;
     setup.write(&session, "a").await?;
