@@ -15,6 +15,8 @@ pub(crate) const TABLES: &str = "Create the tables as in crates/outbox/migration
     table. `outbox-relay check` lists what is missing.";
 pub(crate) const KAFKA_UNAVAILABLE: &str = "Check that the brokers are running and that kafka.brokers lists them. \
     Publishing resumes automatically.";
+pub(crate) const UNFENCED: &str = "Publishing resumes automatically. The sink kafka does not have to wait; with rdkafka, a lower \
+    kafka.delivery_timeout_ms makes the wait shorter.";
 pub(crate) const NOT_KAFKA: &str = "Check that the brokers are running and that kafka.brokers lists host and port of a \
     Kafka listener with the configured security.";
 pub(crate) const DEAD_LETTER_TOPIC: &str = "Create the topic, allow Describe and Write on it, or remove \
@@ -32,7 +34,7 @@ pub(crate) const ROW: &str =
     "Repair or delete the row. The rows after it are published automatically.";
 
 const POSTGRES_UNREACHABLE: &str =
-    "Check that Postgres is running and that host and port in database_url are correct.";
+    "Check that Postgres is running, and that host, port and password in database_url are correct.";
 
 /// Returns the hint for a checkpoint that belongs to another table than the configured one.
 pub(crate) fn for_other_table(source: &str) -> String {

@@ -32,11 +32,14 @@ pub(super) fn add_placement(
     let mut pairs = Vec::new();
     if let Some(column) = partition {
         let column = quote_identifier(column)?;
-        pairs.push(format!("'{PARTITION_HEADER}', {column}::int::text"));
+        pairs.push(format!("'{PARTITION_HEADER}', {column}::text"));
     }
     if let Some(column) = timestamp {
-        let column = quote_identifier(column)?;
-        let ms = format!("(date_part('epoch', {column}::timestamptz) * 1000)::bigint::text");
+        let time = format!("{}::timestamptz", quote_identifier(column)?);
+        // Infinity is rejected with the row, by its text. A failing conversion would block every row.
+        let ms = format!(
+            "case when isfinite({time}) then (date_part('epoch', {time}) * 1000)::bigint::text else {time}::text end"
+        );
         pairs.push(format!("'{TIMESTAMP_HEADER}', {ms}"));
     }
     Ok(extend_headers(headers, &pairs))

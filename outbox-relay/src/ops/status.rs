@@ -237,11 +237,19 @@ impl SourceStatus {
         self.pending_since =
             still_pending.or_else(|| (newest_seq > published_seq).then_some((newest_seq, now)));
         let before = self.measured.take();
-        let is_unmoved = before.is_some_and(|(before, at)| {
-            before.checkpoint == measured.checkpoint && at.elapsed() < MEASUREMENT_TTL
+        let unmoved_since = before.and_then(|(before, at)| {
+            let is_unmoved =
+                before.checkpoint == measured.checkpoint && at.elapsed() < MEASUREMENT_TTL;
+            is_unmoved.then_some(at)
         });
-        let is_stalled = is_unmoved && self.role == Role::Leader && measured.pending.rows > 0;
-        self.stalled_since = is_stalled.then(|| self.stalled_since.unwrap_or(now));
+        let is_stalled = self.role == Role::Leader && measured.pending.rows > 0;
+        self.stalled_since = unmoved_since.filter(|_| is_stalled).map(|unmoved_since| {
+            // The rows may have been committed after the last measurement.
+            let age = Duration::try_from_secs_f64(self.oldest_pending_age_s(&measured.pending));
+            let pending_since = age.ok().and_then(|age| now.checked_sub(age));
+            let since = unmoved_since.max(pending_since.unwrap_or(now));
+            self.stalled_since.unwrap_or(since)
+        });
         self.parked_keys = usize::try_from(measured.rejections.parked_keys).unwrap_or(0);
         self.dead_letters = measured.rejections.dead_letters;
         self.unmeasured = None;

@@ -35,9 +35,12 @@ pub enum BadRow {
     /// It has a header that the relay sets. Consumers could read either value.
     #[error("column headers contains {0}, which the relay sets itself")]
     OwnHeader(&'static str),
-    /// The partition or the timestamp is not a non-negative integer.
-    #[error("header {0} is not a non-negative integer in its range")]
-    Placement(&'static str),
+    /// The partition is not a number of one.
+    #[error("its partition is not an integer between 0 and {}", i32::MAX)]
+    Partition,
+    /// The timestamp cannot be that of a record.
+    #[error("its timestamp is not a time since 1970")]
+    Timestamp,
     /// RFC 3339 has no form for its time: infinity, or a year with more than four digits.
     #[error("column created_at is not a time between the years 0 and 9999")]
     Time,
@@ -103,8 +106,8 @@ impl RecordBuilder {
             timestamp_ms,
             invalid,
         } = placement;
-        if let Some(name) = invalid {
-            return Err(BadRow::Placement(name));
+        if let Some(invalid) = invalid {
+            return Err(invalid);
         }
         let (topic, key, payload) = (row.topic, row.key.as_bytes(), row.payload);
         Ok(Record {
@@ -123,28 +126,22 @@ impl RecordBuilder {
 struct Placement {
     partition: Option<i32>,
     timestamp_ms: Option<i64>,
-    /// The header whose value is not a number in its range.
-    invalid: Option<&'static str>,
+    invalid: Option<BadRow>,
 }
 
 impl Placement {
     /// Takes a header that places the record. Returns false for any other.
     fn take(&mut self, name: &str, value: &str) -> bool {
-        let is_valid = match name {
-            PARTITION_HEADER => {
-                self.partition = value.parse().ok().filter(|partition| *partition >= 0);
-                self.partition.is_some()
-            }
-            TIMESTAMP_HEADER => {
-                self.timestamp_ms = value.parse().ok().filter(|timestamp_ms| *timestamp_ms >= 0);
-                self.timestamp_ms.is_some()
-            }
+        match name {
+            PARTITION_HEADER => match value.parse() {
+                Ok(partition @ 0..) => self.partition = Some(partition),
+                _ => self.invalid = Some(BadRow::Partition),
+            },
+            TIMESTAMP_HEADER => match value.parse() {
+                Ok(timestamp_ms @ 0..) => self.timestamp_ms = Some(timestamp_ms),
+                _ => self.invalid = Some(BadRow::Timestamp),
+            },
             _ => return false,
-        };
-        if !is_valid {
-            self.invalid = [PARTITION_HEADER, TIMESTAMP_HEADER]
-                .into_iter()
-                .find(|known| *known == name);
         }
         true
     }
@@ -328,18 +325,18 @@ mod tests {
         assert_eq!(names, ["a"]);
         let record = builder.build(&ROW).unwrap();
         assert_eq!((record.partition, record.timestamp_ms), (None, None));
-        for (name, value) in [
-            (PARTITION_HEADER, "-1"),
-            (PARTITION_HEADER, "3000000000"),
-            (TIMESTAMP_HEADER, "-1"),
-            (TIMESTAMP_HEADER, "now"),
+        for (name, value, reason) in [
+            (PARTITION_HEADER, "-1", BadRow::Partition),
+            (PARTITION_HEADER, "3000000000", BadRow::Partition),
+            (TIMESTAMP_HEADER, "-1", BadRow::Timestamp),
+            (TIMESTAMP_HEADER, "infinity", BadRow::Timestamp),
         ] {
             let json = format!(r#"{{"{name}":"{value}"}}"#);
             let row = Row {
                 headers: Some(json.as_bytes()),
                 ..ROW
             };
-            assert_eq!(builder.build(&row).unwrap_err(), BadRow::Placement(name));
+            assert_eq!(builder.build(&row).unwrap_err(), reason);
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{
     clock::Clock,
     config::{KafkaConfig, SinkKind, SourceConfig},
     dead_letters::rejections::Rejections,
+    hints,
     kafka::{
         KafkaSink, MAINTENANCE_INTERVAL, RdKafkaSink, RejectionCause, Sink, SinkError, SinkOptions,
     },
@@ -39,6 +40,8 @@ const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// The interval at which a lasting error is logged again.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
+/// A wait for records of a predecessor that is shorter is not reported.
+const MAX_UNREPORTED_WAIT: Duration = Duration::from_secs(1);
 /// The lower bound of records in flight after halving. Even a slow broker acknowledges this many within the delivery timeout.
 const MIN_IN_FLIGHT_RECORDS: usize = 64;
 
@@ -250,8 +253,7 @@ impl Source {
                 })?;
             }
             if !sink.has_fencing() {
-                // Records of the previous leader may still arrive.
-                tokio::time::sleep_until(elected_at + election.wait).await;
+                self.wait_for_predecessor(elected_at + election.wait).await;
             }
             Ok::<_, SourceError>((reader, sink))
         };
@@ -285,6 +287,24 @@ impl Source {
         let acknowledged = acknowledgements.acknowledged();
         self.circuit_breaker.lock().end_sink(acknowledged);
         outcome
+    }
+
+    /// Waits until records of the previous leader, or of this relay's previous sink, can no longer arrive.
+    async fn wait_for_predecessor(&self, until: Instant) {
+        let wait = until.saturating_duration_since(Instant::now());
+        if wait > MAX_UNREPORTED_WAIT {
+            let seconds = wait.as_secs();
+            tracing::info!(source = %self.config.name, seconds, "waiting until records of the previous producer can no longer arrive");
+            let failure = Failure {
+                reason: Reason::Kafka,
+                error: format!(
+                    "waiting for {seconds} s, in which records of the previous producer may still arrive"
+                ),
+                hint: Some(hints::UNFENCED),
+            };
+            self.status.update(|status| status.failure = Some(failure));
+        }
+        tokio::time::sleep_until(until).await;
     }
 
     /// Waits until this relay is elected leader. Returns `None` if the shutdown comes first.

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     for_each_sink,
-    harness::{Database, Session},
+    harness::{Database, Session, Setup},
 };
 
 for_each_sink! {
@@ -189,4 +189,32 @@ async fn a_suspended_leader_does_not_publish_an_old_version_behind_a_newer_one(
     let audit = pair.stop().await?;
     assert!(audit.is_clean(), "{audit}");
     Ok(())
+}
+
+/// Brokers cannot fence librdkafka without a transactional id.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wait_for_records_of_an_unfenced_predecessor_is_reported() -> Result<()> {
+    let mut setup = Setup::new("unfenced", SinkKind::RdKafka).await?;
+    setup.delivery_timeout = Duration::from_secs(4);
+    let session = Session::new(&setup.database).await?;
+    setup.write(&session, "a").await?;
+    let relay = setup.start().await?;
+    setup.records(1).await?;
+    let sql = setup.database.connect().await?;
+    sql.batch_execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity
+         where datname = current_database() and application_name = 'outbox-relay leader'",
+    )
+    .await?;
+    setup.write(&session, "a").await?;
+    let text = relay
+        .wait_for_state(
+            503,
+            "in which records of the previous producer may still arrive",
+        )
+        .await?;
+    assert!(text.contains("Publishing resumes automatically"), "{text}");
+    setup.records(2).await?;
+    relay.wait_for_readiness(200).await?;
+    relay.stop().await
 }

@@ -114,12 +114,13 @@ async fn columns_set_the_partition_and_the_timestamp(sink: SinkKind) -> Result<(
          timestamp = 'at'",
         setup.topic
     ))?;
-    let columns = "alter table outboxevent add part smallint, add at timestamptz";
+    let columns = "alter table outboxevent add part bigint, add at timestamptz";
     client.batch_execute(columns).await?;
     let rows = "insert into outboxevent (aggregatetype, aggregateid, type, part, at) values
         ('order', 'a', '1', 0, '2020-01-02T03:04:05.678Z'), ('order', 'a', '2', 1, null),
         ('order', 'a', '3', 2, '1969-12-31T23:59:59Z'), ('order', 'a', '4', 2, '2021-01-01T00:00:00Z'),
-        ('order', 'b', '5', 7, null), ('order', 'c', '6', null, null)";
+        ('order', 'b', '5', 7, null), ('order', 'c', '6', null, null),
+        ('order', 'd', '7', 3000000000, null), ('order', 'e', '8', null, 'infinity')";
     client.batch_execute(rows).await?;
     let found = check(&setup.config()?).await;
     let failed = found.iter().find(|finding| finding.level == Level::Fail);
@@ -138,15 +139,20 @@ async fn columns_set_the_partition_and_the_timestamp(sink: SinkKind) -> Result<(
     assert!(of("2").is_some_and(|(partition, at)| partition == 1 && at > Some(recently)));
     assert!(of("6").is_some_and(|(_, at)| at > Some(recently)));
     let errors = "select string_agg(error, '; ' order by seq) from relay_parked";
-    let errors = eventually("two rejections and an event behind one", async || {
+    let errors = eventually("four rejections and an event behind one", async || {
         let count = client.count("select count(*) from relay_parked").await?;
         Ok(match count {
-            3 => Some(client.query_one(errors, &[]).await?.get::<_, String>(0)),
+            5 => Some(client.query_one(errors, &[]).await?.get::<_, String>(0)),
             _ => None,
         })
     })
     .await?;
-    assert!(errors.contains("relay_timestamp_ms"), "{errors}");
+    let not_a_time = "its timestamp is not a time since 1970";
+    assert_eq!(errors.matches(not_a_time).count(), 2, "{errors}");
+    assert!(
+        errors.contains("its partition is not an integer"),
+        "{errors}"
+    );
     assert_eq!(records.len(), 3);
     if sink == SinkKind::RdKafka {
         // It notices new partitions within five minutes.
@@ -161,6 +167,40 @@ async fn columns_set_the_partition_and_the_timestamp(sink: SinkKind) -> Result<(
     let of_b = records.iter().find(|record| record.key == "b");
     assert_eq!(of_b.map(|record| record.partition), Some(7));
     relay.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_rejects_types_that_are_no_partition_or_timestamp() -> Result<()> {
+    let (mut setup, client) = debezium_setup("placement_types").await?;
+    setup.mapping = mapping(&format!(
+        "table = 'public.outboxevent'
+         topic = '{}'
+         [source.columns]
+         event_id = 'id'
+         key = 'aggregateid'
+         event_type = 'type'
+         partition = 'part'
+         timestamp = 'at'",
+        setup.topic
+    ))?;
+    let columns = "create domain small as numeric;
+        alter table outboxevent add part small, add at date";
+    client.batch_execute(columns).await?;
+    let found = check(&setup.config()?).await;
+    let failed = found.iter().filter(|found| found.level == Level::Fail);
+    let failed: Vec<String> = failed.map(ToString::to_string).collect();
+    let [at, part] = &*failed else {
+        panic!("{failed:?}");
+    };
+    assert!(
+        at.contains("column at of \"public\".\"outboxevent\" is of type date"),
+        "{at}"
+    );
+    assert!(
+        part.contains("column part of \"public\".\"outboxevent\" is of type numeric"),
+        "{part}"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

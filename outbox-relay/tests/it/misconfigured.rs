@@ -62,14 +62,14 @@ mistakes! {
     };
     unknown_host: Mistake {
         change: |parts| parts.server = "nowhere.invalid:5432".into(),
-        check: &["failed to connect to the database", "Check that Postgres is running and that host and port in database_url are correct."],
-        run: Run::NotReady(&["failed to connect to the database", "that host and port in database_url are correct"]),
+        check: &["failed to connect to the database", "Check that Postgres is running, and that host, port and password in database_url are correct."],
+        run: Run::NotReady(&["failed to connect to the database", "that host, port and password in database_url are correct"]),
         ..MISTAKE
     };
     wrong_port: Mistake {
         change: |parts| parts.server = "127.0.0.1:1".into(),
-        check: &["Connection refused", "that host and port in database_url are correct"],
-        run: Run::NotReady(&["Connection refused", "that host and port in database_url are correct"]),
+        check: &["Connection refused", "that host, port and password in database_url are correct"],
+        run: Run::NotReady(&["Connection refused", "that host, port and password in database_url are correct"]),
         ..MISTAKE
     };
     missing_database: Mistake {

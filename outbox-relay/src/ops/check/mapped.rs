@@ -8,7 +8,7 @@ use super::tables::{
     WRITERS_MAY_USE_SEQUENCE,
 };
 
-pub(super) const MAPPED_RULES: [Rule; 18] = [
+pub(super) const MAPPED_RULES: [Rule; 19] = [
     POSTGRES_ACCEPTS_WRITES,
     CONNECTIONS_SUFFICE,
     Rule {
@@ -57,6 +57,23 @@ pub(super) const MAPPED_RULES: [Rule; 18] = [
                     and attnum > 0 and not attisdropped
             )
             group by name order by 1",
+        ..Rule::DEFAULT
+    },
+    Rule {
+        passed: "the columns for partition and timestamp have usable types",
+        sql: "
+            with usable (setting, types, hint) as (values
+                ('source.columns.partition', array['smallint', 'integer', 'bigint'], 'an integer column'),
+                ('source.columns.timestamp', array['timestamp with time zone', 'timestamp without time zone'],
+                    'a column of type timestamptz or timestamp')
+            )
+            select 'column ' || quote_ident(name) || ' of ' || :table || ' is of type ' || found.type,
+                'Set ' || setting || ' to ' || hint || '.'
+            from (values :named) as named (setting, name) join usable using (setting)
+                join (select attname as name, format_type(coalesce(nullif(typbasetype, 0), atttypid), null) as type
+                      from pg_attribute join pg_type on pg_type.oid = atttypid
+                      where attrelid = :table::regclass and attnum > 0 and not attisdropped) as found using (name)
+            where found.type <> all (types) order by 1",
         ..Rule::DEFAULT
     },
     Rule {
