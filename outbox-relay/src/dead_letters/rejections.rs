@@ -160,22 +160,13 @@ impl<'a> Rejections<'a> {
         self.storage.record_delivery(event, delivery).await
     }
 
-    /// Removes a parked event that was published, and its key if no other event of it is parked.
-    pub(crate) async fn unpark(
-        &mut self,
-        event: EventRef,
-        topic: &str,
-        key: &str,
-    ) -> Result<(), CheckpointError> {
-        self.storage.unpark(event).await?;
-        if !self.storage.is_parked(topic, key).await?
-            && let Some(keys) = self.parked.get_mut(topic)
-        {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.parked.remove(topic);
-            }
+    /// Removes parked events that were published, and the keys of which no other event is parked.
+    pub(crate) async fn unpark(&mut self, events: &[EventRef]) -> Result<(), CheckpointError> {
+        if events.is_empty() {
+            return Ok(());
         }
+        self.storage.unpark(events).await?;
+        self.parked = self.storage.parked_keys().await?;
         Ok(())
     }
 

@@ -76,14 +76,6 @@ impl<'a> Storage<'a> {
         Ok(parked)
     }
 
-    pub(super) async fn is_parked(&self, topic: &str, key: &str) -> Result<bool, CheckpointError> {
-        let sql = "select exists (select from relay_parked
-                       where source = $1 and topic = $2 and key = $3)";
-        let (session, source) = (self.leadership.session(), self.leadership.source());
-        let row = session.query_one(sql, &[&source, &topic, &key]).await?;
-        Ok(row.get(0))
-    }
-
     /// Parks copies of outbox events. `error` is why the first event of a key was rejected.
     pub(super) async fn park(
         &self,
@@ -130,10 +122,7 @@ impl<'a> Storage<'a> {
         events: &[EventRef],
         error: &(dyn ToSql + Sync),
     ) -> Result<u64, CheckpointError> {
-        let (seqs, event_ids): (Vec<i64>, Vec<Uuid>) = events
-            .iter()
-            .map(|event| (event.seq, event.event_id))
-            .unzip();
+        let (seqs, event_ids) = columns_of(events);
         let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
         let params: [&(dyn ToSql + Sync); 5] = [&source, &epoch, &seqs, &event_ids, error];
         let stored = self.leadership.session().execute(sql, &params).await;
@@ -182,20 +171,35 @@ impl<'a> Storage<'a> {
             .map(drop)
     }
 
-    /// Removes a parked event that was published.
-    pub(super) async fn unpark(&self, event: EventRef) -> Result<(), CheckpointError> {
-        let sql = format!(
-            "delete from relay_parked where {EVENT_ROW} and $5::text is null and {IS_LEADER}"
-        );
-        if self.update_event(&sql, event, None).await? {
+    /// Removes parked events that were published.
+    pub(super) async fn unpark(&self, events: &[EventRef]) -> Result<(), CheckpointError> {
+        let deleted = self.delete("relay_parked", "true", events).await?;
+        if deleted == events.len() as u64 {
             return Ok(());
         }
-        // An operator dropped the event while it was in flight. Delete the dead letter, because the event was published.
+        self.ensure_leader().await?;
+        // An operator dropped events while they were in flight. Delete these dead letters, because the events were published.
+        let is_dropped = format!("error like '{DROPPED}%'");
+        let deleted = self.delete("relay_dead_letters", &is_dropped, events);
+        deleted.await.map(drop)
+    }
+
+    /// Deletes the rows of events that meet a condition. Returns how many.
+    async fn delete(
+        &self,
+        table: &str,
+        condition: &str,
+        events: &[EventRef],
+    ) -> Result<u64, CheckpointError> {
         let sql = format!(
-            "delete from relay_dead_letters
-             where {EVENT_ROW} and error like '{DROPPED}%' and $5::text is null and {IS_LEADER}"
+            "delete from {table} using unnest($3::bigint[], $4::uuid[]) as given (seq, event_id)
+             where source = $1 and {table}.seq = given.seq and {table}.event_id = given.event_id
+                 and {condition} and {IS_LEADER}"
         );
-        self.update_event(&sql, event, None).await.map(drop)
+        let (seqs, event_ids) = columns_of(events);
+        let (source, epoch) = (self.leadership.source(), self.leadership.epoch());
+        let params: [&(dyn ToSql + Sync); 4] = [&source, &epoch, &seqs, &event_ids];
+        Ok(self.leadership.session().execute(&sql, &params).await?)
     }
 
     /// Runs a statement on the row of an event. Returns whether there was one. Fails if this relay does not lead any more.
@@ -222,6 +226,12 @@ impl<'a> Storage<'a> {
             false => Err(CheckpointError::Superseded),
         }
     }
+}
+
+/// Returns the events as two arrays of SQL.
+fn columns_of(events: &[EventRef]) -> (Vec<i64>, Vec<Uuid>) {
+    let pairs = events.iter().map(|event| (event.seq, event.event_id));
+    pairs.unzip()
 }
 
 /// Returns a `with` clause for statements about parked events: `parked_key` has the first event of each parked key. It skips

@@ -144,7 +144,10 @@ impl<S: Sink> Publisher<'_, S> {
         Ok(())
     }
 
+    /// Publishes parked events together. If the broker rejects one of them, the next sink publishes them one by one.
     async fn publish_parked_events(&mut self, page: &Page) -> Result<(), SourceError> {
+        let is_one_by_one = self.one_by_one_rows > 0;
+        let mut sent = Vec::new();
         let mut rejected: Vec<(&str, &str)> = Vec::new();
         for row in page.rows() {
             let row = row?;
@@ -152,24 +155,31 @@ impl<S: Sink> Publisher<'_, S> {
             if rejected.contains(&(topic, key)) {
                 continue;
             }
-            self.one_by_one_rows = self.one_by_one_rows.max(1);
-            match self.send_row(&row).await? {
-                None => self.rejections.unpark((&row).into(), topic, key).await?,
-                // The retry must not end with it.
-                Some(rejection) if rejection.cause() == RejectionCause::Clock => {
-                    return Err(halting_error(&row, HaltCause::Environment, rejection));
-                }
-                Some(rejection) => {
-                    let reason = rejection.to_string();
-                    self.rejections.park_again((&row).into(), &reason).await?;
-                    let (source, event_id) = (&self.config.name, row.event_id);
-                    tracing::warn!(%source, %event_id, seq = row.seq, reason, "parked event rejected again");
-                    // A rejection by the broker makes the sink unusable, one by the sink itself does not.
-                    self.pause_retries_if_unusable()?;
-                    rejected.push((topic, key));
-                }
+            if is_one_by_one {
+                self.one_by_one_rows = self.one_by_one_rows.max(1);
             }
+            let Some(rejection) = self.send_row(&row).await? else {
+                sent.push((&row).into());
+                continue;
+            };
+            if is_one_by_one {
+                // Each was sent alone, so those before are acknowledged.
+                self.rejections.unpark(&std::mem::take(&mut sent)).await?;
+            }
+            if rejection.cause() == RejectionCause::Clock {
+                // The retry must not end with it.
+                return Err(halting_error(&row, HaltCause::Environment, rejection));
+            }
+            let reason = rejection.to_string();
+            self.rejections.park_again((&row).into(), &reason).await?;
+            let (source, event_id) = (&self.config.name, row.event_id);
+            tracing::warn!(%source, %event_id, seq = row.seq, reason, "parked event rejected again");
+            // A rejection by the broker makes the sink unusable, one by the sink itself does not.
+            self.pause_retries_if_unusable()?;
+            rejected.push((topic, key));
         }
+        flush_and_wait(&mut self.sink).await?;
+        self.rejections.unpark(&sent).await?;
         Ok(())
     }
 
