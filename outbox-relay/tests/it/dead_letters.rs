@@ -26,6 +26,7 @@ for_each_sink! {
     consecutive_rejections_halt_the_source,
     a_retried_dead_letter_is_published_by_the_running_leader,
     retries_that_the_broker_rejects_delay_no_other_event,
+    a_retry_of_several_keys_publishes_all_but_the_rejected_one,
 }
 
 /// How long the permission is revoked. The variable `REVOKED_SECONDS` overrides it.
@@ -216,6 +217,54 @@ async fn retries_that_the_broker_rejects_delay_no_other_event(sink: SinkKind) ->
     setup.records(50).await?;
     let still_to_retry = "select count(*) from relay_parked where retry";
     assert!(session.client.count(still_to_retry).await? > REJECTED / 2);
+    relay.stop().await
+}
+
+/// The broker rejects one event of the batch, and with it the sink.
+async fn a_retry_of_several_keys_publishes_all_but_the_rejected_one(sink: SinkKind) -> Result<()> {
+    let (mut setup, session) = setup("several_keys", sink).await?;
+    setup.on_rejection = OnRejection::ParkKey;
+    let strict = Addresses::unique_name("strict");
+    let sql = format!(
+        "insert into outbox (topic, key, event_type, aggregate_version, headers)
+         select '{strict}', key, 'made', version,
+             case when key = 'b' and version = 2 then '{{\"relay_timestamp_ms\": \"9999999999999\"}}'::jsonb end
+         from generate_series(1, 20) as version, unnest(array['a', 'b', 'c']) as key"
+    );
+    session.client.batch_execute(&sql).await?;
+    let relay = setup.start().await?;
+    let parked = "select count(*) from relay_parked";
+    session.client.wait_for(parked, 60).await?;
+    Addresses::shared().create_topic(&strict, 1).await?;
+    let limit = [("message.timestamp.after.max.ms", "1000")];
+    Addresses::shared().alter_topic(&strict, &limit).await?;
+    let commands = ParkedKeys::connect(&setup.config()?.sources[0]).await?;
+    commands.retry(None).await?;
+    session.client.wait_for(parked, 19).await?;
+    let listed = eventually("the new reason", async || {
+        let listed = commands.list().await?;
+        Ok(listed.iter().all(|key| !key.retry).then_some(listed))
+    })
+    .await?;
+    let [of_b] = &*listed else {
+        panic!("{listed:?}");
+    };
+    assert_eq!((&*of_b.key, of_b.events), ("b", 19));
+    assert!(of_b.error.contains("timestamp"), "{of_b:?}");
+    let records = Addresses::shared().read_topic(&strict).await?;
+    for (key, last) in [("a", 20), ("b", 1), ("c", 20)] {
+        // What was acknowledged before the rejection is repeated.
+        let mut newest = 0;
+        let first = versions_of(&records, key).into_iter();
+        let first: Vec<i64> = first
+            .filter(|version| {
+                let is_first = *version > newest;
+                newest = newest.max(*version);
+                is_first
+            })
+            .collect();
+        assert_eq!(first, (1..=last).collect::<Vec<_>>(), "{key}");
+    }
     relay.stop().await
 }
 
