@@ -15,6 +15,7 @@ pub(crate) const TABLES: &str = "Create the tables as in crates/outbox/migration
     table. `outbox-relay check` lists what is missing.";
 pub(crate) const KAFKA_UNAVAILABLE: &str = "Check that the brokers are running and that kafka.brokers lists them. \
     Publishing resumes automatically.";
+pub(crate) const CREDENTIALS: &str = "Correct the settings of [kafka.sasl], or repair what issues tokens. Publishing resumes automatically.";
 pub(crate) const UNFENCED: &str = "Publishing resumes automatically. The sink kafka does not have to wait; with rdkafka, a lower \
     kafka.delivery_timeout_ms makes the wait shorter.";
 pub(crate) const NOT_KAFKA: &str = "Check that the brokers are running and that kafka.brokers lists host and port of a \

@@ -92,8 +92,7 @@ impl Relay {
         tracing::info!(address = %self.admin_addr, sources = sources.len(), "listening");
         if kafka.security.sends_plaintext_secret() {
             tracing::warn!(
-                hint = "Add [kafka.tls] and use https for kafka.sasl.token_endpoint, or set kafka.sasl.mechanism to \
-                        SCRAM-SHA-512.",
+                hint = "Add [kafka.tls], and use https for a token endpoint. Or set kafka.sasl.mechanism to SCRAM-SHA-512.",
                 "a password or token is sent in plain text"
             );
         }

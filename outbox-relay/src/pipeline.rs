@@ -6,7 +6,7 @@
 //! - `record_builder` builds a record from a row.
 //! - `rejections` applies the policy for records that Kafka rejects.
 //! - `checkpointer` stores the checkpoint, `truncation` truncates published partitions.
-//! - `error` and `outcome` are how publishing ends, `recovery` is the table from error to recovery.
+//! - `error` and `outcome` are how publishing ends, `recovery` is the table from error to recovery, `failures` reports them.
 //!
 //! SQL belongs to `postgres` and `dead_letters`, protocols to `kafka`.
 
@@ -14,6 +14,7 @@ mod address_monitor;
 mod checkpointer;
 mod circuit_breaker;
 mod error;
+mod failures;
 mod outcome;
 mod page_rows;
 mod poll_schedule;

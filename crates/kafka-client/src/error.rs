@@ -6,6 +6,9 @@ pub enum Error {
     /// A later attempt may succeed: the broker is unreachable, slow, or not the leader. Contains its address and the cause.
     #[error("{0}")]
     Unavailable(String),
+    /// A broker does not accept the credentials, or there are none to send. Contains the cause and a hint.
+    #[error("{0}")]
+    Unauthenticated(String),
     /// The topic does not exist.
     #[error("topic {0} does not exist")]
     UnknownTopic(String),

@@ -36,7 +36,7 @@ pub(crate) async fn authenticate(
             password,
         } => {
             let password = password.read();
-            let password = password.map_err(|err| Error::Unavailable(err.to_string()))?;
+            let password = password.map_err(|err| Error::Unauthenticated(err.to_string()))?;
             let password = password.expose_secret();
             let mut session = Session::start(connection, sasl, options).await?;
             let authenticated = match mechanism {
@@ -59,10 +59,15 @@ pub(crate) async fn authenticate(
                     tokens.reject(&token).await;
                 }
                 let mut hint = tokens.hint(&options.hints.tokens).to_owned();
-                if let Some(age) = token.expired_for() {
-                    hint = format!("the token expired {} s ago; {hint}", age.as_secs());
+                if token.has_expired() {
+                    hint = format!("the token has expired; {hint}");
                 }
                 return Err(session.failed(err, "", &hint));
+            }
+            // Brokers allow for a difference of clocks, but end the session with the next request.
+            if session.lifetime.is_zero() && token.has_expired() {
+                let expired = Failure::Rejected("the token has expired".into());
+                return Err(session.failed(expired, "", tokens.hint(&options.hints.tokens)));
             }
             Ok(session.expires_at())
         }
@@ -199,9 +204,9 @@ impl<'a> Session<'a> {
             Failure::Invalid(reason) => reason.to_owned(),
         };
         let mechanism = self.mechanism;
-        unavailable(
-            &self.connection.address,
-            format!("SASL authentication failed{user} with {mechanism}: {reason}"),
-        )
+        let address = &self.connection.address;
+        Error::Unauthenticated(format!(
+            "broker {address}: SASL authentication failed{user} with {mechanism}: {reason}"
+        ))
     }
 }

@@ -26,8 +26,10 @@ use crate::{Error, TokenHints, token::Token};
 
 /// The limit on a response. A broker accepts at most 512 KiB from a client (`sasl.server.max.receive.size`).
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// The part of a token's lifetime in which new connections use it.
-const USED_LIFETIME_PERCENT: u32 = 80;
+/// The part of a token's lifetime in which new connections use it. Less than the part of a session's lifetime after which its
+/// connection is replaced: the new connection gets a new token. For the rest of its lifetime the token is the substitute
+/// for one that cannot be had.
+const USED_LIFETIME_PERCENT: u32 = 70;
 /// The assumed lifetime if the server does not give one, and the limit on one that it gives.
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(5);
 const MAX_LIFETIME: Duration = Duration::from_hours(24);
@@ -104,6 +106,14 @@ struct Success {
     expires_in: serde_json::Value,
 }
 
+/// The errors of RFC 6749, section 5.2, that a client's settings cause.
+const CLIENT_ERRORS: [&str; 4] = [
+    "invalid_client",
+    "invalid_grant",
+    "invalid_scope",
+    "unauthorized_client",
+];
+
 /// An error response, RFC 6749, section 5.2.
 #[derive(Deserialize)]
 struct Failure {
@@ -144,15 +154,16 @@ impl TokenEndpoint {
         let answer = tokio::time::timeout(timeout, async {
             // Held during the request: connections that are opened at the same time share one token.
             let mut current = self.current.lock().await;
-            if let Some(issued) = &*current
-                && issued.at.elapsed() < issued.lifetime * USED_LIFETIME_PERCENT / 100
-            {
+            let unused = current.as_ref().filter(|issued| {
+                issued.at.elapsed() < issued.lifetime * USED_LIFETIME_PERCENT / 100
+            });
+            if let Some(issued) = unused {
                 return Ok(issued.token.clone());
             }
             let issued = self.request_token(hints).await?;
             Ok(current.insert(issued).token.clone())
         });
-        let failed = match answer.await {
+        let reason = match answer.await {
             Ok(Ok(token)) => return Ok(token),
             Ok(Err(reason)) => reason,
             Err(_) => format!(
@@ -161,10 +172,19 @@ impl TokenEndpoint {
                 hints.endpoint
             ),
         };
-        Err(Error::Unavailable(format!(
-            "failed to get a token from {}: {failed}",
-            self.url
-        )))
+        let error = format!("failed to get a token from {}: {reason}", self.url);
+        let valid = self.current.lock().await;
+        let valid = (valid.as_ref()).filter(|issued| issued.at.elapsed() < issued.lifetime);
+        let Some(issued) = valid else {
+            return Err(Error::Unauthenticated(error));
+        };
+        let expires_in = (issued.lifetime - issued.at.elapsed().min(issued.lifetime)).as_secs();
+        tracing::warn!(
+            error,
+            expires_in,
+            "using the current token until it expires"
+        );
+        Ok(issued.token.clone())
     }
 
     /// Forgets a token that a broker rejected: the key that it was signed with may have been revoked.
@@ -240,15 +260,19 @@ async fn read_body(response: Response<Incoming>) -> Result<Bytes, String> {
 
 /// Describes a response other than 200. Redirects are not followed: they could send the secret elsewhere.
 fn describe_failure(status: StatusCode, body: &[u8], hints: &TokenHints) -> String {
-    let hint = hints.client_credentials;
-    match serde_json::from_slice(body) {
-        Ok(Failure {
-            error,
-            error_description: Some(description),
-        }) => format!("{error:?}: {description:?}; {hint}"),
-        Ok(Failure { error, .. }) => format!("{error:?}; {hint}"),
-        Err(_) => format!("unexpected response {status}; {}", hints.endpoint),
-    }
+    let Ok(Failure {
+        error,
+        error_description,
+    }) = serde_json::from_slice(body)
+    else {
+        return format!("unexpected response {status}; {}", hints.endpoint);
+    };
+    let hint = match CLIENT_ERRORS.contains(&&*error) {
+        true => hints.client_credentials,
+        false => hints.endpoint,
+    };
+    let description = error_description.map(|description| format!(": {description:?}"));
+    format!("{error:?}{}; {hint}", description.unwrap_or_default())
 }
 
 fn parse_lifetime(expires_in: &serde_json::Value) -> Duration {
@@ -291,6 +315,80 @@ mod tests {
             (json!(null), DEFAULT_LIFETIME),
         ] {
             assert_eq!(parse_lifetime(&given), lifetime, "{given}");
+        }
+    }
+
+    /// Nothing listens at this address.
+    const UNREACHABLE: &str = "http://127.0.0.1:1/token";
+
+    /// Returns an endpoint whose current token was issued this long ago, for ten minutes.
+    fn endpoint(url: &str, age: Duration) -> (TokenEndpoint, Token) {
+        let credentials = ClientCredentials {
+            client_id: "client".into(),
+            client_secret: "secret".into(),
+            scope: None,
+            ca: None,
+        };
+        let mut endpoint = TokenEndpoint::new(TokenUrl::parse(url).unwrap(), credentials);
+        let token = Token::parse("current".into()).unwrap();
+        endpoint.current = Arc::new(Mutex::new(Some(Issued {
+            token: token.clone(),
+            at: Instant::now().checked_sub(age).unwrap(),
+            lifetime: Duration::from_mins(10),
+        })));
+        (endpoint, token)
+    }
+
+    const HINTS: TokenHints = TokenHints {
+        file: "",
+        client_credentials: "check the client",
+        endpoint: "check the URL",
+        certificates: tls::Settings {
+            ca: "",
+            address: "",
+            identity: "",
+        },
+    };
+
+    #[tokio::test]
+    async fn the_current_token_is_used_until_it_expires_if_no_new_one_can_be_had() {
+        let timeout = Duration::from_secs(5);
+        for minutes in [1, 9] {
+            let (endpoint, current) = endpoint(UNREACHABLE, Duration::from_mins(minutes));
+            let token = endpoint.token(timeout, &HINTS).await.unwrap();
+            assert!(token == current, "{minutes}");
+        }
+        let (endpoint, _) = endpoint(UNREACHABLE, Duration::from_mins(10));
+        let err = endpoint.token(timeout, &HINTS).await.err().unwrap();
+        assert!(err.to_string().contains("check the URL"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn a_rejected_token_is_forgotten_unless_it_is_new() {
+        let (endpoint, current) = endpoint(UNREACHABLE, Duration::from_secs(9));
+        endpoint.reject(&current).await;
+        assert!(endpoint.current.lock().await.is_some());
+        let (endpoint, current) = self::endpoint(UNREACHABLE, Duration::from_secs(10));
+        let other = Token::parse("other".into()).unwrap();
+        endpoint.reject(&other).await;
+        assert!(endpoint.current.lock().await.is_some());
+        endpoint.reject(&current).await;
+        assert!(endpoint.current.lock().await.is_none());
+    }
+
+    #[test]
+    fn a_failure_names_the_settings_that_cause_it() {
+        for (body, words) in [
+            (r#"{"error": "invalid_client"}"#, "; check the client"),
+            (
+                r#"{"error": "invalid_scope", "error_description": "no"}"#,
+                r#""invalid_scope": "no"; check the client"#,
+            ),
+            (r#"{"error": "Realm does not exist"}"#, "check the URL"),
+            ("<html>", "unexpected response 404 Not Found; check the URL"),
+        ] {
+            let text = describe_failure(StatusCode::NOT_FOUND, body.as_bytes(), &HINTS);
+            assert!(text.contains(words), "{text}");
         }
     }
 

@@ -310,7 +310,10 @@ impl CheckError {
         match self {
             Self::Missing(_) => true,
             Self::NoResponse { .. } => false,
-            Self::Log(err) => !matches!(err, kafka_client::Error::Unavailable(_)),
+            Self::Log(err) => !matches!(
+                err,
+                kafka_client::Error::Unavailable(_) | kafka_client::Error::Unauthenticated(_)
+            ),
             Self::Kafka(err) => err.rdkafka_error_code().is_some_and(|code| {
                 use RDKafkaErrorCode::*;
                 matches!(

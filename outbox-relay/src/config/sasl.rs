@@ -120,7 +120,9 @@ impl Settings {
                 table.client_secret,
                 table.client_secret_file,
             ),
-            scope: variable("SCOPE").or(table.scope),
+            scope: variable("SCOPE")
+                .or(table.scope)
+                .filter(|scope| !scope.is_empty()),
             extensions: table.extensions,
         }
     }

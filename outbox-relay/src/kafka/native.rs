@@ -383,7 +383,7 @@ impl Sink for KafkaSink {
         let current = match self.cluster.topics(&names).await {
             Ok(current) => current,
             // Brokers that do not respond for a while are waited for, as with Produce requests.
-            Err(SinkError::Unavailable(_))
+            Err(SinkError::Unavailable(_) | SinkError::Unauthenticated(_))
                 if self.maintained_at.elapsed()
                     < interval + self.options.kafka.delivery_timeout =>
             {

@@ -67,6 +67,9 @@ pub enum SinkError {
     /// A new sink may succeed: the broker is unreachable, slow, or not the leader.
     #[error("failed to produce to Kafka: {0}")]
     Unavailable(String),
+    /// The brokers do not accept the credentials, or there are none to send. The reason contains a hint.
+    #[error("failed to produce to Kafka: {0}")]
+    Unauthenticated(String),
     /// Kafka will never accept the record.
     #[error("failed to produce to topic {topic}: {reason}")]
     Rejected {
@@ -116,7 +119,9 @@ impl SinkError {
     pub(crate) fn cause(&self) -> RejectionCause {
         match self {
             Self::Rejected { cause, .. } => *cause,
-            Self::Unavailable(_) | Self::Fenced => RejectionCause::Environment,
+            Self::Unavailable(_) | Self::Unauthenticated(_) | Self::Fenced => {
+                RejectionCause::Environment
+            }
         }
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct SourceStatus {
     pub(crate) parked_keys: usize,
     /// The failure that prevents publishing now.
     pub(crate) failure: Option<Failure>,
+    /// True if the failure is a rejected row that the leader retries with the same sink.
+    is_halted: bool,
     /// The last failure and when it occurred.
     last_failure: Option<(Failure, Instant)>,
     /// Restarts from the checkpoint by [`Reason`].
@@ -147,9 +149,21 @@ impl SharedStatus {
         }
     }
 
-    /// Clears the failure and logs the recovery.
+    /// Clears the failure of a row that halted the source, if there is one, and logs the recovery.
+    pub(crate) fn end_halt(&self) {
+        if std::mem::take(&mut self.lock().is_halted) {
+            self.mark_recovered();
+        }
+    }
+
+    /// Clears the failure and logs the recovery, unless a row halts the source.
     pub(crate) fn mark_recovered(&self) {
-        let failure = self.lock().failure.take();
+        let mut status = self.lock();
+        if status.is_halted {
+            return;
+        }
+        let failure = status.failure.take();
+        drop(status);
         if let Some(failure) = failure {
             let reason = failure.reason.name();
             tracing::info!(source = self.name(), reason, "recovered");
@@ -198,6 +212,7 @@ impl SourceStatus {
             clock_skew_s: 0.0,
             parked_keys: 0,
             failure: None,
+            is_halted: false,
             last_failure: None,
             restarts: Default::default(),
             rejected: Rejected::default(),
@@ -214,9 +229,18 @@ impl SourceStatus {
         }
     }
 
+    /// Records a rejected row that is retried with the same sink until [`SharedStatus::end_halt`].
+    pub(crate) fn record_halt(&mut self, failure: Failure) {
+        self.is_halted = true;
+        self.restarts[failure.reason as usize] += 1;
+        self.last_failure = Some((failure.clone(), Instant::now()));
+        self.failure = Some(failure);
+    }
+
     /// Records a failure after which the source restarts from the checkpoint.
     pub(crate) fn record_restart(&mut self, failure: Failure) {
         self.role = Role::Starting;
+        self.is_halted = false;
         self.in_flight = 0;
         self.stalled_since = None;
         self.truncation_warning = None;

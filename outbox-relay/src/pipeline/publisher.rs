@@ -17,11 +17,13 @@ use super::{
     checkpointer::{ProgressReporter, run_checkpointer},
     circuit_breaker::CircuitBreaker,
     error::SourceError,
+    failures::Failures,
     outcome::{Cause, Outcome, Restart},
     page_rows::{first_page_rows, next_page_rows},
     poll_schedule::PollSchedule,
     record_builder::RecordBuilder,
     recovery::Recovery,
+    source::{MAX_BACKOFF, backoff},
     truncation::run_truncation,
 };
 use crate::{
@@ -67,6 +69,7 @@ pub(super) struct Publisher<'a, S> {
     /// Rows still to be sent one by one, because one of them was rejected when they were sent together.
     pub(super) one_by_one_rows: u64,
     pub(super) clock: &'a Clock,
+    pub(super) failures: &'a Failures,
     /// Parked events are not retried before.
     pub(super) next_retry_at: &'a Mutex<Instant>,
     pub(super) circuit_breaker: &'a Mutex<CircuitBreaker>,
@@ -87,7 +90,7 @@ impl<S: Sink> Publisher<'_, S> {
         let max_in_flight = self.configured_max_in_flight;
         let (config, status) = (self.config, self.status);
         let ended = tokio::select! {
-            result = self.publish_rows() => result,
+            result = self.publish_and_retry() => result,
             never = run_truncation(config, leadership, status) => match never {},
             err = run_address_monitor(config, leadership, status) => Err(err),
             never = restore_max_in_flight(&acknowledgements, max_in_flight) => match never {},
@@ -152,6 +155,35 @@ impl<S: Sink> Publisher<'_, S> {
         }
     }
 
+    /// Publishes until shutdown or an error. Retries a row that halts the source with the same sink while that is usable: each
+    /// sink takes one of the 32,766 epochs of a producer id.
+    async fn publish_and_retry(&mut self) -> Result<Outcome, SourceError> {
+        let mut pauses = backoff();
+        loop {
+            let published = self.sink.acknowledgements().sent();
+            let halt = match self.publish_rows().await {
+                Err(err @ SourceError::Rejected { .. }) => err,
+                ended => return ended,
+            };
+            let acknowledgements = self.sink.acknowledgements().clone();
+            if acknowledgements.ensure_usable().is_err() {
+                return Err(halt);
+            }
+            flush_and_wait(&mut self.sink).await?;
+            self.store_rejections_and_register_cursor(acknowledgements.sent())
+                .await?;
+            self.failures.record_halt(&halt);
+            self.one_by_one_rows = 1;
+            if acknowledgements.sent() > published {
+                pauses = backoff();
+            }
+            let pause = pauses.next().unwrap_or(MAX_BACKOFF);
+            self.pause_until(Instant::now() + pause).await?;
+            verify_reader(self.reader, self.leadership, self.config, self.clock).await?;
+            self.sink.run_maintenance().await?;
+        }
+    }
+
     /// Reads window after window and gives the rows to the sink, until shutdown.
     async fn publish_rows(&mut self) -> Result<Outcome, SourceError> {
         let mut page_rows = first_page_rows(self.one_by_one_rows).min(self.config.max_page_rows);
@@ -199,6 +231,7 @@ impl<S: Sink> Publisher<'_, S> {
                 ControlFlow::Continue(next) => next,
                 ControlFlow::Break(restart) => return Ok(Outcome::Restart(restart)),
             };
+            self.status.end_halt();
             if rows > 0 {
                 schedule.record_rows(Instant::now());
             }

@@ -119,6 +119,7 @@ impl Recovery {
     fn from_sink(err: &SinkError) -> Self {
         match err {
             SinkError::Unavailable(_) => Self::new(Reason::Kafka, Some(hints::KAFKA_UNAVAILABLE)),
+            SinkError::Unauthenticated(_) => Self::new(Reason::Kafka, Some(hints::CREDENTIALS)),
             SinkError::Rejected { .. } => Self::new(Reason::Kafka, None),
             SinkError::Fenced => Self::new(Reason::Fenced, None),
         }

@@ -6,23 +6,20 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{
     circuit_breaker::CircuitBreaker,
     error::SourceError,
+    failures::Failures,
     outcome::{Cause, Outcome, Restart},
     publisher::{FLUSH_TIMEOUT, HEALTHY_AFTER, Publisher, verify_reader},
-    recovery::Recovery,
 };
 use crate::{
     clock::Clock,
     config::{KafkaConfig, SinkKind, SourceConfig},
     dead_letters::rejections::Rejections,
     hints,
-    kafka::{
-        KafkaSink, MAINTENANCE_INTERVAL, RdKafkaSink, RejectionCause, Sink, SinkError, SinkOptions,
-    },
+    kafka::{KafkaSink, MAINTENANCE_INTERVAL, RdKafkaSink, Sink, SinkError, SinkOptions},
     ops::status::{Failure, Reason, Role, SharedStatus},
     pipeline::record_builder::RecordBuilder,
     postgres::{
@@ -37,9 +34,7 @@ const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
 /// The pause after an error. It doubles with each further error before which nothing was published. Jitter makes it up to
 /// twice as long, so that sources that lost the same broker do not return in step.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// The interval at which a lasting error is logged again.
-const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// A wait for records of a predecessor that is shorter is not reported.
 const MAX_UNREPORTED_WAIT: Duration = Duration::from_secs(1);
 /// The lower bound of records in flight after halving. Even a slow broker acknowledges this many within the delivery timeout.
@@ -52,13 +47,13 @@ pub(crate) async fn run(
     status: SharedStatus,
     shutdown: CancellationToken,
 ) {
+    let clock = Clock::default();
     let mut source = Source {
         max_in_flight: kafka.max_in_flight_records,
         one_by_one_rows: 0,
         backoff: backoff(),
-        last_warning: None,
-        last_rejected: None,
-        clock: Clock::default(),
+        failures: Failures::new(status.clone(), clock.clone()),
+        clock,
         next_retry_at: Mutex::new(Instant::now()),
         circuit_breaker: Mutex::new(CircuitBreaker::new(config.max_consecutive_rejections)),
         config,
@@ -75,7 +70,7 @@ fn halved(max_in_flight: usize) -> usize {
     (max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS.min(max_in_flight))
 }
 
-fn backoff() -> ExponentialBackoff {
+pub(super) fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::new()
         .with_min_delay(MIN_BACKOFF)
         .with_max_delay(MAX_BACKOFF)
@@ -99,10 +94,7 @@ struct Source {
     /// Rows that the next attempt publishes one by one, to find the rejected one.
     one_by_one_rows: u64,
     backoff: ExponentialBackoff,
-    /// The last logged error and when it was logged. The same error is not logged again before [`REMINDER_INTERVAL`].
-    last_warning: Option<(String, Instant)>,
-    /// The last event that halted the source. It is counted once.
-    last_rejected: Option<Uuid>,
+    failures: Failures,
     clock: Clock,
     /// Parked events are not retried before.
     next_retry_at: Mutex<Instant>,
@@ -143,7 +135,7 @@ impl Source {
 
     fn reset_backoff(&mut self) {
         self.backoff = backoff();
-        self.last_warning = None;
+        self.failures.forget_logged();
     }
 
     /// Prepares the next attempt after a rejection that made the sink unusable.
@@ -153,53 +145,16 @@ impl Source {
             self.reset_backoff();
         }
         self.one_by_one_rows = restart.one_by_one_rows;
-        self.report(Failure {
-            reason: Reason::OneByOne,
-            error: restart.to_string(),
-            hint: None,
-        });
+        self.failures.record_restart(restart);
     }
 
     /// Prepares the next attempt after an error.
     fn recover(&mut self, err: &SourceError) {
-        let recovery = Recovery::from(err);
+        let recovery = self.failures.record_error(err);
         if recovery.halves_in_flight {
             self.max_in_flight = halved(self.max_in_flight);
         }
-        if let SourceError::Rejected { event_id, .. } = err
-            && self.last_rejected.replace(*event_id) != Some(*event_id)
-        {
-            self.status.update(|status| status.rejected.halted += 1);
-        }
-        if let SourceError::Rejected { source, .. } = err
-            && source.cause() == RejectionCause::Clock
-        {
-            self.clock.use_earlier();
-        }
         self.one_by_one_rows = recovery.one_by_one_rows;
-        self.report(Failure {
-            reason: recovery.reason,
-            error: cli::chain(err),
-            hint: recovery.hint,
-        });
-    }
-
-    /// Reports the failure to the status and logs it, unless it was logged recently.
-    fn report(&mut self, failure: Failure) {
-        let (name, error, hint) = (&self.config.name, &failure.error, failure.hint);
-        let is_logged = (self.last_warning.as_ref())
-            .is_some_and(|(logged, at)| logged == error && at.elapsed() < REMINDER_INTERVAL);
-        if is_logged {
-            tracing::debug!(source = %name, error, "source failed, restarting from checkpoint");
-        } else if failure.reason.halts() {
-            tracing::error!(source = %name, error, hint, "halted");
-        } else {
-            tracing::warn!(source = %name, error, hint, "source failed, restarting from checkpoint");
-        }
-        if !is_logged {
-            self.last_warning = Some((error.clone(), Instant::now()));
-        }
-        self.status.update(|status| status.record_restart(failure));
     }
 
     /// Waits for leadership, then publishes until shutdown or an error.
@@ -277,6 +232,7 @@ impl Source {
             one_by_one_rows: self.one_by_one_rows,
             is_counting_rejections: self.circuit_breaker.lock().is_counting(),
             clock: &self.clock,
+            failures: &self.failures,
             next_retry_at: &self.next_retry_at,
             circuit_breaker: &self.circuit_breaker,
             has_warned_of_repeated_seq: false,

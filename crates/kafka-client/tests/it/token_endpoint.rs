@@ -40,7 +40,7 @@ async fn an_unusable_response_is_an_error_that_shows_no_secret() -> Result<()> {
         (&ok(r#"{"access_token": ""}"#), "contains no token"),
     ] {
         let err = dial_with_token(response).await?;
-        let Error::Unavailable(text) = err else {
+        let Error::Unauthenticated(text) = err else {
             panic!("{words}: {err:?}");
         };
         let start = "failed to get a token from http://127.0.0.1:";

@@ -39,9 +39,9 @@ const HINTS: Hints = Hints {
     mechanism: "kafka.sasl.mechanism",
     credentials: "check kafka.sasl.username and its password",
     tokens: TokenHints {
-        file: "check that kafka.sasl.token_file is renewed, and that the brokers accept its issuer and audience",
-        client_credentials: "check kafka.sasl.client_id, its secret and scope, and the issuer and audience that the brokers \
-                             accept",
+        file: "check that kafka.sasl.token_file is renewed; the brokers' log names a wrong issuer, audience or key",
+        client_credentials: "check kafka.sasl.client_id, its secret and scope; the brokers' log names a wrong issuer, audience \
+                             or key",
         endpoint: "check kafka.sasl.token_endpoint, and that its server is running",
         certificates: tls::Settings {
             ca: "kafka.sasl.token_endpoint_ca_file",
@@ -73,6 +73,7 @@ impl From<kafka_client::Error> for SinkError {
         use kafka_client::Error as E;
         match err {
             E::Unavailable(reason) => Self::Unavailable(reason),
+            E::Unauthenticated(reason) => Self::Unauthenticated(reason),
             E::TopicDenied(topic) => {
                 let reason = ResponseError::TopicAuthorizationFailed;
                 Self::rejected(&topic, reason).with_cause(RejectionCause::Environment)

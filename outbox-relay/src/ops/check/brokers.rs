@@ -36,7 +36,7 @@ pub(super) async fn check_brokers(
     let mut inspector = match Inspector::connect(kafka).await {
         Ok(inspector) => inspector,
         Err(err) => {
-            found.fail(err.to_string(), hints::NOT_KAFKA);
+            found.fail(err.to_string(), hint_for(&err));
             for (source, _) in outboxes {
                 let mut found = Findings {
                     subject: &source.name,
@@ -62,9 +62,16 @@ pub(super) async fn check_brokers(
         if let Err(err) =
             check_source(&mut inspector, kafka, source, outbox.as_ref(), &mut found).await
         {
-            found.fail(err.to_string(), hints::NOT_KAFKA);
+            found.fail(err.to_string(), hint_for(&err));
             return;
         }
+    }
+}
+
+fn hint_for(err: &SinkError) -> &'static str {
+    match err {
+        SinkError::Unauthenticated(_) => hints::CREDENTIALS,
+        _ => hints::NOT_KAFKA,
     }
 }
 

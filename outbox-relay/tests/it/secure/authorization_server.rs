@@ -92,6 +92,11 @@ impl AuthorizationServer {
         })
     }
 
+    /// Returns a token that expired this long ago.
+    pub(crate) fn expired_token(&self, seconds: i64) -> String {
+        self.shared.signer.sign(AUDIENCE, -seconds)
+    }
+
     /// The number of tokens issued so far.
     pub(crate) fn issued_tokens(&self) -> usize {
         self.shared.issued.load(Ordering::Relaxed)

@@ -46,7 +46,7 @@ async fn a_replaced_token_file_takes_effect_without_a_restart() -> Result<()> {
     let text = relay
         .wait_for_state(503, "check that kafka.sasl.token_file is renewed")
         .await?;
-    assert!(text.contains("the token expired 6"), "{text}");
+    assert!(text.contains("the token has expired"), "{text}");
     let renewed = format!("{}\n", unsigned_token(HOUR_S));
     broker.work_dir.write("replaced-token", &renewed)?;
     records(broker, &setup, 1).await?;
@@ -120,6 +120,8 @@ async fn a_failure_of_tokens_is_one_line_with_its_cause_and_a_hint() -> Result<(
     let unsigned = broker
         .work_dir
         .write("unsigned-token", &unsigned_token(HOUR_S))?;
+    let expired = broker.authorization_server.expired_token(10);
+    let expired = broker.work_dir.write("expired-token", &expired)?;
     for (what, security, words) in [
         (
             "a wrong secret",
@@ -152,12 +154,17 @@ async fn a_failure_of_tokens_is_one_line_with_its_cause_and_a_hint() -> Result<(
                     ..valid()
                 },
             )?,
-            "the issuer and audience that the brokers accept",
+            "the brokers' log names a wrong issuer, audience or key",
         ),
         (
             "a token without a signature",
             broker.tokens(TokenSource::File(unsigned)),
-            "that the brokers accept its issuer and audience",
+            "the brokers' log names a wrong issuer, audience or key",
+        ),
+        (
+            "a token that has expired within the broker's tolerance for clocks",
+            broker.tokens(TokenSource::File(expired)),
+            "the token has expired; check that kafka.sasl.token_file is renewed",
         ),
         (
             "a CA that did not sign the certificate",
@@ -188,6 +195,10 @@ async fn a_failure_of_tokens_is_one_line_with_its_cause_and_a_hint() -> Result<(
             .await?;
         assert!(text.contains(words), "{what}: {text}");
         assert_eq!(text.trim_end().lines().count(), 1, "{what}: {text}");
+        assert!(
+            text.contains("Hint: Correct the settings of [kafka.sasl]"),
+            "{what}: {text}"
+        );
         assert!(!text.contains(CLIENT_SECRET), "{what}: {text}");
         relay.stop().await?;
     }
