@@ -78,7 +78,10 @@ fn describe_event(event: &StoredEvent) -> String {
         ("event_type", visible(&event.event_type)),
         ("aggregate_version", text(version.as_ref())),
         ("created_at", text(event.created_at.as_ref())),
+        ("stored_at", event.stored_at.as_str().into()),
+        ("in_topic", text(event.in_topic.as_ref())),
         ("error", text(event.error.as_ref())),
+        ("traceparent", text(event.traceparent.as_ref())),
         ("headers", text(headers.as_ref())),
         ("payload", text(event.payload.as_ref())),
     ];

@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    event::StoredEvent,
+    event::{StoredEvent, StoredIn},
     rejections::{MAX_PARKED_KEY_BYTES, MAX_PARKED_KEYS},
 };
 use crate::{
@@ -125,7 +125,7 @@ impl DeadLetters {
         seq: i64,
         event_id: Option<Uuid>,
     ) -> Result<Vec<StoredEvent>, DatabaseError> {
-        let table = "relay_dead_letters";
+        let table = StoredIn::DeadLetters;
         StoredEvent::find(&self.session, &self.source, table, seq, event_id).await
     }
 

@@ -3,7 +3,10 @@
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::{event::StoredEvent, storage::DROPPED};
+use super::{
+    event::{StoredEvent, StoredIn},
+    storage::DROPPED,
+};
 use crate::{
     config::SourceConfig,
     postgres::{
@@ -85,7 +88,8 @@ impl ParkedKeys {
         seq: i64,
         event_id: Option<Uuid>,
     ) -> Result<Vec<StoredEvent>, DatabaseError> {
-        StoredEvent::find(&self.session, &self.source, "relay_parked", seq, event_id).await
+        let table = StoredIn::Parked;
+        StoredEvent::find(&self.session, &self.source, table, seq, event_id).await
     }
 
     /// Asks the leading relay to retry a key, or all of them. Returns how many.

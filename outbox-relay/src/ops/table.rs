@@ -19,6 +19,7 @@ struct Source {
     oldest_pending_age_s: Option<f64>,
     commit_to_ack: Durations,
     parked_keys: usize,
+    dead_letters: Option<i64>,
     error: Option<String>,
     hint: Option<String>,
     warnings: Vec<Warning>,
@@ -79,6 +80,13 @@ pub fn status_table(json: &str) -> Result<String, serde_json::Error> {
         for Warning { message, hint } in &source.warnings {
             text += &format!("\n{}: degraded: {message}\n  {hint}\n", source.source);
         }
+        let name = &source.source;
+        if let Some(count @ 1..) = source.dead_letters {
+            let plural = if count == 1 { "" } else { "s" };
+            text += &format!(
+                "\n{name}: {count} dead letter{plural}\n  List them with `outbox-relay dead-letters list --source {name}`.\n"
+            );
+        }
         if let Some(leader) = &source.leader {
             text += &format!("\n{}: the leader is {leader}\n", source.source);
         }
@@ -131,7 +139,7 @@ mod tests {
             r#"[{"source":"orders","state":"publishing","epoch":3,"published_per_s":41.7,
                  "published":1234,"pending_rows":12000,"pending_is_estimate":true,
                  "oldest_pending_age_s":7300,"commit_to_ack":{"p50_s":0.0023,"p99_s":null}},
-                {"source":"b","state":"stalled","error":"no Kafka","hint":"start it","new":1}]"#,
+                {"source":"b","state":"stalled","error":"no Kafka","hint":"start it","new":1,"dead_letters":2}]"#,
         )
         .unwrap();
         let lines: Vec<&str> = text.lines().collect();
@@ -145,7 +153,9 @@ mod tests {
             lines[1].contains("2.0 h") && lines[1].contains("2.3 ms"),
             "{text}"
         );
-        assert_eq!(lines[4..], ["b: no Kafka", "  start it"]);
+        let list = "  List them with `outbox-relay dead-letters list --source b`.";
+        let below = ["b: no Kafka", "  start it", "", "b: 2 dead letters", list];
+        assert_eq!(lines[4..], below);
         assert!(status_table("{}").is_err());
     }
 }

@@ -1,7 +1,10 @@
 //! The clocks of the relay and of the database disagree.
 
 use anyhow::Result;
-use outbox_relay::config::{OnRejection, SinkKind};
+use outbox_relay::{
+    Level, check,
+    config::{OnRejection, SinkKind},
+};
 
 use crate::{
     for_each_sink,
@@ -36,6 +39,13 @@ async fn events_are_published_although_the_clocks_disagree(sink: SinkKind) -> Re
                               + (select count(*) from relay_dead_letters)";
         assert_eq!(session.client.count(rejected).await?, 0);
         relay.stop().await?;
+        let found = check(&setup.config()?).await;
+        let noted = found.iter().filter(|found| found.level == Level::Note);
+        let noted: Vec<String> = noted.map(ToString::to_string).collect();
+        assert!(
+            noted.iter().any(|note| note.contains(direction)),
+            "{noted:?}"
+        );
     }
     Ok(())
 }

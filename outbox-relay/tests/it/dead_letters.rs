@@ -346,7 +346,13 @@ async fn dead_letters_are_listed_shown_retried_and_dropped() -> Result<()> {
     assert_eq!(shown["payload"], r#"{"n": 1}"#);
     assert_eq!(shown["headers"]["x"], "y");
     let show = commands.succeed(&["dead-letters", "show", "--seq", "4"])?;
-    assert!(show.contains("key:               key-8"), "{show}");
+    for line in [
+        "key:               key-8",
+        "stored_at:         20",
+        "in_topic:          pending",
+    ] {
+        assert!(show.contains(line), "{line} in {show}");
+    }
 
     // Two events share the seq.
     let error = commands.fail(&["dead-letters", "drop", "--seq", "2"])?;

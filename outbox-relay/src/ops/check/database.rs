@@ -1,6 +1,6 @@
 //! Checks the database of a source.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::ToSql;
 
@@ -10,8 +10,10 @@ use super::{
     tables::{CHECKPOINT, OUTBOX_RULES, Rule, fill_in, select_topics},
 };
 use crate::{
+    clock::Clock,
     config::{Mapping, SourceConfig},
     hints,
+    ops::status::Warning,
     postgres::{
         checkpoint::{self, CheckpointError},
         leader,
@@ -74,6 +76,7 @@ async fn check_tables(
     found.pass(format!(
         "Postgres {version}, database {database}, role {user}"
     ));
+    check_clock(&session, found).await?;
     let mut all_passed = true;
     let rules: &[Rule] = match source.mapping.is_own() {
         true => &OUTBOX_RULES,
@@ -99,6 +102,18 @@ async fn check_tables(
         }
         outbox => outbox.map(Some),
     }
+}
+
+async fn check_clock(session: &Session, found: &mut Findings<'_>) -> Result<(), DatabaseError> {
+    let before = SystemTime::now();
+    let sql = "select (date_part('epoch', clock_timestamp()) * 1000)::bigint";
+    let database_ms = session.query_one(sql, &[]).await?.get(0);
+    let clock = Clock::default();
+    clock.record_database_time(database_ms, before, SystemTime::now());
+    if let Some(Warning { message, hint, .. }) = Warning::clock(clock.database_ahead_s()) {
+        found.note(format!("{message}. {hint}"));
+    }
+    Ok(())
 }
 
 async fn check_rows(
