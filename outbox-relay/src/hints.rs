@@ -24,6 +24,8 @@ pub(crate) const DEAD_LETTER_TOPIC: &str = "Create the topic, allow Describe and
     dead_letter_topic from the configuration.";
 pub(crate) const REJECTED: &str = "Create the topic, raise the named limit, allow Describe and Write, or repair the row. \
     Or set on_rejection to park_key or dead_letter.";
+pub(crate) const CANNOT_PARK: &str = "park_key parks up to 1,000 keys, each of at most 2,000 bytes, of topics of at most 249 \
+    characters. Remove the cause of the rejections, or repair the row, and run `outbox-relay parked retry` or `drop`.";
 pub(crate) const REJECTED_BY_ENVIRONMENT: &str = "Allow Describe and Write on the topic, and check the clock of this \
     machine. Publishing resumes automatically. on_rejection does not apply to this error, which is not the record's.";
 pub(crate) const CONSECUTIVE_REJECTIONS: &str = "Every event of this topic was rejected, more than \

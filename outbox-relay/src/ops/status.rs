@@ -151,7 +151,11 @@ impl SharedStatus {
 
     /// Clears the failure of a row that halted the source, if there is one, and logs the recovery.
     pub(crate) fn end_halt(&self) {
-        if std::mem::take(&mut self.lock().is_halted) {
+        let mut status = self.lock();
+        if std::mem::take(&mut status.is_halted) {
+            // Nothing was expected to be published during the halt.
+            status.stalled_since = None;
+            drop(status);
             self.mark_recovered();
         }
     }

@@ -54,8 +54,10 @@ pub(super) enum SourceError {
 /// Why a rejected event halts the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HaltCause {
-    /// `on_rejection`, or the key cannot be parked.
+    /// The policy is `halt`.
     Policy,
+    /// The policy is `park_key`, but the key cannot be parked.
+    CannotPark,
     /// The policy does not apply, because every record of the topic is rejected until the environment is repaired.
     Environment,
     /// The policy is `dead_letter`, but `max_consecutive_rejections` events of the topic were rejected.

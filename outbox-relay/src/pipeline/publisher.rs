@@ -181,6 +181,9 @@ impl<S: Sink> Publisher<'_, S> {
             self.pause_until(Instant::now() + pause).await?;
             verify_reader(self.reader, self.leadership, self.config, self.clock).await?;
             self.sink.run_maintenance().await?;
+            // The recovery of consecutive rejections parks dead letters, which the retried row must not pass.
+            self.rejections.reload().await?;
+            self.rejections.reload_soon();
         }
     }
 

@@ -55,6 +55,7 @@ impl Recovery {
             SourceError::Rejected { halt_cause, .. } => {
                 let hint = match halt_cause {
                     HaltCause::Policy => hints::REJECTED,
+                    HaltCause::CannotPark => hints::CANNOT_PARK,
                     HaltCause::Environment => hints::REJECTED_BY_ENVIRONMENT,
                     HaltCause::Streak => hints::CONSECUTIVE_REJECTIONS,
                 };

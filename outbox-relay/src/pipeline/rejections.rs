@@ -69,7 +69,8 @@ impl<S: Sink> Publisher<'_, S> {
                         HaltCause::Environment
                     }
                     (OnRejection::DeadLetter, RejectionCause::Record) => HaltCause::Streak,
-                    _ => HaltCause::Policy,
+                    (OnRejection::ParkKey, _) => HaltCause::CannotPark,
+                    (OnRejection::Halt, _) => HaltCause::Policy,
                 };
                 return Err(halting_error(row, halt_cause, rejection));
             }

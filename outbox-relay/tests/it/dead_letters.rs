@@ -132,6 +132,9 @@ async fn consecutive_rejections_halt_the_source(sink: SinkKind) -> Result<()> {
         remaining: 0,
     };
     assert_eq!(retried, all);
+    // The halted leader parks the later events behind them.
+    let parked = "select count(*) from relay_parked";
+    session.client.wait_for(parked, 10).await?;
     Addresses::shared().create_topic(&missing, 1).await?;
     let parked = ParkedKeys::connect(&setup.config()?.sources[0]).await?;
     eventually("no key is parked", async || {

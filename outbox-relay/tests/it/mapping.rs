@@ -869,7 +869,8 @@ async fn a_topic_that_is_too_long_to_be_parked_halts_the_source() -> Result<()> 
     client.batch_execute(row).await?;
     let relay = setup.start().await?;
     relay.wait_for_state(503, "invalid topic name").await?;
-    relay.wait_for_state(503, "test: halted").await?;
+    let text = relay.wait_for_state(503, "test: halted").await?;
+    assert!(text.contains("of topics of at most 249"), "{text}");
     relay.stop().await
 }
 
