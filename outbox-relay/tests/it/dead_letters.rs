@@ -124,6 +124,8 @@ async fn consecutive_rejections_halt_the_source(sink: SinkKind) -> Result<()> {
     assert!(text.contains("max_consecutive_rejections"), "{text}");
     let dead_letters = "select count(*) from relay_dead_letters";
     assert_eq!(session.client.count(dead_letters).await?, 3);
+    // The leader has loaded the parked keys.
+    relay.wait_for_restarts(3).await?;
     // The recovery of the hint: nothing is published out of order.
     let commands = DeadLetters::connect(&setup.config()?.sources[0]).await?;
     let retried = commands.retry(&Selection::default()).await?;
