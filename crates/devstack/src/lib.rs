@@ -29,7 +29,7 @@ pub use kafka::{Kafka, KafkaCluster};
 pub use maven::fetch_jars;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use ports::free_port;
-pub use postgres::{Postgres, postgres_program};
+pub use postgres::{BaseBackup, Confirmation, Postgres, SuspendedReplication, postgres_program};
 pub use processes::{Process, Program};
 pub use progress::step;
 pub use proxy::{Fault, Proxy};

@@ -1,3 +1,5 @@
+mod replication;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -8,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+pub use self::replication::{BaseBackup, Confirmation, SuspendedReplication};
 use crate::{
     certificates::{Authority, Issued},
     ports::free_port,
@@ -24,6 +27,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Postgres {
     pub process: Process,
+    data: PathBuf,
+    password: String,
+    address: String,
     admin_url: String,
 }
 
@@ -33,13 +39,12 @@ impl Postgres {
     /// # Errors
     /// If Postgres is not installed, or fails to start.
     pub async fn start(work_dir: &Arc<WorkDir>, settings: &[&str]) -> Result<Self> {
-        let bin = find_binaries()?;
-        let (port, password) = (free_port()?, uuid::Uuid::new_v4().simple().to_string());
+        let password = uuid::Uuid::new_v4().simple().to_string();
         let (data, password_file) = (
             work_dir.path().join("postgres"),
             work_dir.write("pw", &password)?,
         );
-        Program::new("initdb", bin.join("initdb"))
+        Program::new("initdb", find_binaries()?.join("initdb"))
             .args([
                 "--username=postgres",
                 "--auth=scram-sha-256",
@@ -51,7 +56,19 @@ impl Postgres {
             .run_once(work_dir)
             .await?;
         fs::remove_file(password_file)?;
-        let mut program = Program::new("postgres", bin.join("postgres"))
+        Self::serve(work_dir, "postgres", &data, &password, settings).await
+    }
+
+    /// Starts the server of a data directory. `name` names its log.
+    async fn serve(
+        work_dir: &Arc<WorkDir>,
+        name: &str,
+        data: &Path,
+        password: &str,
+        settings: &[&str],
+    ) -> Result<Self> {
+        let port = free_port()?;
+        let mut program = Program::new(name, find_binaries()?.join("postgres"))
             .args([format!("-D{}", data.display()), format!("-p{port}")])
             .args(["-clisten_addresses=127.0.0.1", "-cunix_socket_directories="])
             .args(["-cmax_connections=300", "-cmax_prepared_transactions=20"])
@@ -63,13 +80,20 @@ impl Postgres {
             program = program.args([format!("-c{setting}")]);
         }
         let process = Process::start(work_dir, program);
-        let admin_url = format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres");
+        let address = format!("127.0.0.1:{port}");
+        let admin_url = format!("postgres://postgres:{password}@{address}/postgres");
         process
             .wait_ready(START_TIMEOUT, async || {
                 Sql::connect(&admin_url).await.map(drop)
             })
             .await?;
-        Ok(Self { process, admin_url })
+        Ok(Self {
+            process,
+            data: data.to_owned(),
+            password: password.to_owned(),
+            address,
+            admin_url,
+        })
     }
 
     /// Starts a server with TLS, a certificate that `authority` has issued, and this `pg_hba.conf`. Writes `ca.crt`, `server.crt`
@@ -96,6 +120,11 @@ impl Postgres {
         ];
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
         Self::start(work_dir, &settings).await
+    }
+
+    /// Its `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// The superuser's URL of the database `postgres`.

@@ -3,3 +3,4 @@
 mod database_settings;
 mod pgbouncer;
 mod proxy;
+mod replication;
