@@ -16,6 +16,7 @@ mod misconfigured;
 mod moved;
 mod packages;
 mod patience;
+mod promotion;
 mod publishing;
 mod reading;
 mod rejections;
