@@ -6,11 +6,13 @@
 //! - `record_builder` builds a record from a row.
 //! - `rejections` applies the policy for records that Kafka rejects.
 //! - `checkpointer` stores the checkpoint, `truncation` truncates published partitions.
-//! - `error` and `outcome` are how publishing ends, `recovery` is the table from error to recovery, `failures` reports them.
+//! - `error` and `outcome` are how publishing ends, `recovery` is the table from error to recovery, `failures` reports errors, and
+//!   `backoff` is the pause before the next attempt.
 //!
 //! SQL belongs to `postgres` and `dead_letters`, protocols to `kafka`.
 
 mod address_monitor;
+mod backoff;
 mod checkpointer;
 mod circuit_breaker;
 mod error;

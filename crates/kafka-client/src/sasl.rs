@@ -54,21 +54,22 @@ pub(crate) async fn authenticate(
             let token = tokens.token(options.timeout, &options.hints.tokens).await?;
             let mut session = Session::start(connection, sasl, options).await?;
             let message = token.client_message(extensions);
-            if let Err(err) = session.send_token(message).await {
+            let mut authenticated = session.send_token(message).await;
+            // Brokers allow for a difference of clocks, but end such a session with the next request.
+            if authenticated.is_ok() && session.lifetime.is_zero() && token.has_expired() {
+                let reason = "the broker ends the session at once";
+                authenticated = Err(Failure::Rejected(reason.into()));
+            }
+            authenticated.map_err(|err| {
                 if let Failure::Rejected(_) = err {
-                    tokens.reject(&token).await;
+                    tokens.reject(&token);
                 }
                 let mut hint = tokens.hint(&options.hints.tokens).to_owned();
                 if token.has_expired() {
                     hint = format!("the token has expired; {hint}");
                 }
-                return Err(session.failed(err, "", &hint));
-            }
-            // Brokers allow for a difference of clocks, but end the session with the next request.
-            if session.lifetime.is_zero() && token.has_expired() {
-                let expired = Failure::Rejected("the token has expired".into());
-                return Err(session.failed(expired, "", tokens.hint(&options.hints.tokens)));
-            }
+                session.failed(err, "", &hint)
+            })?;
             Ok(session.expires_at())
         }
     }

@@ -42,9 +42,9 @@ impl TokenSource {
     }
 
     /// Handles that a broker rejected a token.
-    pub(crate) async fn reject(&self, token: &Token) {
+    pub(crate) fn reject(&self, token: &Token) {
         if let Self::Endpoint(endpoint) = self {
-            endpoint.reject(token).await;
+            endpoint.reject(token);
         }
     }
 

@@ -17,10 +17,10 @@ use hyper::{
 };
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use tls::{TlsFiles, Verification};
-use tokio::sync::Mutex;
 
 use crate::{Error, TokenHints, token::Token};
 
@@ -40,11 +40,15 @@ const MIN_REPLACED_AGE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct TokenEndpoint {
     url: Uri,
-    ca: Option<PathBuf>,
-    client_id: String,
-    client_secret: Secret,
-    scope: Option<String>,
-    current: Arc<Mutex<Option<Issued>>>,
+    credentials: ClientCredentials,
+    tokens: Arc<Tokens>,
+}
+
+#[derive(Debug, Default)]
+struct Tokens {
+    current: Mutex<Option<Issued>>,
+    /// Held during a request: connections that are opened at the same time share one token.
+    requesting: tokio::sync::Mutex<()>,
 }
 
 /// The address of a [`TokenEndpoint`].
@@ -124,19 +128,10 @@ struct Failure {
 impl TokenEndpoint {
     /// Requests tokens from this address.
     pub fn new(TokenUrl(url): TokenUrl, credentials: ClientCredentials) -> Self {
-        let ClientCredentials {
-            client_id,
-            client_secret,
-            scope,
-            ca,
-        } = credentials;
         Self {
             url,
-            ca,
-            client_id,
-            client_secret,
-            scope,
-            current: Arc::default(),
+            credentials,
+            tokens: Arc::default(),
         }
     }
 
@@ -152,16 +147,12 @@ impl TokenEndpoint {
         hints: &TokenHints,
     ) -> Result<Token, Error> {
         let answer = tokio::time::timeout(timeout, async {
-            // Held during the request: connections that are opened at the same time share one token.
-            let mut current = self.current.lock().await;
-            let unused = current.as_ref().filter(|issued| {
-                issued.at.elapsed() < issued.lifetime * USED_LIFETIME_PERCENT / 100
-            });
-            if let Some(issued) = unused {
-                return Ok(issued.token.clone());
+            let _requesting = self.tokens.requesting.lock().await;
+            if let Some((token, _)) = self.current(USED_LIFETIME_PERCENT) {
+                return Ok(token);
             }
             let issued = self.request_token(hints).await?;
-            Ok(current.insert(issued).token.clone())
+            Ok(self.tokens.current.lock().insert(issued).token.clone())
         });
         let reason = match answer.await {
             Ok(Ok(token)) => return Ok(token),
@@ -173,30 +164,36 @@ impl TokenEndpoint {
             ),
         };
         let error = format!("failed to get a token from {}: {reason}", self.url);
-        let valid = self.current.lock().await;
-        let valid = (valid.as_ref()).filter(|issued| issued.at.elapsed() < issued.lifetime);
-        let Some(issued) = valid else {
+        let Some((token, expires_in)) = self.current(100) else {
             return Err(Error::Unauthenticated(error));
         };
-        let expires_in = (issued.lifetime - issued.at.elapsed().min(issued.lifetime)).as_secs();
         tracing::warn!(
             error,
-            expires_in,
+            expires_in_s = expires_in.as_secs(),
             "using the current token until it expires"
         );
-        Ok(issued.token.clone())
+        Ok(token)
+    }
+
+    /// Returns the current token and the rest of its lifetime, in the first part of its lifetime.
+    fn current(&self, percent: u32) -> Option<(Token, Duration)> {
+        let current = self.tokens.current.lock();
+        let issued = current.as_ref()?;
+        let age = issued.at.elapsed();
+        let rest = issued.lifetime.saturating_sub(age);
+        (age < issued.lifetime * percent / 100).then(|| (issued.token.clone(), rest))
     }
 
     /// Forgets a token that a broker rejected: the key that it was signed with may have been revoked.
-    pub(crate) async fn reject(&self, token: &Token) {
+    pub(crate) fn reject(&self, token: &Token) {
         let is_replaced =
             |issued: &mut Issued| issued.token == *token && issued.at.elapsed() >= MIN_REPLACED_AGE;
-        self.current.lock().await.take_if(is_replaced);
+        self.tokens.current.lock().take_if(is_replaced);
     }
 
     async fn request_token(&self, hints: &TokenHints) -> Result<Issued, String> {
         let files = TlsFiles {
-            ca: self.ca.clone(),
+            ca: self.credentials.ca.clone(),
             identity: None,
         };
         let tls = files.load(Verification::Name);
@@ -228,17 +225,23 @@ impl TokenEndpoint {
     }
 
     fn request(&self) -> Result<Request<Full<Bytes>>, String> {
-        let secret = self.client_secret.read().map_err(|err| err.to_string())?;
+        let secret = self
+            .credentials
+            .client_secret
+            .read()
+            .map_err(|err| err.to_string())?;
         let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect();
         // RFC 6749, section 2.3.1: both are encoded, because an id may contain a colon.
-        let (id, secret): (String, String) =
-            (encode(&self.client_id), encode(secret.expose_secret()));
+        let (id, secret): (String, String) = (
+            encode(&self.credentials.client_id),
+            encode(secret.expose_secret()),
+        );
         let login = format!("Basic {}", BASE64.encode(format!("{id}:{secret}")));
         let mut login = HeaderValue::try_from(login).map_err(|err| err.to_string())?;
         login.set_sensitive(true);
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "client_credentials");
-        if let Some(scope) = &self.scope {
+        if let Some(scope) = &self.credentials.scope {
             form.append_pair("scope", scope);
         }
         Request::builder()
@@ -329,13 +332,13 @@ mod tests {
             scope: None,
             ca: None,
         };
-        let mut endpoint = TokenEndpoint::new(TokenUrl::parse(url).unwrap(), credentials);
+        let endpoint = TokenEndpoint::new(TokenUrl::parse(url).unwrap(), credentials);
         let token = Token::parse("current".into()).unwrap();
-        endpoint.current = Arc::new(Mutex::new(Some(Issued {
+        *endpoint.tokens.current.lock() = Some(Issued {
             token: token.clone(),
             at: Instant::now().checked_sub(age).unwrap(),
             lifetime: Duration::from_mins(10),
-        })));
+        });
         (endpoint, token)
     }
 
@@ -363,17 +366,28 @@ mod tests {
         assert!(err.to_string().contains("check the URL"), "{err}");
     }
 
+    /// A request of another connection waits for a server that says nothing.
     #[tokio::test]
-    async fn a_rejected_token_is_forgotten_unless_it_is_new() {
+    async fn a_wait_for_the_request_of_another_connection_is_limited() {
+        let timeout = Duration::from_millis(100);
+        let (endpoint, current) = endpoint(UNREACHABLE, Duration::from_mins(9));
+        let _requesting = endpoint.tokens.requesting.lock().await;
+        let token = endpoint.token(timeout, &HINTS);
+        let token = tokio::time::timeout(Duration::from_secs(30), token).await;
+        assert!(token.unwrap().unwrap() == current);
+    }
+
+    #[test]
+    fn a_rejected_token_is_forgotten_unless_it_is_new() {
         let (endpoint, current) = endpoint(UNREACHABLE, Duration::from_secs(9));
-        endpoint.reject(&current).await;
-        assert!(endpoint.current.lock().await.is_some());
+        endpoint.reject(&current);
+        assert!(endpoint.tokens.current.lock().is_some());
         let (endpoint, current) = self::endpoint(UNREACHABLE, Duration::from_secs(10));
         let other = Token::parse("other".into()).unwrap();
-        endpoint.reject(&other).await;
-        assert!(endpoint.current.lock().await.is_some());
-        endpoint.reject(&current).await;
-        assert!(endpoint.current.lock().await.is_none());
+        endpoint.reject(&other);
+        assert!(endpoint.tokens.current.lock().is_some());
+        endpoint.reject(&current);
+        assert!(endpoint.tokens.current.lock().is_none());
     }
 
     #[test]

@@ -141,18 +141,23 @@ impl Settings {
     }
 
     /// The settings of OAUTHBEARER, and whether each is set.
-    fn of_token(&self) -> [(&'static str, bool); 7] {
-        [
+    fn of_token(&self) -> impl Iterator<Item = (&'static str, bool)> + use<> {
+        let others = [
             ("token_file", self.token_file.is_some()),
+            ("extensions", self.extensions.is_some()),
+        ];
+        others.into_iter().chain(self.of_endpoint())
+    }
+
+    /// The settings of a token endpoint, and whether each is set.
+    fn of_endpoint(&self) -> [(&'static str, bool); 5] {
+        let has_ca_file = self.token_endpoint_ca_file.is_some();
+        [
             ("token_endpoint", self.token_endpoint.is_some()),
-            (
-                "token_endpoint_ca_file",
-                self.token_endpoint_ca_file.is_some(),
-            ),
+            ("token_endpoint_ca_file", has_ca_file),
             ("client_id", self.client_id.is_some()),
             ("client_secret", self.client_secret.is_set()),
             ("scope", self.scope.is_some()),
-            ("extensions", self.extensions.is_some()),
         ]
     }
 
@@ -179,10 +184,7 @@ impl Settings {
         let extensions = problems.check("kafka.sasl.extensions", extensions);
         let tokens = match (self.token_file.clone(), self.token_endpoint.clone()) {
             (Some(file), None) => {
-                let of_endpoint = self.of_token().into_iter();
-                let of_endpoint =
-                    of_endpoint.filter(|(name, _)| !["token_file", "extensions"].contains(name));
-                reject_unused("a token_file", of_endpoint, problems);
+                reject_unused("a token_file", self.of_endpoint(), problems);
                 let token = problems.check("kafka.sasl.token_file", cli::read_secret(&file));
                 token.map(|_| TokenSource::File(file))
             }

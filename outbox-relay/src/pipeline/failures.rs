@@ -42,7 +42,8 @@ impl Failures {
 
     /// Reports an error after which the source restarts from its checkpoint. Returns the recovery from it.
     pub(super) fn record_error(&self, err: &SourceError) -> Recovery {
-        let recovery = self.record_rejection(err);
+        self.count_rejection(err);
+        let recovery = Recovery::from(err);
         let failure = failure(err, &recovery);
         self.log(&failure);
         self.status.update(|status| status.record_restart(failure));
@@ -51,7 +52,8 @@ impl Failures {
 
     /// Reports a rejected row that is retried with the same sink.
     pub(super) fn record_halt(&self, err: &SourceError) {
-        let failure = failure(err, &self.record_rejection(err));
+        self.count_rejection(err);
+        let failure = failure(err, &Recovery::from(err));
         self.log(&failure);
         self.status.update(|status| status.record_halt(failure));
     }
@@ -72,7 +74,8 @@ impl Failures {
         self.seen.lock().logged = None;
     }
 
-    fn record_rejection(&self, err: &SourceError) -> Recovery {
+    /// Counts a rejected event once. If the broker has rejected its time, the next one comes from the other clock.
+    fn count_rejection(&self, err: &SourceError) {
         if let SourceError::Rejected {
             event_id, source, ..
         } = err
@@ -84,7 +87,6 @@ impl Failures {
                 self.clock.use_earlier();
             }
         }
-        Recovery::from(err)
     }
 
     fn log(&self, failure: &Failure) {
@@ -93,7 +95,7 @@ impl Failures {
         let is_logged = (seen.logged.as_ref())
             .is_some_and(|(logged, at)| logged == error && at.elapsed() < REMINDER_INTERVAL);
         if is_logged {
-            tracing::debug!(source, error, "source failed, restarting from checkpoint");
+            tracing::debug!(source, error, "source failed again");
         } else if failure.reason.halts() {
             tracing::error!(source, error, hint, "halted");
         } else {

@@ -23,7 +23,6 @@ use super::{
     poll_schedule::PollSchedule,
     record_builder::RecordBuilder,
     recovery::Recovery,
-    source::{MAX_BACKOFF, backoff},
     truncation::run_truncation,
 };
 use crate::{
@@ -155,40 +154,8 @@ impl<S: Sink> Publisher<'_, S> {
         }
     }
 
-    /// Publishes until shutdown or an error. Retries a row that halts the source with the same sink while that is usable: each
-    /// sink takes one of the 32,766 epochs of a producer id.
-    async fn publish_and_retry(&mut self) -> Result<Outcome, SourceError> {
-        let mut pauses = backoff();
-        loop {
-            let published = self.sink.acknowledgements().sent();
-            let halt = match self.publish_rows().await {
-                Err(err @ SourceError::Rejected { .. }) => err,
-                ended => return ended,
-            };
-            let acknowledgements = self.sink.acknowledgements().clone();
-            if acknowledgements.ensure_usable().is_err() {
-                return Err(halt);
-            }
-            flush_and_wait(&mut self.sink).await?;
-            self.store_rejections_and_register_cursor(acknowledgements.sent())
-                .await?;
-            self.failures.record_halt(&halt);
-            self.one_by_one_rows = 1;
-            if acknowledgements.sent() > published {
-                pauses = backoff();
-            }
-            let pause = pauses.next().unwrap_or(MAX_BACKOFF);
-            self.pause_until(Instant::now() + pause).await?;
-            verify_reader(self.reader, self.leadership, self.config, self.clock).await?;
-            self.sink.run_maintenance().await?;
-            // The recovery of consecutive rejections parks dead letters, which the retried row must not pass.
-            self.rejections.reload().await?;
-            self.rejections.reload_soon();
-        }
-    }
-
     /// Reads window after window and gives the rows to the sink, until shutdown.
-    async fn publish_rows(&mut self) -> Result<Outcome, SourceError> {
+    pub(super) async fn publish_rows(&mut self) -> Result<Outcome, SourceError> {
         let mut page_rows = first_page_rows(self.one_by_one_rows).min(self.config.max_page_rows);
         let mut schedule = PollSchedule::new(self.config.max_poll_interval, Instant::now());
         // The reader was verified before publishing began.
@@ -429,7 +396,7 @@ impl<S: Sink> Publisher<'_, S> {
     }
 
     /// Pauses until the time of the next poll.
-    async fn pause_until(&self, time: Instant) -> Result<(), SourceError> {
+    pub(super) async fn pause_until(&self, time: Instant) -> Result<(), SourceError> {
         tokio::select! {
             () = self.shutdown.cancelled() => Ok(()),
             () = tokio::time::sleep_until(time) => Ok(()),

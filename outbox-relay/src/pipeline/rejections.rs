@@ -6,10 +6,11 @@ use cli::MAX_TOPIC_NAME_CHARS;
 use tokio::time::Instant;
 
 use super::{
+    backoff::{MAX_BACKOFF, backoff},
     circuit_breaker::Verdict,
     error::{HaltCause, SourceError},
-    outcome::{Cause, Restart},
-    publisher::{Publisher, flush_and_wait},
+    outcome::{Cause, Outcome, Restart},
+    publisher::{Publisher, flush_and_wait, verify_reader},
 };
 use crate::{
     config::OnRejection,
@@ -33,6 +34,38 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 const MAX_KEY_CHARS_IN_ERROR: usize = 200;
 
 impl<S: Sink> Publisher<'_, S> {
+    /// Publishes until shutdown or an error. Retries a row that halts the source with the same sink while that is usable: each
+    /// sink takes one of the 32,766 epochs of a producer id.
+    pub(super) async fn publish_and_retry(&mut self) -> Result<Outcome, SourceError> {
+        let mut pauses = backoff();
+        loop {
+            let published = self.sink.acknowledgements().sent();
+            let halt = match self.publish_rows().await {
+                Err(err @ SourceError::Rejected { .. }) => err,
+                ended => return ended,
+            };
+            let acknowledgements = self.sink.acknowledgements().clone();
+            if acknowledgements.ensure_usable().is_err() {
+                return Err(halt);
+            }
+            flush_and_wait(&mut self.sink).await?;
+            self.store_rejections_and_register_cursor(acknowledgements.sent())
+                .await?;
+            self.failures.record_halt(&halt);
+            self.one_by_one_rows = 1;
+            if acknowledgements.sent() > published {
+                pauses = backoff();
+            }
+            let pause = pauses.next().unwrap_or(MAX_BACKOFF);
+            self.pause_until(Instant::now() + pause).await?;
+            verify_reader(self.reader, self.leadership, self.config, self.clock).await?;
+            self.sink.run_maintenance().await?;
+            // The recovery of consecutive rejections parks dead letters, which the retried row must not pass.
+            self.rejections.reload().await?;
+            self.rejections.reload_soon();
+        }
+    }
+
     /// Parks or dead-letters a rejected row, or fails with [`SourceError::Rejected`] if the source halts. Breaks if the sink is
     /// unusable.
     pub(super) async fn handle_rejection(

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use backon::ExponentialBackoff;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    backoff::{MAX_BACKOFF, backoff},
     circuit_breaker::CircuitBreaker,
     error::SourceError,
     failures::Failures,
@@ -31,10 +32,6 @@ use crate::{
 
 /// The interval at which a standby tries to become leader.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(200);
-/// The pause after an error. It doubles with each further error before which nothing was published. Jitter makes it up to
-/// twice as long, so that sources that lost the same broker do not return in step.
-const MIN_BACKOFF: Duration = Duration::from_millis(100);
-pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// A wait for records of a predecessor that is shorter is not reported.
 const MAX_UNREPORTED_WAIT: Duration = Duration::from_secs(1);
 /// The lower bound of records in flight after halving. Even a slow broker acknowledges this many within the delivery timeout.
@@ -68,15 +65,6 @@ pub(crate) async fn run(
 /// Halves a limit on records in flight, down to [`MIN_IN_FLIGHT_RECORDS`].
 fn halved(max_in_flight: usize) -> usize {
     (max_in_flight / 2).max(MIN_IN_FLIGHT_RECORDS.min(max_in_flight))
-}
-
-pub(super) fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(MIN_BACKOFF)
-        .with_max_delay(MAX_BACKOFF)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 /// Waits for the shutdown and then for the longest time that the drain may take.

@@ -98,22 +98,25 @@ for_each_sink! {
     columns_set_the_partition_and_the_timestamp,
 }
 
-/// As with the placements of Debezium's event router.
-async fn columns_set_the_partition_and_the_timestamp(sink: SinkKind) -> Result<()> {
-    let (mut setup, client) = debezium_setup("placement").await?;
-    setup.sink = sink;
-    setup.on_rejection = OnRejection::ParkKey;
-    setup.mapping = mapping(&format!(
+fn placement_mapping(topic: &str) -> Result<Mapping> {
+    mapping(&format!(
         "table = 'public.outboxevent'
-         topic = '{}'
+         topic = '{topic}'
          [source.columns]
          event_id = 'id'
          key = 'aggregateid'
          event_type = 'type'
          partition = 'part'
-         timestamp = 'at'",
-        setup.topic
-    ))?;
+         timestamp = 'at'"
+    ))
+}
+
+/// As with the placements of Debezium's event router.
+async fn columns_set_the_partition_and_the_timestamp(sink: SinkKind) -> Result<()> {
+    let (mut setup, client) = debezium_setup("placement").await?;
+    setup.sink = sink;
+    setup.on_rejection = OnRejection::ParkKey;
+    setup.mapping = placement_mapping(&setup.topic)?;
     let columns = "alter table outboxevent add part bigint, add at timestamptz";
     client.batch_execute(columns).await?;
     let rows = "insert into outboxevent (aggregatetype, aggregateid, type, part, at) values
@@ -172,17 +175,7 @@ async fn columns_set_the_partition_and_the_timestamp(sink: SinkKind) -> Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn check_rejects_types_that_are_no_partition_or_timestamp() -> Result<()> {
     let (mut setup, client) = debezium_setup("placement_types").await?;
-    setup.mapping = mapping(&format!(
-        "table = 'public.outboxevent'
-         topic = '{}'
-         [source.columns]
-         event_id = 'id'
-         key = 'aggregateid'
-         event_type = 'type'
-         partition = 'part'
-         timestamp = 'at'",
-        setup.topic
-    ))?;
+    setup.mapping = placement_mapping(&setup.topic)?;
     let columns = "create domain small as numeric;
         alter table outboxevent add part small, add at date";
     client.batch_execute(columns).await?;

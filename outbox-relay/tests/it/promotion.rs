@@ -1,6 +1,6 @@
 //! A standby is promoted in place of the source's database.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::Result;
 use devstack::{Audit, Confirmation, Postgres, Proxy, WorkDir, eventually};
@@ -36,7 +36,8 @@ async fn a_promoted_synchronous_standby_loses_and_invents_no_event(sink: SinkKin
     proxy.set_target(standby.address());
 
     let mut writers = Writers::start(&setup.database, &setup.topic).await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let published = setup.records(0).await?.len();
+    setup.records(published + 500).await?;
     writers.end().await?;
     let newest = setup.database.newest().await?;
     let audit = eventually("all rows in the topic", async || {

@@ -49,7 +49,7 @@ pub(super) fn client_config(
             password,
         }) => {
             let password = password.read();
-            let password = password.map_err(|err| SinkError::Unavailable(err.to_string()))?;
+            let password = password.map_err(|err| SinkError::Unauthenticated(err.to_string()))?;
             config
                 .set("sasl.mechanism", mechanism.name())
                 .set("sasl.username", username)
@@ -57,7 +57,7 @@ pub(super) fn client_config(
         }
         Some(Sasl::OAuthBearer { .. }) => {
             let reason = "OAUTHBEARER of [kafka.sasl] requires kafka.sink = \"kafka\"";
-            return Err(SinkError::Unavailable(reason.into()));
+            return Err(SinkError::Unauthenticated(reason.into()));
         }
         None => {}
     }
